@@ -1,0 +1,21 @@
+//! Diffusion: noise schedules, what networks predict, guidance, and samplers.
+//!
+//! `x_t = α x_0 + σ z` on the way from an image `x_0` to noise `z`. A [`NoiseSchedule`] gives `(α, σ)` at
+//! each time, a [`Denoiser`] estimates `x_0` from `x_t`, and a [`Sampler`] goes back along a [`Grid`] of
+//! [`Level`]s. A sampler sees nothing but the denoiser: conditioning and guidance are bound before.
+
+pub mod denoiser;
+pub mod grid;
+pub mod guidance;
+pub mod noise;
+pub mod prediction;
+pub mod sampler;
+pub mod schedule;
+
+pub use denoiser::{Denoised, Denoiser};
+pub use grid::{Grid, GridError, Spacing};
+pub use guidance::{Guided, GuidedChannels};
+pub use noise::NoiseSource;
+pub use prediction::{Coefficients, Prediction};
+pub use sampler::{Cancelled, Sampler, Step, parse_sampler};
+pub use schedule::{Level, NoiseSchedule};

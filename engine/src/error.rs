@@ -1,0 +1,55 @@
+//! Errors of this crate.
+
+/// What can go wrong through a request, a file or the machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A `--device` that is none of the known spellings.
+    #[error("unknown device `{found}`, expected auto, cpu, gpu or gpu:N")]
+    UnknownDevice {
+        /// What was asked for.
+        found: String,
+    },
+    /// No adapter, no driver, or no loader.
+    #[error("no GPU adapter found: no Vulkan, Metal, DirectX 12 or OpenGL driver answers on this machine")]
+    NoAdapter,
+    /// An adapter index past the end.
+    #[error("no adapter {index}: this machine has {count}, see `pyrograph devices`")]
+    NoSuchAdapter {
+        /// The index asked for.
+        index: usize,
+        /// Adapters found.
+        count: usize,
+    },
+    /// `gpu` on a machine that only has a software adapter.
+    #[error("the only adapter is software ({name}), far slower than the CPU path; name it as gpu:{index} to use it all the same")]
+    OnlySoftware {
+        /// Name of the adapter.
+        name: String,
+        /// Its index.
+        index: usize,
+    },
+    /// The SPIR-V compiler on a software adapter, whose driver it crashes.
+    #[error("adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use --device cpu, or a build without that feature")]
+    SoftwareWithSpirv {
+        /// Name of the adapter.
+        name: String,
+    },
+    /// The driver refused.
+    #[error("adapter {name} could not be opened: {reason}")]
+    Adapter {
+        /// Name of the adapter.
+        name: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// A device that was opened with other settings before.
+    #[error("floating-point type could not be set: {reason}")]
+    Precision {
+        /// What burn said.
+        reason: String,
+    },
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

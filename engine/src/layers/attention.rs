@@ -1,0 +1,170 @@
+//! Multi-head self-attention.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor, module::attention, ops::AttentionModuleOptions};
+
+use super::dense::{Dense, DenseConfig};
+use super::magnitude::normalize;
+
+/// Self-attention with fused queries, keys and values.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, keys and values: `[hidden, 3 · hidden]`.
+    pub qkv: Dense,
+    /// Output projection: `[hidden, hidden]`.
+    pub out: Dense,
+    heads: usize,
+    cosine: bool,
+    renormalized: bool,
+}
+
+/// Which keys a query sees.
+#[derive(Debug)]
+pub enum Attend<'a> {
+    /// All tokens see each other.
+    Full,
+    /// `[batch, heads | 1, queries, keys]`, `true` = hidden.
+    Masked(&'a Tensor<4, Bool>),
+    /// The tokens see each other and all that the cache holds, and are added to it.
+    Cached(&'a mut KvCache),
+}
+
+/// Keys and values of the tokens that an attention layer has seen.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    seen: Option<[Tensor<4>; 2]>,
+}
+
+impl KvCache {
+    /// Appends keys and values, `[batch, heads, tokens, head]`, and returns all of them.
+    fn extend(&mut self, key: Tensor<4>, value: Tensor<4>) -> [Tensor<4>; 2] {
+        let all = match self.seen.take() {
+            None => [key, value],
+            Some([keys, values]) => {
+                [Tensor::cat(vec![keys, key], 2), Tensor::cat(vec![values, value], 2)]
+            }
+        };
+        self.seen = Some(all.clone());
+        all
+    }
+
+    /// Number of tokens held.
+    pub fn tokens(&self) -> usize {
+        self.seen.as_ref().map_or(0, |[keys, _]| keys.dims()[2])
+    }
+}
+
+impl Attention {
+    /// Makes a layer; `projection` describes both matrices, with their sizes filled in here.
+    pub fn new(
+        hidden: usize,
+        heads: usize,
+        cosine: bool,
+        renormalized: bool,
+        projection: impl Fn(usize, usize) -> DenseConfig,
+        device: &Device,
+    ) -> Self {
+        Self {
+            qkv: projection(hidden, 3 * hidden).init(device),
+            out: projection(hidden, hidden).init(device),
+            heads,
+            cosine,
+            renormalized,
+        }
+    }
+
+    /// # Shapes
+    /// `[batch, tokens, hidden]` to the same
+    pub fn forward(&self, x: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
+        let [batch, tokens, hidden] = x.dims();
+        let head = hidden / self.heads;
+        let incoming = self.renormalized.then(|| x.clone().square().mean_dim(2).sqrt());
+
+        let qkv: Tensor<5> = self
+            .qkv
+            .forward(x)
+            .reshape([batch, tokens, 3, self.heads, head])
+            .permute([2, 0, 3, 1, 4]); // [3, batch, heads, tokens, head]
+        let part = |i: usize| -> Tensor<4> { qkv.clone().narrow(0, i, 1).squeeze_dim(0) };
+        let (mut query, mut key, value) = (part(0), part(1), part(2));
+        if self.cosine {
+            query = normalize(query, 3);
+            key = normalize(key, 3);
+        }
+
+        let options = AttentionModuleOptions::default();
+        let mixed = match attend {
+            Attend::Full => attention(query, key, value, None, None, options),
+            Attend::Masked(mask) => {
+                attention(query, key, value, Some(mask.clone()), None, options)
+            }
+            Attend::Cached(cache) => {
+                let [keys, values] = cache.extend(key, value);
+                attention(query, keys, values, None, None, options)
+            }
+        };
+        let mixed = mixed.swap_dims(1, 2).reshape([batch, tokens, hidden]);
+        let mixed = match incoming {
+            Some(rms) => normalize(mixed, 2) * rms,
+            None => mixed,
+        };
+        self.out.forward(mixed)
+    }
+
+    /// See [`Dense::folded`].
+    pub fn folded(mut self) -> Self {
+        self.qkv = self.qkv.folded();
+        self.out = self.out.folded();
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, TensorData};
+
+    fn layer(cosine: bool) -> Attention {
+        let device = Device::flex();
+        device.seed(1);
+        Attention::new(32, 4, cosine, false, |i, o| DenseConfig::new(i, o, cosine), &device)
+    }
+
+    fn tokens(n: usize) -> Tensor<3> {
+        Tensor::random([2, n, 32], Distribution::Normal(0.0, 1.0), &Device::flex())
+    }
+
+    #[test]
+    fn cached_block_by_block_equals_one_masked_pass() {
+        let (layer, x) = (layer(true), tokens(9));
+        let hidden: Vec<bool> = (0..81).map(|i| i % 9 / 3 > i / 9 / 3).collect();
+        let mask = Tensor::<4, Bool>::from_data(
+            TensorData::new(hidden, [1, 1, 9, 9]),
+            &Device::flex(),
+        )
+        .expand([2, 4, 9, 9]);
+        let whole = layer.forward(x.clone(), Attend::Masked(&mask));
+
+        let mut cache = KvCache::default();
+        for block in 0..3 {
+            let part = x.clone().narrow(1, 3 * block, 3);
+            let y = layer.forward(part, Attend::Cached(&mut cache));
+            let expected = whole.clone().narrow(1, 3 * block, 3);
+            assert!(y.all_close(expected, None, Some(1e-5)), "block {block}");
+        }
+        assert_eq!(cache.tokens(), 9);
+    }
+
+    #[test]
+    fn cosine_attention_ignores_the_size_of_queries() {
+        let (layer, x) = (layer(true), tokens(6));
+        let expected = layer.forward(x.clone(), Attend::Full);
+        let mut scaled = layer.clone();
+        scaled.qkv.weight = scaled.qkv.weight.map(|w| {
+            let [rows, _] = w.dims();
+            let query = w.clone().slice([0..rows, 0..32]) * 10.0;
+            w.slice_assign([0..rows, 0..32], query)
+        });
+        assert!(scaled.forward(x, Attend::Full).all_close(expected, None, Some(1e-3)));
+    }
+}

@@ -1,0 +1,235 @@
+//! Linear layers, free or magnitude-preserving.
+
+use burn::module::{Initializer, Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor, module::linear};
+
+use super::magnitude::normalize;
+
+/// `x · W (+ b)`, with the weight's units optionally of unit length.
+///
+/// Weights are `[in, out]`. A preserved layer uses `W̃ = normalize(W) · gain / √in` (EDM2 Eq. 47), so
+/// that unit-variance input gives output of RMS `gain`. With `ones`, the input is extended by a constant
+/// channel of 1, whose weights are the last row.
+#[derive(Module, Debug)]
+pub struct Dense {
+    /// `[in, out]`, or `[in + 1, out]` with a ones channel.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// `[1]`: magnitude of the output, learned.
+    pub gain: Option<Param<Tensor<1>>>,
+    preserved: bool,
+    ones: bool,
+}
+
+/// How to make a [`Dense`].
+#[derive(Debug, Clone)]
+pub struct DenseConfig {
+    /// Width of the input, without the ones channel.
+    pub inputs: usize,
+    /// Width of the output.
+    pub outputs: usize,
+    /// A learned bias.
+    pub bias: bool,
+    /// A constant input channel in place of a bias.
+    pub ones: bool,
+    /// Weight normalisation in the forward pass.
+    pub preserved: bool,
+    /// A learned gain that starts at this value.
+    pub gain: Option<f64>,
+    /// Distribution of fresh weights.
+    pub init: Initializer,
+}
+
+impl DenseConfig {
+    /// A free layer, or a preserved one with weights from N(0, 1) and without a bias.
+    pub fn new(inputs: usize, outputs: usize, preserved: bool) -> Self {
+        let init = match preserved {
+            true => Initializer::Normal { mean: 0.0, std: 1.0 },
+            false => Initializer::XavierUniform { gain: 1.0 },
+        };
+        Self { inputs, outputs, bias: !preserved, ones: false, preserved, gain: None, init }
+    }
+
+    /// Sets the distribution of fresh weights, unless the layer is preserved.
+    pub fn with_free_init(mut self, init: Initializer) -> Self {
+        if !self.preserved {
+            self.init = init;
+        }
+        self
+    }
+
+    /// Makes the layer.
+    pub fn init(&self, device: &Device) -> Dense {
+        let inputs = self.inputs + usize::from(self.ones);
+        let shape = [inputs, self.outputs];
+        Dense {
+            weight: self.init.init_with(shape, Some(inputs), Some(self.outputs), device),
+            bias: self.bias.then(|| Initializer::Zeros.init([self.outputs], device)),
+            gain: self.gain.map(|value| Initializer::Constant { value }.init([1], device)),
+            preserved: self.preserved,
+            ones: self.ones,
+        }
+    }
+}
+
+impl Dense {
+    /// Applies the layer.
+    ///
+    /// # Shapes
+    /// `[.., in]` to `[.., out]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mut weight = self.effective_weight();
+        let mut bias = self.bias.as_ref().map(Param::val);
+        if self.ones {
+            let [rows, outputs] = weight.dims();
+            bias = Some(weight.clone().slice([rows - 1..rows]).reshape([outputs]));
+            weight = weight.slice([0..rows - 1]);
+        }
+        linear(x, weight, bias)
+    }
+
+    /// The weight that multiplies the input, `[in (+ 1), out]`.
+    pub fn effective_weight(&self) -> Tensor<2> {
+        let weight = self.weight.val();
+        if !self.preserved {
+            return weight;
+        }
+        let inputs = weight.dims()[0] as f64;
+        let weight = normalize(weight, 0) * (1.0 / inputs.sqrt());
+        match &self.gain {
+            Some(gain) => weight * gain.val().unsqueeze(),
+            None => weight,
+        }
+    }
+
+    /// The same function with the normalisation and the gain multiplied into the weight once, for
+    /// inference.
+    pub fn folded(mut self) -> Self {
+        let weight = self.effective_weight();
+        self.weight = self.weight.map(|_| weight);
+        if self.preserved {
+            self.gain = None;
+        }
+        self.preserved = false;
+        self
+    }
+}
+
+/// Brings every weight of a preserved [`Dense`] back to unit RMS per unit (forced weight
+/// normalisation, EDM2 Eq. 66).
+///
+/// Applied to a module with [`Module::map`] after each optimiser step. It finds the layers by type, so
+/// that gains, biases and free layers are left alone; tables are normalised when they are
+/// [`Table`](super::time::Table)s.
+#[derive(Debug, Default)]
+pub struct ForceNorm {
+    containers: Vec<&'static str>,
+    names: Vec<bool>,
+}
+
+const DENSE: &str = "Struct:Dense";
+const TABLE: &str = "Struct:Table";
+
+impl ModuleMapper for ForceNorm {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.containers.push(match container_type {
+            DENSE => DENSE,
+            TABLE => TABLE,
+            _ => "",
+        });
+        self.names.push(name == "weight");
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.containers.pop();
+        self.names.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let dim = match self.containers.last().copied() {
+            Some(DENSE) => 0,
+            Some(TABLE) => 1,
+            _ => return param,
+        };
+        if D != 2 || self.names.last() != Some(&true) {
+            return param;
+        }
+        param.map(|weight| {
+            let tracked = weight.is_require_grad();
+            normalize(weight.detach(), dim).detach().set_require_grad(tracked)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    fn rms(x: &Tensor<2>) -> f32 {
+        x.clone().square().mean().sqrt().into_scalar()
+    }
+
+    #[test]
+    fn a_preserved_layer_keeps_unit_variance_at_any_width() {
+        let device = Device::flex();
+        device.seed(0);
+        for width in [32, 256, 1024] {
+            let layer = DenseConfig::new(width, 256, true).init(&device);
+            let x = Tensor::random([512, width], Distribution::Normal(0.0, 1.0), &device);
+            let y = rms(&layer.forward(x));
+            assert!((y - 1.0).abs() < 0.03, "{width}: {y}");
+        }
+    }
+
+    #[test]
+    fn scale_of_stored_weights_does_not_matter() {
+        let device = Device::flex();
+        let layer = DenseConfig::new(64, 32, true).init(&device);
+        let mut scaled = layer.clone();
+        scaled.weight = scaled.weight.map(|w| w * 1000.0);
+        let x = Tensor::<2>::random([8, 64], Distribution::Normal(0.0, 1.0), &device);
+        let (a, b) = (layer.forward(x.clone()), scaled.forward(x));
+        assert!(a.all_close(b, Some(1e-3), Some(1e-3)));
+    }
+
+    #[test]
+    fn gradients_are_orthogonal_to_each_unit() {
+        let device = Device::flex().autodiff();
+        let layer = DenseConfig::new(48, 24, true).init(&device);
+        let x = Tensor::<2>::random([16, 48], Distribution::Normal(0.0, 1.0), &device);
+        let grads = layer.forward(x).square().sum().backward();
+        let weight = layer.weight.val();
+        let grad = weight.grad(&grads).expect("weights are trained");
+        let weight = weight.inner();
+        let dot = (grad.clone() * weight.clone()).sum_dim(0).abs();
+        let norms = grad.square().sum_dim(0).sqrt() * weight.square().sum_dim(0).sqrt();
+        let worst: f32 = (dot / norms).max().into_scalar();
+        assert!(worst < 1e-3, "{worst}");
+    }
+
+    #[test]
+    fn folding_keeps_the_function_and_ones_act_as_a_bias() {
+        let device = Device::flex();
+        let config = DenseConfig { ones: true, gain: Some(0.7), ..DenseConfig::new(20, 8, true) };
+        let layer = config.init(&device);
+        let x = Tensor::<2>::random([4, 20], Distribution::Normal(0.0, 1.0), &device);
+        let extended = Tensor::cat(vec![x.clone(), Tensor::ones([4, 1], &device)], 1);
+        let expected = extended.matmul(layer.effective_weight());
+        let y = layer.forward(x.clone());
+        assert!(y.clone().all_close(expected, None, Some(1e-5)));
+        assert!(layer.folded().forward(x).all_close(y, None, Some(1e-6)));
+    }
+
+    #[test]
+    fn forced_normalisation_touches_preserved_weights_only() {
+        let device = Device::flex();
+        let layer = DenseConfig { gain: Some(3.0), ..DenseConfig::new(64, 16, true) }.init(&device);
+        let layer = Dense { weight: layer.weight.map(|w| w * 5.0), ..layer };
+        let layer = layer.map(&mut ForceNorm::default());
+        let rms = layer.weight.val().square().mean_dim(0).sqrt();
+        assert!((rms - 1.0).abs().max().into_scalar::<f32>() < 1e-3);
+        assert_eq!(layer.gain.expect("a gain").val().into_scalar::<f32>(), 3.0);
+    }
+}

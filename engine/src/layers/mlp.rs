@@ -1,0 +1,82 @@
+//! The feed-forward half of a block.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+use super::dense::{Dense, DenseConfig};
+use super::magnitude::mp_silu;
+
+/// Nonlinearity of an MLP or an embedder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GELU with the tanh approximation.
+    GeluTanh,
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// [`mp_silu`].
+    MpSilu,
+}
+
+/// `2 √(2 / π)`, so that tanh-GELU is `x · sigmoid(GELU_SLOPE · (x + GELU_CUBIC · x³))`.
+const GELU_SLOPE: f64 = 1.595_769_121_605_731;
+/// Coefficient of the cubic term of tanh-GELU.
+const GELU_CUBIC: f64 = 0.044715;
+
+impl Activation {
+    /// Applies it to each element.
+    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Activation::GeluTanh => {
+                let u = (x.clone().square() * (GELU_SLOPE * GELU_CUBIC) + GELU_SLOPE) * x.clone();
+                x * activation::sigmoid(u)
+            }
+            Activation::Silu => activation::silu(x),
+            Activation::MpSilu => mp_silu(x),
+        }
+    }
+}
+
+/// Two linear layers with an activation between them.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[hidden, inner]`.
+    pub up: Dense,
+    /// `[inner, hidden]`.
+    pub down: Dense,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Mlp {
+    /// Makes the layers from a description of each.
+    pub fn new(up: DenseConfig, down: DenseConfig, activation: Activation, device: &Device) -> Self {
+        Self { up: up.init(device), down: down.init(device), activation }
+    }
+
+    /// # Shapes
+    /// `[.., hidden]` to the same
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.down.forward(self.activation.forward(self.up.forward(x)))
+    }
+
+    /// See [`Dense::folded`].
+    pub fn folded(mut self) -> Self {
+        self.up = self.up.folded();
+        self.down = self.down.folded();
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gelu_equals_the_tanh_form() {
+        let x = Tensor::<1>::from_floats([-3.0, -0.5, 0.0, 0.7, 4.0], &Device::flex());
+        let expected = activation::gelu_approximate(x.clone());
+        assert!(Activation::GeluTanh.forward(x).all_close(expected, None, Some(1e-6)));
+    }
+}

@@ -1,0 +1,18 @@
+//! Building blocks of the networks.
+
+pub mod attention;
+pub mod dense;
+pub mod magnitude;
+pub mod mlp;
+pub mod modulation;
+pub mod patch;
+pub mod position;
+pub mod time;
+
+pub use attention::{Attend, Attention, KvCache};
+pub use dense::Dense;
+pub use magnitude::{Magnitude, Residual};
+pub use mlp::{Activation, Mlp};
+pub use modulation::{Modulated, Modulation, ModulationConfig};
+pub use position::Position;
+pub use time::{TimeCode, TimeEmbedder};

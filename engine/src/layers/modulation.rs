@@ -1,0 +1,249 @@
+//! Modulation: how the condition acts on the tokens (adaLN-Zero, Peebles & Xie 2023; rotation
+//! modulation, Bill et al. 2025).
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::dense::{Dense, DenseConfig};
+
+/// Which modulations a network has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModulationConfig {
+    /// `x · (1 + scale)`.
+    pub scale: bool,
+    /// `x + shift`.
+    pub shift: bool,
+    /// Channel pairs `(i, i + hidden / 2)` rotated by predicted angles.
+    pub rotation: bool,
+    /// A factor on the output of each branch; see [`GateForm`].
+    pub gate: bool,
+    /// What a gate multiplies with.
+    pub gate_form: GateForm,
+}
+
+/// What a gate of value `g` does to the output `f` of a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateForm {
+    /// `g · f`: the branch starts switched off (adaLN-Zero).
+    Zero,
+    /// `(1 + g) · f`: the branch starts unchanged (MP-DiT).
+    One,
+}
+
+impl ModulationConfig {
+    /// Shift, scale and gate of a plain DiT.
+    pub const ADALN_ZERO: Self =
+        Self { scale: true, shift: true, rotation: false, gate: true, gate_form: GateForm::Zero };
+    /// Rotation in place of shift: the published MP-DiT.
+    pub const ROTATION_SCALE: Self =
+        Self { scale: true, shift: false, rotation: true, gate: true, gate_form: GateForm::One };
+
+    /// Parts of one branch in order, each as a share of `hidden` in halves.
+    fn halves(&self, with_gate: bool) -> Vec<usize> {
+        let parts = [
+            (self.scale, 2),
+            (self.shift, 2),
+            (self.rotation, 1),
+            (self.gate && with_gate, 2),
+        ];
+        parts.into_iter().filter_map(|(on, halves)| on.then_some(halves)).collect()
+    }
+}
+
+/// Predicts, from the condition, the modulation of one or more branches in one matrix product.
+///
+/// The outputs are, per branch: scale, shift, rotation, gate (those that exist).
+#[derive(Module, Debug)]
+pub struct Modulation {
+    /// `[hidden, sum of the parts]`; absent when nothing is modulated.
+    pub dense: Option<Dense>,
+    /// `[parts]` of a preserved network, or `[1]` shared by all of adaLN's parts; zero at the start.
+    pub gain: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    config: ModulationConfig,
+    branches: usize,
+    gated: bool,
+}
+
+/// The modulation of one branch, each `[batch, 1, width]`.
+#[derive(Debug, Clone, Default)]
+pub struct Modulated {
+    scale: Option<Tensor<3>>,
+    shift: Option<Tensor<3>>,
+    angles: Option<Tensor<3>>,
+    gate: Option<Tensor<3>>,
+}
+
+impl Modulation {
+    /// Makes a layer for `branches` branches, with gates if `gated`.
+    pub fn new(
+        hidden: usize,
+        branches: usize,
+        gated: bool,
+        config: ModulationConfig,
+        projection: impl Fn(usize, usize) -> DenseConfig,
+        device: &Device,
+    ) -> Self {
+        let parts = config.halves(gated);
+        let width = parts.iter().sum::<usize>() * hidden / 2 * branches;
+        let dense = projection(hidden, width).with_free_init(Initializer::Zeros);
+        let gains = match config.gate_form {
+            GateForm::Zero => 1,
+            GateForm::One => parts.len() * branches,
+        };
+        Self {
+            gain: (dense.preserved && width > 0)
+                .then(|| Initializer::Zeros.init([gains], device)),
+            dense: (width > 0).then(|| dense.init(device)),
+            config,
+            branches,
+            gated,
+        }
+    }
+
+    /// The modulation of each branch, from the activated condition.
+    ///
+    /// # Shapes
+    /// `[batch, hidden]` or, per token, `[batch, tokens, hidden]`
+    pub fn forward(&self, condition: Tensor<3>) -> Vec<Modulated> {
+        let Some(dense) = &self.dense else {
+            return vec![Modulated::default(); self.branches];
+        };
+        let hidden = condition.dims()[2];
+        let out = dense.forward(condition);
+        let mut start = 0;
+        let mut index = 0;
+        let mut next = |on: bool, width: usize| {
+            on.then(|| {
+                let mut part = out.clone().narrow(2, start, width);
+                if let Some(gain) = &self.gain {
+                    let gain = gain.val();
+                    let i = index.min(gain.dims()[0] - 1);
+                    part = part * gain.narrow(0, i, 1).unsqueeze();
+                }
+                start += width;
+                index += 1;
+                part
+            })
+        };
+        (0..self.branches)
+            .map(|_| Modulated {
+                scale: next(self.config.scale, hidden).map(|scale| scale + 1.0),
+                shift: next(self.config.shift, hidden),
+                angles: next(self.config.rotation, hidden / 2),
+                gate: next(self.config.gate && self.gated, hidden).map(|gate| {
+                    match self.config.gate_form {
+                        GateForm::Zero => gate,
+                        GateForm::One => gate + 1.0,
+                    }
+                }),
+            })
+            .collect()
+    }
+
+    /// See [`Dense::folded`].
+    pub fn folded(mut self) -> Self {
+        self.dense = self.dense.map(Dense::folded);
+        self
+    }
+}
+
+impl Modulated {
+    /// Scales, shifts and rotates the input of a branch, in this order.
+    ///
+    /// # Shapes
+    /// `[batch, tokens, hidden]` to the same
+    pub fn input(&self, mut x: Tensor<3>) -> Tensor<3> {
+        if let Some(scale) = &self.scale {
+            x = x * scale.clone();
+        }
+        if let Some(shift) = &self.shift {
+            x = x + shift.clone();
+        }
+        match &self.angles {
+            Some(angles) => rotate(x, angles.clone()),
+            None => x,
+        }
+    }
+
+    /// Applies the gate to the output of a branch.
+    ///
+    /// # Shapes
+    /// `[batch, tokens, hidden]` to the same
+    pub fn output(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.gate {
+            Some(gate) => x * gate.clone(),
+            None => x,
+        }
+    }
+}
+
+/// Rotates the channel pairs `(i, i + hidden / 2)` by `angles`, in radians: an isometry.
+///
+/// # Shapes
+/// `x`: `[batch, tokens, hidden]`, `angles`: `[batch, 1 | tokens, hidden / 2]`
+pub fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
+    let half = x.dims()[2] / 2;
+    let (cos, sin) = (angles.clone().cos(), angles.sin());
+    let u = x.clone().narrow(2, 0, half);
+    let v = x.narrow(2, half, half);
+    Tensor::cat(
+        vec![
+            u.clone() * cos.clone() - v.clone() * sin.clone(),
+            u * sin + v * cos,
+        ],
+        2,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+    use std::f32::consts::PI;
+
+    fn random(shape: [usize; 3]) -> Tensor<3> {
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    }
+
+    fn norms(x: Tensor<3>) -> Tensor<3> {
+        x.square().sum_dim(2).sqrt()
+    }
+
+    #[test]
+    fn rotation_is_the_published_half_split() {
+        let device = Device::flex();
+        let x = Tensor::<3>::from_floats([[[1.0, 2.0, 3.0, 4.0]]], &device);
+        let y = rotate(x, Tensor::from_floats([[[PI / 2.0, PI / 6.0]]], &device));
+        let expected = Tensor::from_floats([[[-3.0, -0.267949, 1.0, 4.464102]]], &device);
+        assert!(y.all_close(expected, None, Some(1e-5)));
+    }
+
+    #[test]
+    fn rotation_is_an_isometry_with_an_inverse_and_composes() {
+        let (x, a, b) = (random([2, 5, 16]), random([2, 1, 8]), random([2, 1, 8]));
+        let y = rotate(x.clone(), a.clone());
+        assert!(norms(y.clone()).all_close(norms(x.clone()), Some(1e-6), None));
+        assert!(rotate(y.clone(), -a.clone()).all_close(x.clone(), None, Some(1e-5)));
+        let twice = rotate(y, b.clone());
+        assert!(twice.all_close(rotate(x.clone(), a + b), None, Some(1e-5)));
+        let still = rotate(x.clone(), Tensor::zeros([2, 1, 8], &Device::flex()));
+        assert!(still.equal(x).all().into_scalar::<bool>());
+    }
+
+    #[test]
+    fn everything_is_the_identity_at_the_start() {
+        let device = Device::flex();
+        let config = ModulationConfig { shift: true, ..ModulationConfig::ROTATION_SCALE };
+        let project = |i, o| DenseConfig::new(i, o, true);
+        let layer = Modulation::new(16, 2, true, config, project, &device);
+        let x = random([2, 5, 16]);
+        for branch in layer.forward(random([2, 1, 16])) {
+            let y = branch.output(branch.input(x.clone()));
+            assert!(y.equal(x.clone()).all().into_scalar::<bool>());
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Embedding of the noise level.
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+use serde::{Deserialize, Serialize};
+use std::f64::consts::{SQRT_2, TAU};
+
+use super::dense::DenseConfig;
+use super::magnitude::normalize;
+use super::mlp::{Activation, Mlp};
+
+/// Wavelengths of the sinusoidal code run from 2π to 2π times this.
+const MAX_PERIOD: f64 = 10_000.0;
+
+/// How a noise level becomes a vector, before the embedding MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeCode {
+    /// `[cos(t f_k), sin(t f_k)]`, `f_k = 10000^(-k / (channels / 2 - shift))` (DiT).
+    Sinusoidal {
+        /// Length of the code, even.
+        channels: usize,
+        /// 0 in the original DiT; 1 in the diffusers port.
+        frequency_shift: f64,
+    },
+    /// `√2 cos(t · scale_k + shift_k)` with fixed random scales and shifts (EDM2 Eq. 75).
+    Fourier {
+        /// Length of the code.
+        channels: usize,
+        /// With the factor √2 that gives unit variance; the public MP-DiT code leaves it out.
+        unit_variance: bool,
+    },
+    /// A learned row per integer timestep, normalised.
+    Table {
+        /// Number of timesteps.
+        steps: usize,
+    },
+}
+
+/// Embeds noise levels: a code, then an MLP.
+#[derive(Module, Debug)]
+pub struct TimeEmbedder {
+    /// Frequencies and phases of [`TimeCode::Fourier`].
+    pub fourier: Option<Fourier>,
+    /// Rows of [`TimeCode::Table`].
+    pub table: Option<Table>,
+    /// `[channels, hidden]` and `[hidden, hidden]`.
+    pub mlp: Mlp,
+    #[module(skip)]
+    code: TimeCode,
+}
+
+/// Random features, fixed but saved: both `[channels]`, in radians.
+#[derive(Module, Debug)]
+pub struct Fourier {
+    /// Frequencies, `2π N(0, 1)`.
+    pub scale: Param<Tensor<1>>,
+    /// Phases, `2π U(0, 1)`.
+    pub shift: Param<Tensor<1>>,
+}
+
+/// A table of vectors, `[rows, hidden]`, normalised per row on look-up if `preserved`.
+#[derive(Module, Debug)]
+pub struct Table {
+    /// `[rows, hidden]`.
+    pub weight: Param<Tensor<2>>,
+    preserved: bool,
+}
+
+impl Table {
+    /// A table with fresh rows: N(0, 1) when preserved, N(0, 0.02) otherwise.
+    pub fn new(rows: usize, hidden: usize, preserved: bool, device: &Device) -> Self {
+        let std = if preserved { 1.0 } else { EMBEDDING_STD };
+        let init = Initializer::Normal { mean: 0.0, std };
+        Self { weight: init.init([rows, hidden], device), preserved }
+    }
+
+    /// Rows of the table.
+    ///
+    /// # Shapes
+    /// `[batch]` to `[batch, hidden]`
+    pub fn forward(&self, rows: Tensor<1, Int>) -> Tensor<2> {
+        let rows = self.weight.val().select(0, rows);
+        if self.preserved { normalize(rows, 1) } else { rows }
+    }
+
+    /// The same function with normalised rows stored.
+    pub fn folded(mut self) -> Self {
+        if self.preserved {
+            self.weight = self.weight.map(|weight| normalize(weight, 1));
+        }
+        self.preserved = false;
+        self
+    }
+}
+
+/// Standard deviation of fresh embeddings of a plain DiT.
+pub const EMBEDDING_STD: f64 = 0.02;
+
+impl TimeEmbedder {
+    /// Makes an embedder; `projection` describes its two layers.
+    pub fn new(
+        code: TimeCode,
+        hidden: usize,
+        activation: Activation,
+        projection: impl Fn(usize, usize) -> DenseConfig,
+        device: &Device,
+    ) -> Self {
+        let channels = match code {
+            TimeCode::Sinusoidal { channels, .. } | TimeCode::Fourier { channels, .. } => channels,
+            TimeCode::Table { .. } => hidden,
+        };
+        let small = Initializer::Normal { mean: 0.0, std: EMBEDDING_STD };
+        let layer = |i, o| projection(i, o).with_free_init(small.clone());
+        let frozen = |init: Initializer| -> Param<Tensor<1>> {
+            let value: Param<Tensor<1>> = init.init([channels], device);
+            value.set_require_grad(false)
+        };
+        Self {
+            fourier: matches!(code, TimeCode::Fourier { .. }).then(|| Fourier {
+                scale: frozen(Initializer::Normal { mean: 0.0, std: TAU }),
+                shift: frozen(Initializer::Uniform { min: 0.0, max: TAU }),
+            }),
+            table: match code {
+                TimeCode::Table { steps } => Some(Table::new(steps, hidden, true, device)),
+                _ => None,
+            },
+            mlp: Mlp::new(layer(channels, hidden), layer(hidden, hidden), activation, device),
+            code,
+        }
+    }
+
+    /// # Shapes
+    /// `[batch]`, in the unit the network was trained with, to `[batch, hidden]`
+    pub fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+        self.mlp.forward(self.encode(time))
+    }
+
+    /// The code before the MLP: `[batch]` to `[batch, channels]`.
+    pub fn encode(&self, time: Tensor<1>) -> Tensor<2> {
+        let device = time.device();
+        match (self.code, &self.fourier, &self.table) {
+            (TimeCode::Sinusoidal { channels, frequency_shift }, ..) => {
+                let half = channels / 2;
+                let rate = MAX_PERIOD.ln() / (half as f64 - frequency_shift);
+                let frequencies: Vec<f32> =
+                    (0..half).map(|k| (-rate * k as f64).exp() as f32).collect();
+                let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &device);
+                let angles: Tensor<2> = time.unsqueeze_dim::<2>(1) * frequencies.unsqueeze();
+                Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+            }
+            (TimeCode::Fourier { unit_variance, .. }, Some(fourier), _) => {
+                let angles: Tensor<2> = time.unsqueeze_dim::<2>(1)
+                    * fourier.scale.val().unsqueeze()
+                    + fourier.shift.val().unsqueeze();
+                angles.cos() * if unit_variance { SQRT_2 } else { 1.0 }
+            }
+            (TimeCode::Table { .. }, _, Some(table)) => table.forward(time.round().int()),
+            (code, ..) => unreachable!("an embedder for {code:?} holds its parameters"),
+        }
+    }
+
+    /// See [`Dense::folded`](super::Dense::folded).
+    pub fn folded(mut self) -> Self {
+        self.mlp = self.mlp.folded();
+        self.table = self.table.map(Table::folded);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sinusoidal_code_matches_the_published_numbers() {
+        let device = Device::flex();
+        let code = TimeCode::Sinusoidal { channels: 8, frequency_shift: 0.0 };
+        let project = |i, o| DenseConfig::new(i, o, false);
+        let embedder = TimeEmbedder::new(code, 16, Activation::Silu, project, &device);
+        let code = embedder.encode(Tensor::from_floats([999.0], &device));
+        let expected = [
+            0.99964982, 0.80745506, -0.84446979, 0.54114354, -0.02646075, -0.58992910, -0.53560317,
+            0.84093022,
+        ];
+        let expected = Tensor::<1>::from_floats(expected, &device).reshape([1, 8]);
+        assert!(code.all_close(expected, None, Some(5e-5)));
+    }
+
+    #[test]
+    fn fourier_code_has_unit_variance_with_the_factor() {
+        let device = Device::flex();
+        device.seed(3);
+        let code = TimeCode::Fourier { channels: 256, unit_variance: true };
+        let project = |i, o| DenseConfig::new(i, o, true);
+        let embedder = TimeEmbedder::new(code, 16, Activation::MpSilu, project, &device);
+        let times = Tensor::<1, Int>::arange(0..512, &device).float() * (1.0 / 64.0);
+        let rms: f32 = embedder.encode(times).square().mean().sqrt().into_scalar();
+        assert!((rms - 1.0).abs() < 0.03, "{rms}");
+    }
+}

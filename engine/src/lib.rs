@@ -1,0 +1,11 @@
+//! Diffusion transformers on [burn]: networks, samplers and training.
+
+pub mod device;
+pub mod diffusion;
+pub mod error;
+pub mod layers;
+pub mod nets;
+pub mod process;
+pub mod train;
+
+pub use error::{Error, Result};

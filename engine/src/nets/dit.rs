@@ -1,0 +1,255 @@
+//! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025).
+
+use burn::module::{Initializer, Module};
+use burn::tensor::{Device, Int, Tensor, module::layer_norm};
+
+use super::config::{DitConfig, Norm};
+use crate::layers::dense::DenseConfig;
+use crate::layers::magnitude::join;
+use crate::layers::modulation::Modulated;
+use crate::layers::patch::{patchify, unpatchify};
+use crate::layers::time::Table;
+use crate::layers::{Attend, Attention, Dense, Mlp, Modulation, TimeEmbedder};
+
+/// A diffusion transformer.
+#[derive(Module, Debug)]
+pub struct Dit {
+    /// `[patch · patch · channels (+ 1), hidden]`, input ordered row, column, channel.
+    pub patch: Dense,
+    /// Embedding of the noise level.
+    pub time: TimeEmbedder,
+    /// `[classes + 1, hidden]`; the last row is the null class.
+    pub label: Table,
+    /// The blocks, first to last.
+    pub blocks: Vec<DitBlock>,
+    /// From tokens to pixels.
+    pub head: Head,
+    position: Tensor<3>,
+    #[module(skip)]
+    config: DitConfig,
+}
+
+/// Modulated attention and MLP, each added to the residual stream.
+#[derive(Module, Debug)]
+pub struct DitBlock {
+    /// Modulation of both branches.
+    pub modulation: Modulation,
+    /// Attention branch.
+    pub attention: Attention,
+    /// MLP branch.
+    pub mlp: Mlp,
+    #[module(skip)]
+    norm: Norm,
+    #[module(skip)]
+    balance: Option<f64>,
+}
+
+/// Modulated projection to the values of a patch.
+#[derive(Module, Debug)]
+pub struct Head {
+    /// Modulation of the tokens.
+    pub modulation: Modulation,
+    /// `[hidden, patch · patch · out_channels]`.
+    pub out: Dense,
+    #[module(skip)]
+    norm: Norm,
+}
+
+impl DitConfig {
+    /// Makes the network with fresh weights; at this point its output is exactly zero.
+    ///
+    /// # Panics
+    /// If [`DitConfig::check`] finds a fault.
+    pub fn init(&self, device: &Device) -> Dit {
+        if let Err(fault) = self.check() {
+            panic!("{fault}");
+        }
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        let preserved = self.magnitude.normalized_weights;
+        let pixels = self.patch * self.patch;
+        let patch = DenseConfig { ones: !self.bias, ..dense(pixels * self.channels, self.hidden) };
+        let head = DenseConfig {
+            gain: preserved.then_some(0.0),
+            ..dense(self.hidden, pixels * self.out_channels()).with_free_init(Initializer::Zeros)
+        };
+        Dit {
+            patch: patch.init(device),
+            time: TimeEmbedder::new(
+                self.time,
+                self.hidden,
+                self.embedder_activation(),
+                dense,
+                device,
+            ),
+            label: Table::new(
+                self.classes + 1,
+                self.hidden,
+                self.magnitude.normalized_embeddings,
+                device,
+            ),
+            blocks: (0..self.depth).map(|_| self.init_block(device)).collect(),
+            head: Head {
+                modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, device),
+                out: head.init(device),
+                norm: self.norm,
+            },
+            position: self.position.table(self.grid(self.size), self.hidden, device),
+            config: self.clone(),
+        }
+    }
+
+    fn init_block(&self, device: &Device) -> DitBlock {
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        let inner = (self.hidden as f64 * self.mlp_ratio) as usize;
+        DitBlock {
+            modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, device),
+            attention: Attention::new(
+                self.hidden,
+                self.heads,
+                self.magnitude.cosine_attention,
+                self.magnitude.renormalized_attention,
+                dense,
+                device,
+            ),
+            mlp: Mlp::new(
+                dense(self.hidden, inner),
+                dense(inner, self.hidden),
+                self.activation,
+                device,
+            ),
+            norm: self.norm,
+            balance: self.magnitude.residual.balance(self.depth),
+        }
+    }
+}
+
+impl Dit {
+    /// What the network was made from.
+    pub fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    /// The network's raw output; what it means is the business of
+    /// [`Prediction`](crate::diffusion::Prediction).
+    ///
+    /// `time` is in the unit the network was trained with, `labels` are class ids, the null class being
+    /// `classes`.
+    ///
+    /// # Shapes
+    /// `x`: `[batch, channels, height, width]`, `time` and `labels`: `[batch]`, output:
+    /// `[batch, out_channels, height, width]`
+    pub fn forward(&self, x: Tensor<4>, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<4> {
+        self.forward_observed(x, time, labels, &mut |_, _| ())
+    }
+
+    /// [`Dit::forward`], showing the residual stream, `[batch, tokens, hidden]`, after each block to
+    /// `observe`.
+    pub fn forward_observed(
+        &self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        labels: Tensor<1, Int>,
+        observe: &mut dyn FnMut(usize, &Tensor<3>),
+    ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let condition = self.condition(time, labels);
+        let mut tokens = self.embed(x);
+        for (i, block) in self.blocks.iter().enumerate() {
+            tokens = block.forward(tokens, condition.clone(), Attend::Full);
+            observe(i, &tokens);
+        }
+        self.unembed(tokens, condition, [height, width])
+    }
+
+    /// Patches with their positions.
+    ///
+    /// # Shapes
+    /// `[batch, channels, height, width]` to `[batch, tokens, hidden]`
+    pub fn embed(&self, x: Tensor<4>) -> Tensor<3> {
+        let [_, _, height, width] = x.dims();
+        let tokens = self.patch.forward(patchify(x, self.config.patch));
+        let position = match [height, width] == self.config.size {
+            true => self.position.clone(),
+            false => {
+                let grid = self.config.grid([height, width]);
+                self.config.position.table(grid, self.config.hidden, &tokens.device())
+            }
+        };
+        let position = position.expand(tokens.dims());
+        self.config.magnitude.residual.sum(tokens, position)
+    }
+
+    /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
+    pub fn condition(&self, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
+        let (time, label) = (self.time.forward(time), self.label.forward(labels));
+        let sum = self.config.magnitude.residual.sum(time, label);
+        self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
+    }
+
+    /// From tokens back to an image of `size`.
+    ///
+    /// # Shapes
+    /// `[batch, tokens, hidden]` to `[batch, out_channels, height, width]`
+    pub fn unembed(&self, tokens: Tensor<3>, condition: Tensor<3>, size: [usize; 2]) -> Tensor<4> {
+        let values = self.head.forward(tokens, condition);
+        unpatchify(values, self.config.patch, self.config.grid(size))
+    }
+
+    /// The same function with every weight normalisation done once: for inference.
+    pub fn folded(mut self) -> Self {
+        self.patch = self.patch.folded();
+        self.time = self.time.folded();
+        self.label = self.label.folded();
+        self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
+        self.head.modulation = self.head.modulation.folded();
+        self.head.out = self.head.out.folded();
+        self
+    }
+}
+
+impl DitBlock {
+    /// # Shapes
+    /// `x`: `[batch, tokens, hidden]`, `condition`: `[batch, 1 | tokens, hidden]`, already activated
+    pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
+        let [attention, mlp]: [Modulated; 2] = self
+            .modulation
+            .forward(condition)
+            .try_into()
+            .expect("a block modulates two branches");
+        let branch = attention.input(self.norm.forward(x.clone(), false));
+        let branch = attention.output(self.attention.forward(branch, attend));
+        let x = join(x, branch, self.balance);
+        let branch = mlp.input(self.norm.forward(x.clone(), true));
+        let branch = mlp.output(self.mlp.forward(branch));
+        join(x, branch, self.balance)
+    }
+
+    fn folded(mut self) -> Self {
+        self.modulation = self.modulation.folded();
+        self.attention = self.attention.folded();
+        self.mlp = self.mlp.folded();
+        self
+    }
+}
+
+impl Head {
+    /// # Shapes
+    /// `x`: `[batch, tokens, hidden]`, `condition`: `[batch, 1 | tokens, hidden]`, output:
+    /// `[batch, tokens, patch · patch · out_channels]`
+    pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>) -> Tensor<3> {
+        let modulated = self.modulation.forward(condition).remove(0);
+        self.out.forward(modulated.input(self.norm.forward(x, false)))
+    }
+}
+
+impl Norm {
+    fn forward(self, x: Tensor<3>, mlp: bool) -> Tensor<3> {
+        match self {
+            Norm::None => x,
+            Norm::Layer { epsilon, mlp_epsilon } => {
+                let ones = Tensor::ones([x.dims()[2]], &x.device());
+                layer_norm(x, ones, None, if mlp { mlp_epsilon } else { epsilon })
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Networks.
+
+pub mod config;
+pub mod dit;
+pub mod vae;
+
+pub use config::{DitConfig, Norm};
+pub use dit::{Dit, DitBlock};
+pub use vae::{Vae, VaeConfig};

@@ -1,0 +1,12 @@
+//! Training: the optimiser, averages of weights, and the denoising objective.
+
+pub mod ema;
+pub mod objective;
+pub mod optimizer;
+pub mod params;
+pub mod trainer;
+
+pub use ema::{Average, Snapshot, reconstruction_weights};
+pub use objective::{Batch, Denoising};
+pub use optimizer::{AdamW, LearningRate};
+pub use trainer::{Trainer, TrainerConfig};

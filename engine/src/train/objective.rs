@@ -1,0 +1,65 @@
+//! The denoising loss.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::diffusion::Level;
+use crate::diffusion::noise::Generator;
+use crate::nets::Dit;
+use crate::process::Process;
+
+/// A batch of clean images or latents with their classes.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents.
+    pub clean: Tensor<4>,
+    /// One class per image.
+    pub labels: Vec<usize>,
+}
+
+/// `mean ‖F − F*‖²`: the network's output against the target of its prediction, at random levels.
+///
+/// For a noise-predicting network this is the loss of Ho et al. 2020 (Eq. 14), for the preconditioning
+/// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting.
+#[derive(Debug, Clone)]
+pub struct Denoising {
+    /// Process that the network learns.
+    pub process: Process,
+    /// Share of labels replaced by the null class, in [0, 1]: makes classifier-free guidance possible.
+    pub label_dropout: f64,
+}
+
+impl Denoising {
+    /// Loss of one batch, `[1]`; all randomness comes from `random`, on the host.
+    pub fn loss(&self, net: &Dit, batch: &Batch, random: &mut Generator) -> Tensor<1> {
+        let device = batch.clean.device();
+        let [count, channels, height, width] = batch.clean.dims();
+        let levels: Vec<Level> =
+            (0..count).map(|_| self.process.schedule.training_level(random)).collect();
+        let labels: Vec<i64> = batch
+            .labels
+            .iter()
+            .map(|&label| match random.uniform() < self.label_dropout {
+                true => net.config().classes as i64,
+                false => label as i64,
+            })
+            .collect();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
+        let z = random.normal(count * channels * height * width);
+        let z = Tensor::<4>::from_data(TensorData::new(z, [count, channels, height, width]), &device);
+
+        let scale = |value: &dyn Fn(&Level) -> f64| per_image(&levels, value, &device);
+        let c = |level: &Level| self.process.prediction.coefficients(level);
+        let clean = batch.clean.clone();
+        let x_t = clean.clone() * scale(&|l| l.alpha) + z * scale(&|l| l.sigma);
+        let target = (clean - x_t.clone() * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out);
+        let time: Tensor<1> = scale(&|l| self.process.time_input(l)).reshape([count]);
+        let output = net.forward(x_t * scale(&|l| c(l).c_in), time, labels);
+        (output.narrow(1, 0, channels) - target).square().mean()
+    }
+}
+
+/// One number per image, `[batch, 1, 1, 1]`.
+fn per_image(levels: &[Level], value: &dyn Fn(&Level) -> f64, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = levels.iter().map(|level| value(level) as f32).collect();
+    Tensor::from_data(TensorData::new(values, [levels.len(), 1, 1, 1]), device)
+}

@@ -1,0 +1,132 @@
+//! One training step at a time: gradients, clipping, optimiser, averages, projection.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::ema::Average;
+use super::optimizer::{AdamW, LearningRate, clip};
+use super::params;
+use crate::layers::dense::ForceNorm;
+
+/// Settings of a run that do not depend on the objective.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Learning rate.
+    pub learning_rate: LearningRate,
+    /// Decay of the two moments of Adam.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest joint norm of the gradients; `None` is no limit.
+    pub clip: Option<f64>,
+    /// Averages of the weights to keep.
+    pub averages: Vec<Average>,
+    /// Normalise the weights of preserved layers after each step.
+    pub forced_normalization: bool,
+}
+
+/// A model in training.
+#[derive(Debug, Clone)]
+pub struct Trainer<M> {
+    /// On an autodiff device.
+    pub model: M,
+    /// Moments.
+    pub optimizer: AdamW,
+    /// Averages of the weights, in the order of [`TrainerConfig::averages`], each in the order of
+    /// [`params::values`].
+    pub averages: Vec<Vec<Tensor<1>>>,
+    /// Steps taken.
+    pub step: u64,
+    config: TrainerConfig,
+}
+
+/// What a step reports, both `[1]`, still on the device.
+#[derive(Debug, Clone)]
+pub struct StepReport {
+    /// Mean loss over the micro-batches.
+    pub loss: Tensor<1>,
+    /// Joint norm of the gradients before clipping.
+    pub gradient_norm: Tensor<1>,
+}
+
+impl<M: Module> Trainer<M> {
+    /// A run from its start.
+    pub fn new(model: M, config: TrainerConfig) -> Self {
+        let model = model.train();
+        let model = match config.forced_normalization {
+            true => model.map(&mut ForceNorm::default()),
+            false => model,
+        };
+        let values = params::values(&model);
+        let [beta1, beta2] = config.betas;
+        Self {
+            optimizer: AdamW::new(&values, [beta1, beta2], config.epsilon, config.weight_decay),
+            averages: config.averages.iter().map(|_| values.clone()).collect(),
+            model,
+            step: 0,
+            config,
+        }
+    }
+
+    /// Settings of the run.
+    pub fn config(&self) -> &TrainerConfig {
+        &self.config
+    }
+
+    /// Takes one step on the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`.
+    pub fn step(
+        &mut self,
+        micro_batches: usize,
+        mut loss: impl FnMut(&M, usize) -> Tensor<1>,
+    ) -> StepReport {
+        let mut total: Option<(Tensor<1>, Vec<Tensor<1>>)> = None;
+        for i in 0..micro_batches {
+            let loss = loss(&self.model, i) * (1.0 / micro_batches as f64);
+            let gradients = params::gradients(&self.model, &loss.backward());
+            let loss = loss.without_autodiff();
+            total = Some(match total {
+                None => (loss, gradients),
+                Some((sum, sums)) => {
+                    let add = |(a, b): (Tensor<1>, Tensor<1>)| a + b;
+                    (sum + loss, sums.into_iter().zip(gradients).map(add).collect())
+                }
+            });
+        }
+        let (loss, gradients) = total.expect("at least one micro-batch");
+        let limit = self.config.clip.unwrap_or(f64::INFINITY);
+        let (gradients, gradient_norm) = clip(gradients, limit);
+
+        let rate = self.config.learning_rate.at(self.step, self.config.steps);
+        self.step += 1;
+        let values = params::values(&self.model);
+        let values = self.optimizer.step(values, gradients, rate, self.step);
+        let mut model = params::with_values(self.model.clone(), values);
+        if self.config.forced_normalization {
+            model = model.map(&mut ForceNorm::default());
+        }
+        self.model = model;
+        self.update_averages();
+        StepReport { loss, gradient_norm }
+    }
+
+    fn update_averages(&mut self) {
+        let values = params::values(&self.model);
+        for (profile, average) in self.config.averages.iter().zip(&mut self.averages) {
+            let keep = profile.keep(self.step);
+            for (average, value) in average.iter_mut().zip(&values) {
+                average.inplace(|a| a * keep + value.clone() * (1.0 - keep));
+            }
+        }
+    }
+
+    /// The model with the weights of average number `index`, off the autodiff device.
+    pub fn averaged(&self, index: usize) -> M {
+        params::with_values(self.model.clone(), self.averages[index].iter().cloned()).valid()
+    }
+}

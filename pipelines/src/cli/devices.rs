@@ -1,0 +1,39 @@
+//! `pyrograph devices`.
+
+use pyrograph_engine::device::adapters;
+
+use super::Common;
+
+pub(super) fn run(common: &Common) -> anyhow::Result<()> {
+    let adapters = adapters();
+    if common.json {
+        for a in &adapters {
+            let line = serde_json::json!({
+                "device": format!("gpu:{}", a.index), "name": a.name, "driver": a.driver,
+                "api": a.api, "software": a.software, "f16": a.f16, "subgroups": a.subgroups,
+                "max_buffer_bytes": a.max_buffer,
+            });
+            println!("{line}");
+        }
+        return Ok(());
+    }
+    println!("cpu    {} threads", rayon::current_num_threads());
+    for a in &adapters {
+        let yes = |flag: bool| if flag { "yes" } else { "no" };
+        println!(
+            "gpu:{}  {}\n       {}, driver {}, f16 {}, subgroups {}, buffers up to {} MiB{}",
+            a.index,
+            a.name,
+            a.api,
+            a.driver,
+            yes(a.f16),
+            yes(a.subgroups),
+            a.max_buffer >> 20,
+            if a.software { ", software: used only when named" } else { "" },
+        );
+    }
+    if adapters.is_empty() {
+        println!("no GPU adapter: no Vulkan, Metal, DirectX 12 or OpenGL driver answers");
+    }
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! `pyrograph generate class`.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use burn::tensor::{Tensor, TensorData};
+use clap::Args;
+use image::RgbImage;
+use pyrograph::image::{check_output_path, contact_sheet, output_path, write_image};
+use pyrograph::metadata::{self, Parameters};
+use pyrograph::pipeline::{ClassPipeline, Progress};
+use pyrograph::settings::Settings;
+use pyrograph_engine::diffusion::{GuidedChannels, parse_sampler};
+use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
+use serde::{Deserialize, Serialize};
+
+use super::{Common, find_model, interrupted};
+
+/// Name of the shipped model.
+const DEFAULT_MODEL: &str = "emoji-class";
+/// Images of the default grid.
+const DEFAULT_COUNT: usize = 16;
+/// Key of the complete settings in a PNG.
+const SETTINGS_KEY: &str = "pyrograph";
+
+#[derive(Args)]
+pub(super) struct Class {
+    /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short)]
+    model: Option<PathBuf>,
+    /// Class ids or names, separated by commas, or `random` [default: every class in turn]
+    #[arg(long, short)]
+    class: Option<String>,
+    /// Number of images [default: one per class given]
+    #[arg(long, short = 'n')]
+    count: Option<usize>,
+    /// Sampling steps [default: the model's]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance scale, 1 is none [default: the model's]
+    #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
+    cfg_scale: Option<f64>,
+    /// Noise levels LO,HI (as σ) between which guidance acts
+    #[arg(long, value_parser = parse_pair::<f64>)]
+    cfg_interval: Option<[f64; 2]>,
+    /// Share of guidance rescaling, 0 to 1
+    #[arg(long)]
+    cfg_rescale: Option<f64>,
+    /// Guide only the first N channels; 0 is all
+    #[arg(long)]
+    cfg_channels: Option<usize>,
+    /// Weaker model to guide away from, instead of the null class
+    #[arg(long)]
+    guide_model: Option<PathBuf>,
+    /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
+    #[arg(long, visible_alias = "sampling-method")]
+    sampler: Option<String>,
+    /// Placement of the steps: leading, trailing, linspace, karras, exponential
+    #[arg(long)]
+    scheduler: Option<String>,
+    /// Explicit noise levels, highest first, separated by commas
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["scheduler", "steps"])]
+    sigmas: Option<Vec<f64>>,
+    /// Seed of the first image; image i has seed + i; -1 is random
+    #[arg(long, short, default_value = "-1", allow_hyphen_values = true)]
+    seed: i128,
+    /// Width in pixels [default: the model's]
+    #[arg(long, short = 'W')]
+    width: Option<usize>,
+    /// Height in pixels [default: the model's]
+    #[arg(long, short = 'H')]
+    height: Option<usize>,
+    /// Output file; `%03d`, `{seed}` and `{class}` are filled in
+    #[arg(long, short, default_value = "output.png")]
+    output: PathBuf,
+    /// One picture with all images, with this many columns [default: square]
+    #[arg(long, num_args = 0..=1, default_missing_value = "0", value_name = "COLUMNS")]
+    grid: Option<usize>,
+    /// Write the estimate of the final images here every few steps
+    #[arg(long)]
+    preview: Option<PathBuf>,
+    /// Steps between previews
+    #[arg(long, default_value_t = 5)]
+    preview_interval: usize,
+    /// Show the result in the terminal
+    #[arg(long)]
+    show: bool,
+    /// Type of the weights: f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    dtype: FloatDtype,
+    /// Images per network call
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Latent cells per tile when decoding
+    #[arg(long)]
+    vae_tile: Option<usize>,
+    /// Safetensors file whose tensor `noise`, [images, channels, height, width], replaces the seed's
+    #[arg(long)]
+    noise: Option<PathBuf>,
+    /// Write `latents` and `trajectory` to this safetensors file
+    #[arg(long)]
+    save_latents: Option<PathBuf>,
+    /// Repeat the settings stored in a PNG
+    #[arg(long, conflicts_with_all = ["class", "count"])]
+    from_metadata: Option<PathBuf>,
+    /// Store no settings in the image
+    #[arg(long)]
+    no_metadata: bool,
+}
+
+/// Everything that determines a run: stored in each PNG.
+#[derive(Serialize, Deserialize)]
+struct Request {
+    version: String,
+    model: String,
+    weights: String,
+    classes: Vec<usize>,
+    device: String,
+    dtype: FloatDtype,
+    settings: Settings,
+}
+
+pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+    let earlier: Option<Request> = args.from_metadata.as_deref().map(read_request).transpose()?;
+    let as_grid = args.grid.is_some() || (args.class.is_none() && earlier.is_none());
+    for path in [Some(&args.output), args.preview.as_ref()].into_iter().flatten() {
+        check_output_path(path)?;
+    }
+    let named = earlier.as_ref().map(|request| PathBuf::from(&request.model));
+    let model = args.model.clone().or(named).unwrap_or_else(|| DEFAULT_MODEL.into());
+    let model = find_model(&model)?;
+
+    let opened = common.open()?;
+    let started = Instant::now();
+    let recognised = pyrograph::model::recognise(&model)?;
+    let (kind, weights) = (recognised.kind.clone(), recognised.net.checkpoint.fingerprint());
+    let mut warn = |text: String| common.say(&format!("warning: {text}"));
+    let model_state = recognised.load(args.dtype, &opened.device, &mut warn)?;
+    let mut pipeline = ClassPipeline::new(model_state, &opened.device);
+    if let Some(guide) = &args.guide_model {
+        let guide = pyrograph::model::recognise(&find_model(guide)?)?;
+        pipeline = pipeline.with_guide(guide.load(args.dtype, &opened.device, &mut warn)?)?;
+    }
+    if common.verbose {
+        common.say(&format!("opened {kind} in {:.2} s", started.elapsed().as_secs_f64()));
+    }
+
+    let (settings, classes) = resolve(args, earlier, &pipeline)?;
+    let noise = args.noise.as_deref().map(|path| read_noise(path, &opened.device)).transpose()?;
+    let classes = match &noise {
+        Some(noise) => classes.iter().copied().cycle().take(noise.dims()[0]).collect(),
+        None => classes,
+    };
+    let request = Request {
+        version: env!("CARGO_PKG_VERSION").into(),
+        model: base_name(&model),
+        weights,
+        classes,
+        device: opened.to_string(),
+        dtype: args.dtype,
+        settings,
+    };
+
+    let started = Instant::now();
+    let mut trajectory = Vec::new();
+    let result = {
+        let length = (request.classes.len().div_ceil(request.settings.batch)
+            * request.settings.steps) as u64;
+        let bar = common.progress_bar(length, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
+        let mut on_step = |progress: Progress<'_>| {
+            bar.inc(1);
+            if args.save_latents.is_some() {
+                trajectory.push(progress.x.clone());
+            }
+            if let Some(path) = &args.preview
+                && progress.step % args.preview_interval.max(1) == 0
+                && let Err(error) = preview(&pipeline, path, &progress, &request.settings)
+            {
+                common.say(&format!("warning: no preview: {error:#}"));
+            }
+            interrupted()
+        };
+        let result = pipeline.generate(
+            &request.classes,
+            &request.settings,
+            noise.as_ref(),
+            &mut on_step as &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+        );
+        bar.finish_and_clear();
+        result?
+    };
+    let seconds = started.elapsed().as_secs_f64();
+
+    if let Some(path) = &args.save_latents {
+        save_latents(path, result.latents, trajectory, request.settings.batch)?;
+    }
+    let written = write(args, &request, &pipeline, &result.images, as_grid)?;
+    report(common, &request, &written, seconds);
+    if args.show {
+        show(&result.images)?;
+    }
+    Ok(())
+}
+
+/// Fills in what the user left open from an earlier picture or the model's defaults.
+fn resolve(
+    args: &Class,
+    earlier: Option<Request>,
+    pipeline: &ClassPipeline,
+) -> anyhow::Result<(Settings, Vec<usize>)> {
+    let random = || -> u64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |now| u64::from(now.subsec_nanos()) ^ (now.as_secs() << 8)) % 4_294_967_294
+    };
+    let mut settings = match &earlier {
+        Some(request) => request.settings.clone(),
+        None => pipeline.config().defaults.settings(0),
+    };
+    match args.seed {
+        -1 if earlier.is_some() => (),
+        -1 => settings.seed = random(),
+        seed => settings.seed = u64::try_from(seed).with_context(|| format!("seed {seed}"))?,
+    }
+    if let Some(name) = &args.sampler {
+        let (sampler, spacing) = parse_sampler(name)?;
+        settings.sampler = sampler;
+        settings.spacing = spacing;
+    }
+    if let Some(name) = &args.scheduler {
+        settings.spacing = Some(name.parse()?);
+    }
+    if let Some(sigmas) = &args.sigmas {
+        settings.steps = sigmas.iter().filter(|sigma| **sigma > 0.0).count();
+        settings.spacing = Some(pyrograph_engine::diffusion::Spacing::Sigmas(sigmas.clone()));
+    }
+    settings.steps = args.steps.unwrap_or(settings.steps);
+    settings.batch = args.batch_size.unwrap_or(settings.batch).max(1);
+    settings.vae_tile = args.vae_tile.unwrap_or(settings.vae_tile);
+    let guidance = &mut settings.guidance;
+    guidance.scale = args.cfg_scale.unwrap_or(guidance.scale);
+    guidance.interval = args.cfg_interval.or(guidance.interval);
+    guidance.rescale = args.cfg_rescale.unwrap_or(guidance.rescale);
+    match args.cfg_channels {
+        Some(0) => guidance.channels = GuidedChannels::All,
+        Some(n) => guidance.channels = GuidedChannels::First(n),
+        None => (),
+    }
+    if !(guidance.scale.is_finite() && (0.0..=1.0).contains(&guidance.rescale)) {
+        bail!("cfg scale {} or rescale {} is out of range", guidance.scale, guidance.rescale);
+    }
+    let native = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    if args.width.is_some() || args.height.is_some() {
+        settings.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
+    }
+
+    if let Some(request) = earlier {
+        return Ok((settings, request.classes));
+    }
+    let count = pipeline.classes();
+    let named: Vec<usize> = match args.class.as_deref() {
+        None => (0..count.min(DEFAULT_COUNT)).collect(),
+        Some("random") => {
+            let n = args.count.unwrap_or(1) as u64;
+            (0..n).map(|i| random_class(settings.seed.wrapping_add(i), count)).collect()
+        }
+        Some(names) => names
+            .split(',')
+            .map(|name| pipeline.labels().find(name, count))
+            .collect::<Result<_, _>>()?,
+    };
+    let images = args.count.unwrap_or(if args.class.is_some() { named.len() } else { DEFAULT_COUNT });
+    if images == 0 {
+        bail!("0 images asked for");
+    }
+    Ok((settings, named.into_iter().cycle().take(images).collect()))
+}
+
+/// A class that depends on the seed only (SplitMix64's finaliser).
+fn random_class(seed: u64, classes: usize) -> usize {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) % classes as u64) as usize
+}
+
+fn read_request(path: &Path) -> anyhow::Result<Request> {
+    let chunks = metadata::read(path)?;
+    let text = chunks
+        .get(SETTINGS_KEY)
+        .with_context(|| format!("{} holds no pyrograph settings", path.display()))?;
+    serde_json::from_str(text).with_context(|| format!("settings in {}", path.display()))
+}
+
+fn read_noise(path: &Path, device: &burn::tensor::Device) -> anyhow::Result<Tensor<4>> {
+    let checkpoint = Checkpoint::open(path)?;
+    let (values, shape) = checkpoint.read_f32("noise")?;
+    let shape: [usize; 4] = shape.as_slice().try_into().ok().with_context(|| {
+        format!("`noise` has shape {shape:?}, expected [images, channels, height, width]")
+    })?;
+    Ok(Tensor::from_data(TensorData::new(values, shape), device))
+}
+
+fn preview(
+    pipeline: &ClassPipeline,
+    path: &Path,
+    progress: &Progress<'_>,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    let images = pipeline.decode(progress.denoised.clone(), settings.vae_tile)?;
+    write_image(path, &sheet(&images, 0), &[])?;
+    Ok(())
+}
+
+fn save_latents(
+    path: &Path,
+    latents: Tensor<4>,
+    steps: Vec<Tensor<4>>,
+    batch: usize,
+) -> anyhow::Result<()> {
+    let [images, ..] = latents.dims();
+    // The steps of each batch follow one another; put the images of one step side by side.
+    let batches = images.div_ceil(batch);
+    let per_batch = steps.len() / batches;
+    let at = |step: usize| (0..batches).map(|b| steps[b * per_batch + step].clone()).collect();
+    let rows = (0..per_batch).map(|step| Tensor::cat(at(step), 0)).collect();
+    let trajectory: Tensor<5> = Tensor::stack(rows, 0);
+    let tensors = [
+        ("latents".to_owned(), latents.into_data()),
+        ("trajectory".to_owned(), trajectory.into_data()),
+    ];
+    write_safetensors(path, &tensors, &BTreeMap::new())?;
+    Ok(())
+}
+
+fn sheet(images: &[RgbImage], columns: usize) -> RgbImage {
+    let columns = match columns {
+        0 => (images.len() as f64).sqrt().ceil() as usize,
+        columns => columns,
+    };
+    contact_sheet(images, columns, 2, [255; 3])
+}
+
+fn write(
+    args: &Class,
+    request: &Request,
+    pipeline: &ClassPipeline,
+    images: &[RgbImage],
+    as_grid: bool,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let text = |first: usize, classes: &[usize], image: &RgbImage| -> anyhow::Result<Vec<_>> {
+        if args.no_metadata {
+            return Ok(Vec::new());
+        }
+        let mut own = Request {
+            classes: classes.to_vec(),
+            settings: request.settings.clone(),
+            version: request.version.clone(),
+            model: request.model.clone(),
+            weights: request.weights.clone(),
+            device: request.device.clone(),
+            dtype: request.dtype,
+        };
+        own.settings.seed = own.settings.seed.wrapping_add(first as u64);
+        let names: Vec<String> = classes.iter().map(|&c| pipeline.labels().name(c)).collect();
+        let parameters = Parameters {
+            prompt: names.join(", "),
+            steps: own.settings.steps,
+            sampler: own.settings.sampler.to_string(),
+            cfg_scale: own.settings.guidance.scale,
+            seed: own.settings.seed,
+            size: [image.width(), image.height()],
+            model: own.model.clone(),
+            model_hash: own.weights.chars().take(10).collect(),
+        };
+        Ok(vec![
+            ("parameters".to_owned(), parameters.to_string()),
+            (SETTINGS_KEY.to_owned(), serde_json::to_string(&own)?),
+        ])
+    };
+    if as_grid {
+        let grid = sheet(images, args.grid.unwrap_or(0));
+        write_image(&args.output, &grid, &text(0, &request.classes, &images[0])?)?;
+        return Ok(vec![args.output.clone()]);
+    }
+    let mut written = Vec::new();
+    for (i, (image, &class)) in images.iter().zip(&request.classes).enumerate() {
+        let seed = request.settings.seed.wrapping_add(i as u64);
+        let name = pipeline.labels().name(class);
+        let path = output_path(&args.output, i, images.len(), seed, &name);
+        write_image(&path, image, &text(i, &[class], image)?)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+fn report(common: &Common, request: &Request, written: &[PathBuf], seconds: f64) {
+    let settings = &request.settings;
+    for path in written {
+        if common.json {
+            let line = serde_json::json!({
+                "file": path, "classes": request.classes, "seed": settings.seed,
+                "seconds": seconds, "settings": settings,
+            });
+            println!("{line}");
+        } else if !common.quiet {
+            println!("{}", path.display());
+        }
+    }
+    common.say(&format!(
+        "{} images, seed {}, {} steps of {}, cfg {}, {seconds:.1} s",
+        request.classes.len(),
+        settings.seed,
+        settings.steps,
+        settings.sampler,
+        settings.guidance.scale,
+    ));
+}
+
+fn show(images: &[RgbImage]) -> anyhow::Result<()> {
+    let picture = image::DynamicImage::ImageRgb8(sheet(images, 0));
+    let config = viuer::Config { absolute_offset: false, ..Default::default() };
+    viuer::print(&picture, &config).context("the terminal cannot show images")?;
+    Ok(())
+}
+
+fn base_name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn parse_pair<T: std::str::FromStr>(text: &str) -> Result<[T; 2], String> {
+    let numbers: Vec<T> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
+    <[T; 2]>::try_from(numbers).map_err(|_| format!("`{text}`, expected LO,HI"))
+}

@@ -1,0 +1,185 @@
+//! Opening whatever `--model` points at.
+//!
+//! A native bundle, a diffusers folder and an original checkpoint file all become a [`Model`]: the
+//! networks on a device and a [`ModelConfig`]. Reading a foreign layout is a rule table of the
+//! `pyrograph-weights` crate plus the few lines here that turn its configuration into ours.
+
+mod diffusers;
+mod original;
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use pyrograph_engine::nets::{Dit, DitConfig, Vae, VaeConfig};
+use pyrograph_engine::process::Process;
+use pyrograph_weights::{Bundle, Checkpoint, FloatDtype, Layout, LoadReport};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::labels::Labels;
+use crate::settings::Defaults;
+
+/// Description of a class-conditional model; the `config` of its `model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The transformer.
+    pub net: DitConfig,
+    /// The diffusion process it was trained on.
+    pub process: Process,
+    /// The autoencoder; a model without one works on pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<VaeConfig>,
+    /// Settings where the user says nothing.
+    pub defaults: Defaults,
+    /// Names of the classes.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// Value of `family` in the `model.json` of a class-conditional model.
+pub const FAMILY: &str = "class";
+/// Name of the transformer's part in a bundle.
+pub const NET: &str = "dit";
+/// Name of the autoencoder's part in a bundle.
+pub const VAE: &str = "vae";
+
+/// A model on a device.
+#[derive(Debug)]
+pub struct Model {
+    /// The transformer.
+    pub net: Dit,
+    /// The autoencoder, if the model works on latents.
+    pub vae: Option<Vae>,
+    /// Description.
+    pub config: ModelConfig,
+}
+
+/// A network's weights before they are read: a checkpoint and the table that maps its names.
+#[derive(Debug)]
+pub struct Source {
+    /// The tensors.
+    pub checkpoint: Checkpoint,
+    /// How they map to our parameters.
+    pub layout: Layout,
+}
+
+/// A model that has been recognised but not loaded.
+#[derive(Debug)]
+pub struct Recognised {
+    /// What it is, for people.
+    pub kind: String,
+    /// Description.
+    pub config: ModelConfig,
+    /// Weights of the transformer.
+    pub net: Source,
+    /// Weights of the autoencoder.
+    pub vae: Option<Source>,
+}
+
+/// Finds out what is at `path` and reads its configuration, but no weights.
+///
+/// # Errors
+/// If nothing is there, nothing is recognised, or the configuration is broken.
+pub fn recognise(path: &Path) -> Result<Recognised> {
+    if !path.exists() {
+        return Err(Error::NoModel { path: path.to_owned() });
+    }
+    let recognised = if path.join("model.json").is_file() {
+        native(path)?
+    } else if path.join("model_index.json").is_file() {
+        diffusers::recognise(path)?
+    } else if path.is_file() {
+        original::recognise(path)?
+    } else {
+        return Err(Error::NotAModel {
+            path: path.to_owned(),
+            reason: "a folder with neither model.json nor model_index.json".into(),
+        });
+    };
+    let fault = |reason| Error::NotAModel { path: path.to_owned(), reason };
+    recognised.config.net.check().map_err(fault)?;
+    if let Some(vae) = &recognised.config.vae {
+        vae.check().map_err(fault)?;
+    }
+    Ok(recognised)
+}
+
+fn native(path: &Path) -> Result<Recognised> {
+    let bundle = Bundle::open(path)?;
+    let manifest = bundle.manifest();
+    if manifest.family != FAMILY {
+        return Err(Error::NotAModel {
+            path: path.to_owned(),
+            reason: format!("family `{}`, expected `{FAMILY}`", manifest.family),
+        });
+    }
+    bundle.verify()?;
+    let config: ModelConfig = serde_json::from_value(manifest.config.clone())
+        .map_err(|source| Error::Json { path: path.join("model.json"), source })?;
+    let part = |name: &str| -> Result<Source> {
+        Ok(Source { checkpoint: bundle.checkpoint(name)?, layout: Layout::native() })
+    };
+    Ok(Recognised {
+        kind: "pyrograph bundle".into(),
+        net: part(NET)?,
+        vae: config.vae.is_some().then(|| part(VAE)).transpose()?,
+        config,
+    })
+}
+
+impl Recognised {
+    /// Loads the weights onto `device` in `dtype`; `warn` hears of weights that are not finite.
+    ///
+    /// # Errors
+    /// If anything is missing, unused, or of the wrong shape.
+    pub fn load(
+        self,
+        dtype: FloatDtype,
+        device: &Device,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Model> {
+        let Self { config, net, vae, .. } = self;
+        Ok(Model {
+            net: load_part(config.net.init(device), &net, dtype, device, warn)?,
+            vae: match (&config.vae, &vae) {
+                (Some(config), Some(source)) => {
+                    Some(load_part(config.init(device), source, dtype, device, warn)?)
+                }
+                _ => None,
+            },
+            config,
+        })
+    }
+}
+
+fn load_part<M: Module>(
+    module: M,
+    source: &Source,
+    dtype: FloatDtype,
+    device: &Device,
+    warn: &mut dyn FnMut(String),
+) -> Result<M> {
+    let (module, LoadReport { not_finite, .. }) =
+        pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;
+    if let Some(first) = not_finite.first() {
+        warn(format!("{} tensors hold NaN or infinite weights, the first is {first}", not_finite.len()));
+    }
+    Ok(module)
+}
+
+/// Opens a model in one go, in f32.
+///
+/// # Errors
+/// See [`recognise`] and [`Recognised::load`].
+pub fn open(path: &Path, device: &Device) -> Result<Model> {
+    recognise(path)?.load(FloatDtype::F32, device, &mut |_| ())
+}
+
+/// Reads a JSON file of at most a few megabytes.
+fn read_json<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<T> {
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| Error::File { path: path.clone(), source })?;
+    serde_json::from_str(&text).map_err(|source| Error::Json { path, source })
+}

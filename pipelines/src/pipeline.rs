@@ -1,0 +1,241 @@
+//! From a request to images.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
+use pyrograph_engine::diffusion::{
+    Denoiser, Guided, GuidedChannels, NoiseSource, Sampler, Step,
+};
+use pyrograph_engine::nets::{Dit, Vae};
+use pyrograph_engine::process::{DitDenoiser, Process};
+
+use crate::error::{Error, Result};
+use crate::image::{check_picture, to_images};
+use crate::labels::Labels;
+use crate::model::{Model, ModelConfig};
+use crate::settings::Settings;
+
+/// Makes images of given classes.
+#[derive(Debug)]
+pub struct ClassPipeline {
+    net: Dit,
+    vae: Option<Vae>,
+    config: ModelConfig,
+    guide: Option<Box<(Dit, Process)>>,
+    device: Device,
+}
+
+/// What a run gives back.
+#[derive(Debug)]
+pub struct Generated {
+    /// One picture per class asked for.
+    pub images: Vec<RgbImage>,
+    /// Final latents (or pixels of a model without autoencoder), `[images, channels, height, width]`.
+    pub latents: Tensor<4>,
+}
+
+/// State after a step of one batch.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// Index of the first image of the batch.
+    pub first: usize,
+    /// Step of this batch, counted from 0.
+    pub step: usize,
+    /// Steps of this batch.
+    pub steps: usize,
+    /// State after the step, `[batch, channels, height, width]`.
+    pub x: &'a Tensor<4>,
+    /// Estimate of the final latent.
+    pub denoised: &'a Tensor<4>,
+}
+
+impl ClassPipeline {
+    /// Wraps an opened model.
+    pub fn new(model: Model, device: &Device) -> Self {
+        let Model { net, vae, config } = model;
+        Self { net: net.folded(), vae, config, guide: None, device: device.clone() }
+    }
+
+    /// Guides by a second, weaker model instead of by the null class (autoguidance, Karras et al. 2024).
+    ///
+    /// # Errors
+    /// If the two do not share their latent space and classes.
+    pub fn with_guide(mut self, guide: Model) -> Result<Self> {
+        let (main, other) = (self.net.config(), guide.net.config());
+        if (main.channels, main.size, main.classes) != (other.channels, other.size, other.classes) {
+            let describe = |c: &pyrograph_engine::nets::DitConfig| {
+                format!("{} channels, {:?}, {} classes", c.channels, c.size, c.classes)
+            };
+            return Err(Error::GuideMismatch { model: describe(main), guide: describe(other) });
+        }
+        self.guide = Some(Box::new((guide.net.folded(), guide.config.process)));
+        Ok(self)
+    }
+
+    /// Description of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Names of the classes.
+    pub fn labels(&self) -> &Labels {
+        &self.config.labels
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.net.config().classes
+    }
+
+    /// Pixels per latent cell along a side; 1 without an autoencoder.
+    pub fn factor(&self) -> usize {
+        self.vae.as_ref().map_or(1, |vae| vae.config().factor())
+    }
+
+    /// Shape of the latents of `count` images, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// If the size asked for is not a multiple of what the model needs.
+    pub fn latent_shape(&self, count: usize, size: Option<[usize; 2]>) -> Result<[usize; 4]> {
+        let net = self.net.config();
+        let [height, width] = match size {
+            None => net.size,
+            Some(size) => {
+                let step = self.factor() * net.patch;
+                if size.iter().any(|side| *side == 0 || side % step != 0) {
+                    return Err(Error::Size { size, step });
+                }
+                size.map(|side| side / self.factor())
+            }
+        };
+        Ok([count, net.channels, height, width])
+    }
+
+    /// Makes one image per entry of `classes`.
+    ///
+    /// `noise`, `[images, channels, height, width]` from N(0, 1), replaces the noise of the seed.
+    /// `on_step` sees every step of every batch and can stop the run.
+    ///
+    /// # Errors
+    /// Unknown classes, impossible settings, [`Error::Cancelled`], and pictures that are constant or not
+    /// finite.
+    pub fn generate(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        noise: Option<&Tensor<4>>,
+        on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let generated = self.run(classes, settings, noise, on_step)?;
+        for (index, image) in generated.images.iter().enumerate() {
+            check_picture(index, image)?;
+        }
+        Ok(generated)
+    }
+
+    /// [`ClassPipeline::generate`] without looking at the pictures, for models that are not trained yet.
+    pub(crate) fn sketch(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<RgbImage>> {
+        Ok(self.run(classes, settings, None, on_step)?.images)
+    }
+
+    fn run(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        noise: Option<&Tensor<4>>,
+        on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let count = self.classes();
+        if let Some(&class) = classes.iter().find(|&&class| class >= count) {
+            return Err(Error::ClassRange { class, classes: count });
+        }
+        let shape = self.latent_shape(classes.len(), settings.size)?;
+        if let Some(noise) = noise
+            && noise.dims() != shape
+        {
+            return Err(Error::NoiseShape { expected: shape, found: noise.dims() });
+        }
+        let schedule = &self.config.process.schedule;
+        let grid = settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps)?;
+
+        let (mut images, mut latents) = (Vec::new(), Vec::new());
+        let batch = settings.batch.max(1);
+        for (i, classes) in classes.chunks(batch).enumerate() {
+            let first = i * batch;
+            let seed = settings.seed.wrapping_add(first as u64);
+            let mut source = NoiseSource::new(seed, classes.len());
+            let own = source.draw([shape[1], shape[2], shape[3]], &self.device);
+            let x = noise.map_or(own, |noise| noise.clone().narrow(0, first, classes.len()));
+            let mut show = |step: Step<'_>| {
+                on_step(Progress {
+                    first,
+                    step: step.index,
+                    steps: step.total,
+                    x: step.x,
+                    denoised: step.denoised,
+                })
+            };
+            let x = self
+                .sample(classes, settings, x, &grid, &mut source, &mut show)
+                .map_err(|_| Error::Cancelled)?;
+            images.extend(self.decode(x.clone(), settings.vae_tile)?);
+            latents.push(x);
+        }
+        Ok(Generated { images, latents: Tensor::cat(latents, 0) })
+    }
+
+    fn sample(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        x: Tensor<4>,
+        grid: &pyrograph_engine::diffusion::Grid,
+        source: &mut NoiseSource,
+        on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, pyrograph_engine::diffusion::Cancelled> {
+        let bind = |net, process, labels: &[usize]| DitDenoiser::new(net, process, labels, &self.device);
+        let mut main = bind(&self.net, &self.config.process, classes);
+        let guidance = &settings.guidance;
+        let sampler: &Sampler = &settings.sampler;
+        if guidance.scale == 1.0 {
+            return sampler.sample(&mut main, x, grid, source, on_step);
+        }
+        let null = vec![self.classes(); classes.len()];
+        let guide = match self.guide.as_deref() {
+            Some((net, process)) => bind(net, process, classes),
+            None => bind(&self.net, &self.config.process, &null),
+        };
+        let mut guided = Guided {
+            main,
+            guide,
+            scale: guidance.scale,
+            channels: guidance.channels,
+            interval: guidance.interval,
+            rescale: guidance.rescale,
+        };
+        sampler.sample(&mut guided as &mut dyn Denoiser, x, grid, source, on_step)
+    }
+
+    /// Pictures of final latents, `[images, channels, height, width]`.
+    pub fn decode(&self, latents: Tensor<4>, tile: usize) -> Result<Vec<RgbImage>> {
+        let pixels = match &self.vae {
+            None => latents,
+            Some(vae) => {
+                // One image at a time bounds the memory of the decoder.
+                let count = latents.dims()[0];
+                let decode = |i| vae.decode_tiled(vae.unscale(latents.clone().narrow(0, i, 1)), tile);
+                Tensor::cat((0..count).map(decode).collect(), 0)
+            }
+        };
+        to_images(pixels)
+    }
+}
+
+/// Channels guided by the original DiT, which keeps the fourth as it is.
+pub const DIT_GUIDED_CHANNELS: GuidedChannels = GuidedChannels::First(3);

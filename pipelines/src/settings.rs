@@ -1,0 +1,83 @@
+//! Settings of one generation run.
+
+use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
+use serde::{Deserialize, Serialize};
+
+/// How to make images, beyond which ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Image `i` uses the noise of seed `seed + i`.
+    pub seed: u64,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Solver.
+    pub sampler: Sampler,
+    /// Placement of the steps; `None` is the solver's own.
+    pub spacing: Option<Spacing>,
+    /// Guidance.
+    pub guidance: GuidanceSettings,
+    /// `[height, width]` in pixels; `None` is the model's own.
+    pub size: Option<[usize; 2]>,
+    /// Images per network call; does not change the images.
+    pub batch: usize,
+    /// Latent cells per side of a tile when decoding; larger images are tiled.
+    pub vae_tile: usize,
+}
+
+/// Classifier-free guidance, or autoguidance when a guide model is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuidanceSettings {
+    /// Extrapolation factor; 1 is none.
+    pub scale: f64,
+    /// Channels that are guided.
+    pub channels: GuidedChannels,
+    /// Noise levels, as variance-exploding σ, above the first and up to the second at which guidance
+    /// acts; `None` is everywhere.
+    pub interval: Option<[f64; 2]>,
+    /// Share of the prediction rescaled to the conditional one's standard deviation, in [0, 1].
+    pub rescale: f64,
+}
+
+/// What a model would like where the user says nothing; part of its `model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Defaults {
+    /// Solver.
+    pub sampler: Sampler,
+    /// Placement of the steps.
+    #[serde(default)]
+    pub spacing: Option<Spacing>,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub cfg_scale: f64,
+    /// Channels that are guided.
+    #[serde(default)]
+    pub cfg_channels: GuidedChannels,
+    /// See [`GuidanceSettings::interval`].
+    #[serde(default)]
+    pub cfg_interval: Option<[f64; 2]>,
+}
+
+impl Defaults {
+    /// Complete settings with these defaults.
+    pub fn settings(&self, seed: u64) -> Settings {
+        Settings {
+            seed,
+            steps: self.steps,
+            sampler: self.sampler.clone(),
+            spacing: self.spacing.clone(),
+            guidance: GuidanceSettings {
+                scale: self.cfg_scale,
+                channels: self.cfg_channels,
+                interval: self.cfg_interval,
+                rescale: 0.0,
+            },
+            size: None,
+            batch: 8,
+            vae_tile: 64,
+        }
+    }
+}

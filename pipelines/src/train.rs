@@ -1,0 +1,225 @@
+//! Training a class-conditional model from a folder of images.
+
+mod checkpoint;
+mod config;
+mod log;
+mod samples;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::nets::{Dit, Vae};
+use pyrograph_engine::train::{Batch, Denoising, Trainer};
+
+pub use config::{Kind, ModelShape, TrainConfig};
+
+use crate::data::{Dataset, Order};
+use crate::error::{Error, Result};
+use crate::labels::Labels;
+use crate::model::ModelConfig;
+use log::Log;
+
+/// What a running training reports.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// After every step.
+    Step {
+        /// Steps taken.
+        step: u64,
+        /// Mean loss since the last report, when it was read from the device.
+        loss: Option<f64>,
+        /// Images per second since the last report.
+        rate: f64,
+    },
+    /// A file was written.
+    Wrote(&'a Path),
+    /// The run starts at this step, from a checkpoint.
+    Resumed(u64),
+}
+
+/// A training run: its folder, data and state.
+pub struct Run {
+    folder: PathBuf,
+    config: TrainConfig,
+    model: ModelConfig,
+    data: Dataset,
+    vae: Option<Vae>,
+    trainer: Trainer<Dit>,
+    device: Device,
+}
+
+impl Run {
+    /// Prepares a run in `folder`; with `resume`, from its newest checkpoint.
+    ///
+    /// # Errors
+    /// A folder that holds another run, a configuration that does not fit the checkpoint, unreadable
+    /// files.
+    pub fn new(
+        folder: &Path,
+        config: TrainConfig,
+        data: Dataset,
+        resume: bool,
+        device: &Device,
+    ) -> Result<Self> {
+        let vae = match &config.vae {
+            Some(path) => Some(
+                crate::model::open(path, device)?.vae.ok_or_else(|| Error::NotAModel {
+                    path: path.clone(),
+                    reason: "it has no autoencoder".into(),
+                })?,
+            ),
+            None => None,
+        };
+        let (channels, factor) = match &vae {
+            Some(vae) => (vae.config().latent_channels, vae.config().factor()),
+            None => (3, 1),
+        };
+        let size = config.model.size.map(|side| side / factor);
+        let net = config.net(channels, size, data.classes().len())?;
+        let model = ModelConfig {
+            net: net.clone(),
+            process: config.process.clone(),
+            vae: vae.as_ref().map(|vae| vae.config().clone()),
+            defaults: config.defaults.clone(),
+            labels: Labels(data.classes().to_vec()),
+        };
+        std::fs::create_dir_all(folder)
+            .map_err(|source| Error::File { path: folder.to_owned(), source })?;
+        // Fresh weights are drawn on the host, so that a seed means the same everywhere.
+        let host = Device::flex();
+        host.seed(config.seed);
+        let trainer = Trainer::new(
+            net.init(&host.clone().autodiff()).fork(&device.clone().autodiff()),
+            config.trainer(&net),
+        );
+        let mut run = Self {
+            folder: folder.to_owned(),
+            config,
+            model,
+            data,
+            vae,
+            trainer,
+            device: device.clone(),
+        };
+        let newest = checkpoint::newest(folder)?;
+        match (newest, resume) {
+            (Some(path), true) => checkpoint::load(&path, &mut run)?,
+            (Some(path), false) => return Err(Error::RunExists { path }),
+            (None, _) => (),
+        }
+        Ok(run)
+    }
+
+    /// Steps taken so far.
+    pub fn step(&self) -> u64 {
+        self.trainer.step
+    }
+
+    /// The network in training.
+    pub fn net(&self) -> &Dit {
+        &self.trainer.model
+    }
+
+    /// Trains to the end, or until `observe` breaks; either way the state is saved.
+    ///
+    /// # Errors
+    /// A loss that is not finite, or a file that cannot be written.
+    pub fn train(
+        &mut self,
+        observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        if self.trainer.step > 0 {
+            let _ = observe(Event::Resumed(self.trainer.step));
+        }
+        let mut log = Log::open(&self.folder, self.trainer.step)?;
+        let order = Order::new(self.data.len(), self.config.seed);
+        let mut losses: Vec<Tensor<1>> = Vec::new();
+        let mut since = Instant::now();
+        let mut saved = self.trainer.step;
+        let mut flow = ControlFlow::Continue(());
+        while self.trainer.step < self.config.steps && flow.is_continue() {
+            let report = self.one_step(&order)?;
+            losses.push(report);
+            let step = self.trainer.step;
+            let last = step == self.config.steps;
+            let mut event = Event::Step { step, loss: None, rate: 0.0 };
+            if step % self.config.log_every == 0 || last {
+                let count = losses.len();
+                let loss = Tensor::cat(std::mem::take(&mut losses), 0).mean().into_scalar::<f32>();
+                if !loss.is_finite() {
+                    return Err(Error::Diverged { step, loss });
+                }
+                let rate = (count * self.config.batch) as f64 / since.elapsed().as_secs_f64();
+                since = Instant::now();
+                log.add(step, f64::from(loss), rate)?;
+                event = Event::Step { step, loss: Some(f64::from(loss)), rate };
+            }
+            flow = observe(event);
+            let every = |steps: u64| steps > 0 && step % steps == 0;
+            if every(self.config.snapshot_every) {
+                checkpoint::save_snapshot(self)?;
+            }
+            if every(self.config.checkpoint_every) || last || flow.is_break() {
+                let path = checkpoint::save(self)?;
+                log.plot()?;
+                saved = step;
+                let _ = observe(Event::Wrote(&path));
+            }
+            if every(self.config.sample_every) || last {
+                let path = samples::write(self)?;
+                let _ = observe(Event::Wrote(&path));
+            }
+        }
+        if saved < self.trainer.step {
+            checkpoint::save(self)?;
+        }
+        if self.trainer.step == self.config.steps {
+            let path = self.folder.join("model");
+            self.export(&path, 0, true)?;
+            let _ = observe(Event::Wrote(&path));
+        }
+        Ok(flow)
+    }
+
+    fn one_step(&mut self, order: &Order) -> Result<Tensor<1>> {
+        let Self { config, data, trainer, device, vae, model, .. } = self;
+        let step = trainer.step;
+        let part = config.batch / config.micro_batches;
+        let indices = order.indices(step * config.batch as u64, config.batch);
+        let mut random = Generator::new(config.seed.wrapping_add(step.wrapping_mul(0x9E37_79B9)));
+        let flips: Vec<bool> =
+            indices.iter().map(|_| config.flip && random.uniform() < 0.5).collect();
+        let colours: Vec<usize> =
+            indices.iter().map(|_| (random.uniform() * (1u32 << 16) as f64) as usize).collect();
+        let objective =
+            Denoising { process: model.process.clone(), label_dropout: config.label_dropout };
+        let report = trainer.step(config.micro_batches, |net, i| {
+            let range = i * part..(i + 1) * part;
+            let (pixels, labels) =
+                data.batch(&indices[range.clone()], &flips[range.clone()], &colours[range], device);
+            let clean = match vae.as_ref() {
+                Some(vae) => vae.scale(vae.encode(pixels).mean),
+                None => pixels,
+            };
+            objective.loss(net, &Batch { clean: clean.autodiff(), labels }, &mut random)
+        });
+        Ok(report.loss)
+    }
+
+    /// The model with the weights of average number `index`.
+    pub fn averaged(&self, index: usize) -> Dit {
+        self.trainer.averaged(index)
+    }
+
+    /// Writes the model with the weights of an average as a bundle in f16.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn export(&self, path: &Path, average: usize, overwrite: bool) -> Result<()> {
+        checkpoint::export(path, &self.averaged(average), self.vae.as_ref(), &self.model, overwrite)
+    }
+}

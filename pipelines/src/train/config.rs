@@ -1,0 +1,312 @@
+//! Configuration of a training run.
+
+use std::path::PathBuf;
+
+use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
+use pyrograph_engine::layers::{Magnitude, ModulationConfig};
+use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::process::{Process, TimeInput};
+use pyrograph_engine::train::{Average, LearningRate, TrainerConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Background;
+use crate::error::{Error, Result};
+use crate::settings::Defaults;
+
+/// A training run: what to train, on what, for how long.
+///
+/// Every field has a default, so that a file names only what differs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Network.
+    pub model: ModelShape,
+    /// Diffusion process to learn.
+    pub process: Process,
+    /// Folder or bundle with an autoencoder; trains in its latent space instead of on pixels.
+    pub vae: Option<PathBuf>,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Images per step.
+    pub batch: usize,
+    /// Parts into which a batch is split to save memory; gradients are summed.
+    pub micro_batches: usize,
+    /// Share of labels replaced by the null class.
+    pub label_dropout: f64,
+    /// Mirrors half of the images.
+    pub flip: bool,
+    /// What transparent images are laid on.
+    pub background: Background,
+    /// Learning rate.
+    pub learning_rate: LearningRate,
+    /// Decay of Adam's moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradients; 0 is no limit.
+    pub clip: f64,
+    /// Averages of the weights; the first is the one that is sampled and exported.
+    pub averages: Vec<Average>,
+    /// Determines initial weights, order of the data, noise, dropout and flips.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between sample grids; 0 is never.
+    pub sample_every: u64,
+    /// Steps between stored averages for post-hoc reconstruction; 0 is never.
+    pub snapshot_every: u64,
+    /// Steps between lines of the log.
+    pub log_every: u64,
+    /// Settings of the finished model, also used for sample grids.
+    pub defaults: Defaults,
+}
+
+/// Shape and variant of the network to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelShape {
+    /// Base variant.
+    pub kind: Kind,
+    /// `[height, width]` of the training images in pixels.
+    pub size: [usize; 2],
+    /// Side of a patch, in pixels or latent cells.
+    pub patch: usize,
+    /// Width of a token.
+    pub hidden: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Replaces the variant's modulation.
+    pub modulation: Option<ModulationConfig>,
+    /// Replaces the variant's magnitude switches.
+    pub magnitude: Option<Magnitude>,
+}
+
+/// A family of network configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The original DiT.
+    Dit,
+    /// MP-DiT with rotation and scale modulation.
+    MpDit,
+    /// Component ladder, step A: the baseline with layer norms.
+    LadderA,
+    /// Step B: cosine attention.
+    LadderB,
+    /// Step C: weight normalisation.
+    LadderC,
+    /// Step D: forced weight normalisation.
+    LadderD,
+    /// Step E: everything preserved, no layer norm.
+    LadderE,
+}
+
+impl Default for ModelShape {
+    fn default() -> Self {
+        Self {
+            kind: Kind::MpDit,
+            size: [64, 64],
+            patch: 8,
+            hidden: 256,
+            depth: 6,
+            heads: 4,
+            modulation: None,
+            magnitude: None,
+        }
+    }
+}
+
+/// Standard deviation of images in [-1, 1] assumed by the default preconditioning.
+const SIGMA_DATA: f64 = 0.6;
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            model: ModelShape::default(),
+            process: Process {
+                schedule: NoiseSchedule::Edm {
+                    sigma_min: 0.002,
+                    sigma_max: 80.0,
+                    rho: 7.0,
+                    log_mean: -0.6,
+                    log_std: 1.2,
+                },
+                prediction: Prediction::Edm { sigma_data: SIGMA_DATA },
+                time: TimeInput::LogSigma,
+            },
+            vae: None,
+            steps: 2000,
+            batch: 64,
+            micro_batches: 1,
+            label_dropout: 0.1,
+            flip: false,
+            background: Background::default(),
+            learning_rate: LearningRate {
+                peak: 2e-2,
+                warmup: 100,
+                decay: Default::default(),
+            },
+            betas: [0.9, 0.99],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            averages: vec![Average::Power(0.10), Average::Power(0.05)],
+            seed: 0,
+            checkpoint_every: 200,
+            sample_every: 500,
+            snapshot_every: 0,
+            log_every: 10,
+            defaults: Defaults {
+                sampler: Sampler::DpmPp2m,
+                spacing: Some(Spacing::Karras { rho: 7.0 }),
+                steps: 25,
+                cfg_scale: 2.0,
+                cfg_channels: Default::default(),
+                cfg_interval: None,
+            },
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Reads a TOML text and applies `key=value` overrides, such as `model.hidden=128`.
+    ///
+    /// # Errors
+    /// Unknown keys, wrong types, impossible values.
+    pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
+        let fault = |reason: String| Error::Config { reason };
+        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        for item in overrides {
+            let (key, value) = item
+                .split_once('=')
+                .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
+            set(&mut table, key.trim(), parse_value(value.trim())).map_err(fault)?;
+        }
+        let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = [
+            (self.batch == 0, "batch is 0"),
+            (self.steps == 0, "steps is 0"),
+            (self.checkpoint_every == 0, "checkpoint_every is 0"),
+            (self.log_every == 0, "log_every is 0"),
+            (self.averages.is_empty(), "averages is empty, expected at least one"),
+            (
+                self.micro_batches == 0 || self.batch % self.micro_batches.max(1) != 0,
+                "micro_batches must divide batch",
+            ),
+            (!(0.0..=1.0).contains(&self.label_dropout), "label_dropout is outside [0, 1]"),
+        ];
+        match bad.into_iter().find(|(bad, _)| *bad) {
+            Some((_, reason)) => Err(Error::Config { reason: reason.into() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The network for `classes` classes of images with `channels` channels of `size`.
+    ///
+    /// # Errors
+    /// Numbers that do not fit together.
+    pub fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> Result<DitConfig> {
+        let shape = &self.model;
+        let (hidden, depth, heads) = (shape.hidden, shape.depth, shape.heads);
+        let ladder = |step| DitConfig::ladder(step, hidden, depth, heads).expect("a step from A to E");
+        let base = match shape.kind {
+            Kind::Dit => DitConfig::dit(hidden, depth, heads),
+            Kind::MpDit => DitConfig::mp_dit(hidden, depth, heads),
+            Kind::LadderA => ladder('A'),
+            Kind::LadderB => ladder('B'),
+            Kind::LadderC => ladder('C'),
+            Kind::LadderD => ladder('D'),
+            Kind::LadderE => ladder('E'),
+        };
+        let net = DitConfig {
+            channels,
+            size,
+            patch: shape.patch,
+            classes,
+            learned_variance: false,
+            modulation: shape.modulation.unwrap_or(base.modulation),
+            magnitude: shape.magnitude.unwrap_or(base.magnitude),
+            ..base
+        };
+        net.check().map_err(|reason| Error::Config { reason })?;
+        Ok(net)
+    }
+
+    /// Settings of the trainer.
+    pub fn trainer(&self, net: &DitConfig) -> TrainerConfig {
+        TrainerConfig {
+            steps: self.steps,
+            learning_rate: self.learning_rate,
+            betas: self.betas,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+            clip: (self.clip > 0.0).then_some(self.clip),
+            averages: self.averages.clone(),
+            forced_normalization: net.magnitude.forced_normalization,
+        }
+    }
+}
+
+/// A TOML value, or failing that a string.
+fn parse_value(text: &str) -> toml::Value {
+    let wrapped: Result<toml::Table, _> = format!("value = {text}").parse();
+    wrapped
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((first, rest)) => {
+            let inner = table
+                .entry(first)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                .as_table_mut()
+                .ok_or_else(|| format!("`{first}` is not a table, in `{key}`"))?;
+            set(inner, rest, value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_name_only_what_differs_and_overrides_win() {
+        let text = "steps = 7\n[model]\nhidden = 64\n";
+        let overrides = ["model.hidden=32".to_owned(), "model.kind=dit".to_owned()];
+        let config = TrainConfig::parse(text, &overrides).expect("valid");
+        assert_eq!((config.steps, config.model.hidden), (7, 32));
+        assert_eq!(config.model.kind, Kind::Dit);
+        assert_eq!(config.batch, TrainConfig::default().batch);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let fault = |text: &str| TrainConfig::parse(text, &[]).expect_err("a mistake").to_string();
+        assert!(fault("stepz = 7").contains("stepz"));
+        assert!(fault("batch = 10\nmicro_batches = 3").contains("micro_batches"));
+        assert!(TrainConfig::parse("", &["steps".into()]).is_err());
+    }
+
+    #[test]
+    fn the_default_survives_a_round_trip() {
+        let text = toml::to_string(&TrainConfig::default()).expect("serialises");
+        assert_eq!(TrainConfig::parse(&text, &[]).expect("parses"), TrainConfig::default());
+    }
+}

@@ -1,0 +1,37 @@
+//! Sample grids of a model in training.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use super::Run;
+use crate::error::Result;
+use crate::image::{contact_sheet, write_image};
+use crate::model::Model;
+use crate::pipeline::ClassPipeline;
+
+/// Most classes shown.
+const CLASSES: usize = 16;
+/// Images per class.
+const PER_CLASS: usize = 4;
+
+/// Writes a grid with a row of images per class, from the first average, always from the same noise.
+pub(super) fn write(run: &Run) -> Result<PathBuf> {
+    let model = Model {
+        net: run.averaged(0),
+        vae: run.vae.clone(),
+        config: run.model.clone(),
+    };
+    let pipeline = ClassPipeline::new(model, &run.device);
+    let classes: Vec<usize> = (0..pipeline.classes().min(CLASSES))
+        .flat_map(|class| [class; PER_CLASS])
+        .collect();
+    let settings = run.model.defaults.settings(0);
+    let folder = run.folder.join("samples");
+    std::fs::create_dir_all(&folder)
+        .map_err(|source| crate::error::Error::File { path: folder.clone(), source })?;
+    let path = folder.join(format!("{:07}.png", run.step()));
+    // An untrained model may make constant pictures: they are shown, not refused.
+    let images = pipeline.sketch(&classes, &settings, &mut |_| ControlFlow::Continue(()))?;
+    write_image(&path, &contact_sheet(&images, 2 * PER_CLASS, 2, [255; 3]), &[])?;
+    Ok(path)
+}

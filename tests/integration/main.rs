@@ -1,0 +1,11 @@
+//! Integration tests: parity with the reference implementations, robustness, the command line.
+//!
+//! `PYROGRAPH_GOLDENS` names another folder of golden cases, `PYROGRAPH_TEST_DEVICE` a device such as
+//! `gpu` or `gpu:0`; the CPU is the default.
+
+mod cli;
+mod parity;
+mod samplers;
+mod signal;
+mod training;
+mod util;

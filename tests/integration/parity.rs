@@ -1,0 +1,302 @@
+//! Forward passes, gradients and pipelines against the reference implementations.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use pyrograph::model::{self, Model};
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph_engine::diffusion::Guided;
+use pyrograph_engine::diffusion::{Denoiser, GuidedChannels, Level};
+use pyrograph_engine::process::DitDenoiser;
+use std::collections::HashMap;
+
+use crate::util::{Case, assert_close, cases, device, json, tolerance};
+
+fn open(path: &Path) -> Model {
+    model::open(path, &device()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn ids(labels: &[usize]) -> Tensor<1, Int> {
+    let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
+    let count = labels.len();
+    Tensor::from_data(TensorData::new(labels, [count]), &device())
+}
+
+#[test]
+fn diffusers_transformer_and_autoencoder() {
+    for folder in cases("dit-pipeline") {
+        let (model, case, device) = (open(&folder), Case::open(&folder), device());
+        let output = model.net.forward(
+            case.tensor("forward_latents", &device),
+            case.tensor("forward_timestep", &device),
+            ids(&case.ids("forward_class")),
+        );
+        let expected = case.tensor("forward_output", &device);
+        assert_close("transformer", output, expected, tolerance(1e-5));
+
+        let vae = model.vae.expect("a pipeline has an autoencoder");
+        let posterior = vae.encode(case.tensor("vae_image", &device));
+        let tolerance = tolerance(1e-4);
+        assert_close("mean", posterior.mean, case.tensor("vae_mean", &device), tolerance);
+        let log_variance = case.tensor("vae_logvar", &device);
+        assert_close("log-variance", posterior.log_variance, log_variance, tolerance);
+        let decoded = vae.decode(case.tensor("vae_latent", &device));
+        assert_close("decoded", decoded, case.tensor("vae_decoded", &device), tolerance);
+    }
+}
+
+#[test]
+fn diffusers_pipeline_from_given_noise() {
+    for folder in cases("dit-pipeline") {
+        let (case, device) = (Case::open(&folder), device());
+        let settings_of_case = json(&folder.join("case.json"));
+        let pipeline = ClassPipeline::new(open(&folder), &device);
+        let mut settings = pipeline.config().defaults.settings(0);
+        settings.steps = settings_of_case["steps"].as_u64().expect("a number") as usize;
+        settings.guidance.scale = settings_of_case["guidance_scale"].as_f64().expect("a number");
+        let noise = case.tensor("pipe_noise", &device);
+        let mut trajectory = Vec::new();
+        let generated = pipeline
+            .generate(&case.ids("pipe_class"), &settings, Some(&noise), &mut |progress| {
+                trajectory.push(progress.x.clone());
+                std::ops::ControlFlow::Continue(())
+            })
+            .expect("pictures");
+        let expected: Tensor<5> = case.tensor("pipe_latents_per_step", &device);
+        let trajectory: Tensor<5> = Tensor::stack(trajectory, 0);
+        assert_close("latents", trajectory, expected, tolerance(1e-4));
+
+        // 8-bit pictures are within half a level of the reference, on top of the tolerance.
+        let reference: Vec<f32> =
+            case.tensor::<4>("pipe_image", &device).into_data().try_to_vec().expect("floats");
+        let pixels: Vec<f32> = generated
+            .images
+            .iter()
+            .flat_map(|image| image.as_raw().iter().map(|&value| f32::from(value) / 255.0))
+            .collect();
+        assert_eq!(pixels.len(), reference.len());
+        let worst =
+            pixels.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("image: {worst:.2e}");
+        assert!(worst <= 1e-3 + 0.5 / 255.0, "image differs by {worst}");
+    }
+}
+
+#[test]
+fn original_dit_with_three_channel_guidance() {
+    for folder in cases("dit-original") {
+        let (case, device) = (Case::open(&folder), device());
+        for file in ["model.pt", "checkpoint.pt"] {
+            let model = open(&folder.join(file));
+            let (x, time): (Tensor<4>, Tensor<1>) =
+                (case.tensor("input", &device), case.tensor("timestep", &device));
+            let labels = case.ids("label");
+            if file == "model.pt" {
+                let output = model.net.forward(x.clone(), time, ids(&labels));
+                assert_close(file, output, case.tensor("output", &device), tolerance(1e-5));
+            }
+            let net = &model.net;
+            let position = net.config().position.table(
+                net.config().grid(net.config().size),
+                net.config().hidden,
+                &device,
+            );
+            assert_close("positions", position, case.tensor("pos_embed", &device), 1e-6);
+        }
+        guided_output(&folder, &case);
+    }
+}
+
+/// The reference guides the first three channels of the noise with both halves at timestep 500.
+fn guided_output(folder: &Path, case: &Case) {
+    let device = device();
+    let model = open(&folder.join("model.pt"));
+    let half = case.ids("label").len() / 2;
+    let x: Tensor<4> = case.tensor::<4>("input", &device).narrow(0, 0, half);
+    let process = &model.config.process;
+    let level = process.schedule.level(500.0).expect("a timestep of the schedule");
+    let labels = &case.ids("label")[..half];
+    let null = vec![model.net.config().classes; half];
+    let bind = |labels: &[usize]| DitDenoiser::new(&model.net, process, labels, &device);
+    let mut guided = Guided {
+        main: bind(labels),
+        guide: bind(&null),
+        scale: 4.0,
+        channels: GuidedChannels::First(3),
+        interval: None,
+        rescale: 0.0,
+    };
+    let found = noise_of(&mut guided, x.clone(), &level);
+    let expected: Tensor<4> = case.tensor("cfg_output", &device);
+    let channels = x.dims()[1];
+    let expected = expected.narrow(0, 0, half).narrow(1, 0, channels);
+    assert_close("guided noise", found, expected, tolerance(1e-4));
+}
+
+/// Noise prediction behind a clean estimate: `z = (x_t − α x̂) / σ`.
+fn noise_of(denoiser: &mut dyn Denoiser, x_t: Tensor<4>, level: &Level) -> Tensor<4> {
+    let clean = denoiser.denoise(x_t.clone(), level).clean;
+    (x_t - clean * level.alpha) * (1.0 / level.sigma)
+}
+
+#[test]
+fn mp_dit_forward_blocks_and_gradients() {
+    for folder in cases("mp-dit") {
+        let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        let (case, device) = (Case::open(&folder), device());
+        let model = open(&folder.join("model.safetensors"));
+        let parameters = json(&folder.join("config.json"))["parameters"].as_u64();
+        assert_eq!(Some(model.net.config().parameters() as u64), parameters, "{name}");
+
+        let net = model.net.train();
+        let autodiff = device.clone().autodiff();
+        let labels = case.ids("label");
+        let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
+        let count = labels.len();
+        let labels = Tensor::from_data(TensorData::new(labels, [count]), &autodiff);
+        let mut blocks = Vec::new();
+        let output = net.forward_observed(
+            case.tensor("input", &autodiff),
+            case.tensor("timestep", &autodiff),
+            labels,
+            &mut |_, tokens| blocks.push(tokens.clone().inner()),
+        );
+        for (i, block) in blocks.into_iter().enumerate() {
+            let expected = case.tensor(&format!("block_{i}"), &device);
+            assert_close(&format!("{name} block {i}"), block, expected, tolerance(1e-5));
+        }
+        let expected = case.tensor("output", &device);
+        assert_close(&format!("{name} output"), output.clone().inner(), expected, tolerance(1e-5));
+
+        let loss = output.square().mean();
+        let gradients = loss.backward();
+        let mut found = Gradients { path: Vec::new(), gradients: &gradients, found: HashMap::new() };
+        net.visit(&mut found);
+        compare_gradients(&name, &case, &found.found, &model.config);
+    }
+}
+
+struct Gradients<'a> {
+    path: Vec<String>,
+    gradients: &'a burn::tensor::Gradients,
+    found: HashMap<String, Tensor<2>>,
+}
+
+impl ModuleVisitor for Gradients<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = param.val().grad(self.gradients) {
+            let columns = grad.dims()[D - 1];
+            self.found.insert(self.path.join("."), grad.reshape([-1, columns as i64]));
+        }
+    }
+}
+
+/// Compares every reference gradient with the same rows and columns of ours.
+fn compare_gradients(
+    name: &str,
+    case: &Case,
+    found: &HashMap<String, Tensor<2>>,
+    config: &pyrograph::model::ModelConfig,
+) {
+    let hidden = config.net.hidden;
+    let m = config.net.modulation;
+    let mods: Vec<usize> = [(m.scale, hidden), (m.shift, hidden), (m.rotation, hidden / 2)]
+        .into_iter()
+        .filter_map(|(on, width)| on.then_some(width))
+        .collect();
+    let mut compared = 0;
+    for key in case.names().filter(|key| key.starts_with("grad.")) {
+        let foreign = key.trim_start_matches("grad.");
+        let (ours, columns) = our_place(foreign, &mods, hidden, m.gate);
+        let grad = found.get(&ours).unwrap_or_else(|| panic!("no gradient of {ours} ({foreign})"));
+        let gain = foreign.ends_with(".gain");
+        let expected: Tensor<2> = match gain {
+            true => Tensor::from_data([[case.scalar(key)]], &grad.device()),
+            false => case.tensor::<2>(key, &grad.device()).transpose(),
+        };
+        let grad = match (foreign.starts_with("y_embedder"), columns) {
+            (true, _) => grad.clone().transpose(),
+            (false, Some((start, width))) => grad.clone().narrow(1, start, width),
+            (false, None) => grad.clone(),
+        };
+        assert_close(&format!("{name} {key}"), grad, expected, tolerance(1e-4));
+        compared += 1;
+    }
+    assert!(compared > 10, "{name}: only {compared} gradients");
+}
+
+/// Name of our parameter for a foreign one, with the columns it occupies there.
+fn our_place(
+    foreign: &str,
+    mods: &[usize],
+    hidden: usize,
+    gate: bool,
+) -> (String, Option<(usize, usize)>) {
+    let plain = [
+        ("x_embedder.weight", "patch.weight"),
+        ("t_embedder.mlp.net.0.weight", "time.mlp.up.weight"),
+        ("t_embedder.mlp.net.2.weight", "time.mlp.down.weight"),
+        ("y_embedder.embedding.weight", "label.weight"),
+        ("final_layer.linear.weight", "head.out.weight"),
+        ("final_layer.linear.gain", "head.out.gain"),
+    ];
+    if let Some((_, ours)) = plain.iter().find(|(key, _)| *key == foreign) {
+        return ((*ours).to_owned(), None);
+    }
+    let parts: Vec<&str> = foreign.split('.').collect();
+    let gain = parts.last() == Some(&"gain");
+    let place = |prefix: String, branch: usize, index: usize, gated: bool| {
+        let per_branch: Vec<usize> =
+            mods.iter().copied().chain((gate && gated).then_some(hidden)).collect();
+        let number = branch * per_branch.len() + index;
+        let before: usize = per_branch.iter().cycle().take(number).sum();
+        match gain {
+            true => (format!("{prefix}.modulation.gain"), Some((number, 1))),
+            false => {
+                (format!("{prefix}.modulation.dense.weight"), Some((before, per_branch[index])))
+            }
+        }
+    };
+    if parts[0] == "final_layer" {
+        return place("head".into(), 0, parts[3].parse().expect("an index"), false);
+    }
+    let block = format!("blocks.{}", parts[1]);
+    match parts[2] {
+        "attn" if parts[3] == "qkv_proj" => (format!("{block}.attention.qkv.weight"), None),
+        "attn" => (format!("{block}.attention.out.weight"), None),
+        "mlp" if parts[4] == "0" => (format!("{block}.mlp.up.weight"), None),
+        "mlp" => (format!("{block}.mlp.down.weight"), None),
+        name => {
+            let branch = usize::from(name.ends_with('2'));
+            let index = match name.starts_with("gate") {
+                true => mods.len(),
+                false => parts[4].parse().expect("an index"),
+            };
+            place(block, branch, index, true)
+        }
+    }
+}
+
+#[test]
+fn mp_dit_average_file_opens() {
+    for folder in cases("mp-dit") {
+        let averages = std::fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "pt"));
+        for path in averages {
+            let model = open(&path);
+            let expected = open(&folder.join("model.safetensors"));
+            assert_eq!(model.net.config(), expected.net.config());
+        }
+    }
+}
