@@ -1,1 +1,51 @@
-//! pyrograph
+//! Checkpoint formats: safetensors files and shards, PyTorch files, and the native bundle.
+//!
+//! A [`Checkpoint`] is a set of named tensors in one or more files. A [`Layout`] is a table that maps the
+//! names and shapes of a foreign checkpoint to the parameters of a burn module, and [`load`] applies it
+//! strictly: nothing missing, nothing unused. A [`Bundle`] is the native format, a folder with a
+//! `model.json` and one safetensors file per network. No network type is known here.
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::Device;
+//! use pyrograph_weights::{Bundle, FloatDtype, Manifest, Part, save_bundle};
+//!
+//! # fn main() -> pyrograph_weights::Result<()> {
+//! let device = Device::flex();
+//! let folder = tempfile::tempdir().expect("a temporary folder");
+//! let path = folder.path().join("model");
+//! let layer = LinearConfig::new(4, 2).init(&device);
+//! let manifest = Manifest::new("example", &"any JSON")?;
+//! save_bundle(&path, manifest, vec![("net", Part::module(&layer))], FloatDtype::F16, false)?;
+//!
+//! let bundle = Bundle::open(&path)?;
+//! let fresh = LinearConfig::new(4, 2).init(&device);
+//! let (layer, report) = bundle.load("net", fresh, FloatDtype::F32, &device)?;
+//! assert!(report.not_finite.is_empty() && layer.num_params() == 10);
+//! # Ok(())
+//! # }
+//! ```
+
+mod bundle;
+mod checkpoint;
+pub mod convert;
+mod dtype;
+mod error;
+mod header;
+mod layout;
+mod load;
+mod mmap;
+mod pytorch;
+mod recognise;
+mod shards;
+mod write;
+
+pub use bundle::{Bundle, Manifest, Part, PartEntry, save_bundle};
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use dtype::{Dtype, FloatDtype};
+pub use error::{Error, Result};
+pub use layout::{Layout, Rule, Transform};
+pub use load::{LoadReport, load};
+pub use recognise::{Foreign, recognise};
+pub use write::write_safetensors;

@@ -115,7 +115,6 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
             return Err(unknown(format!("{name} is `{found}`, expected `{expected}`")));
         }
     }
-    let depth = transformer.num_layers;
     let weights = |part: &str| Checkpoint::open(weights_file(&folder.join(part)));
     let vae_source = {
         let checkpoint = weights("vae")?;
@@ -146,7 +145,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     Ok(Recognised {
         kind: "diffusers DiTPipeline".into(),
         config,
-        net: Source { checkpoint: weights("transformer")?, layout: convert::dit_diffusers(depth) },
+        net: Source { checkpoint: weights("transformer")?, layout: convert::dit_diffusers() },
         vae: Some(vae_source),
     })
 }

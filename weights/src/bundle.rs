@@ -1,0 +1,305 @@
+//! The native bundle: a folder with a `model.json` and one safetensors file per network.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+use safetensors::Dtype as Stored;
+use safetensors::tensor::View;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::FloatDtype;
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::load::{LoadReport, load};
+use crate::shards::is_plain_name;
+use crate::write::{stream, sync_folder};
+
+/// Name of the manifest in a bundle.
+const MANIFEST: &str = "model.json";
+/// Value of [`Manifest::format`].
+const FORMAT: &str = "pyrograph";
+/// Version of the format that this crate writes and reads.
+const VERSION: u32 = 1;
+/// Largest manifest accepted.
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+
+/// The `model.json` of a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `pyrograph`.
+    pub format: String,
+    /// Version of the format.
+    pub version: u32,
+    /// Kind of model; decides what `config` means.
+    pub family: String,
+    /// Configuration of the model, opaque here.
+    pub config: serde_json::Value,
+    /// Files of weights by the name of their network.
+    #[serde(default)]
+    pub parts: BTreeMap<String, PartEntry>,
+    /// Licence of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
+    /// Where the weights come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// A file of weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// Plain name of a file in the folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its sha256 in hexadecimal.
+    pub sha256: String,
+    /// Type of its tensors.
+    pub dtype: FloatDtype,
+}
+
+impl Manifest {
+    /// A manifest without parts yet.
+    ///
+    /// # Errors
+    /// If the configuration is no JSON value, such as a map with keys that are not texts.
+    pub fn new(family: &str, config: &impl Serialize) -> Result<Self> {
+        let config = serde_json::to_value(config)
+            .map_err(|source| Error::Json { path: MANIFEST.into(), source })?;
+        Ok(Self {
+            format: FORMAT.into(),
+            version: VERSION,
+            family: family.into(),
+            config,
+            parts: BTreeMap::new(),
+            licence: None,
+            source: None,
+        })
+    }
+}
+
+/// An opened bundle; its weights are read when asked for.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl Bundle {
+    /// Reads the manifest and checks that the parts are there and have the right lengths.
+    ///
+    /// # Errors
+    /// Files that are not there, broken JSON, another format or version, names that leave the folder.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_owned();
+        let path = folder.join(MANIFEST);
+        let fault = |reason| Error::Bundle { path: folder.clone(), reason };
+        let file = |source| Error::File { path: path.clone(), source };
+        let opened = std::fs::File::open(&path).map_err(file)?;
+        let mut text = Vec::new();
+        opened.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text).map_err(file)?;
+        if text.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(fault(format!("{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")));
+        }
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
+            return Err(fault(format!(
+                "format {} version {}, expected {FORMAT} version {VERSION}",
+                manifest.format, manifest.version
+            )));
+        }
+        for part in manifest.parts.values() {
+            if !is_plain_name(&part.file) {
+                return Err(fault(format!("part `{}` is not a plain file name", part.file)));
+            }
+            let path = folder.join(&part.file);
+            let bytes = std::fs::metadata(&path)
+                .map_err(|source| Error::File { path: path.clone(), source })?
+                .len();
+            if bytes != part.bytes {
+                return Err(fault(format!(
+                    "{} has {bytes} bytes, the manifest says {}",
+                    part.file, part.bytes
+                )));
+            }
+        }
+        Ok(Self { folder, manifest })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Checks the sha256 of every part.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`] for the first part that differs.
+    pub fn verify(&self) -> Result<()> {
+        self.manifest.parts.values().try_for_each(|part| {
+            let path = self.folder.join(&part.file);
+            let found = sha256(&path)?;
+            match found == part.sha256 {
+                true => Ok(()),
+                false => Err(Error::Checksum { path, expected: part.sha256.clone(), found }),
+            }
+        })
+    }
+
+    /// The tensors of a part.
+    ///
+    /// # Errors
+    /// A part that is not in the manifest, or a broken file.
+    pub fn checkpoint(&self, part: &str) -> Result<Checkpoint> {
+        let entry = self.manifest.parts.get(part).ok_or_else(|| Error::Bundle {
+            path: self.folder.clone(),
+            reason: format!("{MANIFEST} lists no part `{part}`"),
+        })?;
+        Checkpoint::open(self.folder.join(&entry.file))
+    }
+
+    /// Fills a module from a part.
+    ///
+    /// # Errors
+    /// See [`load()`](crate::load).
+    pub fn load<M: Module>(
+        &self,
+        part: &str,
+        module: M,
+        dtype: FloatDtype,
+        device: &Device,
+    ) -> Result<(M, LoadReport)> {
+        load(module, &self.checkpoint(part)?, &Layout::native(), dtype, device)
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let file = |source| Error::File { path: path.to_owned(), source };
+    let mut opened = std::fs::File::open(path).map_err(file)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match opened.read(&mut buffer).map_err(file)? {
+            0 => break,
+            count => hash.update(&buffer[..count]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The weights of one network on their way to a file.
+pub struct Part(Vec<(String, Values)>);
+
+/// A parameter whose values are fetched when they are written.
+struct Values {
+    shape: Vec<usize>,
+    fetch: Box<dyn Fn() -> Vec<f32>>,
+}
+
+impl Part {
+    /// All float parameters of a module under their own names.
+    pub fn module<M: Module>(module: &M) -> Self {
+        #[derive(Default)]
+        struct Collect {
+            path: Vec<String>,
+            found: Vec<(String, Values)>,
+        }
+        impl ModuleVisitor for Collect {
+            fn enter_module(&mut self, name: &str, _container_type: &str) {
+                self.path.push(name.to_owned());
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.path.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let tensor = param.val();
+                let fetch = move || -> Vec<f32> {
+                    tensor.to_data_as::<f32>().try_to_vec().expect("converted to f32")
+                };
+                let shape = param.lazy_shape().to_vec();
+                self.found.push((self.path.join("."), Values { shape, fetch: Box::new(fetch) }));
+            }
+        }
+        let mut collect = Collect::default();
+        module.visit(&mut collect);
+        Self(collect.found)
+    }
+}
+
+struct Typed(Values, FloatDtype);
+
+impl View for Typed {
+    fn dtype(&self) -> Stored {
+        match self.1 {
+            FloatDtype::F32 => Stored::F32,
+            FloatDtype::F16 => Stored::F16,
+            FloatDtype::Bf16 => Stored::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let values = (self.0.fetch)();
+        Cow::Owned(self.1.data(values, self.0.shape.clone()).as_bytes().to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.shape.iter().product::<usize>() * self.1.stored().size()
+    }
+}
+
+/// Writes a bundle: into a temporary folder beside the target, which then takes its place.
+///
+/// # Errors
+/// [`Error::Exists`] without `overwrite`, and everything the disk refuses; nothing half-written is left.
+pub fn save_bundle(
+    folder: &Path,
+    mut manifest: Manifest,
+    parts: Vec<(&str, Part)>,
+    dtype: FloatDtype,
+    overwrite: bool,
+) -> Result<()> {
+    if folder.exists() && !overwrite {
+        return Err(Error::Exists { path: folder.to_owned() });
+    }
+    let file = |source| Error::File { path: folder.to_owned(), source };
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(file)?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempdir_in(parent)
+        .map_err(file)?;
+    let fresh = temporary.path().join("new");
+    std::fs::create_dir(&fresh).map_err(file)?;
+    for (name, part) in parts {
+        let file_name = format!("{name}.safetensors");
+        let path = fresh.join(&file_name);
+        let views = part.0.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
+        stream(&path, views, &BTreeMap::new())?;
+        let bytes = std::fs::metadata(&path).map_err(file)?.len();
+        let entry = PartEntry { file: file_name, bytes, sha256: sha256(&path)?, dtype };
+        manifest.parts.insert(name.to_owned(), entry);
+    }
+    let text = serde_json::to_string_pretty(&manifest)
+        .map_err(|source| Error::Json { path: folder.join(MANIFEST), source })?;
+    std::fs::write(fresh.join(MANIFEST), text + "\n").map_err(file)?;
+    sync_folder(&fresh).map_err(file)?;
+    if folder.exists() {
+        std::fs::rename(folder, temporary.path().join("old")).map_err(file)?;
+    }
+    std::fs::rename(&fresh, folder).map_err(file)?;
+    sync_folder(parent).map_err(file)
+}

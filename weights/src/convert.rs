@@ -1,0 +1,9 @@
+//! Tables for foreign layouts.
+
+mod autoencoder;
+mod dit;
+mod mp_dit;
+
+pub use autoencoder::autoencoder;
+pub use dit::{dit_diffusers, dit_original};
+pub use mp_dit::mp_dit;

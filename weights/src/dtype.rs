@@ -1,0 +1,170 @@
+//! Element types and their conversion.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::{DType, TensorData};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// Type of the elements of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F64 | Dtype::I64 => 8,
+            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F16 | Dtype::BF16 | Dtype::I16 => 2,
+            Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
+        }
+    }
+
+    /// Whether elements are floating-point numbers.
+    pub fn is_float(self) -> bool {
+        matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::F64 => "f64",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::BF16 => "bf16",
+            Dtype::I64 => "i64",
+            Dtype::I32 => "i32",
+            Dtype::I16 => "i16",
+            Dtype::I8 => "i8",
+            Dtype::U8 => "u8",
+            Dtype::Bool => "bool",
+        })
+    }
+}
+
+/// Type of the weights of a loaded network, or of a written bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatDtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+impl FloatDtype {
+    /// burn's name.
+    pub fn burn(self) -> DType {
+        match self {
+            FloatDtype::F32 => DType::F32,
+            FloatDtype::F16 => DType::F16,
+            FloatDtype::Bf16 => DType::BF16,
+        }
+    }
+
+    pub(crate) fn stored(self) -> Dtype {
+        match self {
+            FloatDtype::F32 => Dtype::F32,
+            FloatDtype::F16 => Dtype::F16,
+            FloatDtype::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// A tensor of these values in this type.
+    pub(crate) fn data(self, values: Vec<f32>, shape: Vec<usize>) -> TensorData {
+        match self {
+            FloatDtype::F32 => TensorData::new(values, shape),
+            FloatDtype::F16 => {
+                let mut halves = vec![f16::ZERO; values.len()];
+                halves.convert_from_f32_slice(&values);
+                TensorData::new(halves, shape)
+            }
+            FloatDtype::Bf16 => {
+                let mut halves = vec![bf16::ZERO; values.len()];
+                halves.convert_from_f32_slice(&values);
+                TensorData::new(halves, shape)
+            }
+        }
+    }
+}
+
+impl FromStr for FloatDtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "f32" | "float32" => Ok(FloatDtype::F32),
+            "f16" | "float16" | "fp16" | "half" => Ok(FloatDtype::F16),
+            "bf16" | "bfloat16" => Ok(FloatDtype::Bf16),
+            _ => Err(format!("unknown type `{text}`, expected f32, f16 or bf16")),
+        }
+    }
+}
+
+impl fmt::Display for FloatDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stored().fmt(f)
+    }
+}
+
+/// Little-endian bytes of any type as f32; trailing bytes that make no element are left out.
+pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
+    }
+    match dtype {
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f32),
+        Dtype::I32 => each(bytes, |b| i32::from_le_bytes(b) as f32),
+        Dtype::I16 => each(bytes, |b| f32::from(i16::from_le_bytes(b))),
+        Dtype::I8 => each(bytes, |b: [u8; 1]| f32::from(b[0] as i8)),
+        Dtype::U8 | Dtype::Bool => each(bytes, |b: [u8; 1]| f32::from(b[0])),
+        Dtype::F16 => {
+            let halves: Vec<f16> =
+                bytes.as_chunks().0.iter().map(|chunk| f16::from_le_bytes(*chunk)).collect();
+            halves.to_f32_vec()
+        }
+        Dtype::BF16 => {
+            let halves: Vec<bf16> =
+                bytes.as_chunks().0.iter().map(|chunk| bf16::from_le_bytes(*chunk)).collect();
+            halves.to_f32_vec()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_reads_back_its_values() {
+        let values = [0.0f32, 1.0, -2.5, 96.0];
+        for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::Bf16] {
+            let data = dtype.data(values.to_vec(), vec![4]);
+            assert_eq!(to_f32(data.as_bytes(), dtype.stored()), values);
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        assert_eq!(to_f32(&(-7i64).to_le_bytes(), Dtype::I64), [-7.0]);
+        assert_eq!(to_f32(&[0xff, 3], Dtype::I8), [-1.0, 3.0]);
+    }
+}

@@ -1,0 +1,161 @@
+//! Errors of this crate.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// What can be wrong with a file or with what it holds.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of none of the known formats.
+    #[error("{}: neither safetensors, nor a shard index, nor a PyTorch file", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A safetensors file that breaks its own rules.
+    #[error("{}: broken safetensors header: {reason}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// The broken rule.
+        reason: String,
+    },
+    /// A shard index that breaks the rules.
+    #[error("{}: broken shard index: {reason}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// The broken rule.
+        reason: String,
+    },
+    /// A PyTorch file that cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Pytorch {
+        /// The file.
+        path: PathBuf,
+        /// What its reader said.
+        reason: String,
+    },
+    /// A pickle that names Python code other than what tensors need.
+    #[error("{}: refused: the pickle names `{global}`, which no checkpoint needs", path.display())]
+    Global {
+        /// The file.
+        path: PathBuf,
+        /// The Python name.
+        global: String,
+    },
+    /// A JSON file that cannot be parsed.
+    #[error("{}: broken JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A bundle that breaks the rules.
+    #[error("{}: {reason}", path.display())]
+    Bundle {
+        /// The folder.
+        path: PathBuf,
+        /// The broken rule.
+        reason: String,
+    },
+    /// A part whose content is not what the manifest says.
+    #[error("{}: sha256 is {found}, the manifest says {expected}", path.display())]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Of the manifest.
+        expected: String,
+        /// Of the file.
+        found: String,
+    },
+    /// A tensor that is not there.
+    #[error("{}: no tensor `{name}`", path.display())]
+    NoTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A checkpoint that does not fit the network.
+    #[error("{}: {mismatch}", path.display())]
+    Mismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Everything that does not fit.
+        mismatch: Box<Mismatch>,
+    },
+    /// Copies of a tensor that should be the same and are not.
+    #[error("{}: `{copy}` differs from `{first}`, the two should be copies", path.display())]
+    Copies {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor that is used.
+        first: String,
+        /// The one that differs.
+        copy: String,
+    },
+    /// A target that exists.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// All differences between a checkpoint and a network.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Parameters without a tensor, each with the foreign names looked for.
+    pub missing: Vec<String>,
+    /// Tensors without a parameter, each with the most similar missing one, if any.
+    pub unused: Vec<String>,
+    /// Tensors of another shape or type, with both.
+    pub different: Vec<String>,
+}
+
+/// Names shown of each kind of difference.
+const SHOWN: usize = 10;
+
+impl Mismatch {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unused.is_empty() && self.different.is_empty()
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the weights do not fit the network")?;
+        let kinds =
+            [("missing", &self.missing), ("unused", &self.unused), ("different", &self.different)];
+        for (kind, names) in kinds {
+            if names.is_empty() {
+                continue;
+            }
+            write!(f, "\n  {kind} ({}):", names.len())?;
+            for name in names.iter().take(SHOWN) {
+                write!(f, "\n    {name}")?;
+            }
+            if names.len() > SHOWN {
+                write!(f, "\n    ... {} more", names.len() - SHOWN)?;
+            }
+        }
+        Ok(())
+    }
+}

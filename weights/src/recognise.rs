@@ -1,0 +1,35 @@
+//! Telling foreign checkpoints apart by the names they hold.
+
+use crate::checkpoint::Checkpoint;
+
+/// A kind of checkpoint that has a table in [`convert`](crate::convert).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Foreign {
+    /// The original DiT.
+    DitOriginal,
+    /// The transformer of diffusers' `DiTPipeline`.
+    DitDiffusers,
+    /// MP-DiT.
+    MpDit,
+    /// diffusers' `AutoencoderKL`, in its present or its former spelling.
+    AutoencoderKl,
+    /// The autoencoder of the original latent diffusion code.
+    AutoencoderCompVis,
+}
+
+/// Two names that only this kind holds together.
+const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
+    (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
+    (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
+    (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
+    (Foreign::AutoencoderKl, ["encoder.conv_in.weight", "decoder.conv_norm_out.weight"]),
+    (Foreign::AutoencoderCompVis, ["encoder.conv_in.weight", "decoder.norm_out.weight"]),
+];
+
+/// What a checkpoint holds, if it is of a known kind.
+pub fn recognise(checkpoint: &Checkpoint) -> Option<Foreign> {
+    let holds = |name: &&str| checkpoint.tensors().contains_key(*name);
+    let found = SIGNATURES.iter().find(|(_, names)| names.iter().all(|name| holds(&name)));
+    found.map(|(kind, _)| *kind)
+}
