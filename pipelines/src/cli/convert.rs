@@ -1,0 +1,48 @@
+//! `pyrograph convert`.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use clap::Args;
+use pyrograph::model::{FAMILY, NET, VAE};
+use pyrograph_weights::{FloatDtype, Manifest, Part, save_bundle};
+
+use super::{Common, find_model};
+
+#[derive(Args)]
+pub(super) struct Convert {
+    /// Bundle, diffusers folder or checkpoint file
+    input: PathBuf,
+    /// Folder of the new bundle
+    #[arg(long, short)]
+    output: PathBuf,
+    /// Type of the weights on disk: f32, f16 or bf16
+    #[arg(long, default_value = "f16")]
+    dtype: FloatDtype,
+    /// Licence of the weights, stored in the bundle
+    #[arg(long)]
+    licence: Option<String>,
+    /// Where the weights come from, stored in the bundle
+    #[arg(long)]
+    source: Option<String>,
+    /// Replace the output
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(super) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
+    let input = find_model(&args.input)?;
+    let recognised = pyrograph::model::recognise(&input)?;
+    common.say(&format!("{}: {}", input.display(), recognised.kind));
+    let mut warn = |text: String| common.say(&format!("warning: {text}"));
+    // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
+    let model = recognised.load(args.dtype, &Device::flex(), &mut warn)?;
+    let mut manifest = Manifest::new(FAMILY, &model.config)?;
+    manifest.licence.clone_from(&args.licence);
+    manifest.source.clone_from(&args.source);
+    let mut parts = vec![(NET, Part::module(&model.net))];
+    parts.extend(model.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
+    save_bundle(&args.output, manifest, parts, args.dtype, args.overwrite)?;
+    common.say(&format!("wrote {}", args.output.display()));
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! `pyrograph inspect`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pyrograph_weights::{Bundle, Checkpoint};
+
+use super::{Common, find_model};
+
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    path: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
+    let path = find_model(&args.path)?;
+    match pyrograph::model::recognise(&path) {
+        Ok(model) => {
+            let config = &model.config;
+            if common.json {
+                let line = serde_json::json!({
+                    "path": path, "kind": model.kind, "config": config,
+                    "parameters": config.net.parameters(),
+                    "stored_elements": model.net.checkpoint.elements(),
+                });
+                println!("{line}");
+                return Ok(());
+            }
+            println!("{}: {}", path.display(), model.kind);
+            println!("transformer: {} parameters", thousands(config.net.parameters()));
+            println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));
+            println!("process: {}", serde_json::to_string(&config.process)?);
+            println!("defaults: {}", serde_json::to_string(&config.defaults)?);
+            if !config.labels.0.is_empty() {
+                println!("classes: {}", config.labels.0.join(", "));
+            }
+            list("transformer", &model.net.checkpoint, args.tensors);
+            if let Some(vae) = &model.vae {
+                list("autoencoder", &vae.checkpoint, args.tensors);
+            }
+            card(&path)
+        }
+        // A file of weights that is no model by itself is still worth a look.
+        Err(error) if path.is_file() => {
+            let checkpoint = Checkpoint::open(&path)?;
+            common.say(&format!("not a complete model: {error:#}"));
+            if let Some(kind) = pyrograph_weights::recognise(&checkpoint) {
+                println!("recognised as {kind:?}");
+            }
+            list("weights", &checkpoint, args.tensors);
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn list(title: &str, checkpoint: &Checkpoint, every: bool) {
+    let tensors = checkpoint.tensors();
+    println!("{title}: {} tensors, {} elements", tensors.len(), thousands(checkpoint.elements()));
+    for (key, text) in checkpoint.metadata() {
+        println!("  {key} = {text}");
+    }
+    if every {
+        for (name, info) in tensors {
+            println!("  {name} {} {:?}", info.dtype, info.shape);
+        }
+    }
+}
+
+fn card(path: &Path) -> anyhow::Result<()> {
+    if let Ok(bundle) = Bundle::open(path) {
+        let manifest = bundle.manifest();
+        for (key, text) in [("licence", &manifest.licence), ("source", &manifest.source)] {
+            if let Some(text) = text {
+                println!("{key}: {text}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,95 @@
+//! `pyrograph train class`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use pyrograph::data::Dataset;
+use pyrograph::train::{Event, Run, TrainConfig};
+
+use super::{Common, interrupted};
+
+#[derive(Args)]
+pub(super) struct Class {
+    /// Folder with one sub-folder of images per class, or with a metadata.jsonl
+    #[arg(long, short)]
+    data: PathBuf,
+    /// Folder of the run: checkpoints, log, samples and the finished model
+    #[arg(long, short, default_value = "runs/class")]
+    output: PathBuf,
+    /// TOML file of settings
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Setting that overrides the file, such as model.hidden=128
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Steps of the run
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Images per step
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Peak learning rate
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Seed of weights, data order and noise
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Go on from the newest checkpoint of the run
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+    let text = match &args.config {
+        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        None => String::new(),
+    };
+    let mut overrides = args.set.clone();
+    overrides.extend(args.steps.map(|value| format!("steps={value}")));
+    overrides.extend(args.batch.map(|value| format!("batch={value}")));
+    overrides.extend(args.lr.map(|value| format!("learning_rate.peak={value}")));
+    overrides.extend(args.seed.map(|value| format!("seed={value}")));
+    let config = TrainConfig::parse(&text, &overrides)?;
+    let opened = common.open()?;
+    let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
+    common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
+    let steps = config.steps;
+    let mut run = Run::new(&args.output, config, data, args.resume, &opened.device)?;
+    common.say(&format!("{} parameters", run.net().config().parameters()));
+
+    let bar = common.progress_bar(
+        steps,
+        "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}",
+    );
+    bar.set_position(run.step());
+    bar.reset_eta();
+    let flow = run.train(&mut |event| {
+        match event {
+            Event::Step { step, loss, rate } => {
+                bar.set_position(step);
+                if let Some(loss) = loss {
+                    bar.set_message(format!("loss {loss:.4}, {rate:.1} images/s"));
+                    if common.json {
+                        let line = serde_json::json!({
+                            "step": step, "loss": loss, "images_per_second": rate,
+                        });
+                        println!("{line}");
+                    }
+                }
+            }
+            Event::Wrote(path) if common.verbose => {
+                bar.suspend(|| common.say(&format!("wrote {}", path.display())));
+            }
+            Event::Wrote(_) => (),
+            Event::Resumed(step) => common.say(&format!("resumed at step {step}")),
+        }
+        interrupted()
+    })?;
+    bar.finish_and_clear();
+    match flow.is_break() {
+        true => common.say(&format!("stopped and saved at step {}", run.step())),
+        false => common.say(&format!("finished: {}", args.output.join("model").display())),
+    }
+    Ok(())
+}

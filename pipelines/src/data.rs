@@ -1,0 +1,352 @@
+//! Training images: a folder with one sub-folder per class, or with a `metadata.jsonl`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::Image;
+use image::RgbaImage;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What transparent pixels are laid on: one of these colours, chosen per draw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Background(pub Vec<[u8; 3]>);
+
+impl Default for Background {
+    fn default() -> Self {
+        Self(vec![[255; 3]])
+    }
+}
+
+/// Images in memory, resized to one size, with a class each.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    size: [usize; 2],
+    /// Straight RGBA, one after the other.
+    pixels: Vec<u8>,
+    labels: Vec<usize>,
+    classes: Vec<String>,
+    background: Background,
+}
+
+/// Extensions that are read.
+const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+/// Name of the list of images in a folder without classes.
+const METADATA: &str = "metadata.jsonl";
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(alias = "file")]
+    file_name: String,
+    #[serde(alias = "class")]
+    label: String,
+}
+
+impl Dataset {
+    /// Reads all images of a folder, scaled so that the shorter side fits `size`, `[height, width]`, and
+    /// cropped at the centre.
+    ///
+    /// # Errors
+    /// A folder without images, an image that cannot be decoded, a name in `metadata.jsonl` that leaves
+    /// the folder or appears twice.
+    pub fn open(folder: &Path, size: [usize; 2], background: Background) -> Result<Self> {
+        let fault = |reason: &str| Error::Dataset { path: folder.to_owned(), reason: reason.into() };
+        if background.0.is_empty() {
+            return Err(fault("no background colour"));
+        }
+        let files = match folder.join(METADATA) {
+            list if list.is_file() => listed(folder, &list)?,
+            _ => by_folder(folder)?,
+        };
+        if files.is_empty() {
+            return Err(fault("no images: expected sub-folders of png, jpg or webp files"));
+        }
+        let names: BTreeSet<&String> = files.iter().map(|(_, class)| class).collect();
+        let classes: Vec<String> = names.into_iter().cloned().collect();
+        let labels = files
+            .iter()
+            .map(|(_, class)| classes.binary_search(class).expect("collected from the same list"))
+            .collect();
+        let images: Vec<Vec<u8>> = files
+            .par_iter()
+            .map(|(path, _)| Ok(fit(&decode(path)?, size)))
+            .collect::<Result<_>>()?;
+        Ok(Self { size, pixels: images.concat(), labels, classes, background })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none; never, once opened.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Names of the classes, sorted.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// A batch with pixels in [-1, 1], `[batch, 3, height, width]`, and its labels.
+    ///
+    /// `flips` mirrors an image, `colours` chooses its background, modulo their number.
+    pub fn batch(
+        &self,
+        indices: &[usize],
+        flips: &[bool],
+        colours: &[usize],
+        device: &Device,
+    ) -> (Tensor<4>, Vec<usize>) {
+        let [height, width] = self.size;
+        let plane = height * width;
+        let mut values = vec![0f32; indices.len() * 3 * plane];
+        for (i, (&index, (&flip, &colour))) in
+            indices.iter().zip(flips.iter().zip(colours)).enumerate()
+        {
+            let background = self.background.0[colour % self.background.0.len()];
+            let image = &self.pixels[index * plane * 4..(index + 1) * plane * 4];
+            let out = &mut values[i * 3 * plane..(i + 1) * 3 * plane];
+            for (at, pixel) in image.as_chunks::<4>().0.iter().enumerate() {
+                let (y, x) = (at / width, at % width);
+                let to = y * width + if flip { width - 1 - x } else { x };
+                let alpha = f32::from(pixel[3]) / 255.0;
+                for channel in 0..3 {
+                    let value = f32::from(pixel[channel]) * alpha
+                        + f32::from(background[channel]) * (1.0 - alpha);
+                    out[channel * plane + to] = value / 127.5 - 1.0;
+                }
+            }
+        }
+        let shape = [indices.len(), 3, height, width];
+        let labels = indices.iter().map(|&index| self.labels[index]).collect();
+        (Tensor::from_data(TensorData::new(values, shape), device), labels)
+    }
+}
+
+fn by_folder(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = Vec::new();
+    for class in sorted_entries(folder)? {
+        if !class.is_dir() {
+            continue;
+        }
+        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let before = files.len();
+        for path in sorted_entries(&class)? {
+            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            if EXTENSIONS.contains(&extension.as_str()) {
+                files.push((path, name.clone()));
+            }
+        }
+        if files.len() == before {
+            return Err(Error::Dataset { path: class, reason: "a class without images".into() });
+        }
+    }
+    Ok(files)
+}
+
+fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let file = |source| Error::File { path: folder.to_owned(), source };
+    let entries: std::io::Result<Vec<PathBuf>> =
+        std::fs::read_dir(folder).map_err(file)?.map(|entry| Ok(entry?.path())).collect();
+    let mut entries = entries.map_err(file)?;
+    entries.sort();
+    Ok(entries)
+}
+
+fn listed(folder: &Path, list: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let text = std::fs::read_to_string(list)
+        .map_err(|source| Error::File { path: list.to_owned(), source })?;
+    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let fault = |reason: String| Error::Dataset {
+            path: list.to_owned(),
+            reason: format!("line {}: {reason}", number + 1),
+        };
+        let entry: Entry = serde_json::from_str(line).map_err(|error| fault(error.to_string()))?;
+        let inside = Path::new(&entry.file_name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        if !inside {
+            return Err(fault(format!("`{}` leaves the folder", entry.file_name)));
+        }
+        let path = folder.join(&entry.file_name);
+        if files.insert(path, entry.label).is_some() {
+            return Err(fault(format!("`{}` is listed twice", entry.file_name)));
+        }
+    }
+    Ok(files.into_iter().collect())
+}
+
+fn decode(path: &Path) -> Result<RgbaImage> {
+    let picture = image::ImageReader::open(path)
+        .and_then(image::ImageReader::with_guessed_format)
+        .map_err(|source| Error::File { path: path.to_owned(), source })?
+        .decode()
+        .map_err(|source| Error::Image { path: path.to_owned(), source })?;
+    Ok(picture.into_rgba8())
+}
+
+/// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
+fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
+    if picture.dimensions() == (width as u32, height as u32) {
+        return picture.as_raw().clone();
+    }
+    let source = Image::from_vec_u8(
+        picture.width(),
+        picture.height(),
+        picture.as_raw().clone(),
+        PixelType::U8x4,
+    )
+    .expect("as many bytes as pixels");
+    let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .fit_into_destination(Some((0.5, 0.5)))
+        .use_alpha(true);
+    Resizer::new()
+        .resize(&source, &mut target, &options)
+        .expect("both images have the same pixel type");
+    target.into_vec()
+}
+
+/// The order in which a run sees its images: a new permutation per epoch, a pure function of the seed, so
+/// that a run can go on anywhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Order {
+    len: usize,
+    seed: u64,
+}
+
+impl Order {
+    /// The order of `len` images.
+    pub fn new(len: usize, seed: u64) -> Self {
+        Self { len, seed }
+    }
+
+    /// Images at positions `position..position + count` of the endless sequence of epochs.
+    pub fn indices(&self, position: u64, count: usize) -> Vec<usize> {
+        let len = self.len as u64;
+        let mut found = Vec::with_capacity(count);
+        let mut epoch = None;
+        let mut permutation = Vec::new();
+        for at in position..position + count as u64 {
+            if epoch != Some(at / len) {
+                epoch = Some(at / len);
+                permutation = self.permutation(at / len);
+            }
+            found.push(permutation[(at % len) as usize]);
+        }
+        found
+    }
+
+    /// Fisher-Yates with a stream of SplitMix64 per epoch.
+    fn permutation(&self, epoch: u64) -> Vec<usize> {
+        let mut state = self.seed ^ split_mix(&mut epoch.wrapping_add(1));
+        let mut order: Vec<usize> = (0..self.len).collect();
+        for i in (1..self.len).rev() {
+            // The bias of the remainder is below 2^-40 for any number of images that fits in memory.
+            order.swap(i, (split_mix(&mut state) % (i as u64 + 1)) as usize);
+        }
+        order
+    }
+}
+
+/// The generator SplitMix64 (Steele et al. 2014).
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgba;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (class, colour) in [("b", [255, 0, 0, 255]), ("a", [0, 255, 0, 0])] {
+            std::fs::create_dir(folder.path().join(class)).expect("created");
+            let picture = RgbaImage::from_fn(6, 4, |x, _| match x {
+                0 => Rgba([0, 0, 255, 255]),
+                _ => Rgba(colour),
+            });
+            picture.save(folder.path().join(class).join("1.png")).expect("written");
+        }
+        folder
+    }
+
+    #[test]
+    fn classes_are_sorted_and_transparency_shows_the_background() {
+        let folder = folder();
+        let background = Background(vec![[255; 3], [0; 3]]);
+        let data = Dataset::open(folder.path(), [4, 6], background).expect("two images");
+        assert_eq!(data.classes(), ["a", "b"]);
+        let device = Device::flex();
+        let (x, labels) = data.batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
+        assert_eq!(labels, [0, 0, 1]);
+        let at = |image: usize, channel: usize, column: usize| -> f32 {
+            x.clone().slice([image..image + 1, channel..channel + 1, 0..1, column..column + 1]).into_scalar()
+        };
+        assert_eq!((at(0, 0, 3), at(1, 0, 3)), (1.0, -1.0));
+        assert_eq!((at(0, 2, 0), at(1, 2, 5)), (1.0, 1.0));
+        assert_eq!((at(2, 0, 3), at(2, 1, 3)), (1.0, -1.0));
+    }
+
+    #[test]
+    fn lists_stay_in_their_folder() {
+        let folder = folder();
+        let list = folder.path().join(METADATA);
+        let open = || Dataset::open(folder.path(), [4, 4], Background::default());
+        std::fs::write(&list, r#"{"file_name": "a/1.png", "label": "x"}"#).expect("written");
+        assert_eq!(open().expect("one image").classes(), ["x"]);
+        for bad in [
+            r#"{"file_name": "../a/1.png", "label": "x"}"#,
+            r#"{"file_name": "/etc/passwd", "label": "x"}"#,
+            "not json",
+            "{\"file\": \"a/1.png\", \"class\": \"x\"}\n{\"file\": \"a/1.png\", \"class\": \"y\"}",
+        ] {
+            std::fs::write(&list, bad).expect("written");
+            assert!(open().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn broken_images_are_named() {
+        let folder = folder();
+        std::fs::write(folder.path().join("a/2.png"), b"no picture").expect("written");
+        let error = Dataset::open(folder.path(), [4, 4], Background::default()).expect_err("broken");
+        assert!(error.to_string().contains("2.png"), "{error}");
+    }
+
+    #[test]
+    fn every_epoch_is_a_permutation_and_any_part_can_be_asked_for() {
+        let order = Order::new(10, 3);
+        let all = order.indices(0, 30);
+        for epoch in all.chunks(10) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+        }
+        assert_ne!(all[..10], all[10..20]);
+        assert_eq!(order.indices(7, 9), all[7..16]);
+    }
+
+    #[test]
+    fn split_mix_matches_the_reference() {
+        let mut state = 1234567;
+        assert_eq!(split_mix(&mut state), 6457827717110365317);
+        assert_eq!(split_mix(&mut state), 3203168211198807973);
+    }
+}

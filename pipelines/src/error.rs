@@ -1,0 +1,169 @@
+//! Errors of this crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong between a request and a picture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}", path.display())]
+    File {
+        /// File or folder.
+        path: PathBuf,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A picture that cannot be decoded or encoded.
+    #[error("{}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: image::ImageError,
+    },
+    /// A PNG that cannot be read or written.
+    #[error("{}: {reason}", path.display())]
+    Png {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A JSON file that cannot be parsed.
+    #[error("{}: broken JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An output of an unknown kind.
+    #[error("{}: unknown kind of picture, expected .png, .jpg or .webp", path.display())]
+    OutputKind {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// A picture without content.
+    #[error("image {index} is {reason}: the model or its settings are broken, nothing was written")]
+    Degenerate {
+        /// Which of the run.
+        index: usize,
+        /// Constant, or not finite.
+        reason: &'static str,
+    },
+    /// A training folder that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Dataset {
+        /// Folder or file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A loss curve that could not be drawn.
+    #[error("plot: {reason}")]
+    Plot {
+        /// Why.
+        reason: String,
+    },
+    /// Nothing at the path of a model.
+    #[error("no model at {}", path.display())]
+    NoModel {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else at the path of a model.
+    #[error("{}: not a model: {reason}", path.display())]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+    /// A class id past the end.
+    #[error("class {class}, expected 0 to {}", classes - 1)]
+    ClassRange {
+        /// The id.
+        class: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A class name that is not known.
+    #[error("unknown class `{found}`; similar: {}", known.join(", "))]
+    UnknownClass {
+        /// The name.
+        found: String,
+        /// Similar names.
+        known: Vec<String>,
+    },
+    /// A picture size that the model cannot make.
+    #[error("size {}x{}, expected multiples of {step}", size[1], size[0])]
+    Size {
+        /// `[height, width]`.
+        size: [usize; 2],
+        /// What both must be multiples of.
+        step: usize,
+    },
+    /// Noise of another shape.
+    #[error("noise has shape {found:?}, expected {expected:?}")]
+    NoiseShape {
+        /// `[images, channels, height, width]` needed.
+        expected: [usize; 4],
+        /// Found.
+        found: [usize; 4],
+    },
+    /// A guide model that does not go with the model.
+    #[error("the guide model has {guide}, the model {model}")]
+    GuideMismatch {
+        /// Of the model.
+        model: String,
+        /// Of the guide.
+        guide: String,
+    },
+    /// Stopped by the caller.
+    #[error("cancelled")]
+    Cancelled,
+    /// A training configuration with a mistake.
+    #[error("configuration: {reason}")]
+    Config {
+        /// The mistake.
+        reason: String,
+    },
+    /// A run folder that is in use.
+    #[error("{} exists: continue it with --resume, or choose another --output", path.display())]
+    RunExists {
+        /// Its newest checkpoint.
+        path: PathBuf,
+    },
+    /// A checkpoint that does not fit the run.
+    #[error("cannot resume from {}: {reason}", path.display())]
+    Resume {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Training that went wrong.
+    #[error("the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f32,
+    },
+    /// From the engine.
+    #[error(transparent)]
+    Engine(#[from] pyrograph_engine::Error),
+    /// From reading or writing weights.
+    #[error(transparent)]
+    Weights(#[from] pyrograph_weights::Error),
+    /// From the placement of sampling steps.
+    #[error(transparent)]
+    Grid(#[from] pyrograph_engine::diffusion::GridError),
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

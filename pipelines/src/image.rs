@@ -1,0 +1,252 @@
+//! Pictures: tensors to pixels, contact sheets, files.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use image::{ImageFormat, RgbImage, imageops};
+
+use crate::error::{Error, Result};
+
+/// Pictures of a tensor with pixels in [-1, 1]; values outside are clipped.
+///
+/// # Shapes
+/// `[images, 1 | 3, height, width]`
+///
+/// # Errors
+/// [`Error::Degenerate`] for values that are not finite.
+///
+/// # Panics
+/// With another number of channels.
+pub fn to_images(pixels: Tensor<4>) -> Result<Vec<RgbImage>> {
+    let [count, channels, height, width] = pixels.dims();
+    assert!(channels == 1 || channels == 3, "{channels} channels, expected 1 or 3");
+    let values: Vec<f32> = pixels.to_data_as::<f32>().try_to_vec().expect("converted to f32");
+    let plane = height * width;
+    (0..count)
+        .map(|index| {
+            let image = &values[index * channels * plane..(index + 1) * channels * plane];
+            if !image.iter().all(|value| value.is_finite()) {
+                return Err(Error::Degenerate { index, reason: "not finite" });
+            }
+            let level = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8;
+            Ok(RgbImage::from_fn(width as u32, height as u32, |x, y| {
+                let at = y as usize * width + x as usize;
+                image::Rgb([0, 1, 2].map(|c| level(image[c.min(channels - 1) * plane + at])))
+            }))
+        })
+        .collect()
+}
+
+/// Refuses a picture of a single colour, which is how broken models and drivers show.
+pub fn check_picture(index: usize, picture: &RgbImage) -> Result<()> {
+    let mut pixels = picture.pixels();
+    let first = pixels.next();
+    match first.is_some() && pixels.all(|pixel| Some(pixel) == first) && picture.len() > 3 {
+        true => Err(Error::Degenerate { index, reason: "a single colour" }),
+        false => Ok(()),
+    }
+}
+
+/// Pictures side by side in rows of `columns`, with `gap` pixels of `background` around each.
+///
+/// # Panics
+/// Without pictures.
+pub fn contact_sheet(
+    pictures: &[RgbImage],
+    columns: usize,
+    gap: u32,
+    background: [u8; 3],
+) -> RgbImage {
+    let columns = columns.clamp(1, pictures.len()) as u32;
+    let rows = (pictures.len() as u32).div_ceil(columns);
+    let width = pictures.iter().map(RgbImage::width).max().expect("at least one picture");
+    let height = pictures.iter().map(RgbImage::height).max().expect("at least one picture");
+    let (step_x, step_y) = (width + gap, height + gap);
+    let mut sheet = RgbImage::from_pixel(
+        columns * step_x + gap,
+        rows * step_y + gap,
+        image::Rgb(background),
+    );
+    for (i, picture) in pictures.iter().enumerate() {
+        let (column, row) = (i as u32 % columns, i as u32 / columns);
+        let (x, y) = (gap + column * step_x, gap + row * step_y);
+        imageops::replace(&mut sheet, picture, i64::from(x), i64::from(y));
+    }
+    sheet
+}
+
+/// Format of an output, by its extension.
+fn format(path: &Path) -> Result<ImageFormat> {
+    let unknown = || Error::OutputKind { path: path.to_owned() };
+    let format = ImageFormat::from_path(path).map_err(|_| unknown())?;
+    match format {
+        ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP => Ok(format),
+        _ => Err(unknown()),
+    }
+}
+
+/// Checks, before any work, that a picture can be written to this path.
+///
+/// # Errors
+/// An unknown extension, or a folder that is not there.
+pub fn check_output_path(path: &Path) -> Result<()> {
+    format(path)?;
+    let folder = folder(path);
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(Error::File {
+            path: folder.to_owned(),
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder"),
+        }),
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a picture whole or not at all; PNG files also get the texts, keyword first.
+///
+/// # Errors
+/// An unknown extension, or a disk that refuses.
+pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) -> Result<()> {
+    let bytes = match format(path)? {
+        ImageFormat::Png => encode_png(picture, texts)
+            .map_err(|error| Error::Png { path: path.to_owned(), reason: error.to_string() })?,
+        format => {
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            picture
+                .write_to(&mut bytes, format)
+                .map_err(|source| Error::Image { path: path.to_owned(), source })?;
+            bytes.into_inner()
+        }
+    };
+    let file = |source| Error::File { path: path.to_owned(), source };
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempfile_in(folder(path))
+        .map_err(file)?;
+    temporary.write_all(&bytes).map_err(file)?;
+    temporary.as_file().sync_all().map_err(file)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o644);
+        temporary.as_file().set_permissions(mode).map_err(file)?;
+    }
+    temporary.persist(path).map_err(|error| file(error.error))?;
+    Ok(())
+}
+
+fn encode_png(
+    picture: &RgbImage,
+    texts: &[(String, String)],
+) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (key, text) in texts {
+        // tEXt is Latin-1; readers of A1111 metadata expect it where it suffices.
+        match text.chars().all(|c| (c as u32) < 256) {
+            true => encoder.add_text_chunk(key.clone(), text.clone())?,
+            false => encoder.add_itxt_chunk(key.clone(), text.clone())?,
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+/// Path of image `index` of `count`: `%d`, `%03d`, `{seed}` and `{class}` are filled in; several images
+/// of a pattern without a number or seed get `-000`, `-001` and so on before the extension.
+pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class: &str) -> PathBuf {
+    let text = pattern.to_string_lossy();
+    let (mut name, numbered) = fill_number(&text, index);
+    let distinct = numbered || name.contains("{seed}");
+    let safe: String =
+        class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+    name = name.replace("{seed}", &seed.to_string()).replace("{class}", &safe);
+    let path = PathBuf::from(name);
+    if distinct || count == 1 {
+        return path;
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+    path.with_file_name(format!("{stem}-{index:03}.{extension}"))
+}
+
+/// Replaces the first `%d` or `%0Nd` by a number.
+fn fill_number(text: &str, number: usize) -> (String, bool) {
+    for (at, _) in text.match_indices('%') {
+        let rest = &text[at + 1..];
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        if rest[digits..].starts_with('d') && digits <= 2 {
+            let width = rest[..digits].parse::<usize>().unwrap_or(0);
+            let filled = format!("{}{number:0width$}{}", &text[..at], &rest[digits + 1..]);
+            return (filled, true);
+        }
+    }
+    (text.to_owned(), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn pixels_are_rounded_and_clipped() {
+        let device = Device::flex();
+        let values = Tensor::<1>::from_floats([-1.5, -1.0, 0.0, 1.0], &device);
+        let image = to_images(values.reshape([1, 1, 2, 2])).expect("finite").remove(0);
+        let levels: Vec<u8> = image.pixels().map(|pixel| pixel.0[2]).collect();
+        assert_eq!(levels, [0, 0, 128, 255]);
+        let broken = Tensor::<1>::from_floats([f32::NAN; 4], &device).reshape([1, 1, 2, 2]);
+        assert!(matches!(to_images(broken), Err(Error::Degenerate { index: 0, .. })));
+    }
+
+    #[test]
+    fn a_single_colour_is_refused() {
+        let mut picture = RgbImage::from_pixel(4, 4, image::Rgb([7, 7, 7]));
+        assert!(check_picture(3, &picture).is_err());
+        picture.put_pixel(3, 3, image::Rgb([8, 7, 7]));
+        assert!(check_picture(3, &picture).is_ok());
+    }
+
+    #[test]
+    fn output_names() {
+        let name = |pattern: &str, count| {
+            let path = output_path(Path::new(pattern), 7, count, 42, "a/b c");
+            path.to_string_lossy().into_owned()
+        };
+        assert_eq!(name("out.png", 1), "out.png");
+        assert_eq!(name("out.png", 9), "out-007.png");
+        assert_eq!(name("o/%03d-{seed}.png", 9), "o/007-42.png");
+        assert_eq!(name("%d.png", 9), "7.png");
+        assert_eq!(name("{class}.png", 2), "a-b-c-007.png");
+        assert_eq!(name("100%.png", 1), "100%.png");
+    }
+
+    #[test]
+    fn sheets_hold_every_picture_once() {
+        let pictures: Vec<RgbImage> =
+            (0..5).map(|i| RgbImage::from_pixel(3, 2, image::Rgb([i + 1, 0, 0]))).collect();
+        let sheet = contact_sheet(&pictures, 2, 1, [0; 3]);
+        assert_eq!(sheet.dimensions(), (2 * 4 + 1, 3 * 3 + 1));
+        for i in 1..=5 {
+            assert_eq!(sheet.pixels().filter(|pixel| pixel.0[0] == i).count(), 6);
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_missing_folders_fail_first() {
+        assert!(matches!(check_output_path(Path::new("a.gif")), Err(Error::OutputKind { .. })));
+        assert!(matches!(check_output_path(Path::new("no/such/a.png")), Err(Error::File { .. })));
+    }
+}

@@ -1,0 +1,102 @@
+//! Line plots as pictures.
+
+use std::sync::Once;
+
+use image::RgbImage;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+use crate::error::{Error, Result};
+
+/// Size of a plot in pixels.
+const SIZE: (u32, u32) = (900, 520);
+/// Share of an older value in the smoothed curve, per point.
+const SMOOTHING: f64 = 0.95;
+
+/// Loss over steps: every point, and a smoothed curve.
+///
+/// # Errors
+/// If there is nothing to draw.
+pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // Fails only for a font that cannot be parsed; drawing text then reports it.
+        let _ = register_font("sans-serif", FontStyle::Normal, ttf_noto_sans::REGULAR);
+    });
+    let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
+    let points: Vec<(f64, f64)> = points.iter().filter(finite).copied().collect();
+    let fault = |reason: String| Error::Plot { reason };
+    let (Some(first), Some(last)) = (points.first(), points.last()) else {
+        return Err(fault("no points".into()));
+    };
+    let low = points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    // The first steps of a run are far above the rest and would flatten it.
+    let mut sorted: Vec<f64> = points.iter().map(|p| p.1).collect();
+    sorted.sort_by(f64::total_cmp);
+    let high = sorted[(sorted.len() - 1) * 99 / 100].max(low + 1e-9);
+    let margin = (high - low) * 0.05;
+
+    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
+        let mut draw = || -> Result<(), Box<dyn std::error::Error>> {
+            area.fill(&WHITE)?;
+            let mut chart = ChartBuilder::on(&area)
+                .caption("training loss", ("sans-serif", 22))
+                .margin(14)
+                .x_label_area_size(40)
+                .y_label_area_size(64)
+                .build_cartesian_2d(first.0..last.0.max(first.0 + 1.0), low - margin..high + margin)?;
+            chart
+                .configure_mesh()
+                .light_line_style(TRANSPARENT)
+                .bold_line_style(RGBColor(225, 225, 225))
+                .x_desc("step")
+                .y_desc("loss")
+                .label_style(("sans-serif", 15))
+                .draw()?;
+            chart.draw_series(LineSeries::new(points.iter().copied(), RGBColor(170, 200, 235)))?;
+            let strong = RGBColor(20, 80, 160).stroke_width(2);
+            chart.draw_series(LineSeries::new(smoothed(&points), strong))?;
+            area.present()?;
+            Ok(())
+        };
+        draw().map_err(|error| fault(error.to_string()))?;
+    }
+    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
+}
+
+/// Exponential average, corrected for its start.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let (mut sum, mut weight) = (0.0, 0.0);
+    points
+        .iter()
+        .map(|&(x, y)| {
+            sum = sum * SMOOTHING + y * (1.0 - SMOOTHING);
+            weight = weight * SMOOTHING + 1.0 - SMOOTHING;
+            (x, sum / weight)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_leaves_ink_of_both_colours() {
+        let points: Vec<(f64, f64)> =
+            (0..200).map(|i| (f64::from(i), 1.0 / f64::from(i + 1) + f64::from(i % 3) * 0.01)).collect();
+        let plot = loss_curve(&points).expect("points");
+        let count = |near: [u8; 3]| plot.pixels().filter(|pixel| pixel.0 == near).count();
+        assert!(count([20, 80, 160]) > 200, "{}", count([20, 80, 160]));
+        assert!(plot.pixels().filter(|pixel| pixel.0[0] < 100).count() > 800, "no text");
+        assert!(loss_curve(&[]).is_err());
+    }
+
+    #[test]
+    fn smoothing_keeps_constants() {
+        let flat: Vec<(f64, f64)> = (0..9).map(|i| (f64::from(i), 3.0)).collect();
+        assert!(smoothed(&flat).iter().all(|(_, y)| (y - 3.0).abs() < 1e-12));
+    }
+}
