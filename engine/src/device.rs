@@ -160,6 +160,11 @@ impl fmt::Display for Opened {
     }
 }
 
+/// Whether a device computes on the CPU, in this process.
+pub fn is_host(device: &Device) -> bool {
+    device.clone().inner() == Device::flex()
+}
+
 /// Opens what was asked for; `fusion` joins element-wise GPU operations into one kernel.
 ///
 /// `fusion` can be set once per process, before the first GPU device.

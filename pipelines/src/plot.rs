@@ -39,7 +39,7 @@ pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
     let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
     {
         let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-        let mut draw = || -> Result<(), Box<dyn std::error::Error>> {
+        let draw = || -> Result<(), Box<dyn std::error::Error>> {
             area.fill(&WHITE)?;
             let mut chart = ChartBuilder::on(&area)
                 .caption("training loss", ("sans-serif", 22))

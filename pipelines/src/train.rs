@@ -23,6 +23,9 @@ use crate::labels::Labels;
 use crate::model::ModelConfig;
 use log::Log;
 
+/// Range of the numbers that choose a background.
+const COLOUR_DRAWS: f64 = 65536.0;
+
 /// What a running training reports.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -190,17 +193,21 @@ impl Run {
         let step = trainer.step;
         let part = config.batch / config.micro_batches;
         let indices = order.indices(step * config.batch as u64, config.batch);
-        let mut random = Generator::new(config.seed.wrapping_add(step.wrapping_mul(0x9E37_79B9)));
-        let flips: Vec<bool> =
-            indices.iter().map(|_| config.flip && random.uniform() < 0.5).collect();
-        let colours: Vec<usize> =
-            indices.iter().map(|_| (random.uniform() * (1u32 << 16) as f64) as usize).collect();
+        // Every part of every step has a stream of its own, so that a run can go on anywhere.
+        let stream = |part: u64| {
+            let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
+            Generator::new(config.seed.wrapping_add(step))
+        };
         let objective =
             Denoising { process: model.process.clone(), label_dropout: config.label_dropout };
         let report = trainer.step(config.micro_batches, |net, i| {
-            let range = i * part..(i + 1) * part;
-            let (pixels, labels) =
-                data.batch(&indices[range.clone()], &flips[range.clone()], &colours[range], device);
+            let mut random = stream(i as u64);
+            let indices = &indices[i * part..(i + 1) * part];
+            let flips: Vec<bool> =
+                indices.iter().map(|_| config.flip && random.uniform() < 0.5).collect();
+            let colours: Vec<usize> =
+                indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
+            let (pixels, labels) = data.batch(indices, &flips, &colours, device);
             let clean = match vae.as_ref() {
                 Some(vae) => vae.scale(vae.encode(pixels).mean),
                 None => pixels,

@@ -243,9 +243,9 @@ fn our_place(
 ) -> (String, Option<(usize, usize)>) {
     let plain = [
         ("x_embedder.weight", "patch.weight"),
-        ("t_embedder.mlp.net.0.weight", "time.mlp.up.weight"),
-        ("t_embedder.mlp.net.2.weight", "time.mlp.down.weight"),
-        ("y_embedder.embedding.weight", "label.weight"),
+        ("t_embedder.mlp.net.0.weight", "embedder.time.mlp.up.weight"),
+        ("t_embedder.mlp.net.2.weight", "embedder.time.mlp.down.weight"),
+        ("y_embedder.embedding.weight", "embedder.label.weight"),
         ("final_layer.linear.weight", "head.out.weight"),
         ("final_layer.linear.gain", "head.out.gain"),
     ];

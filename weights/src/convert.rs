@@ -5,5 +5,5 @@ mod dit;
 mod mp_dit;
 
 pub use autoencoder::autoencoder;
-pub use dit::{dit_diffusers, dit_original};
+pub use dit::{dit_diffusers, dit_original, embedder_per_block};
 pub use mp_dit::mp_dit;

@@ -97,16 +97,6 @@ pub enum Error {
         /// Everything that does not fit.
         mismatch: Box<Mismatch>,
     },
-    /// Copies of a tensor that should be the same and are not.
-    #[error("{}: `{copy}` differs from `{first}`, the two should be copies", path.display())]
-    Copies {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The tensor that is used.
-        first: String,
-        /// The one that differs.
-        copy: String,
-    },
     /// A target that exists.
     #[error("{} exists", path.display())]
     Exists {

@@ -23,8 +23,6 @@ pub struct Rule {
     pub transform: Transform,
     /// New order of equal chunks of the last axis.
     pub chunks: Option<Vec<usize>>,
-    /// Further foreign tensors that must equal the source.
-    pub copies: Option<String>,
 }
 
 /// Change of shape from a foreign tensor to ours.
@@ -46,7 +44,7 @@ impl Rule {
 
     /// A parameter from several foreign tensors side by side.
     pub fn concat(target: &str, sources: Vec<String>, transform: Transform) -> Self {
-        Self { target: target.to_owned(), sources, transform, chunks: None, copies: None }
+        Self { target: target.to_owned(), sources, transform, chunks: None }
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
-use crate::layout::{Layout, Rule, matches, reorder, side_by_side};
+use crate::layout::{Layout, reorder, side_by_side};
 
 /// What is worth knowing about a load that succeeded.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -23,8 +23,7 @@ pub struct LoadReport {
 /// one tensor in conversion are in memory.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with everything that is missing, unused or different; [`Error::Copies`]; files that
-/// cannot be read.
+/// [`Error::Mismatch`] with everything that is missing, unused or different; files that cannot be read.
 pub fn load<M: Module>(
     module: M,
     checkpoint: &Checkpoint,
@@ -123,9 +122,6 @@ impl Loader<'_> {
             });
             return Ok(None);
         }
-        if let Some(pattern) = &rule.copies {
-            self.check_copies(&rule, pattern)?;
-        }
         let mut parts = Vec::new();
         for source in &rule.sources {
             let info = self.checkpoint.info(source)?;
@@ -155,25 +151,6 @@ impl Loader<'_> {
             self.mismatch.different.push(different);
         }
         Ok(reordered)
-    }
-
-    fn check_copies(&mut self, rule: &Rule, pattern: &str) -> Result<()> {
-        let first = &rule.sources[0];
-        let original = self.checkpoint.bytes(first)?;
-        for copy in self.checkpoint.tensors().keys() {
-            if matches(pattern, copy).is_none() {
-                continue;
-            }
-            if self.checkpoint.bytes(copy)? != original {
-                return Err(Error::Copies {
-                    path: self.checkpoint.path().to_owned(),
-                    first: first.clone(),
-                    copy: copy.clone(),
-                });
-            }
-            self.used.insert(copy.clone());
-        }
-        Ok(())
     }
 }
 

@@ -31,13 +31,6 @@ pub fn write_safetensors(
         .map_err(file)?;
     let views = tensors.iter().map(|(name, data)| (name.clone(), Ready(data)));
     stream(temporary.path(), views, metadata)?;
-    // Readable like any other file, not only by its owner.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        std::fs::set_permissions(temporary.path(), mode).map_err(file)?;
-    }
     temporary.persist(path).map_err(|error| file(error.error))?;
     sync_folder(folder).map_err(file)
 }
@@ -56,7 +49,16 @@ pub(crate) fn stream<V: View>(
         safetensors::SafeTensorError::IoError(source) => file(source),
         other => Error::Header { path: path.to_owned(), reason: other.to_string() },
     })?;
-    File::open(path).and_then(|opened| opened.sync_all()).map_err(file)
+    let settle = || -> std::io::Result<()> {
+        // Readable like any other file, not only by its owner.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+        }
+        File::open(path)?.sync_all()
+    };
+    settle().map_err(file)
 }
 
 /// Makes renames in a folder survive a power cut, where the system can.

@@ -48,6 +48,10 @@ pub struct DitConfig {
     pub bias: bool,
     /// Embedding of the noise level.
     pub time: TimeCode,
+    /// Every block but the first has its own embedding of noise level and class, as the diffusers port of
+    /// DiT stores them; published weights hold copies of one.
+    #[serde(default)]
+    pub embedder_per_block: bool,
     /// Position table.
     pub position: Position,
     /// Normalisation of branch inputs.
@@ -78,6 +82,7 @@ impl DitConfig {
             learned_variance: true,
             bias: true,
             time: TimeCode::Sinusoidal { channels: TIME_CHANNELS, frequency_shift: 0.0 },
+            embedder_per_block: false,
             position: Position::Plain,
             norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
             modulation: ModulationConfig::ADALN_ZERO,
@@ -232,10 +237,10 @@ impl DitConfig {
             + gains(parts)
             + layer(d, pixels * self.out_channels())
             + usize::from(self.magnitude.normalized_weights);
+        let embedder = time + layer(d, d) + (self.classes + 1) * d;
+        let embedders = if self.embedder_per_block { self.depth } else { 1 };
         layer(pixels * self.channels + ones, d)
-            + time
-            + layer(d, d)
-            + (self.classes + 1) * d
+            + embedder * embedders
             + self.depth * block
             + head
     }

@@ -16,10 +16,8 @@ use crate::layers::{Attend, Attention, Dense, Mlp, Modulation, TimeEmbedder};
 pub struct Dit {
     /// `[patch · patch · channels (+ 1), hidden]`, input ordered row, column, channel.
     pub patch: Dense,
-    /// Embedding of the noise level.
-    pub time: TimeEmbedder,
-    /// `[classes + 1, hidden]`; the last row is the null class.
-    pub label: Table,
+    /// Embedding of noise level and class for the head, and for all blocks without their own.
+    pub embedder: Embedder,
     /// The blocks, first to last.
     pub blocks: Vec<DitBlock>,
     /// From tokens to pixels.
@@ -29,9 +27,20 @@ pub struct Dit {
     config: DitConfig,
 }
 
+/// From noise level and class to the condition vector.
+#[derive(Module, Debug)]
+pub struct Embedder {
+    /// Embedding of the noise level.
+    pub time: TimeEmbedder,
+    /// `[classes + 1, hidden]`; the last row is the null class.
+    pub label: Table,
+}
+
 /// Modulated attention and MLP, each added to the residual stream.
 #[derive(Module, Debug)]
 pub struct DitBlock {
+    /// Replaces the network's embedder in this block.
+    pub embedder: Option<Embedder>,
     /// Modulation of both branches.
     pub modulation: Modulation,
     /// Attention branch.
@@ -74,20 +83,8 @@ impl DitConfig {
         };
         Dit {
             patch: patch.init(device),
-            time: TimeEmbedder::new(
-                self.time,
-                self.hidden,
-                self.embedder_activation(),
-                dense,
-                device,
-            ),
-            label: Table::new(
-                self.classes + 1,
-                self.hidden,
-                self.magnitude.normalized_embeddings,
-                device,
-            ),
-            blocks: (0..self.depth).map(|_| self.init_block(device)).collect(),
+            embedder: self.init_embedder(device),
+            blocks: (0..self.depth).map(|i| self.init_block(i, device)).collect(),
             head: Head {
                 modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, device),
                 out: head.init(device),
@@ -98,10 +95,21 @@ impl DitConfig {
         }
     }
 
-    fn init_block(&self, device: &Device) -> DitBlock {
+    fn init_embedder(&self, device: &Device) -> Embedder {
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
+        let activation = self.embedder_activation();
+        Embedder {
+            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, device),
+            label: Table::new(rows, self.hidden, preserved, device),
+        }
+    }
+
+    fn init_block(&self, index: usize, device: &Device) -> DitBlock {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         let inner = (self.hidden as f64 * self.mlp_ratio) as usize;
         DitBlock {
+            embedder: (self.embedder_per_block && index > 0).then(|| self.init_embedder(device)),
             modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, device),
             attention: Attention::new(
                 self.hidden,
@@ -152,10 +160,14 @@ impl Dit {
         observe: &mut dyn FnMut(usize, &Tensor<3>),
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
-        let condition = self.condition(time, labels);
+        let condition = self.condition(&self.embedder, time.clone(), labels.clone());
         let mut tokens = self.embed(x);
         for (i, block) in self.blocks.iter().enumerate() {
-            tokens = block.forward(tokens, condition.clone(), Attend::Full);
+            let condition = match &block.embedder {
+                Some(own) => self.condition(own, time.clone(), labels.clone()),
+                None => condition.clone(),
+            };
+            tokens = block.forward(tokens, condition, Attend::Full);
             observe(i, &tokens);
         }
         self.unembed(tokens, condition, [height, width])
@@ -180,8 +192,13 @@ impl Dit {
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
-    pub fn condition(&self, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
-        let (time, label) = (self.time.forward(time), self.label.forward(labels));
+    fn condition(
+        &self,
+        embedder: &Embedder,
+        time: Tensor<1>,
+        labels: Tensor<1, Int>,
+    ) -> Tensor<3> {
+        let (time, label) = (embedder.time.forward(time), embedder.label.forward(labels));
         let sum = self.config.magnitude.residual.sum(time, label);
         self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
     }
@@ -198,12 +215,17 @@ impl Dit {
     /// The same function with every weight normalisation done once: for inference.
     pub fn folded(mut self) -> Self {
         self.patch = self.patch.folded();
-        self.time = self.time.folded();
-        self.label = self.label.folded();
+        self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
         self.head.modulation = self.head.modulation.folded();
         self.head.out = self.head.out.folded();
         self
+    }
+}
+
+impl Embedder {
+    fn folded(self) -> Self {
+        Self { time: self.time.folded(), label: self.label.folded() }
     }
 }
 
@@ -225,6 +247,7 @@ impl DitBlock {
     }
 
     fn folded(mut self) -> Self {
+        self.embedder = self.embedder.map(Embedder::folded);
         self.modulation = self.modulation.folded();
         self.attention = self.attention.folded();
         self.mlp = self.mlp.folded();

@@ -2,11 +2,13 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::ema::Average;
 use super::optimizer::{AdamW, LearningRate, clip};
 use super::params;
+use crate::device::is_host;
 use crate::layers::dense::ForceNorm;
 
 /// Settings of a run that do not depend on the objective.
@@ -55,7 +57,7 @@ pub struct StepReport {
     pub gradient_norm: Tensor<1>,
 }
 
-impl<M: Module> Trainer<M> {
+impl<M: Module + Send> Trainer<M> {
     /// A run from its start.
     pub fn new(model: M, config: TrainerConfig) -> Self {
         let model = model.train();
@@ -80,24 +82,32 @@ impl<M: Module> Trainer<M> {
     }
 
     /// Takes one step on the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`.
+    ///
+    /// On the CPU the micro-batches are computed side by side; the sum is in their order, so that the
+    /// result does not depend on the number of threads.
     pub fn step(
         &mut self,
         micro_batches: usize,
-        mut loss: impl FnMut(&M, usize) -> Tensor<1>,
+        loss: impl Fn(&M, usize) -> Tensor<1> + Sync,
     ) -> StepReport {
-        let mut total: Option<(Tensor<1>, Vec<Tensor<1>>)> = None;
-        for i in 0..micro_batches {
-            let loss = loss(&self.model, i) * (1.0 / micro_batches as f64);
-            let gradients = params::gradients(&self.model, &loss.backward());
-            let loss = loss.without_autodiff();
-            total = Some(match total {
-                None => (loss, gradients),
-                Some((sum, sums)) => {
-                    let add = |(a, b): (Tensor<1>, Tensor<1>)| a + b;
-                    (sum + loss, sums.into_iter().zip(gradients).map(add).collect())
-                }
-            });
-        }
+        let share = 1.0 / micro_batches as f64;
+        let part = |(i, model): (usize, M)| {
+            let loss = loss(&model, i) * share;
+            let gradients = params::gradients(&model, &loss.backward());
+            (loss.without_autodiff(), gradients)
+        };
+        // Each part has leaves of its own, and so a graph of its own.
+        let models: Vec<(usize, M)> =
+            (0..micro_batches).map(|i| (i, self.model.valid().train())).collect();
+        let host = self.model.devices().iter().all(is_host);
+        let parts: Vec<(Tensor<1>, Vec<Tensor<1>>)> = match host && micro_batches > 1 {
+            true => models.into_par_iter().map(part).collect(),
+            false => models.into_iter().map(part).collect(),
+        };
+        let add = |(a, b): (Tensor<1>, Tensor<1>)| a + b;
+        let total = parts.into_iter().reduce(|(loss, sums), (other, gradients)| {
+            (loss + other, sums.into_iter().zip(gradients).map(add).collect())
+        });
         let (loss, gradients) = total.expect("at least one micro-batch");
         let limit = self.config.clip.unwrap_or(f64::INFINITY);
         let (gradients, gradient_norm) = clip(gradients, limit);

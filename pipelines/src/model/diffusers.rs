@@ -121,8 +121,10 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
         let layout = convert::autoencoder(&checkpoint, vae.block_out_channels.len());
         Source { checkpoint, layout }
     };
+    let checkpoint = weights("transformer")?;
+    let per_block = convert::embedder_per_block(&checkpoint)?;
     let config = ModelConfig {
-        net: net(&transformer),
+        net: DitConfig { embedder_per_block: per_block, ..net(&transformer) },
         process: Process {
             schedule: schedule(&scheduler).map_err(unknown)?,
             prediction: prediction(&scheduler).map_err(unknown)?,
@@ -145,7 +147,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     Ok(Recognised {
         kind: "diffusers DiTPipeline".into(),
         config,
-        net: Source { checkpoint: weights("transformer")?, layout: convert::dit_diffusers() },
+        net: Source { checkpoint, layout: convert::dit_diffusers(per_block) },
         vae: Some(vae_source),
     })
 }

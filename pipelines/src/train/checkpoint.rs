@@ -88,11 +88,11 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
 
 /// The random features of the time code, which are not trained.
 fn frozen(net: &Dit) -> Vec<(String, TensorData)> {
-    match &net.time.fourier {
+    match &net.embedder.time.fourier {
         None => Vec::new(),
         Some(fourier) => vec![
-            ("frozen/time.fourier.scale".to_owned(), fourier.scale.val().into_data()),
-            ("frozen/time.fourier.shift".to_owned(), fourier.shift.val().into_data()),
+            ("frozen/embedder.time.fourier.scale".to_owned(), fourier.scale.val().into_data()),
+            ("frozen/embedder.time.fourier.shift".to_owned(), fourier.shift.val().into_data()),
         ],
     }
 }
@@ -143,14 +143,14 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
         .collect::<Result<_>>()?;
     let trainer = &mut run.trainer;
     trainer.model = params::with_values(trainer.model.clone(), model);
-    if let Some(fourier) = &mut trainer.model.time.fourier {
+    if let Some(fourier) = &mut trainer.model.embedder.time.fourier {
         let read = |name: &str| -> Result<Tensor<1>> {
             let (values, shape) = checkpoint.read_f32(name)?;
             let length = shape.iter().product::<usize>();
             let autodiff = device.clone().autodiff();
             Ok(Tensor::from_data(TensorData::new(values, [length]), &autodiff))
         };
-        let (scale, shift) = (read("frozen/time.fourier.scale")?, read("frozen/time.fourier.shift")?);
+        let (scale, shift) = (read("frozen/embedder.time.fourier.scale")?, read("frozen/embedder.time.fourier.shift")?);
         fourier.scale = fourier.scale.clone().map(|_| scale);
         fourier.shift = fourier.shift.clone().map(|_| shift);
     }

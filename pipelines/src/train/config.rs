@@ -29,7 +29,8 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Images per step.
     pub batch: usize,
-    /// Parts into which a batch is split to save memory; gradients are summed.
+    /// Parts into which a batch is split; the CPU computes them side by side, a GPU one after the other to
+    /// save memory.
     pub micro_batches: usize,
     /// Share of labels replaced by the null class.
     pub label_dropout: f64,
@@ -112,7 +113,7 @@ impl Default for ModelShape {
             size: [64, 64],
             patch: 8,
             hidden: 256,
-            depth: 6,
+            depth: 5,
             heads: 4,
             modulation: None,
             magnitude: None,
@@ -141,7 +142,7 @@ impl Default for TrainConfig {
             vae: None,
             steps: 2000,
             batch: 64,
-            micro_batches: 1,
+            micro_batches: 2,
             label_dropout: 0.1,
             flip: false,
             background: Background::default(),

@@ -1,5 +1,7 @@
 //! The original DiT and its diffusers port.
 
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
 use crate::layout::{Layout, Rule, Transform};
 use Transform::{Copy, PatchKernel, Transpose};
 
@@ -31,8 +33,8 @@ fn patch(source: &str) -> [Rule; 2] {
 pub fn dit_original() -> Layout {
     let rules = [
         patch("x_embedder.proj"),
-        linear("time.mlp.up", "t_embedder.mlp.0"),
-        linear("time.mlp.down", "t_embedder.mlp.2"),
+        linear("embedder.time.mlp.up", "t_embedder.mlp.0"),
+        linear("embedder.time.mlp.down", "t_embedder.mlp.2"),
         linear("blocks.*.attention.qkv", "blocks.*.attn.qkv"),
         linear("blocks.*.attention.out", "blocks.*.attn.proj"),
         linear("blocks.*.mlp.up", "blocks.*.mlp.fc1"),
@@ -45,14 +47,32 @@ pub fn dit_original() -> Layout {
         linear("head.out", "final_layer.linear"),
     ];
     let mut rules = rules.concat();
-    rules.push(Rule::new("label.weight", "y_embedder.embedding_table.weight", Copy));
+    rules.push(Rule::new("embedder.label.weight", "y_embedder.embedding_table.weight", Copy));
     Layout::new("original DiT", rules, vec!["pos_embed"])
 }
 
-/// `DiTTransformer2DModel`: every block holds a copy of the time and label embedders.
-pub fn dit_diffusers() -> Layout {
+/// Pattern of the embedders' tensors in a block.
+const EMBEDDERS: &str = "transformer_blocks.*.norm1.emb.";
+
+/// Whether the blocks of a `DiTTransformer2DModel` hold embedders of their own instead of copies of one.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn embedder_per_block(checkpoint: &Checkpoint) -> Result<bool> {
+    for name in checkpoint.tensors().keys() {
+        let Some((block, rest)) = name.split_once(".norm1.emb.") else { continue };
+        let first = format!("transformer_blocks.0.norm1.emb.{rest}");
+        let other = block != "transformer_blocks.0" && checkpoint.tensors().contains_key(&first);
+        if other && checkpoint.bytes(name)? != checkpoint.bytes(&first)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `DiTTransformer2DModel`; see [`embedder_per_block`].
+pub fn dit_diffusers(per_block: bool) -> Layout {
     let block = |name: &str| format!("transformer_blocks.*.{name}");
-    let embedder = |name: &str| format!("norm1.emb.{name}");
     let mut rules = [
         patch("pos_embed.proj"),
         linear("blocks.*.attention.out", &block("attn1.to_out.0")),
@@ -66,19 +86,38 @@ pub fn dit_diffusers() -> Layout {
     for (kind, transform) in [("weight", Transpose), ("bias", Copy)] {
         let sources = ["q", "k", "v"].map(|part| block(&format!("attn1.to_{part}.{kind}")));
         let target = format!("blocks.*.attention.qkv.{kind}");
-        // The captured index serves each of the three sources.
         rules.push(Rule::concat(&target, sources.to_vec(), transform));
     }
-    let shared = [
-        linear("time.mlp.up", &embedder("timestep_embedder.linear_1")),
-        linear("time.mlp.down", &embedder("timestep_embedder.linear_2")),
-    ]
-    .concat();
-    let label = Rule::new("label.weight", &embedder("class_embedder.embedding_table.weight"), Copy);
-    rules.extend(shared.into_iter().chain([label]).map(|rule| Rule {
-        copies: Some(block(&rule.sources[0])),
-        sources: vec![format!("transformer_blocks.0.{}", rule.sources[0])],
-        ..rule
-    }));
-    Layout::new("diffusers DiT", rules, Vec::new())
+    let embedder = |prefix: &str, source: &str| -> Vec<Rule> {
+        let mut rules = [
+            linear(
+                &format!("{prefix}embedder.time.mlp.up"),
+                &format!("{source}timestep_embedder.linear_1"),
+            ),
+            linear(
+                &format!("{prefix}embedder.time.mlp.down"),
+                &format!("{source}timestep_embedder.linear_2"),
+            ),
+        ]
+        .concat();
+        rules.push(Rule::new(
+            &format!("{prefix}embedder.label.weight"),
+            &format!("{source}class_embedder.embedding_table.weight"),
+            Copy,
+        ));
+        rules
+    };
+    rules.extend(embedder("", &EMBEDDERS.replace('*', "0")));
+    let copies = match per_block {
+        true => {
+            rules.extend(embedder("blocks.*.", EMBEDDERS));
+            Vec::new()
+        }
+        // Copies of the first block's, as was checked when the checkpoint was recognised.
+        false => vec![
+            "transformer_blocks.*.norm1.emb.timestep_embedder.*.*",
+            "transformer_blocks.*.norm1.emb.class_embedder.embedding_table.weight",
+        ],
+    };
+    Layout::new("diffusers DiT", rules, copies)
 }

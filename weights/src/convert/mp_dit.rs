@@ -17,11 +17,11 @@ pub fn mp_dit(scale: bool, shift: bool, gate: bool, rotation: bool) -> Layout {
     };
     let rules = vec![
         Rule::new("patch.weight", "x_embedder.weight", Transpose),
-        Rule::new("time.fourier.scale", "t_embedder.embedding.scale", Copy),
-        Rule::new("time.fourier.shift", "t_embedder.embedding.shift", Copy),
-        Rule::new("time.mlp.up.weight", "t_embedder.mlp.net.0.weight", Transpose),
-        Rule::new("time.mlp.down.weight", "t_embedder.mlp.net.2.weight", Transpose),
-        Rule::new("label.weight", "y_embedder.embedding.weight", Copy),
+        Rule::new("embedder.time.fourier.scale", "t_embedder.embedding.scale", Copy),
+        Rule::new("embedder.time.fourier.shift", "t_embedder.embedding.shift", Copy),
+        Rule::new("embedder.time.mlp.up.weight", "t_embedder.mlp.net.0.weight", Transpose),
+        Rule::new("embedder.time.mlp.down.weight", "t_embedder.mlp.net.2.weight", Transpose),
+        Rule::new("embedder.label.weight", "y_embedder.embedding.weight", Copy),
         Rule::new("blocks.*.attention.qkv.weight", "blocks.*.attn.qkv_proj.weight", Transpose),
         Rule::new("blocks.*.attention.out.weight", "blocks.*.attn.out_proj.weight", Transpose),
         Rule::new("blocks.*.mlp.up.weight", "blocks.*.mlp.net.0.weight", Transpose),
