@@ -11,7 +11,9 @@ pub enum Error {
         found: String,
     },
     /// No adapter, no driver, or no loader.
-    #[error("no GPU adapter found: no Vulkan, Metal, DirectX 12 or OpenGL driver answers on this machine")]
+    #[error(
+        "no GPU adapter found: no Vulkan, Metal, DirectX 12 or OpenGL driver answers on this machine"
+    )]
     NoAdapter,
     /// An adapter index past the end.
     #[error("no adapter {index}: this machine has {count}, see `pyrograph devices`")]
@@ -22,7 +24,9 @@ pub enum Error {
         count: usize,
     },
     /// `gpu` on a machine that only has a software adapter.
-    #[error("the only adapter is software ({name}), far slower than the CPU path; name it as gpu:{index} to use it all the same")]
+    #[error(
+        "the only adapter is software ({name}), far slower than the CPU path; name it as gpu:{index} to use it all the same"
+    )]
     OnlySoftware {
         /// Name of the adapter.
         name: String,
@@ -30,7 +34,9 @@ pub enum Error {
         index: usize,
     },
     /// The SPIR-V compiler on a software adapter, whose driver it crashes.
-    #[error("adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use --device cpu, or a build without that feature")]
+    #[error(
+        "adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use --device cpu, or a build without that feature"
+    )]
     SoftwareWithSpirv {
         /// Name of the adapter.
         name: String,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use fast_image_resize::images::Image;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbaImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,8 @@ impl Dataset {
     /// A folder without images, an image that cannot be decoded, a name in `metadata.jsonl` that leaves
     /// the folder or appears twice.
     pub fn open(folder: &Path, size: [usize; 2], background: Background) -> Result<Self> {
-        let fault = |reason: &str| Error::Dataset { path: folder.to_owned(), reason: reason.into() };
+        let fault =
+            |reason: &str| Error::Dataset { path: folder.to_owned(), reason: reason.into() };
         if background.0.is_empty() {
             return Err(fault("no background colour"));
         }
@@ -297,7 +298,9 @@ mod tests {
         let (x, labels) = data.batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
         assert_eq!(labels, [0, 0, 1]);
         let at = |image: usize, channel: usize, column: usize| -> f32 {
-            x.clone().slice([image..image + 1, channel..channel + 1, 0..1, column..column + 1]).into_scalar()
+            x.clone()
+                .slice([image..image + 1, channel..channel + 1, 0..1, column..column + 1])
+                .into_scalar()
         };
         assert_eq!((at(0, 0, 3), at(1, 0, 3)), (1.0, -1.0));
         assert_eq!((at(0, 2, 0), at(1, 2, 5)), (1.0, 1.0));
@@ -326,7 +329,8 @@ mod tests {
     fn broken_images_are_named() {
         let folder = folder();
         std::fs::write(folder.path().join("a/2.png"), b"no picture").expect("written");
-        let error = Dataset::open(folder.path(), [4, 4], Background::default()).expect_err("broken");
+        let error =
+            Dataset::open(folder.path(), [4, 4], Background::default()).expect_err("broken");
         assert!(error.to_string().contains("2.png"), "{error}");
     }
 

@@ -115,6 +115,14 @@ pub enum Error {
         /// Found.
         found: [usize; 4],
     },
+    /// Latents that cannot become pictures.
+    #[error(
+        "the model works on latents of {channels} channels and comes without an autoencoder: name one with --vae"
+    )]
+    NoAutoencoder {
+        /// Channels of the latents.
+        channels: usize,
+    },
     /// A guide model that does not go with the model.
     #[error("the guide model has {guide}, the model {model}")]
     GuideMismatch {
@@ -147,7 +155,9 @@ pub enum Error {
         reason: String,
     },
     /// Training that went wrong.
-    #[error("the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint")]
+    #[error(
+        "the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint"
+    )]
     Diverged {
         /// The step.
         step: u64,

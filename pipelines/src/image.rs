@@ -63,11 +63,8 @@ pub fn contact_sheet(
     let width = pictures.iter().map(RgbImage::width).max().expect("at least one picture");
     let height = pictures.iter().map(RgbImage::height).max().expect("at least one picture");
     let (step_x, step_y) = (width + gap, height + gap);
-    let mut sheet = RgbImage::from_pixel(
-        columns * step_x + gap,
-        rows * step_y + gap,
-        image::Rgb(background),
-    );
+    let mut sheet =
+        RgbImage::from_pixel(columns * step_x + gap, rows * step_y + gap, image::Rgb(background));
     for (i, picture) in pictures.iter().enumerate() {
         let (column, row) = (i as u32 % columns, i as u32 / columns);
         let (x, y) = (gap + column * step_x, gap + row * step_y);
@@ -126,10 +123,8 @@ pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) 
         }
     };
     let file = |source| Error::File { path: path.to_owned(), source };
-    let mut temporary = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder(path))
-        .map_err(file)?;
+    let mut temporary =
+        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder(path)).map_err(file)?;
     temporary.write_all(&bytes).map_err(file)?;
     temporary.as_file().sync_all().map_err(file)?;
     #[cfg(unix)]
@@ -169,8 +164,7 @@ pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class:
     let text = pattern.to_string_lossy();
     let (mut name, numbered) = fill_number(&text, index);
     let distinct = numbered || name.contains("{seed}");
-    let safe: String =
-        class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+    let safe: String = class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
     name = name.replace("{seed}", &seed.to_string()).replace("{class}", &safe);
     let path = PathBuf::from(name);
     if distinct || count == 1 {

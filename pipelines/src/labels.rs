@@ -36,10 +36,7 @@ impl Labels {
         let same = |name: &str| name.trim().eq_ignore_ascii_case(text);
         match self.0.iter().position(|names| same(names) || names.split(',').any(same)) {
             Some(id) => Ok(id),
-            None => Err(Error::UnknownClass {
-                found: text.to_owned(),
-                known: self.similar(text),
-            }),
+            None => Err(Error::UnknownClass { found: text.to_owned(), known: self.similar(text) }),
         }
     }
 

@@ -130,6 +130,30 @@ fn native(path: &Path) -> Result<Recognised> {
 }
 
 impl Recognised {
+    /// Adds the autoencoder of another model, for a checkpoint that comes without one.
+    ///
+    /// # Errors
+    /// If `path` holds no autoencoder, or one of other latents.
+    pub fn with_vae(mut self, path: &Path) -> Result<Self> {
+        let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
+        let (config, source) = match path.join("config.json").is_file() {
+            true => diffusers::autoencoder(path)?,
+            false => {
+                let other = recognise(path)?;
+                let part = other.config.vae.zip(other.vae);
+                part.ok_or_else(|| fault("it has no autoencoder".into()))?
+            }
+        };
+        let channels = self.config.net.channels;
+        if config.latent_channels != channels {
+            let found = config.latent_channels;
+            return Err(fault(format!("latents of {found} channels, the model has {channels}")));
+        }
+        self.config.vae = Some(config);
+        self.vae = Some(source);
+        Ok(self)
+    }
+
     /// Loads the weights onto `device` in `dtype`; `warn` hears of weights that are not finite.
     ///
     /// # Errors
@@ -142,7 +166,7 @@ impl Recognised {
     ) -> Result<Model> {
         let Self { config, net, vae, .. } = self;
         Ok(Model {
-            net: load_part(config.net.init(device), &net, dtype, device, warn)?,
+            net: load_part(config.net.init(0, device), &net, dtype, device, warn)?,
             vae: match (&config.vae, &vae) {
                 (Some(config), Some(source)) => {
                     Some(load_part(config.init(device), source, dtype, device, warn)?)
@@ -164,7 +188,10 @@ fn load_part<M: Module>(
     let (module, LoadReport { not_finite, .. }) =
         pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;
     if let Some(first) = not_finite.first() {
-        warn(format!("{} tensors hold NaN or infinite weights, the first is {first}", not_finite.len()));
+        warn(format!(
+            "{} tensors hold NaN or infinite weights, the first is {first}",
+            not_finite.len()
+        ));
     }
     Ok(module)
 }

@@ -4,9 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use pyrograph_engine::diffusion::{
-    Denoiser, Guided, GuidedChannels, NoiseSource, Sampler, Step,
-};
+use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, NoiseSource, Sampler, Step};
 use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::process::{DitDenoiser, Process};
 
@@ -156,6 +154,9 @@ impl ClassPipeline {
             return Err(Error::ClassRange { class, classes: count });
         }
         let shape = self.latent_shape(classes.len(), settings.size)?;
+        if self.vae.is_none() && !matches!(shape[1], 1 | 3) {
+            return Err(Error::NoAutoencoder { channels: shape[1] });
+        }
         if let Some(noise) = noise
             && noise.dims() != shape
         {
@@ -199,7 +200,8 @@ impl ClassPipeline {
         source: &mut NoiseSource,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, pyrograph_engine::diffusion::Cancelled> {
-        let bind = |net, process, labels: &[usize]| DitDenoiser::new(net, process, labels, &self.device);
+        let bind =
+            |net, process, labels: &[usize]| DitDenoiser::new(net, process, labels, &self.device);
         let mut main = bind(&self.net, &self.config.process, classes);
         let guidance = &settings.guidance;
         let sampler: &Sampler = &settings.sampler;
@@ -223,17 +225,23 @@ impl ClassPipeline {
     }
 
     /// Pictures of final latents, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// Pixels that are not finite.
     pub fn decode(&self, latents: Tensor<4>, tile: usize) -> Result<Vec<RgbImage>> {
-        let pixels = match &self.vae {
-            None => latents,
-            Some(vae) => {
-                // One image at a time bounds the memory of the decoder.
-                let count = latents.dims()[0];
-                let decode = |i| vae.decode_tiled(vae.unscale(latents.clone().narrow(0, i, 1)), tile);
-                Tensor::cat((0..count).map(decode).collect(), 0)
-            }
-        };
-        to_images(pixels)
+        to_images(self.pixels(latents, tile))
+    }
+
+    /// Pixels, nominally in [-1, 1], of final latents; large ones are decoded in tiles of `tile` cells.
+    ///
+    /// # Shapes
+    /// `[images, channels, height, width]` to `[images, 3, height · f, width · f]`
+    pub fn pixels(&self, latents: Tensor<4>, tile: usize) -> Tensor<4> {
+        let Some(vae) = &self.vae else { return latents };
+        // One image at a time bounds the memory of the decoder.
+        let count = latents.dims()[0];
+        let decode = |i| vae.decode_tiled(vae.unscale(latents.clone().narrow(0, i, 1)), tile);
+        Tensor::cat((0..count).map(decode).collect(), 0)
     }
 }
 

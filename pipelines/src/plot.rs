@@ -46,7 +46,10 @@ pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
                 .margin(14)
                 .x_label_area_size(40)
                 .y_label_area_size(64)
-                .build_cartesian_2d(first.0..last.0.max(first.0 + 1.0), low - margin..high + margin)?;
+                .build_cartesian_2d(
+                    first.0..last.0.max(first.0 + 1.0),
+                    low - margin..high + margin,
+                )?;
             chart
                 .configure_mesh()
                 .light_line_style(TRANSPARENT)
@@ -85,8 +88,9 @@ mod tests {
 
     #[test]
     fn a_curve_leaves_ink_of_both_colours() {
-        let points: Vec<(f64, f64)> =
-            (0..200).map(|i| (f64::from(i), 1.0 / f64::from(i + 1) + f64::from(i % 3) * 0.01)).collect();
+        let points: Vec<(f64, f64)> = (0..200)
+            .map(|i| (f64::from(i), 1.0 / f64::from(i + 1) + f64::from(i % 3) * 0.01))
+            .collect();
         let plot = loss_curve(&points).expect("points");
         let count = |near: [u8; 3]| plot.pixels().filter(|pixel| pixel.0 == near).count();
         assert!(count([20, 80, 160]) > 200, "{}", count([20, 80, 160]));

@@ -9,7 +9,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::{Dit, Vae};
@@ -69,12 +68,9 @@ impl Run {
         device: &Device,
     ) -> Result<Self> {
         let vae = match &config.vae {
-            Some(path) => Some(
-                crate::model::open(path, device)?.vae.ok_or_else(|| Error::NotAModel {
-                    path: path.clone(),
-                    reason: "it has no autoencoder".into(),
-                })?,
-            ),
+            Some(path) => Some(crate::model::open(path, device)?.vae.ok_or_else(|| {
+                Error::NotAModel { path: path.clone(), reason: "it has no autoencoder".into() }
+            })?),
             None => None,
         };
         let (channels, factor) = match &vae {
@@ -92,13 +88,8 @@ impl Run {
         };
         std::fs::create_dir_all(folder)
             .map_err(|source| Error::File { path: folder.to_owned(), source })?;
-        // Fresh weights are drawn on the host, so that a seed means the same everywhere.
-        let host = Device::flex();
-        host.seed(config.seed);
-        let trainer = Trainer::new(
-            net.init(&host.clone().autodiff()).fork(&device.clone().autodiff()),
-            config.trainer(&net),
-        );
+        let fresh = net.init(config.seed, &device.clone().autodiff());
+        let trainer = Trainer::new(fresh, config.trainer(&net));
         let mut run = Self {
             folder: folder.to_owned(),
             config,

@@ -1,1 +1,219 @@
-//! To be written.
+//! The built program, as a user runs it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use pyrograph_weights::Checkpoint;
+
+use crate::util::{Case, assert_close, cases, device, json, tolerance};
+
+/// Runs `pyrograph` in `folder` on the device under test.
+fn run(folder: &Path, args: &[&str]) -> Output {
+    let mut program = std::env::current_exe().expect("a test binary");
+    program.pop();
+    if program.ends_with("deps") {
+        program.pop();
+    }
+    let program = program.join(format!("pyrograph{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.is_file(), "{} is not built: test the whole workspace", program.display());
+    let device = std::env::var("PYROGRAPH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    Command::new(program)
+        .args(args)
+        .args(["--device", &device])
+        .current_dir(folder)
+        .output()
+        .expect("the program starts")
+}
+
+fn succeeded(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn failed(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+#[test]
+fn a_golden_pipeline_through_the_command_line() {
+    for golden in cases("dit-pipeline") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let settings = json(&golden.join("case.json"));
+        let classes: Vec<String> = settings["classes"]
+            .as_array()
+            .expect("classes")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let case = Case::open(&golden);
+        let noise: burn::tensor::Tensor<4> = case.tensor("pipe_noise", &device());
+        let tensors = [("noise".to_owned(), noise.into_data())];
+        let file = folder.path().join("noise.safetensors");
+        pyrograph_weights::write_safetensors(&file, &tensors, &Default::default())
+            .expect("written");
+        let output = run(
+            folder.path(),
+            &[
+                "generate",
+                "class",
+                "-m",
+                text(&golden),
+                "--class",
+                &classes.join(","),
+                "--noise",
+                "noise.safetensors",
+                "--save-latents",
+                "latents.safetensors",
+                "--steps",
+                &settings["steps"].to_string(),
+                "--cfg-scale",
+                &settings["guidance_scale"].to_string(),
+                "-o",
+                "%02d.png",
+                "--seed",
+                "0",
+            ],
+        );
+        succeeded(&output);
+        let saved = Checkpoint::open(folder.path().join("latents.safetensors")).expect("latents");
+        let (values, shape) = saved.read_f32("trajectory").expect("a trajectory");
+        let shape: [usize; 5] = shape.try_into().expect("five dimensions");
+        let found = burn::tensor::Tensor::<5>::from_data(
+            burn::tensor::TensorData::new(values, shape),
+            &device(),
+        );
+        let expected = case.tensor("pipe_latents_per_step", &device());
+        assert_close("trajectory", found, expected, tolerance(1e-4));
+
+        let reference: burn::tensor::Tensor<4> = case.tensor("pipe_image", &device());
+        let reference: Vec<f32> = reference.into_data().try_to_vec().expect("floats");
+        let pixels: Vec<f32> = (0..classes.len())
+            .flat_map(|i| {
+                let path = folder.path().join(format!("{i:02}.png"));
+                image::open(path).expect("a picture").into_rgb8().into_raw()
+            })
+            .map(|level| f32::from(level) / 255.0)
+            .collect();
+        let worst = pixels.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-3 + 0.5 / 255.0, "8-bit pictures differ by {worst}");
+    }
+}
+
+#[test]
+fn an_original_checkpoint_through_inspect_and_convert() {
+    for golden in cases("dit-original") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let checkpoint = golden.join("checkpoint.pt");
+        let described = succeeded(&run(folder.path(), &["inspect", text(&checkpoint), "--json"]));
+        let described: serde_json::Value = serde_json::from_str(&described).expect("JSON");
+        let config = json(&golden.join("config.json"));
+        assert_eq!(described["config"]["net"]["hidden"], config["hidden_size"]);
+        assert_eq!(described["config"]["net"]["heads"], config["num_heads"]);
+
+        let alone = ["generate", "class", "-m", text(&checkpoint), "--class", "0", "--steps", "3"];
+        assert!(failed(&run(folder.path(), &alone)).contains("--vae"));
+
+        let vae = cases("dit-pipeline")[0].join("vae");
+        let convert =
+            ["convert", text(&checkpoint), "-o", "native", "--dtype", "f32", "--vae", text(&vae)];
+        succeeded(&run(folder.path(), &convert));
+        assert!(failed(&run(folder.path(), &convert)).contains("exists"));
+        let with_vae =
+            [&alone[..], &["--vae", text(&vae), "--seed", "4", "-o", "original.webp"]].concat();
+        succeeded(&run(folder.path(), &with_vae));
+        succeeded(&run(
+            folder.path(),
+            &[
+                "generate",
+                "class",
+                "-m",
+                "native",
+                "--class",
+                "0",
+                "--steps",
+                "3",
+                "--seed",
+                "4",
+                "-o",
+                "native.webp",
+            ],
+        ));
+        let picture = |name: &str| image::open(folder.path().join(name)).expect(name).into_rgb8();
+        assert_eq!(picture("original.webp"), picture("native.webp"));
+    }
+}
+
+#[test]
+fn same_seed_same_bytes() {
+    let golden = &cases("dit-pipeline")[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let generate = |extra: &[&str]| {
+        let common = ["generate", "class", "-m", text(golden), "--steps", "3", "--class", "5"];
+        succeeded(&run(folder.path(), &[&common[..], extra].concat()));
+    };
+    generate(&["-n", "4", "--seed", "9", "--batch-size", "4", "-o", "four-%d.png"]);
+    generate(&["-n", "4", "--seed", "9", "--batch-size", "1", "-o", "one-%d.png"]);
+    generate(&["-n", "4", "--seed", "9", "--threads", "1", "-o", "thread-%d.png"]);
+    generate(&["--seed", "11", "-o", "single.png"]);
+    generate(&["--seed", "12", "-o", "other.png"]);
+    let pixels = |name: &str| image::open(folder.path().join(name)).expect(name).into_rgb8();
+    for i in 0..4 {
+        assert_eq!(pixels(&format!("four-{i}.png")), pixels(&format!("one-{i}.png")));
+        assert_eq!(pixels(&format!("four-{i}.png")), pixels(&format!("thread-{i}.png")));
+    }
+    assert_eq!(pixels("single.png"), pixels("four-2.png"));
+    assert_ne!(pixels("single.png"), pixels("other.png"));
+
+    // The settings inside a picture make it again, byte for byte.
+    let bytes = |name: &str| std::fs::read(folder.path().join(name)).expect(name);
+    succeeded(&run(
+        folder.path(),
+        &[
+            "generate",
+            "class",
+            "-m",
+            text(golden),
+            "--from-metadata",
+            "single.png",
+            "-o",
+            "again.png",
+        ],
+    ));
+    assert_eq!(bytes("single.png"), bytes("again.png"));
+    let told = succeeded(&run(folder.path(), &["metadata", "single.png"]));
+    assert!(told.contains("Seed: 11") && told.contains("Steps: 3"), "{told}");
+}
+
+#[test]
+fn mistakes_are_named_and_leave_no_files() {
+    let golden = &cases("dit-pipeline")[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["generate", "class", "-m", text(golden), "--steps", "2"];
+    let with = |extra: &[&str]| failed(&run(folder.path(), &[&base[..], extra].concat()));
+    assert!(with(&["--class", "1000"]).contains("1000"));
+    assert!(with(&["--class", "unicorn"]).contains("unicorn"));
+    assert!(with(&["--class", "1", "--sampler", "plms"]).contains("dpmpp_2m"));
+    assert!(with(&["--class", "1", "-W", "65"]).contains("65"));
+    assert!(with(&["--class", "1", "-o", "a.gif"]).contains("a.gif"));
+    assert!(with(&["--class", "1", "-o", "no/such/a.png"]).contains("no/such"));
+    assert!(with(&["--class", "1", "--noise", "none.safetensors"]).contains("none.safetensors"));
+    let none = failed(&run(folder.path(), &["generate", "class", "-m", "nowhere"]));
+    assert!(none.contains("nowhere"));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn devices_are_listed_without_a_panic() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = run(folder.path(), &["devices"]);
+    assert!(succeeded(&output).starts_with("cpu"));
+}

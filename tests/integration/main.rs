@@ -5,6 +5,7 @@
 
 mod cli;
 mod parity;
+mod robustness;
 mod samplers;
 mod signal;
 mod training;

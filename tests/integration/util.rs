@@ -87,6 +87,8 @@ impl Case {
 /// A JSON file of a case.
 pub fn json(path: &Path) -> serde_json::Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // Python writes infinities, which JSON does not have.
+    let text = text.replace("-Infinity", "null").replace("Infinity", "null");
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

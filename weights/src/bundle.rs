@@ -278,10 +278,8 @@ pub fn save_bundle(
         _ => Path::new("."),
     };
     std::fs::create_dir_all(parent).map_err(file)?;
-    let temporary = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempdir_in(parent)
-        .map_err(file)?;
+    let temporary =
+        tempfile::Builder::new().prefix(".writing-").tempdir_in(parent).map_err(file)?;
     let fresh = temporary.path().join("new");
     std::fs::create_dir(&fresh).map_err(file)?;
     for (name, part) in parts {

@@ -32,8 +32,9 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
     refuse_duplicates(&bytes[LENGTH_BYTES..start]).map_err(fault)?;
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
-        let dtype = dtype(info.dtype)
-            .ok_or_else(|| fault(format!("`{name}` has type {:?}, which is not known", info.dtype)))?;
+        let dtype = dtype(info.dtype).ok_or_else(|| {
+            fault(format!("`{name}` has type {:?}, which is not known", info.dtype))
+        })?;
         let (from, to) = info.data_offsets;
         tensors.push((
             TensorInfo { name, dtype, shape: info.shape.clone(), file: 0 },

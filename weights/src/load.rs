@@ -134,11 +134,8 @@ impl Loader<'_> {
             let (values, shape) = self.checkpoint.read_f32(source)?;
             parts.push(rule.transform.apply(values, &shape));
         }
-        let found: Vec<&[usize]> = rule
-            .sources
-            .iter()
-            .map(|source| known[source].shape.as_slice())
-            .collect();
+        let found: Vec<&[usize]> =
+            rule.sources.iter().map(|source| known[source].shape.as_slice()).collect();
         let different = format!("{name}: shape {expected:?} expected, found {found:?}");
         let result = parts.into_iter().collect::<Option<Vec<_>>>().and_then(side_by_side);
         let Some((values, shape)) = result.filter(|(_, shape)| shape == expected) else {

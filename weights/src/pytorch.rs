@@ -42,7 +42,8 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
             reason: "the pickle holds no dictionary of tensors".into(),
         });
     };
-    let key = WEIGHT_KEYS.into_iter().find(|key| matches!(entries.get(*key), Some(PickleValue::Dict(_))));
+    let key =
+        WEIGHT_KEYS.into_iter().find(|key| matches!(entries.get(*key), Some(PickleValue::Dict(_))));
     let reader = match key {
         Some(key) => PytorchReader::with_top_level_key(path, key),
         None => PytorchReader::new(path),
@@ -92,7 +93,9 @@ fn refuse_unknown_globals(path: &Path, value: &PickleValue) -> Result<()> {
             }
         }
         PickleValue::List(items) => items.iter().try_for_each(|v| refuse_unknown_globals(path, v)),
-        PickleValue::Dict(items) => items.values().try_for_each(|v| refuse_unknown_globals(path, v)),
+        PickleValue::Dict(items) => {
+            items.values().try_for_each(|v| refuse_unknown_globals(path, v))
+        }
         _ => Ok(()),
     }
 }

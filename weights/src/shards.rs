@@ -35,7 +35,9 @@ pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>> {
         .into_iter()
         .map(|name| match is_plain_name(&name) && name.ends_with(".safetensors") {
             true => Ok(path.with_file_name(name)),
-            false => Err(fault(path, format!("shard `{name}` is not a plain safetensors file name"))),
+            false => {
+                Err(fault(path, format!("shard `{name}` is not a plain safetensors file name")))
+            }
         })
         .collect()
 }

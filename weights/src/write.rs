@@ -25,10 +25,8 @@ pub fn write_safetensors(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let temporary = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder)
-        .map_err(file)?;
+    let temporary =
+        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(file)?;
     let views = tensors.iter().map(|(name, data)| (name.clone(), Ready(data)));
     stream(temporary.path(), views, metadata)?;
     temporary.persist(path).map_err(|error| file(error.error))?;

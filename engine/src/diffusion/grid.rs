@@ -141,7 +141,10 @@ impl Grid {
     /// Levels one after the other, then no noise.
     fn chain(levels: Vec<Level>, initial_scale: f64) -> Self {
         let next = levels.iter().skip(1).copied().chain([Level::CLEAN]);
-        Self { steps: levels.iter().copied().zip(next).map(|(a, b)| [a, b]).collect(), initial_scale }
+        Self {
+            steps: levels.iter().copied().zip(next).map(|(a, b)| [a, b]).collect(),
+            initial_scale,
+        }
     }
 
     /// The shift applies to the ends of the grid, and again to the points between.
@@ -265,9 +268,11 @@ fn timesteps(family: Family, spacing: &Spacing, total: usize, steps: usize) -> V
         }
         // Also the range that spacings by σ cover.
         _ => match family {
-            Family::Multistep => {
-                linspace(0.0, last, steps + 1).into_iter().skip(1).map(f64::round_ties_even).collect()
-            }
+            Family::Multistep => linspace(0.0, last, steps + 1)
+                .into_iter()
+                .skip(1)
+                .map(f64::round_ties_even)
+                .collect(),
             Family::Exploding => linspace(0.0, last, steps),
             _ => linspace(0.0, last, steps).into_iter().map(f64::round_ties_even).collect(),
         },
@@ -387,7 +392,8 @@ mod tests {
         let grid = Grid::new(Family::Multistep, &linear(), &spacing, 5).expect("a grid");
         let timesteps: Vec<f64> = grid.steps.iter().map(|[from, _]| from.timestep).collect();
         assert_eq!(timesteps, [999., 843., 593., 142., 0.]);
-        for ([from, _], sigma) in grid.steps.iter().zip([157.407, 36.9092, 5.9113, 0.491319, 0.010001])
+        for ([from, _], sigma) in
+            grid.steps.iter().zip([157.407, 36.9092, 5.9113, 0.491319, 0.010001])
         {
             assert!((from.ve_sigma() / sigma - 1.0).abs() < 1e-4);
         }

@@ -40,11 +40,9 @@ impl Prediction {
         let Level { alpha, sigma, .. } = *level;
         let length = alpha.hypot(sigma);
         match self {
-            Prediction::Noise => Coefficients {
-                c_in: 1.0 / length,
-                c_skip: 1.0 / alpha,
-                c_out: -sigma / alpha,
-            },
+            Prediction::Noise => {
+                Coefficients { c_in: 1.0 / length, c_skip: 1.0 / alpha, c_out: -sigma / alpha }
+            }
             Prediction::Velocity => Coefficients {
                 c_in: 1.0 / length,
                 c_skip: alpha / (length * length),

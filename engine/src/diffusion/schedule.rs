@@ -139,7 +139,11 @@ impl NoiseSchedule {
         match self {
             Self::RectifiedFlow { .. } => {
                 let sigma = timestep / FLOW_TIMESTEPS;
-                (0.0..=1.0).contains(&sigma).then_some(Level { alpha: 1.0 - sigma, sigma, timestep })
+                (0.0..=1.0).contains(&sigma).then_some(Level {
+                    alpha: 1.0 - sigma,
+                    sigma,
+                    timestep,
+                })
             }
             Self::Edm { .. } => None,
             _ => {

@@ -1,9 +1,10 @@
 //! Multi-head self-attention.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor, module::attention, ops::AttentionModuleOptions};
+use burn::tensor::{Bool, Tensor, module::attention, ops::AttentionModuleOptions};
 
 use super::dense::{Dense, DenseConfig};
+use super::init::Init;
 use super::magnitude::normalize;
 
 /// Self-attention with fused queries, keys and values.
@@ -62,11 +63,11 @@ impl Attention {
         cosine: bool,
         renormalized: bool,
         projection: impl Fn(usize, usize) -> DenseConfig,
-        device: &Device,
+        init: &Init<'_>,
     ) -> Self {
         Self {
-            qkv: projection(hidden, 3 * hidden).init(device),
-            out: projection(hidden, hidden).init(device),
+            qkv: projection(hidden, 3 * hidden).init(init),
+            out: projection(hidden, hidden).init(init),
             heads,
             cosine,
             renormalized,
@@ -95,9 +96,7 @@ impl Attention {
         let options = AttentionModuleOptions::default();
         let mixed = match attend {
             Attend::Full => attention(query, key, value, None, None, options),
-            Attend::Masked(mask) => {
-                attention(query, key, value, Some(mask.clone()), None, options)
-            }
+            Attend::Masked(mask) => attention(query, key, value, Some(mask.clone()), None, options),
             Attend::Cached(cache) => {
                 let [keys, values] = cache.extend(key, value);
                 attention(query, keys, values, None, None, options)
@@ -122,12 +121,12 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Distribution, TensorData};
+    use burn::tensor::{Device, Distribution, TensorData};
 
     fn layer(cosine: bool) -> Attention {
         let device = Device::flex();
-        device.seed(1);
-        Attention::new(32, 4, cosine, false, |i, o| DenseConfig::new(i, o, cosine), &device)
+        let init = Init::new(1, &device);
+        Attention::new(32, 4, cosine, false, |i, o| DenseConfig::new(i, o, cosine), &init)
     }
 
     fn tokens(n: usize) -> Tensor<3> {
@@ -138,11 +137,9 @@ mod tests {
     fn cached_block_by_block_equals_one_masked_pass() {
         let (layer, x) = (layer(true), tokens(9));
         let hidden: Vec<bool> = (0..81).map(|i| i % 9 / 3 > i / 9 / 3).collect();
-        let mask = Tensor::<4, Bool>::from_data(
-            TensorData::new(hidden, [1, 1, 9, 9]),
-            &Device::flex(),
-        )
-        .expand([2, 4, 9, 9]);
+        let mask =
+            Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, 9, 9]), &Device::flex())
+                .expand([2, 4, 9, 9]);
         let whole = layer.forward(x.clone(), Attend::Masked(&mask));
 
         let mut cache = KvCache::default();

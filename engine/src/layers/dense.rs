@@ -1,8 +1,9 @@
 //! Linear layers, free or magnitude-preserving.
 
-use burn::module::{Initializer, Module, ModuleMapper, Param};
-use burn::tensor::{Device, Tensor, module::linear};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, module::linear};
 
+use super::init::{Fresh, Init};
 use super::magnitude::normalize;
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
@@ -38,35 +39,34 @@ pub struct DenseConfig {
     /// A learned gain that starts at this value.
     pub gain: Option<f64>,
     /// Distribution of fresh weights.
-    pub init: Initializer,
+    pub fresh: Fresh,
 }
 
 impl DenseConfig {
     /// A free layer, or a preserved one with weights from N(0, 1) and without a bias.
     pub fn new(inputs: usize, outputs: usize, preserved: bool) -> Self {
-        let init = match preserved {
-            true => Initializer::Normal { mean: 0.0, std: 1.0 },
-            false => Initializer::XavierUniform { gain: 1.0 },
+        let fresh = match preserved {
+            true => Fresh::Normal(1.0),
+            false => Fresh::xavier(inputs, outputs),
         };
-        Self { inputs, outputs, bias: !preserved, ones: false, preserved, gain: None, init }
+        Self { inputs, outputs, bias: !preserved, ones: false, preserved, gain: None, fresh }
     }
 
     /// Sets the distribution of fresh weights, unless the layer is preserved.
-    pub fn with_free_init(mut self, init: Initializer) -> Self {
+    pub fn with_free_weights(mut self, fresh: Fresh) -> Self {
         if !self.preserved {
-            self.init = init;
+            self.fresh = fresh;
         }
         self
     }
 
     /// Makes the layer.
-    pub fn init(&self, device: &Device) -> Dense {
+    pub fn init(&self, init: &Init<'_>) -> Dense {
         let inputs = self.inputs + usize::from(self.ones);
-        let shape = [inputs, self.outputs];
         Dense {
-            weight: self.init.init_with(shape, Some(inputs), Some(self.outputs), device),
-            bias: self.bias.then(|| Initializer::Zeros.init([self.outputs], device)),
-            gain: self.gain.map(|value| Initializer::Constant { value }.init([1], device)),
+            weight: init.param(self.fresh, [inputs, self.outputs]),
+            bias: self.bias.then(|| init.param(Fresh::Constant(0.0), [self.outputs])),
+            gain: self.gain.map(|gain| init.param(Fresh::Constant(gain), [1])),
             preserved: self.preserved,
             ones: self.ones,
         }
@@ -165,7 +165,7 @@ impl ModuleMapper for ForceNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Device, Distribution};
 
     fn rms(x: &Tensor<2>) -> f32 {
         x.clone().square().mean().sqrt().into_scalar()
@@ -174,9 +174,8 @@ mod tests {
     #[test]
     fn a_preserved_layer_keeps_unit_variance_at_any_width() {
         let device = Device::flex();
-        device.seed(0);
         for width in [32, 256, 1024] {
-            let layer = DenseConfig::new(width, 256, true).init(&device);
+            let layer = DenseConfig::new(width, 256, true).init(&Init::new(0, &device));
             let x = Tensor::random([512, width], Distribution::Normal(0.0, 1.0), &device);
             let y = rms(&layer.forward(x));
             assert!((y - 1.0).abs() < 0.03, "{width}: {y}");
@@ -186,7 +185,7 @@ mod tests {
     #[test]
     fn scale_of_stored_weights_does_not_matter() {
         let device = Device::flex();
-        let layer = DenseConfig::new(64, 32, true).init(&device);
+        let layer = DenseConfig::new(64, 32, true).init(&Init::new(0, &device));
         let mut scaled = layer.clone();
         scaled.weight = scaled.weight.map(|w| w * 1000.0);
         let x = Tensor::<2>::random([8, 64], Distribution::Normal(0.0, 1.0), &device);
@@ -197,7 +196,7 @@ mod tests {
     #[test]
     fn gradients_are_orthogonal_to_each_unit() {
         let device = Device::flex().autodiff();
-        let layer = DenseConfig::new(48, 24, true).init(&device);
+        let layer = DenseConfig::new(48, 24, true).init(&Init::new(0, &device));
         let x = Tensor::<2>::random([16, 48], Distribution::Normal(0.0, 1.0), &device);
         let grads = layer.forward(x).square().sum().backward();
         let weight = layer.weight.val();
@@ -213,7 +212,7 @@ mod tests {
     fn folding_keeps_the_function_and_ones_act_as_a_bias() {
         let device = Device::flex();
         let config = DenseConfig { ones: true, gain: Some(0.7), ..DenseConfig::new(20, 8, true) };
-        let layer = config.init(&device);
+        let layer = config.init(&Init::new(0, &device));
         let x = Tensor::<2>::random([4, 20], Distribution::Normal(0.0, 1.0), &device);
         let extended = Tensor::cat(vec![x.clone(), Tensor::ones([4, 1], &device)], 1);
         let expected = extended.matmul(layer.effective_weight());
@@ -225,7 +224,8 @@ mod tests {
     #[test]
     fn forced_normalisation_touches_preserved_weights_only() {
         let device = Device::flex();
-        let layer = DenseConfig { gain: Some(3.0), ..DenseConfig::new(64, 16, true) }.init(&device);
+        let layer = DenseConfig { gain: Some(3.0), ..DenseConfig::new(64, 16, true) }
+            .init(&Init::new(0, &device));
         let layer = Dense { weight: layer.weight.map(|w| w * 5.0), ..layer };
         let layer = layer.map(&mut ForceNorm::default());
         let rms = layer.weight.val().square().mean_dim(0).sqrt();

@@ -1,10 +1,11 @@
 //! The feed-forward half of a block.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
+use super::init::Init;
 use super::magnitude::mp_silu;
 
 /// Nonlinearity of an MLP or an embedder.
@@ -51,8 +52,13 @@ pub struct Mlp {
 
 impl Mlp {
     /// Makes the layers from a description of each.
-    pub fn new(up: DenseConfig, down: DenseConfig, activation: Activation, device: &Device) -> Self {
-        Self { up: up.init(device), down: down.init(device), activation }
+    pub fn new(
+        up: DenseConfig,
+        down: DenseConfig,
+        activation: Activation,
+        init: &Init<'_>,
+    ) -> Self {
+        Self { up: up.init(init), down: down.init(init), activation }
     }
 
     /// # Shapes
@@ -72,6 +78,7 @@ impl Mlp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
 
     #[test]
     fn gelu_equals_the_tanh_form() {

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod dense;
+pub mod init;
 pub mod magnitude;
 pub mod mlp;
 pub mod modulation;
@@ -11,6 +12,7 @@ pub mod time;
 
 pub use attention::{Attend, Attention, KvCache};
 pub use dense::Dense;
+pub use init::{Fresh, Init};
 pub use magnitude::{Magnitude, Residual};
 pub use mlp::{Activation, Mlp};
 pub use modulation::{Modulated, Modulation, ModulationConfig};

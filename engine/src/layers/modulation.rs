@@ -1,11 +1,12 @@
 //! Modulation: how the condition acts on the tokens (adaLN-Zero, Peebles & Xie 2023; rotation
 //! modulation, Bill et al. 2025).
 
-use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
+use super::init::{Fresh, Init};
 
 /// Which modulations a network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,12 +44,8 @@ impl ModulationConfig {
 
     /// Parts of one branch in order, each as a share of `hidden` in halves.
     fn halves(&self, with_gate: bool) -> Vec<usize> {
-        let parts = [
-            (self.scale, 2),
-            (self.shift, 2),
-            (self.rotation, 1),
-            (self.gate && with_gate, 2),
-        ];
+        let parts =
+            [(self.scale, 2), (self.shift, 2), (self.rotation, 1), (self.gate && with_gate, 2)];
         parts.into_iter().filter_map(|(on, halves)| on.then_some(halves)).collect()
     }
 }
@@ -85,19 +82,18 @@ impl Modulation {
         gated: bool,
         config: ModulationConfig,
         projection: impl Fn(usize, usize) -> DenseConfig,
-        device: &Device,
+        init: &Init<'_>,
     ) -> Self {
         let parts = config.halves(gated);
         let width = parts.iter().sum::<usize>() * hidden / 2 * branches;
-        let dense = projection(hidden, width).with_free_init(Initializer::Zeros);
+        let dense = projection(hidden, width).with_free_weights(Fresh::Constant(0.0));
         let gains = match config.gate_form {
             GateForm::Zero => 1,
             GateForm::One => parts.len() * branches,
         };
         Self {
-            gain: (dense.preserved && width > 0)
-                .then(|| Initializer::Zeros.init([gains], device)),
-            dense: (width > 0).then(|| dense.init(device)),
+            gain: (dense.preserved && width > 0).then(|| init.param(Fresh::Constant(0.0), [gains])),
+            dense: (width > 0).then(|| dense.init(init)),
             config,
             branches,
             gated,
@@ -190,19 +186,13 @@ pub fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
     let (cos, sin) = (angles.clone().cos(), angles.sin());
     let u = x.clone().narrow(2, 0, half);
     let v = x.narrow(2, half, half);
-    Tensor::cat(
-        vec![
-            u.clone() * cos.clone() - v.clone() * sin.clone(),
-            u * sin + v * cos,
-        ],
-        2,
-    )
+    Tensor::cat(vec![u.clone() * cos.clone() - v.clone() * sin.clone(), u * sin + v * cos], 2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Device, Distribution};
     use std::f32::consts::PI;
 
     fn random(shape: [usize; 3]) -> Tensor<3> {
@@ -239,7 +229,7 @@ mod tests {
         let device = Device::flex();
         let config = ModulationConfig { shift: true, ..ModulationConfig::ROTATION_SCALE };
         let project = |i, o| DenseConfig::new(i, o, true);
-        let layer = Modulation::new(16, 2, true, config, project, &device);
+        let layer = Modulation::new(16, 2, true, config, project, &Init::new(0, &device));
         let x = random([2, 5, 16]);
         for branch in layer.forward(random([2, 1, 16])) {
             let y = branch.output(branch.input(x.clone()));

@@ -34,9 +34,8 @@ impl Position {
         for row in 0..rows {
             for column in 0..columns {
                 for at in [column, row] {
-                    let angle = |k: usize| {
-                        at as f64 * MAX_PERIOD.powf(-(k as f64) / quarter as f64)
-                    };
+                    let angle =
+                        |k: usize| at as f64 * MAX_PERIOD.powf(-(k as f64) / quarter as f64);
                     values.extend((0..quarter).map(|k| angle(k).sin() as f32));
                     values.extend((0..quarter).map(|k| angle(k).cos() as f32));
                 }

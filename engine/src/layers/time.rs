@@ -1,11 +1,12 @@
 //! Embedding of the noise level.
 
-use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::{SQRT_2, TAU};
 
 use super::dense::DenseConfig;
+use super::init::{Fresh, Init};
 use super::magnitude::normalize;
 use super::mlp::{Activation, Mlp};
 
@@ -69,10 +70,9 @@ pub struct Table {
 
 impl Table {
     /// A table with fresh rows: N(0, 1) when preserved, N(0, 0.02) otherwise.
-    pub fn new(rows: usize, hidden: usize, preserved: bool, device: &Device) -> Self {
+    pub fn new(rows: usize, hidden: usize, preserved: bool, init: &Init<'_>) -> Self {
         let std = if preserved { 1.0 } else { EMBEDDING_STD };
-        let init = Initializer::Normal { mean: 0.0, std };
-        Self { weight: init.init([rows, hidden], device), preserved }
+        Self { weight: init.param(Fresh::Normal(std), [rows, hidden]), preserved }
     }
 
     /// Rows of the table.
@@ -104,28 +104,25 @@ impl TimeEmbedder {
         hidden: usize,
         activation: Activation,
         projection: impl Fn(usize, usize) -> DenseConfig,
-        device: &Device,
+        init: &Init<'_>,
     ) -> Self {
         let channels = match code {
             TimeCode::Sinusoidal { channels, .. } | TimeCode::Fourier { channels, .. } => channels,
             TimeCode::Table { .. } => hidden,
         };
-        let small = Initializer::Normal { mean: 0.0, std: EMBEDDING_STD };
-        let layer = |i, o| projection(i, o).with_free_init(small.clone());
-        let frozen = |init: Initializer| -> Param<Tensor<1>> {
-            let value: Param<Tensor<1>> = init.init([channels], device);
-            value.set_require_grad(false)
-        };
+        let small = Fresh::Normal(EMBEDDING_STD);
+        let layer = |i, o| projection(i, o).with_free_weights(small);
+        let frozen = |fresh: Fresh| init.param(fresh, [channels]).set_require_grad(false);
         Self {
             fourier: matches!(code, TimeCode::Fourier { .. }).then(|| Fourier {
-                scale: frozen(Initializer::Normal { mean: 0.0, std: TAU }),
-                shift: frozen(Initializer::Uniform { min: 0.0, max: TAU }),
+                scale: frozen(Fresh::Normal(TAU)),
+                shift: frozen(Fresh::Uniform(0.0, TAU)),
             }),
             table: match code {
-                TimeCode::Table { steps } => Some(Table::new(steps, hidden, true, device)),
+                TimeCode::Table { steps } => Some(Table::new(steps, hidden, true, init)),
                 _ => None,
             },
-            mlp: Mlp::new(layer(channels, hidden), layer(hidden, hidden), activation, device),
+            mlp: Mlp::new(layer(channels, hidden), layer(hidden, hidden), activation, init),
             code,
         }
     }
@@ -171,16 +168,24 @@ impl TimeEmbedder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
 
     #[test]
     fn sinusoidal_code_matches_the_published_numbers() {
         let device = Device::flex();
         let code = TimeCode::Sinusoidal { channels: 8, frequency_shift: 0.0 };
         let project = |i, o| DenseConfig::new(i, o, false);
-        let embedder = TimeEmbedder::new(code, 16, Activation::Silu, project, &device);
+        let embedder =
+            TimeEmbedder::new(code, 16, Activation::Silu, project, &Init::new(0, &device));
         let code = embedder.encode(Tensor::from_floats([999.0], &device));
         let expected = [
-            0.99964982, 0.80745506, -0.84446979, 0.54114354, -0.02646075, -0.58992910, -0.53560317,
+            0.99964982,
+            0.80745506,
+            -0.84446979,
+            0.54114354,
+            -0.02646075,
+            -0.58992910,
+            -0.53560317,
             0.84093022,
         ];
         let expected = Tensor::<1>::from_floats(expected, &device).reshape([1, 8]);
@@ -190,10 +195,10 @@ mod tests {
     #[test]
     fn fourier_code_has_unit_variance_with_the_factor() {
         let device = Device::flex();
-        device.seed(3);
         let code = TimeCode::Fourier { channels: 256, unit_variance: true };
         let project = |i, o| DenseConfig::new(i, o, true);
-        let embedder = TimeEmbedder::new(code, 16, Activation::MpSilu, project, &device);
+        let embedder =
+            TimeEmbedder::new(code, 16, Activation::MpSilu, project, &Init::new(0, &device));
         let times = Tensor::<1, Int>::arange(0..512, &device).float() * (1.0 / 64.0);
         let rms: f32 = embedder.encode(times).square().mean().sqrt().into_scalar();
         assert!((rms - 1.0).abs() < 0.03, "{rms}");

@@ -1,11 +1,10 @@
 //! Shape and variant of a diffusion transformer, as data.
 
-use burn::module::Initializer;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::dense::DenseConfig;
 use crate::layers::modulation::GateForm;
-use crate::layers::{Activation, Magnitude, ModulationConfig, Position, Residual, TimeCode};
+use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
 
 /// Normalisation of the input of each branch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -194,8 +193,7 @@ impl DitConfig {
         dense.bias = self.bias;
         if !self.bias {
             // The bias-free baseline of MP-DiT draws uniformly within ±√(6 / in).
-            let gain = 2f64.sqrt();
-            dense = dense.with_free_init(Initializer::KaimingUniform { gain, fan_out_only: false });
+            dense = dense.with_free_weights(Fresh::kaiming(inputs));
         }
         dense
     }
@@ -239,10 +237,7 @@ impl DitConfig {
             + usize::from(self.magnitude.normalized_weights);
         let embedder = time + layer(d, d) + (self.classes + 1) * d;
         let embedders = if self.embedder_per_block { self.depth } else { 1 };
-        layer(pixels * self.channels + ones, d)
-            + embedder * embedders
-            + self.depth * block
-            + head
+        layer(pixels * self.channels + ones, d) + embedder * embedders + self.depth * block + head
     }
 
     /// The residual rule with its default balances.

@@ -1,6 +1,6 @@
 //! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025).
 
-use burn::module::{Initializer, Module};
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, module::layer_norm};
 
 use super::config::{DitConfig, Norm};
@@ -9,7 +9,7 @@ use crate::layers::magnitude::join;
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::time::Table;
-use crate::layers::{Attend, Attention, Dense, Mlp, Modulation, TimeEmbedder};
+use crate::layers::{Attend, Attention, Dense, Fresh, Init, Mlp, Modulation, TimeEmbedder};
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
@@ -65,11 +65,12 @@ pub struct Head {
 }
 
 impl DitConfig {
-    /// Makes the network with fresh weights; at this point its output is exactly zero.
+    /// Makes the network with the fresh weights of a seed; at this point its output is exactly zero.
     ///
     /// # Panics
     /// If [`DitConfig::check`] finds a fault.
-    pub fn init(&self, device: &Device) -> Dit {
+    pub fn init(&self, seed: u64, device: &Device) -> Dit {
+        let init = &Init::new(seed, device);
         if let Err(fault) = self.check() {
             panic!("{fault}");
         }
@@ -79,15 +80,16 @@ impl DitConfig {
         let patch = DenseConfig { ones: !self.bias, ..dense(pixels * self.channels, self.hidden) };
         let head = DenseConfig {
             gain: preserved.then_some(0.0),
-            ..dense(self.hidden, pixels * self.out_channels()).with_free_init(Initializer::Zeros)
+            ..dense(self.hidden, pixels * self.out_channels())
+                .with_free_weights(Fresh::Constant(0.0))
         };
         Dit {
-            patch: patch.init(device),
-            embedder: self.init_embedder(device),
-            blocks: (0..self.depth).map(|i| self.init_block(i, device)).collect(),
+            patch: patch.init(init),
+            embedder: self.init_embedder(init),
+            blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
             head: Head {
-                modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, device),
-                out: head.init(device),
+                modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, init),
+                out: head.init(init),
                 norm: self.norm,
             },
             position: self.position.table(self.grid(self.size), self.hidden, device),
@@ -95,35 +97,35 @@ impl DitConfig {
         }
     }
 
-    fn init_embedder(&self, device: &Device) -> Embedder {
+    fn init_embedder(&self, init: &Init<'_>) -> Embedder {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
         let activation = self.embedder_activation();
         Embedder {
-            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, device),
-            label: Table::new(rows, self.hidden, preserved, device),
+            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
+            label: Table::new(rows, self.hidden, preserved, init),
         }
     }
 
-    fn init_block(&self, index: usize, device: &Device) -> DitBlock {
+    fn init_block(&self, index: usize, init: &Init<'_>) -> DitBlock {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         let inner = (self.hidden as f64 * self.mlp_ratio) as usize;
         DitBlock {
-            embedder: (self.embedder_per_block && index > 0).then(|| self.init_embedder(device)),
-            modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, device),
+            embedder: (self.embedder_per_block && index > 0).then(|| self.init_embedder(init)),
+            modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, init),
             attention: Attention::new(
                 self.hidden,
                 self.heads,
                 self.magnitude.cosine_attention,
                 self.magnitude.renormalized_attention,
                 dense,
-                device,
+                init,
             ),
             mlp: Mlp::new(
                 dense(self.hidden, inner),
                 dense(inner, self.hidden),
                 self.activation,
-                device,
+                init,
             ),
             norm: self.norm,
             balance: self.magnitude.residual.balance(self.depth),
@@ -192,12 +194,7 @@ impl Dit {
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
-    fn condition(
-        &self,
-        embedder: &Embedder,
-        time: Tensor<1>,
-        labels: Tensor<1, Int>,
-    ) -> Tensor<3> {
+    fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
         let (time, label) = (embedder.time.forward(time), embedder.label.forward(labels));
         let sum = self.config.magnitude.residual.sum(time, label);
         self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
@@ -233,11 +230,8 @@ impl DitBlock {
     /// # Shapes
     /// `x`: `[batch, tokens, hidden]`, `condition`: `[batch, 1 | tokens, hidden]`, already activated
     pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
-        let [attention, mlp]: [Modulated; 2] = self
-            .modulation
-            .forward(condition)
-            .try_into()
-            .expect("a block modulates two branches");
+        let [attention, mlp]: [Modulated; 2] =
+            self.modulation.forward(condition).try_into().expect("a block modulates two branches");
         let branch = attention.input(self.norm.forward(x.clone(), false));
         let branch = attention.output(self.attention.forward(branch, attend));
         let x = join(x, branch, self.balance);

@@ -11,8 +11,8 @@ use burn::tensor::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::layers::Dense;
 use crate::layers::dense::DenseConfig;
+use crate::layers::{Dense, Init};
 
 /// ε of the group norms.
 const EPSILON: f64 = 1e-6;
@@ -54,9 +54,12 @@ impl VaeConfig {
         if self.widths.is_empty() || self.widths.len() > 8 {
             return Err(format!("{} levels, expected 1 to 8", self.widths.len()));
         }
-        let fine = |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
+        let fine =
+            |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
         match self.widths.iter().find(|width| !fine(width)) {
-            Some(width) => Err(format!("width {width} is not a multiple of {} groups", self.groups)),
+            Some(width) => {
+                Err(format!("width {width} is not a multiple of {} groups", self.groups))
+            }
             None if self.scale == 0.0 || !self.scale.is_finite() => {
                 Err(format!("latent scale is {}, expected finite and not zero", self.scale))
             }
@@ -268,7 +271,8 @@ pub struct SpatialAttention {
 
 impl SpatialAttention {
     fn new(width: usize, groups: usize, device: &Device) -> Self {
-        let dense = || DenseConfig::new(width, width, false).init(device);
+        let init = Init::new(0, device);
+        let dense = || DenseConfig::new(width, width, false).init(&init);
         Self { norm: norm(groups, width, device), q: dense(), k: dense(), v: dense(), out: dense() }
     }
 
@@ -338,7 +342,14 @@ impl Encoder {
         let mut inputs = first;
         let down = config.widths.iter().enumerate().map(|(i, &width)| Level {
             blocks: (0..config.blocks_per_level)
-                .map(|_| ResBlock::new(std::mem::replace(&mut inputs, width), width, config.groups, device))
+                .map(|_| {
+                    ResBlock::new(
+                        std::mem::replace(&mut inputs, width),
+                        width,
+                        config.groups,
+                        device,
+                    )
+                })
                 .collect(),
             sample: (i + 1 < config.widths.len()).then(|| {
                 Conv2dConfig::new([width, width], [3, 3]).with_stride([2, 2]).init(device)
@@ -383,7 +394,14 @@ impl Decoder {
         let mut inputs = last;
         let up = config.widths.iter().rev().enumerate().map(|(i, &width)| Level {
             blocks: (0..config.blocks_per_level + 1)
-                .map(|_| ResBlock::new(std::mem::replace(&mut inputs, width), width, config.groups, device))
+                .map(|_| {
+                    ResBlock::new(
+                        std::mem::replace(&mut inputs, width),
+                        width,
+                        config.groups,
+                        device,
+                    )
+                })
                 .collect(),
             sample: (i + 1 < config.widths.len()).then(|| conv(width, width, 3, device)),
         });

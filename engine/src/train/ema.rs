@@ -72,7 +72,8 @@ fn inner((ta, ga): (f64, f64), (tb, gb): (f64, f64)) -> f64 {
 fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Option<Vec<f64>> {
     let n = b.len();
     for column in 0..n {
-        let pivot = (column..n).max_by(|&i, &j| a[i][column].abs().total_cmp(&a[j][column].abs()))?;
+        let pivot =
+            (column..n).max_by(|&i, &j| a[i][column].abs().total_cmp(&a[j][column].abs()))?;
         if a[pivot][column].abs() < 1e-300 {
             return None;
         }
@@ -100,9 +101,13 @@ mod tests {
 
     #[test]
     fn exponents_match_the_published_numbers() {
-        for (width, expected) in
-            [(0.05, 16.972199), (0.075, 10.2891), (0.10, 6.937204), (0.15, 3.557869), (0.01, 96.994898)]
-        {
+        for (width, expected) in [
+            (0.05, 16.972199),
+            (0.075, 10.2891),
+            (0.10, 6.937204),
+            (0.15, 3.557869),
+            (0.01, 96.994898),
+        ] {
             assert!((exponent(width) - expected).abs() < 1e-4, "{width}");
         }
     }

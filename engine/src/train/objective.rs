@@ -45,7 +45,8 @@ impl Denoising {
             .collect();
         let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
         let z = random.normal(count * channels * height * width);
-        let z = Tensor::<4>::from_data(TensorData::new(z, [count, channels, height, width]), &device);
+        let z =
+            Tensor::<4>::from_data(TensorData::new(z, [count, channels, height, width]), &device);
 
         let scale = |value: &dyn Fn(&Level) -> f64| per_image(&levels, value, &device);
         let c = |level: &Level| self.process.prediction.coefficients(level);

@@ -123,11 +123,8 @@ mod tests {
 
     #[test]
     fn learning_rate_matches_the_published_schedule() {
-        let rate = LearningRate {
-            peak: 1e-2,
-            warmup: 2666,
-            decay: Decay::InverseSqrt { start: 40_000 },
-        };
+        let rate =
+            LearningRate { peak: 1e-2, warmup: 2666, decay: Decay::InverseSqrt { start: 40_000 } };
         assert!((rate.at(100_000, 400_000) - 6.3246e-3).abs() < 1e-7);
         assert!((rate.at(400_000, 400_000) - 3.1623e-3).abs() < 1e-7);
         assert!((rate.at(0, 400_000) - 1e-2 / 2666.0).abs() < 1e-12);
@@ -141,7 +138,8 @@ mod tests {
         let values = vec![Tensor::<1>::from_floats([1.0, -2.0], &device)];
         let grads = vec![Tensor::<1>::from_floats([0.3, -40.0], &device)];
         let mut adam = AdamW::new(&values, [0.9, 0.99], 1e-8, 0.1);
-        let new: Vec<f32> = adam.step(values, grads, 0.01, 1)[0].to_data().try_to_vec().expect("f32");
+        let new: Vec<f32> =
+            adam.step(values, grads, 0.01, 1)[0].to_data().try_to_vec().expect("f32");
         assert!((new[0] - (1.0 - 0.001 - 0.01)).abs() < 1e-6, "{new:?}");
         assert!((new[1] - (-2.0 + 0.002 + 0.01)).abs() < 1e-6, "{new:?}");
     }
@@ -149,7 +147,8 @@ mod tests {
     #[test]
     fn clipping_limits_the_joint_norm_only_when_larger() {
         let device = Device::flex();
-        let grads = || vec![Tensor::<1>::from_floats([3.0], &device), Tensor::from_floats([4.0], &device)];
+        let grads =
+            || vec![Tensor::<1>::from_floats([3.0], &device), Tensor::from_floats([4.0], &device)];
         let (clipped, norm) = clip(grads(), 1.0);
         assert!((norm.into_scalar::<f32>() - 5.0).abs() < 1e-6);
         assert!((clipped[1].clone().into_scalar::<f32>() - 0.8).abs() < 1e-6);

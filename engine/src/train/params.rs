@@ -29,9 +29,7 @@ pub fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<Tensor<1>>
             if param.is_require_grad() {
                 let value = param.val();
                 let grad = value.grad(self.1);
-                self.0.push(flat(
-                    grad.unwrap_or_else(|| value.without_autodiff().zeros_like()),
-                ));
+                self.0.push(flat(grad.unwrap_or_else(|| value.without_autodiff().zeros_like())));
             }
         }
     }

@@ -16,6 +16,9 @@ pub(super) struct Convert {
     /// Folder of the new bundle
     #[arg(long, short)]
     output: PathBuf,
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    #[arg(long)]
+    vae: Option<PathBuf>,
     /// Type of the weights on disk: f32, f16 or bf16
     #[arg(long, default_value = "f16")]
     dtype: FloatDtype,
@@ -32,7 +35,10 @@ pub(super) struct Convert {
 
 pub(super) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
     let input = find_model(&args.input)?;
-    let recognised = pyrograph::model::recognise(&input)?;
+    let mut recognised = pyrograph::model::recognise(&input)?;
+    if let Some(vae) = &args.vae {
+        recognised = recognised.with_vae(vae)?;
+    }
     common.say(&format!("{}: {}", input.display(), recognised.kind));
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
     // In the type of the output, so that an f16 bundle needs no f32 copy of the model.

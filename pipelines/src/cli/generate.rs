@@ -31,6 +31,9 @@ pub(super) struct Class {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short)]
     model: Option<PathBuf>,
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    #[arg(long)]
+    vae: Option<PathBuf>,
     /// Class ids or names, separated by commas, or `random` [default: every class in turn]
     #[arg(long, short)]
     class: Option<String>,
@@ -135,7 +138,10 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
 
     let opened = common.open()?;
     let started = Instant::now();
-    let recognised = pyrograph::model::recognise(&model)?;
+    let mut recognised = pyrograph::model::recognise(&model)?;
+    if let Some(vae) = &args.vae {
+        recognised = recognised.with_vae(vae)?;
+    }
     let (kind, weights) = (recognised.kind.clone(), recognised.net.checkpoint.fingerprint());
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
     let model_state = recognised.load(args.dtype, &opened.device, &mut warn)?;
@@ -271,7 +277,8 @@ fn resolve(
             .map(|name| pipeline.labels().find(name, count))
             .collect::<Result<_, _>>()?,
     };
-    let images = args.count.unwrap_or(if args.class.is_some() { named.len() } else { DEFAULT_COUNT });
+    let images =
+        args.count.unwrap_or(if args.class.is_some() { named.len() } else { DEFAULT_COUNT });
     if images == 0 {
         bail!("0 images asked for");
     }

@@ -191,9 +191,7 @@ fn find_model(name_or_path: &Path) -> anyhow::Result<PathBuf> {
     if let Some(folder) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
         roots.extend(folder.ancestors().take(4).map(|folder| folder.join("assets/models")));
     }
-    roots
-        .into_iter()
-        .map(|root| root.join(name_or_path))
-        .find(|path| path.exists())
-        .with_context(|| format!("no model at {}, nor among the shipped ones", name_or_path.display()))
+    roots.into_iter().map(|root| root.join(name_or_path)).find(|path| path.exists()).with_context(
+        || format!("no model at {}, nor among the shipped ones", name_or_path.display()),
+    )
 }

@@ -58,10 +58,8 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let mut run = Run::new(&args.output, config, data, args.resume, &opened.device)?;
     common.say(&format!("{} parameters", run.net().config().parameters()));
 
-    let bar = common.progress_bar(
-        steps,
-        "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}",
-    );
+    let bar =
+        common.progress_bar(steps, "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}");
     bar.set_position(run.step());
     bar.reset_eta();
     let flow = run.train(&mut |event| {

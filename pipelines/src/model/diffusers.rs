@@ -103,7 +103,6 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     }
     let transformer: Transformer = read_json(folder.join("transformer/config.json"))?;
     let scheduler: Scheduler = read_json(folder.join("scheduler/scheduler_config.json"))?;
-    let vae: Autoencoder = read_json(folder.join("vae/config.json"))?;
     let expected = [
         ("norm_type", &transformer.norm_type, "ada_norm_zero"),
         ("activation_fn", &transformer.activation_fn, "gelu-approximate"),
@@ -115,13 +114,8 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
             return Err(unknown(format!("{name} is `{found}`, expected `{expected}`")));
         }
     }
-    let weights = |part: &str| Checkpoint::open(weights_file(&folder.join(part)));
-    let vae_source = {
-        let checkpoint = weights("vae")?;
-        let layout = convert::autoencoder(&checkpoint, vae.block_out_channels.len());
-        Source { checkpoint, layout }
-    };
-    let checkpoint = weights("transformer")?;
+    let (vae, vae_source) = autoencoder(&folder.join("vae"))?;
+    let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer")))?;
     let per_block = convert::embedder_per_block(&checkpoint)?;
     let config = ModelConfig {
         net: DitConfig { embedder_per_block: per_block, ..net(&transformer) },
@@ -130,17 +124,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
             prediction: prediction(&scheduler).map_err(unknown)?,
             time: TimeInput::Timestep,
         },
-        vae: Some(VaeConfig {
-            channels: vae.in_channels,
-            latent_channels: vae.latent_channels,
-            widths: vae.block_out_channels,
-            blocks_per_level: vae.layers_per_block,
-            groups: vae.norm_num_groups,
-            attention: vae.mid_block_add_attention,
-            quant: vae.use_quant_conv,
-            scale: vae.scaling_factor,
-            shift: vae.shift_factor.unwrap_or(0.0),
-        }),
+        vae: Some(vae),
         defaults: defaults(&scheduler).map_err(unknown)?,
         labels: labels(index.id2label, transformer.num_embeds_ada_norm),
     };
@@ -150,6 +134,25 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
         net: Source { checkpoint, layout: convert::dit_diffusers(per_block) },
         vae: Some(vae_source),
     })
+}
+
+/// The autoencoder in a folder of its own, with its `config.json`.
+pub(super) fn autoencoder(folder: &Path) -> Result<(VaeConfig, Source)> {
+    let vae: Autoencoder = read_json(folder.join("config.json"))?;
+    let checkpoint = Checkpoint::open(weights_file(folder))?;
+    let layout = convert::autoencoder(&checkpoint, vae.block_out_channels.len());
+    let config = VaeConfig {
+        channels: vae.in_channels,
+        latent_channels: vae.latent_channels,
+        widths: vae.block_out_channels,
+        blocks_per_level: vae.layers_per_block,
+        groups: vae.norm_num_groups,
+        attention: vae.mid_block_add_attention,
+        quant: vae.use_quant_conv,
+        scale: vae.scaling_factor,
+        shift: vae.shift_factor.unwrap_or(0.0),
+    };
+    Ok((config, Source { checkpoint, layout }))
 }
 
 /// The weights of a part: a shard index, or the single file under its usual or its fp16 name.

@@ -102,8 +102,7 @@ fn mp_dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
 
 /// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
 fn config(net: DitConfig, defaults: Defaults) -> ModelConfig {
-    let schedule =
-        NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
+    let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
     ModelConfig {
         net,
         process: Process { schedule, prediction: Prediction::Noise, time: TimeInput::Timestep },
@@ -196,7 +195,9 @@ fn modulation(
     hints: &Hints,
 ) -> Result<ModulationConfig, String> {
     let mut parts = Vec::new();
-    while let Ok([out, _]) = shape(checkpoint, &format!("blocks.0.mod1.mods.{}.net.1.weight", parts.len())) {
+    while let Ok([out, _]) =
+        shape(checkpoint, &format!("blocks.0.mod1.mods.{}.net.1.weight", parts.len()))
+    {
         parts.push(out);
     }
     let full = parts.iter().filter(|&&out| out == hidden).count();

@@ -73,8 +73,7 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
         tensors.extend(named.map(|(name, value)| (format!("{group}/{name}"), value.into_data())));
     }
     tensors.extend(frozen(&run.trainer.model));
-    let state =
-        State { step: run.step(), images: run.data.len(), config: run.config.clone() };
+    let state = State { step: run.step(), images: run.data.len(), config: run.config.clone() };
     let state = serde_json::to_string(&state).expect("a configuration serialises");
     write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
     let mut found = all(&run.folder)?;
@@ -132,7 +131,9 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
             let (values, _) = checkpoint.read_f32(&format!("{group}/{name}"))?;
             match values.len() == length {
                 true => Ok(Tensor::from_data(TensorData::new(values, [length]), &device)),
-                false => Err(fault(format!("{name} has {} values, expected {length}", values.len()))),
+                false => {
+                    Err(fault(format!("{name} has {} values, expected {length}", values.len())))
+                }
             }
         };
         names.iter().zip(&lengths).map(read).collect()
@@ -150,7 +151,10 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
             let autodiff = device.clone().autodiff();
             Ok(Tensor::from_data(TensorData::new(values, [length]), &autodiff))
         };
-        let (scale, shift) = (read("frozen/embedder.time.fourier.scale")?, read("frozen/embedder.time.fourier.shift")?);
+        let (scale, shift) = (
+            read("frozen/embedder.time.fourier.scale")?,
+            read("frozen/embedder.time.fourier.shift")?,
+        );
         fourier.scale = fourier.scale.clone().map(|_| scale);
         fourier.shift = fourier.shift.clone().map(|_| shift);
     }

@@ -146,11 +146,7 @@ impl Default for TrainConfig {
             label_dropout: 0.1,
             flip: false,
             background: Background::default(),
-            learning_rate: LearningRate {
-                peak: 2e-2,
-                warmup: 100,
-                decay: Default::default(),
-            },
+            learning_rate: LearningRate { peak: 2e-2, warmup: 100, decay: Default::default() },
             betas: [0.9, 0.99],
             epsilon: 1e-8,
             weight_decay: 0.0,
@@ -180,7 +176,8 @@ impl TrainConfig {
     /// Unknown keys, wrong types, impossible values.
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
-        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
         for item in overrides {
             let (key, value) = item
                 .split_once('=')
@@ -218,7 +215,8 @@ impl TrainConfig {
     pub fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> Result<DitConfig> {
         let shape = &self.model;
         let (hidden, depth, heads) = (shape.hidden, shape.depth, shape.heads);
-        let ladder = |step| DitConfig::ladder(step, hidden, depth, heads).expect("a step from A to E");
+        let ladder =
+            |step| DitConfig::ladder(step, hidden, depth, heads).expect("a step from A to E");
         let base = match shape.kind {
             Kind::Dit => DitConfig::dit(hidden, depth, heads),
             Kind::MpDit => DitConfig::mp_dit(hidden, depth, heads),

@@ -24,10 +24,8 @@ impl Log {
             _ => std::fs::read_to_string(&path).unwrap_or_default(),
         };
         let at = |line: &str| line.split(',').next()?.parse::<u64>().ok();
-        let kept: Vec<&str> = earlier
-            .lines()
-            .filter(|line| at(line).is_some_and(|at| at <= step))
-            .collect();
+        let kept: Vec<&str> =
+            earlier.lines().filter(|line| at(line).is_some_and(|at| at <= step)).collect();
         let point = |line: &&str| {
             let mut fields = line.split(',').map(|field| field.parse::<f64>());
             Some((fields.next()?.ok()?, fields.next()?.ok()?))

@@ -16,15 +16,10 @@ const PER_CLASS: usize = 4;
 
 /// Writes a grid with a row of images per class, from the first average, always from the same noise.
 pub(super) fn write(run: &Run) -> Result<PathBuf> {
-    let model = Model {
-        net: run.averaged(0),
-        vae: run.vae.clone(),
-        config: run.model.clone(),
-    };
+    let model = Model { net: run.averaged(0), vae: run.vae.clone(), config: run.model.clone() };
     let pipeline = ClassPipeline::new(model, &run.device);
-    let classes: Vec<usize> = (0..pipeline.classes().min(CLASSES))
-        .flat_map(|class| [class; PER_CLASS])
-        .collect();
+    let classes: Vec<usize> =
+        (0..pipeline.classes().min(CLASSES)).flat_map(|class| [class; PER_CLASS]).collect();
     let settings = run.model.defaults.settings(0);
     let folder = run.folder.join("samples");
     std::fs::create_dir_all(&folder)

@@ -83,11 +83,13 @@ fn diffusers(names: [&str; 5]) -> Layout {
 /// The original code numbers the decoder's levels from the finest.
 fn compvis(levels: usize) -> Layout {
     let mut rules = Vec::new();
-    for (half, ours, sampler) in [("encoder", "down", "downsample"), ("decoder", "up", "upsample")] {
+    for (half, ours, sampler) in [("encoder", "down", "downsample"), ("decoder", "up", "upsample")]
+    {
         common(&mut rules, half, "norm_out");
         for level in 0..levels {
             let theirs = if ours == "up" { levels - 1 - level } else { level };
-            let (target, source) = (format!("{half}.{ours}.{level}"), format!("{half}.{ours}.{theirs}"));
+            let (target, source) =
+                (format!("{half}.{ours}.{level}"), format!("{half}.{ours}.{theirs}"));
             let (block, resnet) = (format!("{target}.blocks.*"), format!("{source}.block.*"));
             res_block(&mut rules, &block, &resnet, "nin_shortcut");
             conv(&mut rules, &format!("{target}.sample"), &format!("{source}.{sampler}.conv"));

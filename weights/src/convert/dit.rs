@@ -39,10 +39,7 @@ pub fn dit_original() -> Layout {
         linear("blocks.*.attention.out", "blocks.*.attn.proj"),
         linear("blocks.*.mlp.up", "blocks.*.mlp.fc1"),
         linear("blocks.*.mlp.down", "blocks.*.mlp.fc2"),
-        chunked(
-            linear("blocks.*.modulation.dense", "blocks.*.adaLN_modulation.1"),
-            &BLOCK_CHUNKS,
-        ),
+        chunked(linear("blocks.*.modulation.dense", "blocks.*.adaLN_modulation.1"), &BLOCK_CHUNKS),
         chunked(linear("head.modulation.dense", "final_layer.adaLN_modulation.1"), &HEAD_CHUNKS),
         linear("head.out", "final_layer.linear"),
     ];

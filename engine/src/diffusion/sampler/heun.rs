@@ -36,13 +36,7 @@ pub(super) fn heun(
 }
 
 /// Raises the noise level by a factor `1 + γ` with new noise.
-fn stir(
-    solve: &mut Solve<'_>,
-    x: &mut Tensor<4>,
-    from: &Level,
-    churn: Churn,
-    steps: f64,
-) -> Level {
+fn stir(solve: &mut Solve<'_>, x: &mut Tensor<4>, from: &Level, churn: Churn, steps: f64) -> Level {
     let inside = (churn.range[0]..=churn.range[1]).contains(&from.sigma);
     let gamma = if inside { (churn.amount / steps).min(2f64.sqrt() - 1.0) } else { 0.0 };
     if gamma <= 0.0 || from.alpha != 1.0 {

@@ -92,7 +92,9 @@ mod tests {
         let clean = Level::CLEAN;
         let noisy = Level { alpha: 0.5, sigma: 0.5, timestep: 0.0 };
         let orders = |total: usize| -> Vec<usize> {
-            (0..total).map(|i| order(i, total, 3, if i + 1 == total { &clean } else { &noisy })).collect()
+            (0..total)
+                .map(|i| order(i, total, 3, if i + 1 == total { &clean } else { &noisy }))
+                .collect()
         };
         assert_eq!(orders(5), [1, 2, 3, 2, 1]);
         assert_eq!(orders(16)[12..], [3, 3, 3, 1]);

@@ -22,7 +22,12 @@ fn linear() -> NoiseSchedule {
     NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false }
 }
 
-fn run(sampler: &Sampler, denoiser: &mut dyn Denoiser, grid: &Grid, noise: &Tensor<4>) -> Tensor<4> {
+fn run(
+    sampler: &Sampler,
+    denoiser: &mut dyn Denoiser,
+    grid: &Grid,
+    noise: &Tensor<4>,
+) -> Tensor<4> {
     let mut source = NoiseSource::new(1, noise.dims()[0]);
     let go_on = &mut |_: Step<'_>| ControlFlow::Continue(());
     sampler.sample(denoiser, noise.clone(), grid, &mut source, go_on).expect("not cancelled")
@@ -68,7 +73,10 @@ fn errors_fall_with_the_order_of_the_solver() {
         println!("{name}: {errors:?}");
         for pair in errors.windows(2) {
             let measured = (pair[0] / pair[1]).log2();
-            assert!((measured - order).abs() < 0.4, "{name}: order {measured:.2}, errors {errors:?}");
+            assert!(
+                (measured - order).abs() < 0.4,
+                "{name}: order {measured:.2}, errors {errors:?}"
+            );
         }
     }
 }
@@ -157,9 +165,10 @@ fn a_callback_can_stop_the_run() {
     let grid = sampler.grid(&linear(), None, 5).expect("a grid");
     let mut seen = 0;
     let mut source = NoiseSource::new(0, 2);
-    let result = sampler.sample(&mut Gaussian { ..DATA }, noise(), &grid, &mut source, &mut |step| {
-        seen = step.index;
-        if step.index == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let result =
+        sampler.sample(&mut Gaussian { ..DATA }, noise(), &grid, &mut source, &mut |step| {
+            seen = step.index;
+            if step.index == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     assert!(matches!(result, Err(Cancelled)) && seen == 2);
 }
