@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::wgpu::wgpu::{self, Backends, DeviceType, Features};
-use burn::tensor::{Device, DeviceKind, wgpu::WgpuBackend};
+use burn::tensor::wgpu::{WgpuBackend, WgpuSetup};
+use burn::tensor::{Device, DeviceKind};
 use burn_std::config::{BurnConfig, RuntimeConfig};
 
 use crate::error::{Error, Result};
@@ -104,7 +105,7 @@ fn adapters_on(backend: wgpu::Backend, choice: WgpuBackend, api: &'static str) -
         count[kind] += 1;
         count[kind] - 1
     };
-    let adapters = pollster(instance.enumerate_adapters(backends));
+    let adapters = wait(instance.enumerate_adapters(backends));
     let describe = |(index, adapter): (usize, wgpu::Adapter)| {
         let (info, features) = (adapter.get_info(), adapter.features());
         Adapter {
@@ -130,8 +131,8 @@ fn adapters_on(backend: wgpu::Backend, choice: WgpuBackend, api: &'static str) -
     adapters.into_iter().enumerate().map(describe).collect()
 }
 
-/// Waits for a future that is ready at once, as enumeration is on native targets.
-fn pollster<F: Future>(future: F) -> F::Output {
+/// Waits for one of wgpu's futures, which on native targets are ready at once.
+pub fn wait<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     loop {
@@ -160,33 +161,56 @@ impl fmt::Display for Opened {
     }
 }
 
+/// A device on an adapter that the application has opened itself, sharing its queue and buffers.
+///
+/// See the example `own_device` of the `pyrograph` crate.
+///
+/// # Errors
+/// A device without the features that the shaders of this build need.
+pub fn share(setup: WgpuSetup) -> Result<Device> {
+    let name = setup.adapter.get_info().name;
+    let shared = Device::wgpu_options().setup(setup).init();
+    shared.map_err(|reason| Error::Adapter { name, reason: reason.to_string() })
+}
+
 /// Whether a device computes on the CPU, in this process.
 pub fn is_host(device: &Device) -> bool {
     device.clone().inner() == Device::flex()
 }
 
+/// The adapter that a choice means; `None` for the CPU.
+///
+/// # Errors
+/// A GPU asked for that is not there, or that this build cannot use.
+pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
+    let adapter = match choice {
+        DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Auto => adapters().into_iter().find(|adapter| !adapter.software),
+        DeviceChoice::Gpu(index) => Some(choose(adapters(), index)?),
+    };
+    match adapter {
+        Some(adapter) if adapter.software && cfg!(feature = "vulkan") => {
+            Err(Error::SoftwareWithSpirv { name: adapter.name })
+        }
+        adapter => Ok(adapter),
+    }
+}
+
 /// Opens what was asked for; `fusion` joins element-wise GPU operations into one kernel.
 ///
 /// `fusion` can be set once per process, before the first GPU device.
+///
+/// # Errors
+/// See [`find`]; a driver that refuses.
 pub fn open(choice: DeviceChoice, fusion: bool) -> Result<Opened> {
-    let cpu = Opened { device: Device::flex(), adapter: None };
-    let adapter = match choice {
-        DeviceChoice::Cpu => return Ok(cpu),
-        DeviceChoice::Auto => match adapters().into_iter().find(|adapter| !adapter.software) {
-            Some(adapter) => adapter,
-            None => return Ok(cpu),
-        },
-        DeviceChoice::Gpu(index) => choose(adapters(), index)?,
+    let Some(adapter) = find(choice)? else {
+        return Ok(Opened { device: Device::flex(), adapter: None });
     };
-    if adapter.software && cfg!(feature = "vulkan") {
-        return Err(Error::SoftwareWithSpirv { name: adapter.name });
-    }
     if !fusion {
         disable_fusion();
     }
-    let options =
-        Device::wgpu_options().device_kind(adapter.kind.clone()).graphics_api(adapter.backend);
-    match options.init() {
+    let kind = adapter.kind.clone();
+    match Device::wgpu_options().device_kind(kind).graphics_api(adapter.backend).init() {
         Ok(device) => Ok(Opened { device, adapter: Some(adapter) }),
         Err(reason) => Err(Error::Adapter { name: adapter.name, reason: reason.to_string() }),
     }

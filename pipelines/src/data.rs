@@ -1,6 +1,7 @@
 //! Training images: a folder with one sub-folder per class, or with a `metadata.jsonl`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::path::{Component, Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -93,6 +94,18 @@ impl Dataset {
     /// Names of the classes, sorted.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// Class of an image.
+    pub fn label(&self, index: usize) -> usize {
+        self.labels[index]
+    }
+
+    /// A number that changes with the pixels, the size or the background.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (&self.size, &self.pixels, &self.background.0).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// A batch with pixels in [-1, 1], `[batch, 3, height, width]`, and its labels.

@@ -154,6 +154,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An average that cannot be made from the snapshots of a run.
+    #[error("{}: {reason}", path.display())]
+    Average {
+        /// Run or snapshot.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Training that went wrong.
     #[error(
         "the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint"

@@ -16,3 +16,8 @@ pub mod settings;
 pub mod train;
 
 pub use error::{Error, Result};
+
+/// The example of the README is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

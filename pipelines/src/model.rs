@@ -13,7 +13,9 @@ use burn::module::Module;
 use burn::tensor::Device;
 use pyrograph_engine::nets::{Dit, DitConfig, Vae, VaeConfig};
 use pyrograph_engine::process::Process;
-use pyrograph_weights::{Bundle, Checkpoint, FloatDtype, Layout, LoadReport};
+use pyrograph_weights::{
+    Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, save_bundle,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -39,11 +41,11 @@ pub struct ModelConfig {
 }
 
 /// Value of `family` in the `model.json` of a class-conditional model.
-pub const FAMILY: &str = "class";
+const FAMILY: &str = "class";
 /// Name of the transformer's part in a bundle.
-pub const NET: &str = "dit";
+const NET: &str = "dit";
 /// Name of the autoencoder's part in a bundle.
-pub const VAE: &str = "vae";
+const VAE: &str = "vae";
 
 /// A model on a device.
 #[derive(Debug)]
@@ -194,6 +196,44 @@ fn load_part<M: Module>(
         ));
     }
     Ok(module)
+}
+
+/// The autoencoder of a model, in f32, and the fingerprint of its weights.
+pub(crate) fn open_autoencoder(path: &Path, device: &Device) -> Result<(Vae, String)> {
+    let Recognised { config, vae, .. } = recognise(path)?;
+    let (Some(config), Some(source)) = (config.vae, vae) else {
+        let reason = "it has no autoencoder".into();
+        return Err(Error::NotAModel { path: path.to_owned(), reason });
+    };
+    let fresh = config.init(device);
+    let vae = load_part(fresh, &source, FloatDtype::F32, device, &mut |_| ())?;
+    Ok((vae, source.checkpoint.fingerprint()))
+}
+
+impl Model {
+    /// The start of a `model.json`; licence and source are the caller's to fill in.
+    ///
+    /// # Errors
+    /// None that this description can cause.
+    pub fn manifest(&self) -> Result<Manifest> {
+        Ok(Manifest::new(FAMILY, &self.config)?)
+    }
+
+    /// Writes a native bundle: a folder that appears whole or not at all.
+    ///
+    /// # Errors
+    /// If the folder is there and `overwrite` is not set, or it cannot be written.
+    pub fn save(
+        &self,
+        path: &Path,
+        manifest: Manifest,
+        dtype: FloatDtype,
+        overwrite: bool,
+    ) -> Result<()> {
+        let mut parts = vec![(NET, Part::module(&self.net))];
+        parts.extend(self.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
+        Ok(save_bundle(path, manifest, parts, dtype, overwrite)?)
+    }
 }
 
 /// Opens a model in one go, in f32.

@@ -1,7 +1,9 @@
 //! Training a class-conditional model from a folder of images.
 
+mod average;
 mod checkpoint;
 mod config;
+mod latents;
 mod log;
 mod samples;
 
@@ -13,13 +15,16 @@ use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Trainer};
+use pyrograph_weights::FloatDtype;
 
+pub use average::reconstruct;
 pub use config::{Kind, ModelShape, TrainConfig};
 
 use crate::data::{Dataset, Order};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::ModelConfig;
+use crate::model::{Model, ModelConfig};
+use latents::Latents;
 use log::Log;
 
 /// Range of the numbers that choose a background.
@@ -49,7 +54,7 @@ pub struct Run {
     config: TrainConfig,
     model: ModelConfig,
     data: Dataset,
-    vae: Option<Vae>,
+    vae: Option<(Vae, Latents)>,
     trainer: Trainer<Dit>,
     device: Device,
 }
@@ -67,14 +72,19 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| Error::File { path: folder.to_owned(), source })?;
         let vae = match &config.vae {
-            Some(path) => Some(crate::model::open(path, device)?.vae.ok_or_else(|| {
-                Error::NotAModel { path: path.clone(), reason: "it has no autoencoder".into() }
-            })?),
+            Some(path) => {
+                let (vae, fingerprint) = crate::model::open_autoencoder(path, device)?;
+                let named = (&vae, fingerprint.as_str());
+                let latents = Latents::open(folder, &data, named, config.flip, device)?;
+                Some((vae, latents))
+            }
             None => None,
         };
         let (channels, factor) = match &vae {
-            Some(vae) => (vae.config().latent_channels, vae.config().factor()),
+            Some((vae, _)) => (vae.config().latent_channels, vae.config().factor()),
             None => (3, 1),
         };
         let size = config.model.size.map(|side| side / factor);
@@ -82,12 +92,10 @@ impl Run {
         let model = ModelConfig {
             net: net.clone(),
             process: config.process.clone(),
-            vae: vae.as_ref().map(|vae| vae.config().clone()),
+            vae: vae.as_ref().map(|(vae, _)| vae.config().clone()),
             defaults: config.defaults.clone(),
             labels: Labels(data.classes().to_vec()),
         };
-        std::fs::create_dir_all(folder)
-            .map_err(|source| Error::File { path: folder.to_owned(), source })?;
         let fresh = net.init(config.seed, &device.clone().autodiff());
         let trainer = Trainer::new(fresh, config.trainer(&net));
         let mut run = Self {
@@ -141,7 +149,7 @@ impl Run {
             let step = self.trainer.step;
             let last = step == self.config.steps;
             let mut event = Event::Step { step, loss: None, rate: 0.0 };
-            if step % self.config.log_every == 0 || last {
+            if step.is_multiple_of(self.config.log_every) || last {
                 let count = losses.len();
                 let loss = Tensor::cat(std::mem::take(&mut losses), 0).mean().into_scalar::<f32>();
                 if !loss.is_finite() {
@@ -153,7 +161,7 @@ impl Run {
                 event = Event::Step { step, loss: Some(f64::from(loss)), rate };
             }
             flow = observe(event);
-            let every = |steps: u64| steps > 0 && step % steps == 0;
+            let every = |steps: u64| steps > 0 && step.is_multiple_of(steps);
             if every(self.config.snapshot_every) {
                 checkpoint::save_snapshot(self)?;
             }
@@ -173,7 +181,8 @@ impl Run {
         }
         if self.trainer.step == self.config.steps {
             let path = self.folder.join("model");
-            self.export(&path, 0, true)?;
+            let model = self.averaged(0);
+            model.save(&path, model.manifest()?, FloatDtype::F16, true)?;
             let _ = observe(Event::Wrote(&path));
         }
         Ok(flow)
@@ -189,8 +198,11 @@ impl Run {
             let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
             Generator::new(config.seed.wrapping_add(step))
         };
-        let objective =
-            Denoising { process: model.process.clone(), label_dropout: config.label_dropout };
+        let objective = Denoising {
+            process: model.process.clone(),
+            loss: config.loss.unwrap_or(config.process.prediction),
+            label_dropout: config.label_dropout,
+        };
         let report = trainer.step(config.micro_batches, |net, i| {
             let mut random = stream(i as u64);
             let indices = &indices[i * part..(i + 1) * part];
@@ -198,26 +210,24 @@ impl Run {
                 indices.iter().map(|_| config.flip && random.uniform() < 0.5).collect();
             let colours: Vec<usize> =
                 indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
-            let (pixels, labels) = data.batch(indices, &flips, &colours, device);
             let clean = match vae.as_ref() {
-                Some(vae) => vae.scale(vae.encode(pixels).mean),
-                None => pixels,
+                Some((vae, latents)) => {
+                    vae.scale(latents.batch(indices, &flips, &mut random, device))
+                }
+                None => data.batch(indices, &flips, &colours, device).0,
             };
+            let labels = indices.iter().map(|&index| data.label(index)).collect();
             objective.loss(net, &Batch { clean: clean.autodiff(), labels }, &mut random)
         });
         Ok(report.loss)
     }
 
     /// The model with the weights of average number `index`.
-    pub fn averaged(&self, index: usize) -> Dit {
-        self.trainer.averaged(index)
-    }
-
-    /// Writes the model with the weights of an average as a bundle in f16.
-    ///
-    /// # Errors
-    /// If the folder cannot be written.
-    pub fn export(&self, path: &Path, average: usize, overwrite: bool) -> Result<()> {
-        checkpoint::export(path, &self.averaged(average), self.vae.as_ref(), &self.model, overwrite)
+    pub fn averaged(&self, index: usize) -> Model {
+        Model {
+            net: self.trainer.averaged(index),
+            vae: self.vae.as_ref().map(|(vae, _)| vae.clone()),
+            config: self.model.clone(),
+        }
     }
 }

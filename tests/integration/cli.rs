@@ -5,19 +5,12 @@ use std::process::{Command, Output};
 
 use pyrograph_weights::Checkpoint;
 
-use crate::util::{Case, assert_close, cases, device, json, tolerance};
+use crate::util::{Case, assert_close, cases, device, json, program, tolerance};
 
 /// Runs `pyrograph` in `folder` on the device under test.
 fn run(folder: &Path, args: &[&str]) -> Output {
-    let mut program = std::env::current_exe().expect("a test binary");
-    program.pop();
-    if program.ends_with("deps") {
-        program.pop();
-    }
-    let program = program.join(format!("pyrograph{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "{} is not built: test the whole workspace", program.display());
     let device = std::env::var("PYROGRAPH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    Command::new(program)
+    Command::new(program())
         .args(args)
         .args(["--device", &device])
         .current_dir(folder)

@@ -2,13 +2,17 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use burn::tensor::Device;
 use image::{Rgba, RgbaImage};
-use pyrograph::data::Dataset;
-use pyrograph::train::{Event, Run, TrainConfig};
+use pyrograph::data::{Background, Dataset};
+use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
 use pyrograph_engine::train::params;
 use pyrograph_weights::Checkpoint;
+
+use crate::util::{goldens, program};
 
 /// Two classes of tiny pictures.
 fn data(folder: &Path) -> Dataset {
@@ -118,4 +122,129 @@ fn losses_fall() {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (start, end) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
     assert!(end < 0.8 * start, "{start} to {end}");
+}
+
+#[test]
+fn averages_of_any_width_come_from_the_snapshots() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(&folder.path().join("data"));
+    let path = folder.path().join("run");
+    let mut config = config(12);
+    let device = Device::flex();
+    let none = Run::new(&path, config.clone(), data.clone(), false, &device).map(drop);
+    none.expect("a run");
+    let error = reconstruct(&path, 0.1, None, &device).expect_err("no snapshots yet");
+    assert!(error.to_string().contains("snapshot_every"), "{error}");
+
+    config.snapshot_every = 2;
+    let mut run = Run::new(&path, config, data, false, &device).expect("a run");
+    let _ = run.train(&mut |_| ControlFlow::Continue(())).expect("trains");
+    // Both widths were tracked, so that the truth is known.
+    for (i, width) in [0.10, 0.05].into_iter().enumerate() {
+        let found = reconstruct(&path, width, None, &device).expect("an average");
+        let tracked = params::values(&run.averaged(i).net);
+        for (found, tracked) in params::values(&found.net).into_iter().zip(tracked) {
+            let far: f32 = (found - tracked.clone()).abs().max().into_scalar();
+            let size: f32 = tracked.abs().max().into_scalar();
+            assert!(far <= 2e-3 * size.max(1e-3), "{far} of {size}");
+        }
+    }
+    for (width, step) in [(0.0, None), (0.3, None), (0.1, Some(13)), (0.1, Some(0))] {
+        assert!(reconstruct(&path, width, step, &device).is_err(), "{width} {step:?}");
+    }
+}
+
+#[test]
+fn latents_are_encoded_once_and_resumed_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    data(&folder.path().join("data"));
+    let open = |background: [u8; 3]| {
+        let background = Background(vec![background]);
+        Dataset::open(&folder.path().join("data"), [16, 16], background).expect("ten pictures")
+    };
+    let mut config = config(6);
+    config.vae = Some(goldens().join("dit-pipeline"));
+    config.model.size = [16, 16];
+    config.model.patch = 1;
+    let train = |path: &Path, background: [u8; 3], resume: bool, stop: u64| {
+        let mut run = Run::new(path, config.clone(), open(background), resume, &Device::flex())
+            .expect("a run");
+        let _ = run
+            .train(&mut |event| match event {
+                Event::Step { step, .. } if step == stop => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+            .expect("trains");
+        run
+    };
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    let written = |path: &Path| std::fs::read(path.join("latents.safetensors")).expect("latents");
+    let a = train(&whole, [255; 3], false, 6);
+    train(&parts, [255; 3], false, 2);
+    let first = written(&parts);
+    let b = train(&parts, [255; 3], true, 6);
+    assert!(first == written(&parts) && first == written(&whole));
+    for (a, b) in params::values(a.net()).into_iter().zip(params::values(b.net())) {
+        assert!(a.equal(b).all().into_scalar::<bool>());
+    }
+    // Other pictures are not mistaken for these, and a broken file is made again.
+    train(&parts, [0; 3], true, 6);
+    assert!(first != written(&parts));
+    std::fs::write(parts.join("latents.safetensors"), [1, 2, 3]).expect("written");
+    train(&parts, [255; 3], true, 6);
+    assert!(first == written(&parts));
+    let model = pyrograph::model::open(&whole.join("model"), &Device::flex()).expect("a bundle");
+    assert!(model.vae.is_some());
+}
+
+/// Kills of a run; each leaves a folder from which the next goes on.
+const KILLS: u64 = 50;
+
+#[test]
+fn a_run_survives_being_killed_at_any_moment() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pictures = folder.path().join("data");
+    data(&pictures);
+    let run = folder.path().join("run");
+    let settings = [
+        "batch=6",
+        "micro_batches=2",
+        "checkpoint_every=5",
+        "sample_every=0",
+        "log_every=5",
+        "model.size=[8,8]",
+        "model.patch=4",
+        "model.hidden=16",
+        "model.depth=2",
+        "model.heads=2",
+    ];
+    let start = || {
+        let mut command = Command::new(program());
+        command.args(["train", "class", "--device", "cpu", "--steps", "1000000", "--resume", "-q"]);
+        command.arg("--data").arg(&pictures).arg("--output").arg(&run);
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        command.stderr(Stdio::piped()).spawn().expect("the program starts")
+    };
+    let mut reached = 0;
+    for kill in 0..KILLS {
+        let mut child = start();
+        std::thread::sleep(Duration::from_millis(120 + kill * 37 % 180));
+        let died = child.try_wait().expect("a child");
+        child.kill().expect("killed");
+        let output = child.wait_with_output().expect("a child");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(died.is_none(), "kill {kill}: it ended by itself: {error}");
+        let checkpoints = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten();
+        for path in checkpoints.map(|entry| entry.expect("an entry").path()) {
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                Checkpoint::open(&path).expect("every checkpoint is whole");
+                let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+                reached = reached.max(name.parse::<u64>().expect("a step"));
+            }
+        }
+    }
+    println!("reached step {reached} in {KILLS} lives");
+    assert!(reached > 5 * KILLS / 10, "only step {reached}");
 }

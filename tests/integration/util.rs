@@ -114,3 +114,15 @@ pub fn assert_close<const D: usize>(
     println!("{what}: {difference:.1e} of the maximum");
     assert!(difference <= tolerance, "{what} differs by {difference:.2e}, allowed {tolerance:.0e}");
 }
+
+/// The built `pyrograph`.
+pub fn program() -> PathBuf {
+    let mut folder = std::env::current_exe().expect("a test binary");
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    let program = folder.join(format!("pyrograph{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.is_file(), "{} is not built: test the whole workspace", program.display());
+    program
+}

@@ -168,7 +168,7 @@ impl Bundle {
     /// Fills a module from a part.
     ///
     /// # Errors
-    /// See [`load()`](crate::load).
+    /// See [`load()`](crate::load()).
     pub fn load<M: Module>(
         &self,
         part: &str,

@@ -1,7 +1,7 @@
 //! Checkpoint formats: safetensors files and shards, PyTorch files, and the native bundle.
 //!
 //! A [`Checkpoint`] is a set of named tensors in one or more files. A [`Layout`] is a table that maps the
-//! names and shapes of a foreign checkpoint to the parameters of a burn module, and [`load`] applies it
+//! names and shapes of a foreign checkpoint to the parameters of a burn module, and [`load()`] applies it
 //! strictly: nothing missing, nothing unused. A [`Bundle`] is the native format, a folder with a
 //! `model.json` and one safetensors file per network. No network type is known here.
 //!

@@ -87,7 +87,7 @@ fn refuse_unknown_globals(path: &Path, value: &PickleValue) -> Result<()> {
                 name == *prefix || name.strip_prefix(*prefix).is_some_and(|r| r.starts_with('.'))
             };
             // A name without a module is a plain value, such as a large integer or a tensor.
-            match !name.contains('.') || KNOWN_GLOBALS.iter().any(|prefix| known(&prefix)) {
+            match !name.contains('.') || KNOWN_GLOBALS.iter().any(known) {
                 true => Ok(()),
                 false => Err(Error::Global { path: path.to_owned(), global: name.clone() }),
             }

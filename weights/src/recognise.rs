@@ -30,6 +30,6 @@ const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
 /// What a checkpoint holds, if it is of a known kind.
 pub fn recognise(checkpoint: &Checkpoint) -> Option<Foreign> {
     let holds = |name: &&str| checkpoint.tensors().contains_key(*name);
-    let found = SIGNATURES.iter().find(|(_, names)| names.iter().all(|name| holds(&name)));
+    let found = SIGNATURES.iter().find(|(_, names)| names.iter().all(&holds));
     found.map(|(kind, _)| *kind)
 }

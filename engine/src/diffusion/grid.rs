@@ -99,6 +99,9 @@ pub enum GridError {
 /// Most steps of a continuous schedule.
 const STEP_LIMIT: usize = 10_000;
 
+/// Signal that a schedule without any at its end is given by solvers in σ, whose σ must be finite.
+const LEAST_ALPHA_BAR: f64 = 1.0 / 16_777_216.0;
+
 /// How a family of solvers places and scales its steps; the conventions are those of diffusers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
@@ -155,7 +158,16 @@ impl Grid {
             Spacing::Timesteps(timesteps) => timesteps.iter().map(|t| level(t / 1000.0)).collect(),
             _ => {
                 let last = shifted(1e-3, shift);
-                linspace(1.0, last, steps).into_iter().map(|s| level(shifted(s, shift))).collect()
+                let low = shifted(last, shift);
+                let sigmas = match spacing {
+                    Spacing::Karras { rho } => karras(1.0, low, steps, *rho),
+                    Spacing::Exponential => exponential(1.0, low, steps),
+                    _ => {
+                        let even = linspace(1.0, last, steps);
+                        even.into_iter().map(|s| shifted(s, shift)).collect()
+                    }
+                };
+                sigmas.into_iter().map(level).collect()
             }
         };
         Ok(Self::chain(levels, 1.0))
@@ -187,7 +199,11 @@ impl Grid {
         spacing: &Spacing,
         steps: usize,
     ) -> Result<Self, GridError> {
-        let bars = schedule.alpha_bars().expect("a discrete schedule");
+        let mut bars = schedule.alpha_bars().expect("a discrete schedule");
+        let in_sigma = by_sigma(spacing) || !matches!(family, Family::Ddim | Family::Ddpm);
+        if let Some(last) = bars.last_mut().filter(|_| in_sigma) {
+            *last = last.max(LEAST_ALPHA_BAR);
+        }
         let sigmas: Vec<f64> = bars.iter().map(|bar| ((1.0 - bar) / bar).sqrt()).collect();
         let total = bars.len() as f64;
         let exploding = family == Family::Exploding;
@@ -196,21 +212,21 @@ impl Grid {
             return Err(GridError::Timestep { timestep: *timestep });
         }
         // Points of the grid as (timestep, σ).
-        let by_sigma = |sigmas_wanted: Vec<f64>| -> Vec<(f64, f64)> {
+        let at_sigmas = |wanted: Vec<f64>| -> Vec<(f64, f64)> {
             let named = |sigma: f64| {
                 let t = timestep_of(&sigmas, sigma);
                 (if exploding { t } else { t.round_ties_even() }, sigma)
             };
-            sigmas_wanted.into_iter().map(named).collect()
+            wanted.into_iter().map(named).collect()
         };
         let ends = match exploding && !timesteps.is_empty() {
             true => [timesteps[0], timesteps[timesteps.len() - 1]].map(|t| interpolate(&sigmas, t)),
             false => [sigmas[sigmas.len() - 1], sigmas[0]],
         };
         let points: Vec<(f64, f64)> = match spacing {
-            Spacing::Karras { rho } => by_sigma(karras(ends[0], ends[1], steps, *rho)),
-            Spacing::Exponential => by_sigma(exponential(ends[0], ends[1], steps)),
-            Spacing::Sigmas(wanted) => by_sigma(positive(wanted).collect()),
+            Spacing::Karras { rho } => at_sigmas(karras(ends[0], ends[1], steps, *rho)),
+            Spacing::Exponential => at_sigmas(exponential(ends[0], ends[1], steps)),
+            Spacing::Sigmas(wanted) => at_sigmas(positive(wanted).collect()),
             _ => timesteps.iter().map(|&t| (t, interpolate(&sigmas, t))).collect(),
         };
         let level = |(timestep, sigma): (f64, f64)| match sigma.is_infinite() {
@@ -239,6 +255,10 @@ impl Grid {
             _ => Self::chain(levels, 1.0),
         })
     }
+}
+
+fn by_sigma(spacing: &Spacing) -> bool {
+    matches!(spacing, Spacing::Karras { .. } | Spacing::Exponential | Spacing::Sigmas(_))
 }
 
 fn by_timesteps(spacing: &Spacing) -> bool {
@@ -407,6 +427,21 @@ mod tests {
         for ([from, _], sigma) in grid.steps.iter().zip(expected) {
             assert!((from.sigma - sigma).abs() < 1e-6, "{}", from.sigma);
         }
+    }
+
+    #[test]
+    fn solvers_in_sigma_start_a_zero_snr_schedule_at_a_finite_sigma() {
+        let schedule =
+            NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: true };
+        let scale = |family, spacing| {
+            let grid = Grid::new(family, &schedule, &spacing, 5).expect("a grid");
+            (grid.steps[0][0].alpha, grid.initial_scale)
+        };
+        assert_eq!(scale(Family::Ddim, Spacing::Trailing), (0.0, 1.0));
+        let (_, start) = scale(Family::Exploding, Spacing::Trailing);
+        assert!((start - 4096.0).abs() < 1e-3, "{start}");
+        let (alpha, _) = scale(Family::Ddim, Spacing::Karras { rho: 7.0 });
+        assert!((alpha * 4096.0 - 1.0).abs() < 1e-6, "{alpha}");
     }
 
     #[test]

@@ -73,6 +73,13 @@ pub struct Churn {
     pub noise: f64,
 }
 
+impl Default for Churn {
+    /// Noise of unit deviation, everywhere, in no amount.
+    fn default() -> Self {
+        Self { amount: 0.0, range: [0.0, f64::MAX], noise: 1.0 }
+    }
+}
+
 /// State after a step.
 #[derive(Debug)]
 pub struct Step<'a> {
@@ -185,9 +192,10 @@ impl Sampler {
 }
 
 /// Our name, then those of A1111, ComfyUI, stable-diffusion.cpp and diffusers, in lower case.
-const NAMES: [(&str, &[&str]); 9] = [
+const NAMES: [(&str, &[&str]); 10] = [
     ("ddim", &["ddimscheduler", "ddim_trailing"]),
-    ("ddpm", &["ddpmscheduler"]),
+    ("ddpm", &["ddpmscheduler", "ddpm_small"]),
+    ("ddpm_large", &["fixed_large"]),
     ("euler", &["eulerdiscretescheduler", "flowmatcheulerdiscretescheduler", "edmeulerscheduler"]),
     ("euler_a", &["euler a", "euler_ancestral", "eulerancestraldiscretescheduler"]),
     ("heun", &["heundiscretescheduler"]),
@@ -205,6 +213,7 @@ impl FromStr for Sampler {
         let found = NAMES.iter().find(|(own, other)| *own == name || other.contains(&&*name));
         Ok(match found.map(|(own, _)| *own) {
             Some("ddim") => Sampler::Ddim { eta: 0.0 },
+            Some("ddpm_large") => Sampler::Ddpm { variance: Variance::Large },
             Some("ddpm") => Sampler::Ddpm { variance: Variance::Small },
             Some("euler") => Sampler::Euler,
             Some("euler_a") => Sampler::EulerAncestral,
@@ -225,7 +234,8 @@ impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Sampler::Ddim { .. } => "ddim",
-            Sampler::Ddpm { .. } => "ddpm",
+            Sampler::Ddpm { variance: Variance::Small } => "ddpm",
+            Sampler::Ddpm { variance: Variance::Large } => "ddpm_large",
             Sampler::Euler => "euler",
             Sampler::EulerAncestral => "euler_a",
             Sampler::Heun { .. } => "heun",

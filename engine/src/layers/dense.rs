@@ -83,8 +83,8 @@ impl Dense {
         let mut bias = self.bias.as_ref().map(Param::val);
         if self.ones {
             let [rows, outputs] = weight.dims();
-            bias = Some(weight.clone().slice([rows - 1..rows]).reshape([outputs]));
-            weight = weight.slice([0..rows - 1]);
+            bias = Some(weight.clone().narrow(0, rows - 1, 1).reshape([outputs]));
+            weight = weight.narrow(0, 0, rows - 1);
         }
         linear(x, weight, bias)
     }

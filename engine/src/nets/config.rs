@@ -168,7 +168,7 @@ impl DitConfig {
                 return Err(format!("{name} is {value}, expected a positive number below 2^24"));
             }
         }
-        if self.hidden % self.heads != 0 || self.hidden % 4 != 0 {
+        if !self.hidden.is_multiple_of(self.heads) || !self.hidden.is_multiple_of(4) {
             return Err(format!(
                 "hidden is {}, expected a multiple of 4 and of heads, {}",
                 self.hidden, self.heads

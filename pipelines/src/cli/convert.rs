@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::model::{FAMILY, NET, VAE};
-use pyrograph_weights::{FloatDtype, Manifest, Part, save_bundle};
+use pyrograph_weights::FloatDtype;
 
 use super::{Common, find_model};
 
@@ -43,12 +42,10 @@ pub(super) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
     // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
     let model = recognised.load(args.dtype, &Device::flex(), &mut warn)?;
-    let mut manifest = Manifest::new(FAMILY, &model.config)?;
+    let mut manifest = model.manifest()?;
     manifest.licence.clone_from(&args.licence);
     manifest.source.clone_from(&args.source);
-    let mut parts = vec![(NET, Part::module(&model.net))];
-    parts.extend(model.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
-    save_bundle(&args.output, manifest, parts, args.dtype, args.overwrite)?;
+    model.save(&args.output, manifest, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));
     Ok(())
 }

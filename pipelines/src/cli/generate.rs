@@ -13,7 +13,7 @@ use pyrograph::image::{check_output_path, contact_sheet, output_path, write_imag
 use pyrograph::metadata::{self, Parameters};
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::settings::Settings;
-use pyrograph_engine::diffusion::{GuidedChannels, parse_sampler};
+use pyrograph_engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
 use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,12 @@ pub(super) struct Class {
     /// Placement of the steps: leading, trailing, linspace, karras, exponential
     #[arg(long)]
     scheduler: Option<String>,
+    /// Randomness of ddim, 0 to 1
+    #[arg(long, value_name = "ETA")]
+    eta: Option<f64>,
+    /// Noise that heun adds over the whole run (S_churn of Karras et al. 2022)
+    #[arg(long, value_name = "AMOUNT")]
+    churn: Option<f64>,
     /// Explicit noise levels, highest first, separated by commas
     #[arg(long, value_delimiter = ',', conflicts_with_all = ["scheduler", "steps"])]
     sigmas: Option<Vec<f64>>,
@@ -182,7 +188,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
                 trajectory.push(progress.x.clone());
             }
             if let Some(path) = &args.preview
-                && progress.step % args.preview_interval.max(1) == 0
+                && progress.step.is_multiple_of(args.preview_interval.max(1))
                 && let Err(error) = preview(&pipeline, path, &progress, &request.settings)
             {
                 common.say(&format!("warning: no preview: {error:#}"));
@@ -235,12 +241,26 @@ fn resolve(
         settings.sampler = sampler;
         settings.spacing = spacing;
     }
+    match (args.eta, &mut settings.sampler) {
+        (None, _) => (),
+        (Some(new), Sampler::Ddim { eta }) if (0.0..=1.0).contains(&new) => *eta = new,
+        (Some(new), Sampler::Ddim { .. }) => bail!("eta {new}, expected 0 to 1"),
+        (Some(_), other) => bail!("--eta belongs to ddim, the sampler is {other}"),
+    }
+    match (args.churn, &mut settings.sampler) {
+        (None, _) => (),
+        (Some(amount), Sampler::Heun { churn }) if amount >= 0.0 => {
+            *churn = Some(Churn { amount, ..Churn::default() });
+        }
+        (Some(amount), Sampler::Heun { .. }) => bail!("churn {amount}, expected 0 or more"),
+        (Some(_), other) => bail!("--churn belongs to heun, the sampler is {other}"),
+    }
     if let Some(name) = &args.scheduler {
         settings.spacing = Some(name.parse()?);
     }
     if let Some(sigmas) = &args.sigmas {
         settings.steps = sigmas.iter().filter(|sigma| **sigma > 0.0).count();
-        settings.spacing = Some(pyrograph_engine::diffusion::Spacing::Sigmas(sigmas.clone()));
+        settings.spacing = Some(Spacing::Sigmas(sigmas.clone()));
     }
     settings.steps = args.steps.unwrap_or(settings.steps);
     settings.batch = args.batch_size.unwrap_or(settings.batch).max(1);

@@ -4,6 +4,7 @@
 mod convert;
 mod devices;
 mod generate;
+mod health;
 mod inspect;
 mod train;
 
@@ -45,7 +46,14 @@ enum Command {
         image: PathBuf,
     },
     /// List the GPUs of this machine
-    Devices,
+    Devices {
+        /// Print how far the device is from the CPU on a small network
+        #[arg(long)]
+        check: bool,
+        /// Check without kernel fusion
+        #[arg(long)]
+        no_fusion: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -58,6 +66,8 @@ enum Generate {
 enum Train {
     /// A class-conditional model
     Class(train::Class),
+    /// Average the weights of a finished run with another width
+    Average(train::AverageArgs),
 }
 
 /// Options of every command.
@@ -84,7 +94,11 @@ impl Common {
     /// Opens the device asked for; says so when `auto` found no GPU.
     fn open(&self) -> anyhow::Result<Opened> {
         let choice: DeviceChoice = self.device.parse()?;
-        let opened = device::open(choice, true)?;
+        let fusion = match device::find(choice)? {
+            Some(adapter) => health::use_fusion(&adapter, self)?,
+            None => true,
+        };
+        let opened = device::open(choice, fusion)?;
         if choice == DeviceChoice::Auto && opened.adapter.is_none() {
             self.say("no GPU found, running on the CPU");
         }
@@ -159,10 +173,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(Generate::Class(class)) => generate::run(class, &cli.common),
         Command::Train(Train::Class(class)) => train::run(class, &cli.common),
+        Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),
-        Command::Devices => devices::run(&cli.common),
+        Command::Devices { check: true, no_fusion } => health::check(&cli.common, !no_fusion),
+        Command::Devices { .. } => devices::run(&cli.common),
     }
 }
 

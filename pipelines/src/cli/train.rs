@@ -1,11 +1,14 @@
-//! `pyrograph train class`.
+//! `pyrograph train`.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
 use pyrograph::data::Dataset;
-use pyrograph::train::{Event, Run, TrainConfig};
+use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
+
+use pyrograph_engine::device::{self, DeviceChoice};
+use pyrograph_weights::FloatDtype;
 
 use super::{Common, interrupted};
 
@@ -89,5 +92,31 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         true => common.say(&format!("stopped and saved at step {}", run.step())),
         false => common.say(&format!("finished: {}", args.output.join("model").display())),
     }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct AverageArgs {
+    /// Folder of a run that was trained with `snapshot_every`
+    run: PathBuf,
+    /// Relative width of the power-function average, above 0 and below 0.28
+    #[arg(long)]
+    width: f64,
+    /// Step at which the average ends [default: the last]
+    #[arg(long)]
+    step: Option<u64>,
+    /// Folder of the bundle to write
+    #[arg(long, short)]
+    output: PathBuf,
+    /// Replace an existing bundle
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(super) fn average(args: &AverageArgs, common: &Common) -> anyhow::Result<()> {
+    let device = device::open(DeviceChoice::Cpu, true)?.device;
+    let model = reconstruct(&args.run, args.width, args.step, &device)?;
+    model.save(&args.output, model.manifest()?, FloatDtype::F16, args.overwrite)?;
+    common.say(&format!("average of width {}: {}", args.width, args.output.display()));
     Ok(())
 }

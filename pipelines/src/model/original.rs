@@ -103,14 +103,21 @@ fn mp_dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
 /// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
 fn config(net: DitConfig, defaults: Defaults) -> ModelConfig {
     let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
+    let labels = match net.classes {
+        1000 => Labels(IMAGENET.lines().map(str::to_owned).collect()),
+        _ => Labels::default(),
+    };
     ModelConfig {
         net,
         process: Process { schedule, prediction: Prediction::Noise, time: TimeInput::Timestep },
         vae: None,
         defaults,
-        labels: Labels::default(),
+        labels,
     }
 }
+
+/// Names of the classes of ImageNet-1k, a line each.
+const IMAGENET: &str = include_str!("imagenet.txt");
 
 fn defaults() -> Defaults {
     Defaults {
@@ -152,7 +159,7 @@ fn size(checkpoint: &Checkpoint, patch: usize, hints: &Hints) -> Result<[usize; 
 /// channels, unless the size of the input is known.
 fn patch(values: usize, tokens: usize, hints: &Hints) -> Result<(usize, usize), String> {
     let known = hints.input_size.map(|size| size / tokens.isqrt().max(1));
-    let fits = |patch: &usize| *patch > 0 && values % (patch * patch) == 0;
+    let fits = |patch: &usize| *patch > 0 && values.is_multiple_of(patch * patch);
     let fits_latent = |patch: &usize| values == patch * patch * 4;
     known
         .filter(fits)

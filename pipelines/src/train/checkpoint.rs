@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
-use pyrograph_engine::nets::{Dit, Vae};
+use pyrograph_engine::nets::Dit;
 use pyrograph_engine::train::params;
-use pyrograph_weights::{Checkpoint, FloatDtype, Manifest, Part, save_bundle, write_safetensors};
+use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use super::{Run, TrainConfig};
 use crate::error::{Error, Result};
-use crate::model::{FAMILY, ModelConfig, NET, VAE};
 
 /// Checkpoints kept besides the newest.
 const KEPT: usize = 1;
+/// Folder of the averages stored for post-hoc reconstruction.
+pub(super) const SNAPSHOTS: &str = "snapshots";
 /// Key of the JSON in the header of a checkpoint.
 const STATE_KEY: &str = "pyrograph.training";
 
@@ -167,7 +168,7 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
 
 /// Stores the averages of this step in f16, for post-hoc reconstruction.
 pub(super) fn save_snapshot(run: &Run) -> Result<()> {
-    let folder = run.folder.join("snapshots");
+    let folder = run.folder.join(SNAPSHOTS);
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
     for (i, profile) in run.config.averages.iter().enumerate() {
@@ -185,20 +186,5 @@ pub(super) fn save_snapshot(run: &Run) -> Result<()> {
         ]);
         write_safetensors(&path, &tensors, &metadata)?;
     }
-    Ok(())
-}
-
-/// Writes a bundle in f16.
-pub(super) fn export(
-    path: &Path,
-    net: &Dit,
-    vae: Option<&Vae>,
-    config: &ModelConfig,
-    overwrite: bool,
-) -> Result<()> {
-    let manifest = Manifest::new(FAMILY, config)?;
-    let mut parts = vec![(NET, Part::module(net))];
-    parts.extend(vae.map(|vae| (VAE, Part::module(vae))));
-    save_bundle(path, manifest, parts, FloatDtype::F16, overwrite)?;
     Ok(())
 }

@@ -23,6 +23,8 @@ pub struct TrainConfig {
     pub model: ModelShape,
     /// Diffusion process to learn.
     pub process: Process,
+    /// Prediction in whose terms the error is measured, where it is not that of the process.
+    pub loss: Option<Prediction>,
     /// Folder or bundle with an autoencoder; trains in its latent space instead of on pixels.
     pub vae: Option<PathBuf>,
     /// Steps of the run.
@@ -139,6 +141,7 @@ impl Default for TrainConfig {
                 prediction: Prediction::Edm { sigma_data: SIGMA_DATA },
                 time: TimeInput::LogSigma,
             },
+            loss: None,
             vae: None,
             steps: 2000,
             batch: 64,
@@ -176,8 +179,9 @@ impl TrainConfig {
     /// Unknown keys, wrong types, impossible values.
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
-        let mut table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        let given: toml::Table = text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        let mut table = toml::Table::try_from(Self::default()).expect("the default serialises");
+        merge(&mut table, given);
         for item in overrides {
             let (key, value) = item
                 .split_once('=')
@@ -197,7 +201,7 @@ impl TrainConfig {
             (self.log_every == 0, "log_every is 0"),
             (self.averages.is_empty(), "averages is empty, expected at least one"),
             (
-                self.micro_batches == 0 || self.batch % self.micro_batches.max(1) != 0,
+                self.micro_batches == 0 || !self.batch.is_multiple_of(self.micro_batches.max(1)),
                 "micro_batches must divide batch",
             ),
             (!(0.0..=1.0).contains(&self.label_dropout), "label_dropout is outside [0, 1]"),
@@ -264,6 +268,23 @@ fn parse_value(text: &str) -> toml::Value {
         .unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
+/// Puts the values of `over` in place of those of `base`, table by table; a table of another `kind`
+/// replaces the whole.
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value))
+                if value.get("kind").is_none_or(|kind| inner.get("kind") == Some(kind)) =>
+            {
+                merge(inner, value);
+            }
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
 fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
     match key.split_once('.') {
         None => {
@@ -293,6 +314,11 @@ mod tests {
         assert_eq!((config.steps, config.model.hidden), (7, 32));
         assert_eq!(config.model.kind, Kind::Dit);
         assert_eq!(config.batch, TrainConfig::default().batch);
+        let config = TrainConfig::parse("[defaults]\nsteps = 3\n", &[]).expect("valid");
+        assert_eq!(config.defaults.steps, 3);
+        let flow = "[process.schedule]\nkind = \"rectified_flow\"\nshift = 2.0\n";
+        let config = TrainConfig::parse(flow, &[]).expect("valid");
+        assert_eq!(config.process.schedule, NoiseSchedule::RectifiedFlow { shift: 2.0 });
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use super::Run;
 use crate::error::Result;
 use crate::image::{contact_sheet, write_image};
-use crate::model::Model;
 use crate::pipeline::ClassPipeline;
 
 /// Most classes shown.
@@ -16,8 +15,7 @@ const PER_CLASS: usize = 4;
 
 /// Writes a grid with a row of images per class, from the first average, always from the same noise.
 pub(super) fn write(run: &Run) -> Result<PathBuf> {
-    let model = Model { net: run.averaged(0), vae: run.vae.clone(), config: run.model.clone() };
-    let pipeline = ClassPipeline::new(model, &run.device);
+    let pipeline = ClassPipeline::new(run.averaged(0), &run.device);
     let classes: Vec<usize> =
         (0..pipeline.classes().min(CLASSES)).flat_map(|class| [class; PER_CLASS]).collect();
     let settings = run.model.defaults.settings(0);
