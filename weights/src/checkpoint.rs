@@ -1,17 +1,18 @@
 //! A set of named tensors in one or more files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use crate::dtype::{Dtype, to_f32};
 use crate::error::{Error, Result};
-use crate::{header, mmap, pytorch, shards};
+use crate::{header, pytorch, shards};
 
 /// What is known of a stored tensor without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,15 +29,15 @@ pub struct TensorInfo {
 
 /// Where the bytes of a tensor are.
 pub(crate) enum Bytes {
-    Mapped(Range<usize>),
+    Safetensors(Range<u64>),
     Pytorch(Box<pytorch_reader::Tensor>),
 }
 
-/// Named tensors in safetensors files, mapped into memory, or in a PyTorch file.
+/// Named tensors in safetensors files or in a PyTorch file; each is read when it is asked for.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<PathBuf>,
-    maps: Vec<Mmap>,
+    open: Vec<Mutex<File>>,
     tensors: BTreeMap<String, TensorInfo>,
     bytes: BTreeMap<String, Bytes>,
     metadata: BTreeMap<String, String>,
@@ -74,8 +75,9 @@ impl Checkpoint {
     ) -> Result<Self> {
         let mut checkpoint = Self::empty(path);
         for file in files {
-            let map = mmap::map(file)?;
-            let header = header::read(file, &map)?;
+            let mut open =
+                File::open(file).map_err(|source| Error::File { path: file.clone(), source })?;
+            let header = header::read(file, &mut open)?;
             for (mut info, range) in header.tensors {
                 info.file = checkpoint.files.len();
                 if checkpoint.tensors.contains_key(&info.name) {
@@ -84,11 +86,11 @@ impl Checkpoint {
                         reason: format!("`{}` is in two shards", info.name),
                     });
                 }
-                checkpoint.add(info, Bytes::Mapped(range));
+                checkpoint.add(info, Bytes::Safetensors(range));
             }
             checkpoint.metadata.extend(header.metadata);
             checkpoint.files.push(file.clone());
-            checkpoint.maps.push(map);
+            checkpoint.open.push(Mutex::new(open));
         }
         if let Some(weight_map) = weight_map {
             shards::check(path, weight_map, &checkpoint)?;
@@ -100,7 +102,7 @@ impl Checkpoint {
         Self {
             path: path.to_owned(),
             files: Vec::new(),
-            maps: Vec::new(),
+            open: Vec::new(),
             tensors: BTreeMap::new(),
             bytes: BTreeMap::new(),
             metadata: BTreeMap::new(),
@@ -164,19 +166,38 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    pub(crate) fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        match (self.info(name)?, self.bytes.get(name)) {
-            (info, Some(Bytes::Mapped(range))) => {
-                Ok(Cow::Borrowed(&self.maps[info.file][range.clone()]))
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        self.first_bytes(name, usize::MAX)
+    }
+
+    /// Up to `most` bytes from the start of a tensor.
+    fn first_bytes(&self, name: &str, most: usize) -> Result<Vec<u8>> {
+        let info = self.info(name)?;
+        match self.bytes.get(name) {
+            Some(Bytes::Safetensors(range)) => {
+                let length = most.min((range.end - range.start) as usize);
+                let mut bytes = Vec::with_capacity(length);
+                // A panic elsewhere cannot leave a file in a wrong state: each read seeks first.
+                let mut file = self.open[info.file].lock().unwrap_or_else(PoisonError::into_inner);
+                let read = file
+                    .seek(SeekFrom::Start(range.start))
+                    .and_then(|_| (&mut *file).take(length as u64).read_to_end(&mut bytes));
+                let failed = |source| Error::File { path: self.files[info.file].clone(), source };
+                match read.map_err(failed)? {
+                    found if found == length => Ok(bytes),
+                    found => Err(Error::Header {
+                        path: self.files[info.file].clone(),
+                        reason: format!("`{name}` has {length} bytes, only {found} are left"),
+                    }),
+                }
             }
-            (_, Some(Bytes::Pytorch(tensor))) => {
-                let read = tensor.read();
+            Some(Bytes::Pytorch(tensor)) => {
                 let file = |source| Error::File { path: self.path.clone(), source };
-                Ok(Cow::Owned(read.map_err(file)?))
+                let mut bytes = tensor.read().map_err(file)?;
+                bytes.truncate(most);
+                Ok(bytes)
             }
-            (info, None) => {
-                Err(Error::NoTensor { path: self.path.clone(), name: info.name.clone() })
-            }
+            None => Err(Error::NoTensor { path: self.path.clone(), name: info.name.clone() }),
         }
     }
 
@@ -188,8 +209,8 @@ impl Checkpoint {
         let mut hash = Sha256::new();
         for (name, info) in &self.tensors {
             hash.update(format!("{name} {} {:?}", info.dtype, info.shape));
-            if let Ok(bytes) = self.bytes(name) {
-                hash.update(&bytes[..bytes.len().min(SAMPLE)]);
+            if let Ok(bytes) = self.first_bytes(name, SAMPLE) {
+                hash.update(&bytes);
             }
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

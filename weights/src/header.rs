@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::{Dtype as Stored, SafeTensors};
+use safetensors::Dtype as Stored;
+use safetensors::tensor::Metadata;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::checkpoint::TensorInfo;
@@ -14,22 +17,42 @@ use crate::error::{Error, Result};
 
 /// Tensors with their places in the file, and the metadata.
 pub(crate) struct Header {
-    pub tensors: Vec<(TensorInfo, Range<usize>)>,
+    pub tensors: Vec<(TensorInfo, Range<u64>)>,
     pub metadata: BTreeMap<String, String>,
 }
 
 /// Bytes of the length before the header.
-const LENGTH_BYTES: usize = 8;
+const LENGTH_BYTES: u64 = 8;
+/// Most bytes of a header, as in the reference implementation.
+const LONGEST: u64 = 100_000_000;
 
-/// Reads and validates the header of a whole file.
+/// Reads and validates the header of a file.
 ///
-/// The `safetensors` crate checks lengths, offsets, gaps and overlaps; names given twice are refused here.
-pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
+/// The `safetensors` crate checks offsets, gaps, overlaps and sizes; lengths and names given twice are
+/// checked here.
+pub(crate) fn read(path: &Path, file: &mut File) -> Result<Header> {
     let fault = |reason: String| Error::Header { path: path.to_owned(), reason };
-    let (length, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| fault(error.to_string()))?;
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let whole = file.metadata().map_err(failed)?.len();
+    if whole < LENGTH_BYTES {
+        return Err(fault(format!("{whole} bytes, too few for a header")));
+    }
+    let mut length = [0; LENGTH_BYTES as usize];
+    file.read_exact(&mut length).map_err(failed)?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST.min(whole - LENGTH_BYTES) {
+        return Err(fault(format!("a header of {length} bytes in a file of {whole}")));
+    }
+    let mut json = vec![0; length as usize];
+    file.read_exact(&mut json).map_err(failed)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&json).map_err(|error| fault(error.to_string()))?;
+    refuse_duplicates(&json).map_err(fault)?;
+    let (expected, found) = (metadata.data_len() as u64, whole - LENGTH_BYTES - length);
+    if expected != found {
+        return Err(fault(format!("{expected} bytes of tensors expected, found {found}")));
+    }
     let start = LENGTH_BYTES + length;
-    refuse_duplicates(&bytes[LENGTH_BYTES..start]).map_err(fault)?;
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
         let dtype = dtype(info.dtype).ok_or_else(|| {
@@ -38,7 +61,7 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
         let (from, to) = info.data_offsets;
         tensors.push((
             TensorInfo { name, dtype, shape: info.shape.clone(), file: 0 },
-            start + from..start + to,
+            start + from as u64..start + to as u64,
         ));
     }
     let metadata = metadata.metadata().iter().flatten();

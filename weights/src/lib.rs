@@ -35,7 +35,6 @@ mod error;
 mod header;
 mod layout;
 mod load;
-mod mmap;
 mod pytorch;
 mod recognise;
 mod shards;
