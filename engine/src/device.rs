@@ -75,7 +75,6 @@ pub fn adapters() -> Vec<Adapter> {
         (wgpu::Backend::Vulkan, WgpuBackend::Vulkan, "Vulkan"),
         (wgpu::Backend::Metal, WgpuBackend::Metal, "Metal"),
         (wgpu::Backend::Dx12, WgpuBackend::Dx12, "DirectX 12"),
-        (wgpu::Backend::Gl, WgpuBackend::Gl, "OpenGL"),
     ];
     let mut found = Vec::new();
     for (backend, choice, api) in apis {
@@ -121,7 +120,6 @@ fn adapters_on(backend: wgpu::Backend, choice: WgpuBackend, api: &'static str) -
                 DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(next(1)),
                 DeviceType::VirtualGpu => DeviceKind::VirtualGpu(next(2)),
                 DeviceType::Cpu => DeviceKind::Cpu,
-                // OpenGL does not tell; only the API's first choice can be selected then.
                 DeviceType::Other => DeviceKind::DefaultDevice,
             },
             name: info.name,

@@ -107,6 +107,12 @@ pub enum Error {
         /// What both must be multiples of.
         step: usize,
     },
+    /// A type that the device does not compute in.
+    #[error("the device cannot compute in {dtype}, expected --dtype f32")]
+    UnsupportedDtype {
+        /// The type.
+        dtype: pyrograph_weights::FloatDtype,
+    },
     /// Noise of another shape.
     #[error("noise has shape {found:?}, expected {expected:?}")]
     NoiseShape {

@@ -156,22 +156,26 @@ impl Recognised {
         Ok(self)
     }
 
-    /// Loads the weights onto `device` in `dtype`; `warn` hears of weights that are not finite.
+    /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
+    /// activations need; `warn` hears of weights that are not finite.
     ///
     /// # Errors
-    /// If anything is missing, unused, or of the wrong shape.
+    /// If anything is missing, unused, or of the wrong shape, or `device` cannot compute in `dtype`.
     pub fn load(
         self,
         dtype: FloatDtype,
         device: &Device,
         warn: &mut dyn FnMut(String),
     ) -> Result<Model> {
+        if !device.supports_dtype(dtype.burn()) {
+            return Err(Error::UnsupportedDtype { dtype });
+        }
         let Self { config, net, vae, .. } = self;
         Ok(Model {
             net: load_part(config.net.init(0, device), &net, dtype, device, warn)?,
             vae: match (&config.vae, &vae) {
                 (Some(config), Some(source)) => {
-                    Some(load_part(config.init(device), source, dtype, device, warn)?)
+                    Some(load_part(config.init(device), source, FloatDtype::F32, device, warn)?)
                 }
                 _ => None,
             },

@@ -5,7 +5,7 @@ use burn::tensor::{Bool, Tensor, module::attention, ops::AttentionModuleOptions}
 
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
-use super::magnitude::normalize;
+use super::magnitude::{in_f32, normalize};
 
 /// Self-attention with fused queries, keys and values.
 #[derive(Module, Debug)]
@@ -79,7 +79,8 @@ impl Attention {
     pub fn forward(&self, x: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
         let [batch, tokens, hidden] = x.dims();
         let head = hidden / self.heads;
-        let incoming = self.renormalized.then(|| x.clone().square().mean_dim(2).sqrt());
+        let rms = |x: Tensor<3>| x.square().mean_dim(2).sqrt();
+        let incoming = self.renormalized.then(|| in_f32(x.clone(), rms));
 
         let qkv: Tensor<5> = self
             .qkv

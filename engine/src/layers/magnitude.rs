@@ -1,7 +1,7 @@
 //! Magnitude preservation: operations that map unit variance to unit variance
 //! (Karras et al. 2024, "EDM2"; Bill et al. 2025, "MP-DiT").
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, FloatDType, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 /// Added to a norm before dividing by it.
@@ -104,14 +104,29 @@ pub(crate) fn join<const D: usize>(a: Tensor<D>, b: Tensor<D>, balance: Option<f
     }
 }
 
+/// Computes in f32 and goes back to the type of `x`: for sums of squares, which half precision cannot
+/// hold.
+pub(crate) fn in_f32<const D: usize>(
+    x: Tensor<D>,
+    compute: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Tensor<D> {
+    let dtype = x.dtype();
+    match dtype {
+        DType::F32 => compute(x),
+        _ => compute(x.cast(FloatDType::F32)).cast(FloatDType::from(dtype)),
+    }
+}
+
 /// `x · √n / (‖x‖ + ε)` over dimension `dim` of length `n`: the RMS along it becomes 1.
 ///
 /// Zeros stay zeros.
 pub fn normalize<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
     let n = x.dims()[dim] as f64;
-    // The small constant keeps the gradient of the root finite at zero.
-    let norm = (x.clone().square().sum_dim(dim) + 1e-24).sqrt();
-    x * (norm + EPSILON).recip().mul_scalar(n.sqrt())
+    in_f32(x, |x| {
+        // The small constant keeps the gradient of the root finite at zero.
+        let norm = (x.clone().square().sum_dim(dim) + 1e-24).sqrt();
+        x * (norm + EPSILON).recip().mul_scalar(n.sqrt())
+    })
 }
 
 /// `((1 − balance) a + balance b) / √((1 − balance)² + balance²)` (EDM2 Eq. 88).

@@ -1,7 +1,7 @@
 //! Embedding of the noise level.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::{SQRT_2, TAU};
 
@@ -130,10 +130,11 @@ impl TimeEmbedder {
     /// # Shapes
     /// `[batch]`, in the unit the network was trained with, to `[batch, hidden]`
     pub fn forward(&self, time: Tensor<1>) -> Tensor<2> {
-        self.mlp.forward(self.encode(time))
+        let dtype = FloatDType::from(self.mlp.up.weight.val().dtype());
+        self.mlp.forward(self.encode(time).cast(dtype))
     }
 
-    /// The code before the MLP: `[batch]` to `[batch, channels]`.
+    /// The code before the MLP, in f32 except for a table: `[batch]` to `[batch, channels]`.
     pub fn encode(&self, time: Tensor<1>) -> Tensor<2> {
         let device = time.device();
         match (self.code, &self.fourier, &self.table) {
@@ -148,8 +149,8 @@ impl TimeEmbedder {
             }
             (TimeCode::Fourier { unit_variance, .. }, Some(fourier), _) => {
                 let angles: Tensor<2> = time.unsqueeze_dim::<2>(1)
-                    * fourier.scale.val().unsqueeze()
-                    + fourier.shift.val().unsqueeze();
+                    * fourier.scale.val().cast(FloatDType::F32).unsqueeze()
+                    + fourier.shift.val().cast(FloatDType::F32).unsqueeze();
                 angles.cos() * if unit_variance { SQRT_2 } else { 1.0 }
             }
             (TimeCode::Table { .. }, _, Some(table)) => table.forward(time.round().int()),

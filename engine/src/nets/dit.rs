@@ -1,11 +1,11 @@
 //! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025).
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, module::layer_norm};
+use burn::tensor::{Device, FloatDType, Int, Tensor, module::layer_norm};
 
 use super::config::{DitConfig, Norm};
 use crate::layers::dense::DenseConfig;
-use crate::layers::magnitude::join;
+use crate::layers::magnitude::{in_f32, join};
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::time::Table;
@@ -139,7 +139,7 @@ impl Dit {
         &self.config
     }
 
-    /// The network's raw output; what it means is the business of
+    /// The network's raw output, in f32; what it means is the business of
     /// [`Prediction`](crate::diffusion::Prediction).
     ///
     /// `time` is in the unit the network was trained with, `labels` are class ids, the null class being
@@ -181,6 +181,7 @@ impl Dit {
     /// `[batch, channels, height, width]` to `[batch, tokens, hidden]`
     pub fn embed(&self, x: Tensor<4>) -> Tensor<3> {
         let [_, _, height, width] = x.dims();
+        let x = x.cast(self.dtype());
         let tokens = self.patch.forward(patchify(x, self.config.patch));
         let position = match [height, width] == self.config.size {
             true => self.position.clone(),
@@ -189,13 +190,14 @@ impl Dit {
                 self.config.position.table(grid, self.config.hidden, &tokens.device())
             }
         };
-        let position = position.expand(tokens.dims());
+        let position = position.cast(self.dtype()).expand(tokens.dims());
         self.config.magnitude.residual.sum(tokens, position)
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
     fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
-        let (time, label) = (embedder.time.forward(time), embedder.label.forward(labels));
+        let time = embedder.time.forward(time.cast(FloatDType::F32));
+        let label = embedder.label.forward(labels);
         let sum = self.config.magnitude.residual.sum(time, label);
         self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
     }
@@ -206,7 +208,12 @@ impl Dit {
     /// `[batch, tokens, hidden]` to `[batch, out_channels, height, width]`
     pub fn unembed(&self, tokens: Tensor<3>, condition: Tensor<3>, size: [usize; 2]) -> Tensor<4> {
         let values = self.head.forward(tokens, condition);
-        unpatchify(values, self.config.patch, self.config.grid(size))
+        unpatchify(values.cast(FloatDType::F32), self.config.patch, self.config.grid(size))
+    }
+
+    /// Type of the weights, in which the network computes.
+    pub fn dtype(&self) -> FloatDType {
+        FloatDType::from(self.patch.weight.val().dtype())
     }
 
     /// The same function with every weight normalisation done once: for inference.
@@ -264,8 +271,11 @@ impl Norm {
         match self {
             Norm::None => x,
             Norm::Layer { epsilon, mlp_epsilon } => {
-                let ones = Tensor::ones([x.dims()[2]], &x.device());
-                layer_norm(x, ones, None, if mlp { mlp_epsilon } else { epsilon })
+                let epsilon = if mlp { mlp_epsilon } else { epsilon };
+                in_f32(x, |x| {
+                    let ones = Tensor::ones([x.dims()[2]], &x.device());
+                    layer_norm(x, ones, None, epsilon)
+                })
             }
         }
     }
