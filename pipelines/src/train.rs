@@ -198,11 +198,8 @@ impl Run {
             let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
             Generator::new(config.seed.wrapping_add(step))
         };
-        let objective = Denoising {
-            process: model.process.clone(),
-            loss: config.loss.unwrap_or(config.process.prediction),
-            label_dropout: config.label_dropout,
-        };
+        let objective =
+            Denoising { process: model.process.clone(), label_dropout: config.label_dropout };
         let report = trainer.step(config.micro_batches, |net, i| {
             let mut random = stream(i as u64);
             let indices = &indices[i * part..(i + 1) * part];

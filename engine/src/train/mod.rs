@@ -8,5 +8,5 @@ pub mod trainer;
 
 pub use ema::{Average, Snapshot, reconstruction_weights};
 pub use objective::{Batch, Denoising};
-pub use optimizer::{AdamW, LearningRate};
+pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Trainer, TrainerConfig};

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::diffusion::Level;
 use crate::diffusion::noise::Generator;
-use crate::diffusion::{Level, Prediction};
 use crate::nets::Dit;
 use crate::process::Process;
 
@@ -16,23 +16,17 @@ pub struct Batch {
     pub labels: Vec<usize>,
 }
 
-/// `mean ‖F − F*‖²`: the error of the denoised estimate, in terms of a prediction, at random levels.
+/// `mean ‖F − F*‖²`: the network's output against the target of its prediction, at random levels.
 ///
 /// For a noise-predicting network this is the loss of Ho et al. 2020 (Eq. 14), for the preconditioning
-/// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting. A network that predicts the clean image
-/// may have its error measured in terms of the flow (Li & He 2025, Table 1).
+/// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting.
 #[derive(Debug, Clone)]
 pub struct Denoising {
     /// Process that the network learns.
     pub process: Process,
-    /// Prediction in whose terms the error is measured; that of the process is the usual choice.
-    pub loss: Prediction,
     /// Share of labels replaced by the null class, in [0, 1]: makes classifier-free guidance possible.
     pub label_dropout: f64,
 }
-
-/// Smallest scale of the estimate that an error is divided by: bounds the weight of low noise.
-const MIN_SCALE: f64 = 0.05;
 
 impl Denoising {
     /// Loss of one batch, `[1]`; all randomness comes from `random`, on the host.
@@ -61,12 +55,7 @@ impl Denoising {
         let target = (clean - x_t.clone() * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out);
         let time: Tensor<1> = scale(&|l| self.process.time_input(l)).reshape([count]);
         let output = net.forward(x_t * scale(&|l| c(l).c_in), time, labels);
-        let error = output.narrow(1, 0, channels) - target;
-        if self.loss == self.process.prediction {
-            return error.square().mean();
-        }
-        let measured = |l: &Level| self.loss.coefficients(l).c_out.abs().max(MIN_SCALE);
-        (error * scale(&|l| c(l).c_out.abs() / measured(l))).square().mean()
+        (output.narrow(1, 0, channels) - target).square().mean()
     }
 }
 

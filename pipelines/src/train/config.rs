@@ -6,7 +6,7 @@ use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
 use pyrograph_engine::nets::DitConfig;
 use pyrograph_engine::process::{Process, TimeInput};
-use pyrograph_engine::train::{Average, LearningRate, TrainerConfig};
+use pyrograph_engine::train::{Average, Decay, LearningRate, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Background;
@@ -23,8 +23,6 @@ pub struct TrainConfig {
     pub model: ModelShape,
     /// Diffusion process to learn.
     pub process: Process,
-    /// Prediction in whose terms the error is measured, where it is not that of the process.
-    pub loss: Option<Prediction>,
     /// Folder or bundle with an autoencoder; trains in its latent space instead of on pixels.
     pub vae: Option<PathBuf>,
     /// Steps of the run.
@@ -123,48 +121,53 @@ impl Default for ModelShape {
     }
 }
 
-/// Standard deviation of images in [-1, 1] assumed by the default preconditioning.
-const SIGMA_DATA: f64 = 0.6;
-
 impl Default for TrainConfig {
+    /// The recipe of the shipped model, for small images with patches of many pixels.
+    ///
+    /// The network predicts the clean image: noise has as many values per token as a patch has pixels,
+    /// images far fewer. Its error has the same weight at every level; weights that grow towards low noise
+    /// made the large steps of magnitude-preserving training diverge. Sampling ends where training ends.
     fn default() -> Self {
         Self {
             model: ModelShape::default(),
             process: Process {
                 schedule: NoiseSchedule::Edm {
-                    sigma_min: 0.002,
-                    sigma_max: 80.0,
+                    sigma_min: 0.15,
+                    sigma_max: 40.0,
                     rho: 7.0,
-                    log_mean: -0.6,
-                    log_std: 1.2,
+                    log_mean: 0.4,
+                    log_std: 0.9,
                 },
-                prediction: Prediction::Edm { sigma_data: SIGMA_DATA },
+                prediction: Prediction::Clean,
                 time: TimeInput::LogSigma,
             },
-            loss: None,
             vae: None,
             steps: 2000,
-            batch: 64,
+            batch: 16,
             micro_batches: 2,
             label_dropout: 0.1,
             flip: false,
             background: Background::default(),
-            learning_rate: LearningRate { peak: 2e-2, warmup: 100, decay: Default::default() },
+            learning_rate: LearningRate {
+                peak: 0.03,
+                warmup: 100,
+                decay: Decay::InverseSqrt { start: 500 },
+            },
             betas: [0.9, 0.99],
             epsilon: 1e-8,
             weight_decay: 0.0,
             clip: 1.0,
             averages: vec![Average::Power(0.10), Average::Power(0.05)],
             seed: 0,
-            checkpoint_every: 200,
+            checkpoint_every: 250,
             sample_every: 500,
             snapshot_every: 0,
             log_every: 10,
             defaults: Defaults {
                 sampler: Sampler::DpmPp2m,
                 spacing: Some(Spacing::Karras { rho: 7.0 }),
-                steps: 25,
-                cfg_scale: 2.0,
+                steps: 20,
+                cfg_scale: 1.6,
                 cfg_channels: Default::default(),
                 cfg_interval: None,
             },
