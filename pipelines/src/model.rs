@@ -252,5 +252,9 @@ pub fn open(path: &Path, device: &Device) -> Result<Model> {
 fn read_json<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<T> {
     let text = std::fs::read_to_string(&path)
         .map_err(|source| Error::File { path: path.clone(), source })?;
+    // Python writes values that JSON does not have; no field that is read here takes them.
+    let text = [": -Infinity", ": Infinity", ": NaN"]
+        .iter()
+        .fold(text, |text, value| text.replace(value, ": null"));
     serde_json::from_str(&text).map_err(|source| Error::Json { path, source })
 }

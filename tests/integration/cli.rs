@@ -210,3 +210,75 @@ fn devices_are_listed_without_a_panic() {
     let output = run(folder.path(), &["devices"]);
     assert!(succeeded(&output).starts_with("cpu"));
 }
+
+/// Ctrl-C ends a run within a step, with the exit code shells expect and no file.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let golden = cases("dit-pipeline").remove(0);
+    let mut child = Command::new(program())
+        .args(["generate", "class", "--device", "cpu", "-c", "1", "-n", "400", "--steps", "900"])
+        .args(["-m", text(&golden)])
+        .current_dir(folder.path())
+        .spawn()
+        .expect("the program starts");
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    assert_eq!(child.try_wait().expect("a child"), None, "it ended before it was interrupted");
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    let files: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
+    assert!(files.is_empty(), "{files:?}");
+}
+
+#[test]
+fn half_precision_is_close_to_single() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let golden = cases("dit-pipeline").remove(0);
+    let mut pictures = Vec::new();
+    for dtype in ["f32", "f16", "bf16"] {
+        let name = format!("{dtype}.png");
+        let args = ["generate", "class", "-m", text(&golden), "-c", "1", "-s", "1", "--steps", "8"];
+        let output = run(folder.path(), &[&args[..], &["--dtype", dtype, "-o", &name]].concat());
+        // A GPU without the type says so.
+        if dtype != "f32" && !output.status.success() {
+            assert!(failed(&output).contains(dtype));
+            continue;
+        }
+        succeeded(&output);
+        pictures.push(image::open(folder.path().join(name)).expect("a picture").into_rgb8());
+    }
+    for other in &pictures[1..] {
+        let squares = pictures[0].iter().zip(other.iter());
+        let error: f64 = squares.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+        let psnr = 10.0 * (255f64.powi(2) / (error / pictures[0].len() as f64)).log10();
+        println!("PSNR {psnr:.1} dB");
+        assert!(psnr > 30.0, "{psnr}");
+    }
+}
+
+/// Python writes infinities into the schedulers of diffusers folders.
+#[test]
+fn a_folder_with_a_solver_and_infinities_opens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let golden = cases("dit-pipeline").remove(0);
+    let copy = |name: &str| {
+        let target = folder.path().join(name);
+        std::fs::create_dir_all(target.parent().expect("a folder")).expect("created");
+        std::fs::copy(golden.join(name), target).expect("copied");
+    };
+    copy("model_index.json");
+    for part in ["transformer", "vae"] {
+        copy(&format!("{part}/config.json"));
+        copy(&format!("{part}/diffusion_pytorch_model.safetensors"));
+    }
+    std::fs::create_dir(folder.path().join("scheduler")).expect("created");
+    let scheduler = r#"{"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000,
+        "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "solver_order": 3,
+        "lambda_min_clipped": -Infinity, "use_karras_sigmas": true}"#;
+    std::fs::write(folder.path().join("scheduler/scheduler_config.json"), scheduler)
+        .expect("written");
+    let model = pyrograph::model::recognise(folder.path()).expect("recognised");
+    assert_eq!(model.config.defaults.sampler.to_string(), "dpmpp_3m");
+}

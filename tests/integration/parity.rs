@@ -6,8 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use pyrograph::model::{self, Model};
 use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::diffusion::Guided;
-use pyrograph_engine::diffusion::{Denoiser, GuidedChannels, Level};
+use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler};
 use pyrograph_engine::process::DitDenoiser;
 use std::collections::HashMap;
 
@@ -55,6 +54,9 @@ fn diffusers_pipeline_from_given_noise() {
         let mut settings = pipeline.config().defaults.settings(0);
         settings.steps = settings_of_case["steps"].as_u64().expect("a number") as usize;
         settings.guidance.scale = settings_of_case["guidance_scale"].as_f64().expect("a number");
+        if let Sampler::Ddim { eta } = &mut settings.sampler {
+            *eta = settings_of_case["eta"].as_f64().expect("a number");
+        }
         let noise = case.tensor("pipe_noise", &device);
         let mut trajectory = Vec::new();
         let generated = pipeline

@@ -55,6 +55,7 @@ fn sampler(name: &str, config: &Value) -> Sampler {
         Some("dpmpp") if number(config, "solver_order") == 3.0 => of("dpmpp_3m"),
         Some("dpmpp") => of("dpmpp_2m"),
         Some("flow") => of("euler"),
+        Some("ddpm") if config["variance_type"] == "fixed_large" => of("ddpm_large"),
         Some(name) => of(name),
         None => unreachable!("a name has a first part"),
     }
@@ -63,6 +64,9 @@ fn sampler(name: &str, config: &Value) -> Sampler {
 fn spacing(config: &Value) -> Option<Spacing> {
     if config["use_karras_sigmas"] == true {
         return Some(Spacing::Karras { rho: 7.0 });
+    }
+    if config["use_exponential_sigmas"] == true {
+        return Some(Spacing::Exponential);
     }
     let offset = config["steps_offset"].as_u64().unwrap_or(0) as usize;
     config["timestep_spacing"].as_str().map(|name| match name {

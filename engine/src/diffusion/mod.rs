@@ -17,5 +17,5 @@ pub use grid::{Grid, GridError, Spacing};
 pub use guidance::{Guided, GuidedChannels};
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
-pub use sampler::{Cancelled, Churn, Sampler, Step, parse_sampler};
+pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
 pub use schedule::{Level, NoiseSchedule};

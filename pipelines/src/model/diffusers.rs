@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pyrograph_engine::diffusion::{GuidedChannels, NoiseSchedule, Prediction, Sampler, Spacing};
+use pyrograph_engine::diffusion::{
+    GuidedChannels, NoiseSchedule, Prediction, Sampler, Spacing, Variance,
+};
 use pyrograph_engine::layers::TimeCode;
 use pyrograph_engine::nets::{DitConfig, Norm, VaeConfig};
 use pyrograph_engine::process::{Process, TimeInput};
@@ -62,6 +64,14 @@ struct Scheduler {
     rescale_betas_zero_snr: bool,
     #[serde(default)]
     use_karras_sigmas: bool,
+    #[serde(default)]
+    use_exponential_sigmas: bool,
+    #[serde(default)]
+    algorithm_type: Option<String>,
+    #[serde(default)]
+    solver_order: Option<usize>,
+    #[serde(default)]
+    variance_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -206,9 +216,20 @@ fn prediction(s: &Scheduler) -> Result<Prediction, String> {
 }
 
 fn defaults(s: &Scheduler) -> Result<Defaults, String> {
-    let sampler: Sampler = s.class.parse().map_err(|error| format!("scheduler: {error}"))?;
+    let mut sampler: Sampler = s.class.parse().map_err(|error| format!("scheduler: {error}"))?;
+    match &mut sampler {
+        Sampler::DpmPp2m if s.algorithm_type.as_deref() == Some("sde-dpmsolver++") => {
+            sampler = Sampler::DpmPp2mSde;
+        }
+        Sampler::DpmPp2m if s.solver_order == Some(3) => sampler = Sampler::DpmPp3m,
+        Sampler::Ddpm { variance } if s.variance_type.as_deref() == Some("fixed_large") => {
+            *variance = Variance::Large;
+        }
+        _ => (),
+    }
     let spacing = match s.timestep_spacing.as_deref() {
         _ if s.use_karras_sigmas => Some(Spacing::Karras { rho: 7.0 }),
+        _ if s.use_exponential_sigmas => Some(Spacing::Exponential),
         Some("leading") => Some(Spacing::Leading { offset: s.steps_offset }),
         Some("trailing") => Some(Spacing::Trailing),
         Some("linspace") => Some(Spacing::Linspace),
