@@ -108,7 +108,7 @@ impl Dataset {
         hasher.finish()
     }
 
-    /// A batch with pixels in [-1, 1], `[batch, 3, height, width]`, and its labels.
+    /// A batch with pixels in [-1, 1], `[batch, 3, height, width]`.
     ///
     /// `flips` mirrors an image, `colours` chooses its background, modulo their number.
     pub fn batch(
@@ -117,7 +117,7 @@ impl Dataset {
         flips: &[bool],
         colours: &[usize],
         device: &Device,
-    ) -> (Tensor<4>, Vec<usize>) {
+    ) -> Tensor<4> {
         let [height, width] = self.size;
         let plane = height * width;
         let mut values = vec![0f32; indices.len() * 3 * plane];
@@ -139,8 +139,7 @@ impl Dataset {
             }
         }
         let shape = [indices.len(), 3, height, width];
-        let labels = indices.iter().map(|&index| self.labels[index]).collect();
-        (Tensor::from_data(TensorData::new(values, shape), device), labels)
+        Tensor::from_data(TensorData::new(values, shape), device)
     }
 }
 
@@ -308,8 +307,8 @@ mod tests {
         let data = Dataset::open(folder.path(), [4, 6], background).expect("two images");
         assert_eq!(data.classes(), ["a", "b"]);
         let device = Device::flex();
-        let (x, labels) = data.batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
-        assert_eq!(labels, [0, 0, 1]);
+        let x = data.batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
+        assert_eq!([data.label(0), data.label(1)], [0, 1]);
         let at = |image: usize, channel: usize, column: usize| -> f32 {
             x.clone()
                 .slice([image..image + 1, channel..channel + 1, 0..1, column..column + 1])

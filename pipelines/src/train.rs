@@ -211,7 +211,7 @@ impl Run {
                 Some((vae, latents)) => {
                     vae.scale(latents.batch(indices, &flips, &mut random, device))
                 }
-                None => data.batch(indices, &flips, &colours, device).0,
+                None => data.batch(indices, &flips, &colours, device),
             };
             let labels = indices.iter().map(|&index| data.label(index)).collect();
             objective.loss(net, &Batch { clean: clean.autodiff(), labels }, &mut random)

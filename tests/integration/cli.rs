@@ -158,11 +158,17 @@ fn same_seed_same_bytes() {
     generate(&["--seed", "11", "-o", "single.png"]);
     generate(&["--seed", "12", "-o", "other.png"]);
     let pixels = |name: &str| image::open(folder.path().join(name)).expect(name).into_rgb8();
+    // A GPU may choose other kernels for another batch, which round differently.
+    let allowed = if tolerance(0.0) == 0.0 { 0 } else { 2 };
+    let same = |a: &str, b: &str| {
+        let far = pixels(a).iter().zip(pixels(b).iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(far.expect("pixels") <= allowed, "{a} and {b} differ by {far:?}");
+    };
     for i in 0..4 {
-        assert_eq!(pixels(&format!("four-{i}.png")), pixels(&format!("one-{i}.png")));
-        assert_eq!(pixels(&format!("four-{i}.png")), pixels(&format!("thread-{i}.png")));
+        same(&format!("four-{i}.png"), &format!("one-{i}.png"));
+        same(&format!("four-{i}.png"), &format!("thread-{i}.png"));
     }
-    assert_eq!(pixels("single.png"), pixels("four-2.png"));
+    same("single.png", "four-2.png");
     assert_ne!(pixels("single.png"), pixels("other.png"));
 
     // The settings inside a picture make it again, byte for byte.

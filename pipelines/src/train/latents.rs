@@ -51,7 +51,7 @@ impl Latents {
         for flipped in [false, true].into_iter().take(1 + usize::from(flip)) {
             for indices in all.chunks(BATCH) {
                 let (flips, colours) = (vec![flipped; indices.len()], vec![0; indices.len()]);
-                let (pixels, _) = data.batch(indices, &flips, &colours, device);
+                let pixels = data.batch(indices, &flips, &colours, device);
                 let posterior = vae.encode(pixels);
                 mean.push(posterior.mean);
                 deviation.push((posterior.log_variance * 0.5).exp());
