@@ -194,14 +194,14 @@ pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
     }
 }
 
-/// Opens what was asked for; `fusion` joins element-wise GPU operations into one kernel.
+/// Opens what [`find`] found; `fusion` joins element-wise GPU operations into one kernel.
 ///
 /// `fusion` can be set once per process, before the first GPU device.
 ///
 /// # Errors
-/// See [`find`]; a driver that refuses.
-pub fn open(choice: DeviceChoice, fusion: bool) -> Result<Opened> {
-    let Some(adapter) = find(choice)? else {
+/// A driver that refuses.
+pub fn open(adapter: Option<Adapter>, fusion: bool) -> Result<Opened> {
+    let Some(adapter) = adapter else {
         return Ok(Opened { device: Device::flex(), adapter: None });
     };
     if !fusion {

@@ -11,9 +11,7 @@ pub enum Error {
         found: String,
     },
     /// No adapter, no driver, or no loader.
-    #[error(
-        "no GPU adapter found: no Vulkan, Metal, DirectX 12 or OpenGL driver answers on this machine"
-    )]
+    #[error("no GPU adapter found: no Vulkan, Metal or DirectX 12 driver answers on this machine")]
     NoAdapter,
     /// An adapter index past the end.
     #[error("no adapter {index}: this machine has {count}, see `pyrograph devices`")]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use image::{ImageFormat, RgbImage, imageops};
+use pyrograph_weights::folder_of;
 
 use crate::error::{Error, Result};
 
@@ -89,20 +90,13 @@ fn format(path: &Path) -> Result<ImageFormat> {
 /// An unknown extension, or a folder that is not there.
 pub fn check_output_path(path: &Path) -> Result<()> {
     format(path)?;
-    let folder = folder(path);
+    let folder = folder_of(path);
     match folder.is_dir() {
         true => Ok(()),
         false => Err(Error::File {
             path: folder.to_owned(),
             source: std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder"),
         }),
-    }
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 
@@ -124,7 +118,7 @@ pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) 
     };
     let file = |source| Error::File { path: path.to_owned(), source };
     let mut temporary =
-        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder(path)).map_err(file)?;
+        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder_of(path)).map_err(file)?;
     temporary.write_all(&bytes).map_err(file)?;
     temporary.as_file().sync_all().map_err(file)?;
     #[cfg(unix)]

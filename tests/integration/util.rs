@@ -36,7 +36,8 @@ pub fn device() -> Device {
                 Ok(choice) => choice.parse().expect("a device"),
                 Err(_) => DeviceChoice::Cpu,
             };
-            device::open(choice, true).expect("the device under test").device
+            let adapter = device::find(choice).expect("the device under test");
+            device::open(adapter, true).expect("a driver that works").device
         })
         .clone()
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::load::{LoadReport, load};
 use crate::shards::is_plain_name;
-use crate::write::{stream, sync_folder};
+use crate::write::{folder_of, hexadecimal, stream, sync_folder};
 
 /// Name of the manifest in a bundle.
 const MANIFEST: &str = "model.json";
@@ -191,7 +191,7 @@ fn sha256(path: &Path) -> Result<String> {
             count => hash.update(&buffer[..count]),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
 }
 
 /// The weights of one network on their way to a file.
@@ -273,10 +273,7 @@ pub fn save_bundle(
         return Err(Error::Exists { path: folder.to_owned() });
     }
     let file = |source| Error::File { path: folder.to_owned(), source };
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = folder_of(folder);
     std::fs::create_dir_all(parent).map_err(file)?;
     let temporary =
         tempfile::Builder::new().prefix(".writing-").tempdir_in(parent).map_err(file)?;

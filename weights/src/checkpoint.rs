@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dtype::{Dtype, to_f32};
 use crate::error::{Error, Result};
+use crate::write::hexadecimal;
 use crate::{header, pytorch, shards};
 
 /// What is known of a stored tensor without reading it.
@@ -213,6 +214,6 @@ impl Checkpoint {
                 hash.update(&bytes);
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&hash.finalize())
     }
 }

@@ -47,4 +47,4 @@ pub use error::{Error, Result};
 pub use layout::{Layout, Rule, Transform};
 pub use load::{LoadReport, load};
 pub use recognise::{Foreign, recognise};
-pub use write::write_safetensors;
+pub use write::{folder_of, write_safetensors};

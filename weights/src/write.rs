@@ -21,10 +21,7 @@ pub fn write_safetensors(
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     let file = |source| Error::File { path: path.to_owned(), source };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let temporary =
         tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(file)?;
     let views = tensors.iter().map(|(name, data)| (name.clone(), Ready(data)));
@@ -57,6 +54,18 @@ pub(crate) fn stream<V: View>(
         File::open(path)?.sync_all()
     };
     settle().map_err(file)
+}
+
+/// The folder that a file or folder is in; `.` for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes renames in a folder survive a power cut, where the system can.

@@ -245,6 +245,18 @@ impl ResBlock {
         }
     }
 
+    /// `count` blocks, of which the first changes the width.
+    fn row(
+        count: usize,
+        inputs: usize,
+        outputs: usize,
+        groups: usize,
+        device: &Device,
+    ) -> Vec<Self> {
+        let width = |i| if i == 0 { inputs } else { outputs };
+        (0..count).map(|i| Self::new(width(i), outputs, groups, device)).collect()
+    }
+
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
         let h = self.conv2.forward(silu(self.norm2.forward(h)));
@@ -341,16 +353,10 @@ impl Encoder {
         let (first, last) = (config.widths[0], config.widths[config.widths.len() - 1]);
         let mut inputs = first;
         let down = config.widths.iter().enumerate().map(|(i, &width)| Level {
-            blocks: (0..config.blocks_per_level)
-                .map(|_| {
-                    ResBlock::new(
-                        std::mem::replace(&mut inputs, width),
-                        width,
-                        config.groups,
-                        device,
-                    )
-                })
-                .collect(),
+            blocks: {
+                let inputs = std::mem::replace(&mut inputs, width);
+                ResBlock::row(config.blocks_per_level, inputs, width, config.groups, device)
+            },
             sample: (i + 1 < config.widths.len()).then(|| {
                 Conv2dConfig::new([width, width], [3, 3]).with_stride([2, 2]).init(device)
             }),
@@ -393,16 +399,10 @@ impl Decoder {
         let (first, last) = (config.widths[0], config.widths[config.widths.len() - 1]);
         let mut inputs = last;
         let up = config.widths.iter().rev().enumerate().map(|(i, &width)| Level {
-            blocks: (0..config.blocks_per_level + 1)
-                .map(|_| {
-                    ResBlock::new(
-                        std::mem::replace(&mut inputs, width),
-                        width,
-                        config.groups,
-                        device,
-                    )
-                })
-                .collect(),
+            blocks: {
+                let inputs = std::mem::replace(&mut inputs, width);
+                ResBlock::row(config.blocks_per_level + 1, inputs, width, config.groups, device)
+            },
             sample: (i + 1 < config.widths.len()).then(|| conv(width, width, 3, device)),
         });
         Self {

@@ -33,7 +33,7 @@ pub(super) fn run(common: &Common) -> anyhow::Result<()> {
         );
     }
     if adapters.is_empty() {
-        println!("no GPU adapter: no Vulkan, Metal, DirectX 12 or OpenGL driver answers");
+        println!("no GPU adapter: no Vulkan, Metal or DirectX 12 driver answers");
     }
     Ok(())
 }

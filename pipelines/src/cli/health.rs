@@ -79,7 +79,7 @@ fn measure(adapter: &Adapter, fusion: bool) -> Option<f64> {
 /// The other side of [`measure`]: prints the difference.
 pub(super) fn check(common: &Common, fusion: bool) -> anyhow::Result<()> {
     let choice: DeviceChoice = common.device.parse()?;
-    let opened = device::open(choice, fusion)?;
+    let opened = device::open(device::find(choice)?, fusion)?;
     println!("{:e}", difference(&opened.device));
     Ok(())
 }

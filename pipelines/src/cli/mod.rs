@@ -94,11 +94,12 @@ impl Common {
     /// Opens the device asked for; says so when `auto` found no GPU.
     fn open(&self) -> anyhow::Result<Opened> {
         let choice: DeviceChoice = self.device.parse()?;
-        let fusion = match device::find(choice)? {
-            Some(adapter) => health::use_fusion(&adapter, self)?,
+        let adapter = device::find(choice)?;
+        let fusion = match &adapter {
+            Some(adapter) => health::use_fusion(adapter, self)?,
             None => true,
         };
-        let opened = device::open(choice, fusion)?;
+        let opened = device::open(adapter, fusion)?;
         if choice == DeviceChoice::Auto && opened.adapter.is_none() {
             self.say("no GPU found, running on the CPU");
         }

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::Args;
 use pyrograph::data::Dataset;
 use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
-
-use pyrograph_engine::device::{self, DeviceChoice};
 use pyrograph_weights::FloatDtype;
 
 use super::{Common, interrupted};
@@ -114,7 +113,7 @@ pub(super) struct AverageArgs {
 }
 
 pub(super) fn average(args: &AverageArgs, common: &Common) -> anyhow::Result<()> {
-    let device = device::open(DeviceChoice::Cpu, true)?.device;
+    let device = Device::flex();
     let model = reconstruct(&args.run, args.width, args.step, &device)?;
     model.save(&args.output, model.manifest()?, FloatDtype::F16, args.overwrite)?;
     common.say(&format!("average of width {}: {}", args.width, args.output.display()));
