@@ -4,6 +4,7 @@ pub mod check;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod kernels;
 pub mod layers;
 pub mod nets;
 pub mod process;

@@ -94,7 +94,7 @@ fn rotation_alone_cannot_change_magnitudes() {
     let condition =
         Tensor::<3>::random([2, 1, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
     for modulated in turned.blocks[0].modulation.forward(condition) {
-        let (a, b) = (magnitude(tokens.clone()), magnitude(modulated.input(tokens.clone())));
+        let (a, b) = (magnitude(tokens.clone()), magnitude(modulated.input(tokens.clone(), None)));
         assert!(a.all_close(b, Some(1e-5), None));
     }
     assert!(before.iter().all(|rms| (0.5..=1.2).contains(rms)), "{before:?}");

@@ -1,11 +1,12 @@
 //! Multi-head self-attention.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Tensor, module::attention, ops::AttentionModuleOptions};
+use burn::tensor::{Bool, Tensor};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
 use super::magnitude::{in_f32, normalize};
+use crate::kernels;
 
 /// Self-attention with fused queries, keys and values.
 #[derive(Module, Debug)]
@@ -38,7 +39,7 @@ pub struct KvCache {
 
 impl KvCache {
     /// Appends keys and values, `[batch, heads, tokens, head]`, and returns all of them.
-    fn extend(&mut self, key: Tensor<4>, value: Tensor<4>) -> [Tensor<4>; 2] {
+    fn extend(&mut self, [key, value]: [Tensor<4>; 2]) -> [Tensor<4>; 2] {
         let all = match self.seen.take() {
             None => [key, value],
             Some([keys, values]) => {
@@ -77,33 +78,17 @@ impl Attention {
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
     pub fn forward(&self, x: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
-        let [batch, tokens, hidden] = x.dims();
-        let head = hidden / self.heads;
         let rms = |x: Tensor<3>| x.square().mean_dim(2).sqrt();
         let incoming = self.renormalized.then(|| in_f32(x.clone(), rms));
 
-        let qkv: Tensor<5> = self
-            .qkv
-            .forward(x)
-            .reshape([batch, tokens, 3, self.heads, head])
-            .permute([2, 0, 3, 1, 4]); // [3, batch, heads, tokens, head]
-        let part = |i: usize| -> Tensor<4> { qkv.clone().narrow(0, i, 1).squeeze_dim(0) };
-        let (mut query, mut key, value) = (part(0), part(1), part(2));
-        if self.cosine {
-            query = normalize(query, 3);
-            key = normalize(key, 3);
-        }
-
-        let options = AttentionModuleOptions::default();
+        let (qkv, heads, cosine) = (self.qkv.forward(x), self.heads, self.cosine);
         let mixed = match attend {
-            Attend::Full => attention(query, key, value, None, None, options),
-            Attend::Masked(mask) => attention(query, key, value, Some(mask.clone()), None, options),
+            Attend::Full => kernels::attention(qkv, heads, cosine, None),
+            Attend::Masked(mask) => kernels::attention(qkv, heads, cosine, Some(mask.clone())),
             Attend::Cached(cache) => {
-                let [keys, values] = cache.extend(key, value);
-                attention(query, keys, values, None, None, options)
+                kernels::cached_attention(qkv, heads, cosine, |fresh| cache.extend(fresh))
             }
         };
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, tokens, hidden]);
         let mixed = match incoming {
             Some(rms) => normalize(mixed, 2) * rms,
             None => mixed,

@@ -1,10 +1,12 @@
 //! Linear layers, free or magnitude-preserving.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::Tensor;
 
 use super::init::{Fresh, Init};
 use super::magnitude::normalize;
+use super::mlp::Activation;
+use crate::kernels;
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
 ///
@@ -79,6 +81,15 @@ impl Dense {
     /// # Shapes
     /// `[.., in]` to `[.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.activated(x, None)
+    }
+
+    /// [`Dense::forward`], then the activation.
+    pub fn activated<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Option<Activation>,
+    ) -> Tensor<D> {
         let mut weight = self.effective_weight();
         let mut bias = self.bias.as_ref().map(Param::val);
         if self.ones {
@@ -86,7 +97,7 @@ impl Dense {
             bias = Some(weight.clone().narrow(0, rows - 1, 1).reshape([outputs]));
             weight = weight.narrow(0, 0, rows - 1);
         }
-        linear(x, weight, bias)
+        kernels::linear(x, weight, bias, activation)
     }
 
     /// The weight that multiplies the input, `[in (+ 1), out]`.
@@ -95,12 +106,7 @@ impl Dense {
         if !self.preserved {
             return weight;
         }
-        let inputs = weight.dims()[0] as f64;
-        let weight = normalize(weight, 0) * (1.0 / inputs.sqrt());
-        match &self.gain {
-            Some(gain) => weight * gain.val().unsqueeze(),
-            None => weight,
-        }
+        kernels::normalized_weight(weight, self.gain.as_ref().map(Param::val))
     }
 
     /// The same function with the normalisation and the gain multiplied into the weight once, for
@@ -156,8 +162,16 @@ impl ModuleMapper for ForceNorm {
             return param;
         }
         param.map(|weight| {
-            let tracked = weight.is_require_grad();
-            normalize(weight.detach(), dim).detach().set_require_grad(tracked)
+            let (tracked, autodiff) = (weight.is_require_grad(), weight.is_autodiff());
+            let shape = weight.dims();
+            let weight: Tensor<2> = weight.without_autodiff().reshape([shape[0], shape[1]]);
+            let weight = match dim {
+                0 => kernels::unit_weight(weight),
+                _ => normalize(weight, dim),
+            };
+            let weight = weight.reshape(shape);
+            let weight = if autodiff { weight.autodiff() } else { weight };
+            weight.set_require_grad(tracked)
         })
     }
 }

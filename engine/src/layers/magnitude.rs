@@ -5,7 +5,7 @@ use burn::tensor::{DType, FloatDType, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 /// Added to a norm before dividing by it.
-const EPSILON: f64 = 1e-4;
+pub(crate) const EPSILON: f64 = 1e-4;
 
 /// RMS of `silu(z)` for `z ~ N(0, 1)`, as rounded in EDM2 (Eq. 81).
 pub const SILU_RMS: f64 = 0.596;

@@ -1,12 +1,12 @@
 //! The feed-forward half of a block.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
-use super::magnitude::mp_silu;
+use crate::kernels;
 
 /// Nonlinearity of an MLP or an embedder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,26 +16,19 @@ pub enum Activation {
     GeluTanh,
     /// `x · sigmoid(x)`.
     Silu,
-    /// [`mp_silu`].
+    /// [`mp_silu`](super::magnitude::mp_silu).
     MpSilu,
 }
 
 /// `2 √(2 / π)`, so that tanh-GELU is `x · sigmoid(GELU_SLOPE · (x + GELU_CUBIC · x³))`.
-const GELU_SLOPE: f64 = 1.595_769_121_605_731;
+pub(crate) const GELU_SLOPE: f64 = 1.595_769_121_605_731;
 /// Coefficient of the cubic term of tanh-GELU.
-const GELU_CUBIC: f64 = 0.044715;
+pub(crate) const GELU_CUBIC: f64 = 0.044715;
 
 impl Activation {
     /// Applies it to each element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Activation::GeluTanh => {
-                let u = (x.clone().square() * (GELU_SLOPE * GELU_CUBIC) + GELU_SLOPE) * x.clone();
-                x * activation::sigmoid(u)
-            }
-            Activation::Silu => activation::silu(x),
-            Activation::MpSilu => mp_silu(x),
-        }
+        kernels::pointwise(x, self)
     }
 }
 
@@ -64,7 +57,7 @@ impl Mlp {
     /// # Shapes
     /// `[.., hidden]` to the same
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.down.forward(self.activation.forward(self.up.forward(x)))
+        self.down.forward(self.up.activated(x, Some(self.activation)))
     }
 
     /// See [`Dense::folded`].
@@ -78,7 +71,7 @@ impl Mlp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, activation};
 
     #[test]
     fn gelu_equals_the_tanh_form() {

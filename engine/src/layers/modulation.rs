@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::{Fresh, Init};
+use crate::kernels;
 
 /// Which modulations a network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,32 +149,23 @@ impl Modulation {
 }
 
 impl Modulated {
-    /// Scales, shifts and rotates the input of a branch, in this order.
+    /// Normalises, with the layer norm's constant if there is one, then scales, shifts and rotates the
+    /// input of a branch, in this order.
     ///
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
-    pub fn input(&self, mut x: Tensor<3>) -> Tensor<3> {
-        if let Some(scale) = &self.scale {
-            x = x * scale.clone();
-        }
-        if let Some(shift) = &self.shift {
-            x = x + shift.clone();
-        }
-        match &self.angles {
-            Some(angles) => rotate(x, angles.clone()),
-            None => x,
-        }
+    pub fn input(&self, x: Tensor<3>, norm: Option<f64>) -> Tensor<3> {
+        let factors = [self.scale.clone(), self.shift.clone(), self.angles.clone()];
+        kernels::modulate(x, norm, factors)
     }
 
-    /// Applies the gate to the output of a branch.
+    /// Adds the gated output of a branch to the stream `x`; see
+    /// [`Residual`](super::magnitude::Residual) for the balance.
     ///
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
-    pub fn output(&self, x: Tensor<3>) -> Tensor<3> {
-        match &self.gate {
-            Some(gate) => x * gate.clone(),
-            None => x,
-        }
+    pub fn join(&self, x: Tensor<3>, branch: Tensor<3>, balance: Option<f64>) -> Tensor<3> {
+        kernels::join(x, branch, self.gate.clone(), balance)
     }
 }
 
@@ -232,8 +224,10 @@ mod tests {
         let layer = Modulation::new(16, 2, true, config, project, &Init::new(0, &device));
         let x = random([2, 5, 16]);
         for branch in layer.forward(random([2, 1, 16])) {
-            let y = branch.output(branch.input(x.clone()));
-            assert!(y.equal(x.clone()).all().into_scalar::<bool>());
+            let y = branch.input(x.clone(), None);
+            assert!(y.clone().equal(x.clone()).all().into_scalar::<bool>());
+            let twice = branch.join(x.clone(), y, None);
+            assert!(twice.equal(x.clone() * 2.0).all().into_scalar::<bool>());
         }
     }
 }

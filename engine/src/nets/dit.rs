@@ -1,11 +1,10 @@
 //! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025).
 
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Int, Tensor, module::layer_norm};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::config::{DitConfig, Norm};
 use crate::layers::dense::DenseConfig;
-use crate::layers::magnitude::{in_f32, join};
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::time::Table;
@@ -239,12 +238,10 @@ impl DitBlock {
     pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
         let [attention, mlp]: [Modulated; 2] =
             self.modulation.forward(condition).try_into().expect("a block modulates two branches");
-        let branch = attention.input(self.norm.forward(x.clone(), false));
-        let branch = attention.output(self.attention.forward(branch, attend));
-        let x = join(x, branch, self.balance);
-        let branch = mlp.input(self.norm.forward(x.clone(), true));
-        let branch = mlp.output(self.mlp.forward(branch));
-        join(x, branch, self.balance)
+        let branch = attention.input(x.clone(), self.norm.epsilon(false));
+        let x = attention.join(x, self.attention.forward(branch, attend), self.balance);
+        let branch = mlp.input(x.clone(), self.norm.epsilon(true));
+        mlp.join(x, self.mlp.forward(branch), self.balance)
     }
 
     fn folded(mut self) -> Self {
@@ -262,21 +259,17 @@ impl Head {
     /// `[batch, tokens, patch · patch · out_channels]`
     pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>) -> Tensor<3> {
         let modulated = self.modulation.forward(condition).remove(0);
-        self.out.forward(modulated.input(self.norm.forward(x, false)))
+        self.out.forward(modulated.input(x, self.norm.epsilon(false)))
     }
 }
 
 impl Norm {
-    fn forward(self, x: Tensor<3>, mlp: bool) -> Tensor<3> {
+    /// The constant of the layer norm before the MLP, or before anything else.
+    fn epsilon(self, mlp: bool) -> Option<f64> {
         match self {
-            Norm::None => x,
-            Norm::Layer { epsilon, mlp_epsilon } => {
-                let epsilon = if mlp { mlp_epsilon } else { epsilon };
-                in_f32(x, |x| {
-                    let ones = Tensor::ones([x.dims()[2]], &x.device());
-                    layer_norm(x, ones, None, epsilon)
-                })
-            }
+            Norm::None => None,
+            Norm::Layer { mlp_epsilon, .. } if mlp => Some(mlp_epsilon),
+            Norm::Layer { epsilon, .. } => Some(epsilon),
         }
     }
 }

@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{self, AdamStep};
+
 /// Learning rate over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,44 +78,44 @@ impl AdamW {
         Self { betas, epsilon, weight_decay, first: zeros(), second: zeros() }
     }
 
-    /// New values after step number `step`, counted from 1.
+    /// New values after step number `step`, counted from 1, on the gradients times `factor`, `[1]`.
     pub fn step(
         &mut self,
         values: Vec<Tensor<1>>,
         gradients: Vec<Tensor<1>>,
+        factor: &Tensor<1>,
         learning_rate: f64,
         step: u64,
     ) -> Vec<Tensor<1>> {
-        let [beta1, beta2] = self.betas;
         let correct = |beta: f64| 1.0 - beta.powf(step as f64);
-        let rate = learning_rate / correct(beta1);
-        let root = correct(beta2).sqrt();
-        let moments = self.first.iter_mut().zip(&mut self.second);
-        values
-            .into_iter()
-            .zip(gradients)
-            .zip(moments)
-            .map(|((value, grad), (first, second))| {
-                first.inplace(|m| m * beta1 + grad.clone() * (1.0 - beta1));
-                second.inplace(|v| v * beta2 + grad.square() * (1.0 - beta2));
-                let update = first.clone() / (second.clone().sqrt() * (1.0 / root) + self.epsilon);
-                let value = match self.weight_decay {
-                    0.0 => value,
-                    decay => value * (1.0 - learning_rate * decay),
-                };
-                value - update * rate
-            })
-            .collect()
+        let step = AdamStep {
+            betas: self.betas,
+            rate: learning_rate / correct(self.betas[0]),
+            root: 1.0 / correct(self.betas[1]).sqrt(),
+            epsilon: self.epsilon,
+            keep: 1.0 - learning_rate * self.weight_decay,
+        };
+        let moments = std::mem::take(&mut self.first).into_iter().zip(self.second.drain(..));
+        let (mut updated, mut seconds) = (Vec::new(), Vec::new());
+        for ((value, gradient), (first, second)) in values.into_iter().zip(gradients).zip(moments) {
+            let [value, first, second] =
+                kernels::adam(step, value, gradient, factor, [first, second]);
+            updated.push(value);
+            self.first.push(first);
+            seconds.push(second);
+        }
+        self.second = seconds;
+        updated
     }
 }
 
-/// Scales gradients down so that their joint norm is at most `limit`; returns them with the norm they
-/// had, `[1]`.
-pub fn clip(gradients: Vec<Tensor<1>>, limit: f64) -> (Vec<Tensor<1>>, Tensor<1>) {
-    let squares = gradients.iter().map(|grad| grad.clone().square().sum());
+/// The factor on gradients that keeps their joint norm at or below `limit`, and the norm they have, both
+/// `[1]`.
+pub fn clip(gradients: &[Tensor<1>], limit: f64) -> [Tensor<1>; 2] {
+    let squares = gradients.iter().map(|grad| kernels::sum_of_squares(grad.clone()));
     let norm = squares.reduce(|a, b| a + b).expect("a module has parameters").sqrt();
     let factor = ((norm.clone() + 1e-12).recip() * limit).clamp_max(1.0);
-    (gradients.into_iter().map(|grad| grad * factor.clone()).collect(), norm)
+    [factor, norm]
 }
 
 #[cfg(test)]
@@ -138,8 +140,10 @@ mod tests {
         let values = vec![Tensor::<1>::from_floats([1.0, -2.0], &device)];
         let grads = vec![Tensor::<1>::from_floats([0.3, -40.0], &device)];
         let mut adam = AdamW::new(&values, [0.9, 0.99], 1e-8, 0.1);
-        let new: Vec<f32> =
-            adam.step(values, grads, 0.01, 1)[0].to_data().try_to_vec().expect("f32");
+        let new: Vec<f32> = adam.step(values, grads, &Tensor::ones([1], &device), 0.01, 1)[0]
+            .to_data()
+            .try_to_vec()
+            .expect("f32");
         assert!((new[0] - (1.0 - 0.001 - 0.01)).abs() < 1e-6, "{new:?}");
         assert!((new[1] - (-2.0 + 0.002 + 0.01)).abs() < 1e-6, "{new:?}");
     }
@@ -147,11 +151,9 @@ mod tests {
     #[test]
     fn clipping_limits_the_joint_norm_only_when_larger() {
         let device = Device::flex();
-        let grads =
-            || vec![Tensor::<1>::from_floats([3.0], &device), Tensor::from_floats([4.0], &device)];
-        let (clipped, norm) = clip(grads(), 1.0);
-        assert!((norm.into_scalar::<f32>() - 5.0).abs() < 1e-6);
-        assert!((clipped[1].clone().into_scalar::<f32>() - 0.8).abs() < 1e-6);
-        assert_eq!(clip(grads(), 10.0).0[0].clone().into_scalar::<f32>(), 3.0);
+        let grads = [Tensor::<1>::from_floats([3.0], &device), Tensor::from_floats([4.0], &device)];
+        let [factor, norm] = clip(&grads, 1.0).map(Tensor::into_scalar::<f32>);
+        assert!((norm - 5.0).abs() < 1e-6 && (factor - 0.2).abs() < 1e-6);
+        assert_eq!(clip(&grads, 10.0)[0].clone().into_scalar::<f32>(), 1.0);
     }
 }

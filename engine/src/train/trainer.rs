@@ -9,6 +9,7 @@ use super::ema::Average;
 use super::optimizer::{AdamW, LearningRate, clip};
 use super::params;
 use crate::device::is_host;
+use crate::kernels;
 use crate::layers::dense::ForceNorm;
 
 /// Settings of a run that do not depend on the objective.
@@ -110,12 +111,12 @@ impl<M: Module + Send> Trainer<M> {
         });
         let (loss, gradients) = total.expect("at least one micro-batch");
         let limit = self.config.clip.unwrap_or(f64::INFINITY);
-        let (gradients, gradient_norm) = clip(gradients, limit);
+        let [factor, gradient_norm] = clip(&gradients, limit);
 
         let rate = self.config.learning_rate.at(self.step, self.config.steps);
         self.step += 1;
         let values = params::values(&self.model);
-        let values = self.optimizer.step(values, gradients, rate, self.step);
+        let values = self.optimizer.step(values, gradients, &factor, rate, self.step);
         let mut model = params::with_values(self.model.clone(), values);
         if self.config.forced_normalization {
             model = model.map(&mut ForceNorm::default());
@@ -130,7 +131,7 @@ impl<M: Module + Send> Trainer<M> {
         for (profile, average) in self.config.averages.iter().zip(&mut self.averages) {
             let keep = profile.keep(self.step);
             for (average, value) in average.iter_mut().zip(&values) {
-                average.inplace(|a| a * keep + value.clone() * (1.0 - keep));
+                average.inplace(|average| kernels::blend(average, value.clone(), keep));
             }
         }
     }

@@ -1,0 +1,103 @@
+//! Linear layers.
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::bridge::Kernel;
+use super::math::{add_scaled, simd};
+use super::matrix::{Matrix, multiply};
+use super::memory::{buffer, shape, tensor, values};
+use super::pointwise::activate;
+use crate::layers::Activation;
+
+/// `f(x · W + b)` for `x` of `[.., in]`, `W` of `[in, out]` and, if given, `b` of `[out]`.
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    /// `f`; only without gradients.
+    pub(super) activation: Option<Activation>,
+}
+
+/// Rows of the output that one task finishes.
+const ROWS: usize = 16;
+
+impl Kernel for Linear {
+    fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
+        let x = inputs[0].to_contiguous();
+        let bias = inputs.get(2).map(FlexTensor::to_contiguous);
+        let mut dims = shape(&x);
+        let weight = matrix(&inputs[1]);
+        let (width, rows) = (weight.columns, values(&x).len() / weight.rows.max(1));
+        let mut y = buffer(rows * width);
+        let lhs = Matrix::new(values(&x), rows, weight.rows);
+        multiply(&mut y, width, lhs, weight, false, true);
+        if bias.is_some() || self.activation.is_some() {
+            y.par_chunks_mut(ROWS * width).for_each(|rows| {
+                if let Some(bias) = &bias {
+                    let bias = values(bias);
+                    simd(
+                        #[inline(always)]
+                        || rows.chunks_exact_mut(width).for_each(|row| add_scaled(row, 1.0, bias)),
+                    );
+                }
+                if let Some(activation) = self.activation {
+                    activate(activation, rows);
+                }
+            });
+        }
+        *dims.last_mut().expect("at least one dimension") = width;
+        tensor(y, &dims)
+    }
+
+    fn backward(
+        &self,
+        inputs: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        assert!(self.activation.is_none(), "an activation of its own when gradients are recorded");
+        let (x, gradient) = (inputs[0].to_contiguous(), gradient.to_contiguous());
+        let weight = matrix(&inputs[1]);
+        let (inner, width) = (weight.rows, weight.columns);
+        let rows = values(&x).len() / inner.max(1);
+        let given = Matrix::new(values(&gradient), rows, width);
+        let for_x = wanted[0].then(|| {
+            let mut out = buffer(rows * inner);
+            multiply(&mut out, inner, given, weight.transposed(), false, true);
+            tensor(out, &shape(&x))
+        });
+        let for_weight = wanted[1].then(|| {
+            let mut out = buffer(inner * width);
+            let lhs = Matrix::new(values(&x), rows, inner).transposed();
+            multiply(&mut out, width, lhs, given, false, true);
+            tensor(out, &[inner, width])
+        });
+        let mut found = vec![for_x, for_weight];
+        if wanted.len() > 2 {
+            found.push(wanted[2].then(|| {
+                let mut out = vec![0.0; width];
+                simd(
+                    #[inline(always)]
+                    || {
+                        values(&gradient)
+                            .chunks_exact(width)
+                            .for_each(|row| add_scaled(&mut out, 1.0, row))
+                    },
+                );
+                tensor(out, &[width])
+            }));
+        }
+        found
+    }
+}
+
+/// A weight of any strides, such as a transposed or narrowed one.
+fn matrix(weight: &FlexTensor) -> Matrix<'_> {
+    let layout = weight.layout();
+    let strides = [0, 1].map(|i| usize::try_from(layout.strides()[i]).expect("not flipped"));
+    Matrix {
+        values: &weight.storage::<f32>()[layout.start_offset()..],
+        rows: layout.shape()[0],
+        columns: layout.shape()[1],
+        strides,
+    }
+}

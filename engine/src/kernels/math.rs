@@ -1,0 +1,82 @@
+//! Loops over f32 slices, compiled for each instruction set and chosen at run time.
+
+use std::sync::LazyLock;
+
+use pulp::Arch;
+
+/// Numbers summed side by side: one AVX-512 register.
+const LANES: usize = 16;
+
+/// Runs a closure compiled for the best instruction set of this machine. The loops inside must be
+/// inlined into it.
+#[inline(always)]
+pub(super) fn simd<R>(work: impl FnOnce() -> R) -> R {
+    static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+    ARCH.dispatch(work)
+}
+
+/// `eˣ` with a relative error of 2e-7; inputs beyond ±87 give the value at the bound.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // 1.5 · 2²³: adding it rounds to a whole number, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln 2 in two parts, so that the remainder is exact.
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_2e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    (p * r * r + r + 1.0) * power
+}
+
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `Σ f(i)`, in the same order on every machine.
+#[inline(always)]
+pub(super) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let whole = count / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(start + lane);
+        }
+    }
+    let rest: f32 = (whole..count).map(f).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    sum(a.len(), |i| a[i] * b[i])
+}
+
+#[inline(always)]
+pub(super) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::MIN; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::MIN, |a, &b| a.max(b))
+}
+
+/// `y += a x`.
+#[inline(always)]
+pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}

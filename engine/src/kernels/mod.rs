@@ -1,0 +1,223 @@
+//! Fused operations on the CPU, forward and backward, in place of chains of burn's own.
+//!
+//! Each function here is the one way its operation is called: it runs the kernel where there is one
+//! (f32 on the CPU backend) and the plain tensor operations everywhere else. The two are tested against
+//! each other, values and gradients. The environment variable `PYROGRAPH_KERNELS=off` leaves the plain
+//! ones everywhere.
+
+mod attention;
+mod bridge;
+mod linear;
+mod math;
+mod matrix;
+mod memory;
+mod modulate;
+mod plain;
+mod pointwise;
+#[cfg(test)]
+mod tests;
+mod update;
+mod weight;
+
+pub use update::AdamStep;
+
+use std::sync::LazyLock;
+
+use burn::tensor::{Bool, DType, Tensor};
+
+use crate::device::is_host;
+use crate::layers::Activation;
+use bridge::{Operand, device, host, run};
+
+/// Whether the kernels take this tensor.
+fn available<const D: usize>(x: &Tensor<D>) -> bool {
+    static ON: LazyLock<bool> =
+        LazyLock::new(|| std::env::var_os("PYROGRAPH_KERNELS").is_none_or(|value| value != "off"));
+    *ON && x.dtype() == DType::F32 && is_host(&x.device())
+}
+
+/// `activation(x · weight + bias)`.
+///
+/// # Shapes
+/// `x`: `[.., in]`, `weight`: `[in, out]`, `bias`: `[out]`, output: `[.., out]`
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: Option<Activation>,
+) -> Tensor<D> {
+    if !(available(&x) && available(&weight)) {
+        return plain::linear(x, weight, bias, activation);
+    }
+    // The backward pass needs the activation's input, which a fused one does not keep.
+    let (fused, after) = match x.is_autodiff() || weight.is_autodiff() {
+        true => (None, activation),
+        false => (activation, None),
+    };
+    let mut inputs = vec![x.into(), weight.into()];
+    inputs.extend(bias.map(Operand::from));
+    let y = run(linear::Linear { activation: fused }, inputs);
+    match after {
+        Some(activation) => pointwise(y, activation),
+        None => y,
+    }
+}
+
+/// The activation of each element.
+pub fn pointwise<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    match available(&x) {
+        true => run(pointwise::Pointwise(activation), vec![x.into()]),
+        false => plain::pointwise(x, activation),
+    }
+}
+
+/// The weight of a preserved layer, whose columns have a length of 1, times its gain (EDM2 Eq. 47).
+///
+/// # Shapes
+/// `weight`: `[in, out]`, `gain`: `[1]`
+pub fn normalized_weight(weight: Tensor<2>, gain: Option<Tensor<1>>) -> Tensor<2> {
+    normalized_columns(weight, gain, 1.0)
+}
+
+/// The weight of a preserved layer with columns of unit RMS (EDM2 Eq. 66).
+///
+/// # Shapes
+/// `[in, out]`
+pub fn unit_weight(weight: Tensor<2>) -> Tensor<2> {
+    let length = (weight.dims()[0] as f64).sqrt();
+    normalized_columns(weight, None, length)
+}
+
+fn normalized_columns(weight: Tensor<2>, gain: Option<Tensor<1>>, length: f64) -> Tensor<2> {
+    if !available(&weight) {
+        return plain::normalized_columns(weight, gain, length);
+    }
+    let inputs = std::iter::once(weight.into()).chain(gain.map(Operand::from));
+    run(weight::NormalizedColumns { length: length as f32 }, inputs.collect())
+}
+
+/// Layer norm with the constant `norm`, if there is one; then scale, shift and rotation by angles, in
+/// radians, of the channel pairs `(i, i + hidden / 2)`.
+///
+/// # Shapes
+/// `x`: `[batch, tokens, hidden]`; `scale`, `shift`: `[batch, 1 | tokens, hidden]`, `angles`:
+/// `[batch, 1 | tokens, hidden / 2]`
+pub fn modulate(
+    x: Tensor<3>,
+    norm: Option<f64>,
+    [scale, shift, angles]: [Option<Tensor<3>>; 3],
+) -> Tensor<3> {
+    if !available(&x) {
+        return plain::modulate(x, norm, [scale, shift, angles]);
+    }
+    let kernel = modulate::Modulate {
+        norm: norm.map(|epsilon| epsilon as f32),
+        scale: scale.is_some(),
+        shift: shift.is_some(),
+        rotation: angles.is_some(),
+    };
+    let factors = [scale, shift, angles].into_iter().flatten().map(Operand::from);
+    run(kernel, std::iter::once(x.into()).chain(factors).collect())
+}
+
+/// The stream `x` joined by a gated branch: `x + gate · branch`, or their
+/// [`mp_sum`](crate::layers::magnitude::mp_sum) when a balance is given.
+///
+/// # Shapes
+/// `x`, `branch`: `[batch, tokens, hidden]`, `gate`: `[batch, 1 | tokens, hidden]`
+pub fn join(
+    x: Tensor<3>,
+    branch: Tensor<3>,
+    gate: Option<Tensor<3>>,
+    balance: Option<f64>,
+) -> Tensor<3> {
+    if !available(&x) {
+        return plain::join(x, branch, gate, balance);
+    }
+    let (keep, share) = balance.map_or((1.0, 1.0), |balance| {
+        let norm = ((1.0 - balance).powi(2) + balance.powi(2)).sqrt();
+        ((1.0 - balance) / norm, balance / norm)
+    });
+    let kernel = modulate::Join { keep: keep as f32, share: share as f32 };
+    let mut inputs = vec![x.into(), branch.into()];
+    inputs.extend(gate.map(Operand::from));
+    run(kernel, inputs)
+}
+
+/// Multi-head self-attention over packed queries, keys and values; with `cosine`, of queries and keys
+/// of unit RMS.
+///
+/// # Shapes
+/// `packed`: `[batch, tokens, 3 · hidden]`, `hidden`: `[batch, heads, tokens, tokens]`, `true` = not
+/// seen, output: `[batch, tokens, hidden]`
+pub fn attention(
+    packed: Tensor<3>,
+    heads: usize,
+    cosine: bool,
+    hidden: Option<Tensor<4, Bool>>,
+) -> Tensor<3> {
+    match hidden {
+        None if available(&packed) => {
+            run(attention::Attention { heads, cosine }, vec![packed.into()])
+        }
+        hidden => plain::mix(plain::unpack(packed, heads, cosine), hidden),
+    }
+}
+
+/// Attention over keys and values that are kept from call to call: `extend` adds those of the new
+/// tokens and returns all.
+///
+/// # Shapes
+/// `packed`: `[batch, tokens, 3 · hidden]`; keys and values: `[batch, heads, tokens, head]`
+pub fn cached_attention(
+    packed: Tensor<3>,
+    heads: usize,
+    cosine: bool,
+    extend: impl FnOnce([Tensor<4>; 2]) -> [Tensor<4>; 2],
+) -> Tensor<3> {
+    let [query, key, value] = plain::unpack(packed, heads, cosine);
+    let [keys, values] = extend([key, value]);
+    plain::mix([query, keys, values], None)
+}
+
+/// New value and moments of a parameter after one step of AdamW, the gradient being multiplied by
+/// `factor`.
+///
+/// # Shapes
+/// `[elements]`, `factor`: `[1]`
+pub fn adam(
+    step: AdamStep,
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    factor: &Tensor<1>,
+    [first, second]: [Tensor<1>; 2],
+) -> [Tensor<1>; 3] {
+    if !available(&value) {
+        return plain::adam(step, value, gradient * factor.clone(), [first, second]);
+    }
+    let factor = memory::values(&host(factor.clone()))[0];
+    let moments = [host(first), host(second)];
+    update::adam(step, &host(value), &host(gradient), factor, moments).map(device)
+}
+
+/// `average · keep + value · (1 − keep)`.
+///
+/// # Shapes
+/// `[elements]`
+pub fn blend(average: Tensor<1>, value: Tensor<1>, keep: f64) -> Tensor<1> {
+    match available(&average) {
+        true => device(update::blend(host(average), &host(value), keep)),
+        false => average * keep + value * (1.0 - keep),
+    }
+}
+
+/// `Σ x²`, `[1]`.
+///
+/// # Shapes
+/// `[elements]`
+pub fn sum_of_squares(x: Tensor<1>) -> Tensor<1> {
+    match available(&x) {
+        true => device(memory::tensor(vec![update::sum_of_squares(&host(x))], &[1])),
+        false => x.square().sum(),
+    }
+}

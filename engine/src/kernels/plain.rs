@@ -1,0 +1,122 @@
+//! The operations of this module as chains of burn's: what other devices run, and what the kernels are
+//! tested against.
+
+use burn::tensor::module::{self, layer_norm};
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Tensor, activation};
+
+use super::AdamStep;
+use crate::layers::Activation;
+use crate::layers::magnitude::{self, SILU_RMS, in_f32, mp_sum};
+use crate::layers::mlp::{GELU_CUBIC, GELU_SLOPE};
+use crate::layers::modulation::rotate;
+
+pub(super) fn pointwise<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    match activation {
+        Activation::GeluTanh => {
+            let u = (x.clone().square() * (GELU_SLOPE * GELU_CUBIC) + GELU_SLOPE) * x.clone();
+            x * activation::sigmoid(u)
+        }
+        Activation::Silu => activation::silu(x),
+        Activation::MpSilu => activation::silu(x) * (1.0 / SILU_RMS),
+    }
+}
+
+pub(super) fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: Option<Activation>,
+) -> Tensor<D> {
+    let y = module::linear(x, weight, bias);
+    match activation {
+        Some(activation) => pointwise(y, activation),
+        None => y,
+    }
+}
+
+pub(super) fn normalized_columns(
+    weight: Tensor<2>,
+    gain: Option<Tensor<1>>,
+    length: f64,
+) -> Tensor<2> {
+    let inputs = weight.dims()[0] as f64;
+    let weight = magnitude::normalize(weight, 0) * (length / inputs.sqrt());
+    match gain {
+        Some(gain) => weight * gain.unsqueeze(),
+        None => weight,
+    }
+}
+
+pub(super) fn modulate(
+    mut x: Tensor<3>,
+    norm: Option<f64>,
+    [scale, shift, angles]: [Option<Tensor<3>>; 3],
+) -> Tensor<3> {
+    if let Some(epsilon) = norm {
+        x = in_f32(x, |x| {
+            let ones = Tensor::ones([x.dims()[2]], &x.device());
+            layer_norm(x, ones, None, epsilon)
+        });
+    }
+    if let Some(scale) = scale {
+        x = x * scale;
+    }
+    if let Some(shift) = shift {
+        x = x + shift;
+    }
+    match angles {
+        Some(angles) => rotate(x, angles),
+        None => x,
+    }
+}
+
+pub(super) fn join(
+    x: Tensor<3>,
+    branch: Tensor<3>,
+    gate: Option<Tensor<3>>,
+    balance: Option<f64>,
+) -> Tensor<3> {
+    let branch = match gate {
+        Some(gate) => branch * gate,
+        None => branch,
+    };
+    match balance {
+        Some(balance) => mp_sum(x, branch, balance),
+        None => x + branch,
+    }
+}
+
+/// Queries, keys and values, each `[batch, heads, tokens, head]`, of the packed ones.
+pub(super) fn unpack(packed: Tensor<3>, heads: usize, cosine: bool) -> [Tensor<4>; 3] {
+    let [batch, tokens, width] = packed.dims();
+    let qkv: Tensor<5> =
+        packed.reshape([batch, tokens, 3, heads, width / (3 * heads)]).permute([2, 0, 3, 1, 4]);
+    let part = |i: usize| -> Tensor<4> { qkv.clone().narrow(0, i, 1).squeeze_dim(0) };
+    let unit = |x| if cosine { magnitude::normalize(x, 3) } else { x };
+    [unit(part(0)), unit(part(1)), part(2)]
+}
+
+/// Attention and the way back to `[batch, tokens, heads · head]`.
+pub(super) fn mix(
+    [query, key, value]: [Tensor<4>; 3],
+    hidden: Option<Tensor<4, Bool>>,
+) -> Tensor<3> {
+    let [batch, heads, tokens, head] = query.dims();
+    let options = AttentionModuleOptions::default();
+    let mixed = module::attention(query, key, value, hidden, None, options);
+    mixed.swap_dims(1, 2).reshape([batch, tokens, heads * head])
+}
+
+pub(super) fn adam(
+    step: AdamStep,
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    [first, second]: [Tensor<1>; 2],
+) -> [Tensor<1>; 3] {
+    let [beta1, beta2] = step.betas;
+    let first = first * beta1 + gradient.clone() * (1.0 - beta1);
+    let second = second * beta2 + gradient.square() * (1.0 - beta2);
+    let update = first.clone() / (second.clone().sqrt() * step.root + step.epsilon);
+    [value * step.keep - update * step.rate, first, second]
+}

@@ -1,0 +1,93 @@
+//! Activations.
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::bridge::Kernel;
+use super::math::{sigmoid, simd};
+use super::memory::{buffer, shape, tensor, values};
+use crate::layers::Activation;
+use crate::layers::magnitude::SILU_RMS;
+use crate::layers::mlp::{GELU_CUBIC, GELU_SLOPE};
+
+/// Elements that one task handles.
+const GRAIN: usize = 1 << 14;
+
+/// `f(x)` of each element.
+#[derive(Debug, Clone)]
+pub(super) struct Pointwise(pub(super) Activation);
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    let (slope, cubic) = (GELU_SLOPE as f32, (GELU_SLOPE * GELU_CUBIC) as f32);
+    x * sigmoid(x * (slope + cubic * x * x))
+}
+
+#[inline(always)]
+fn gelu_slope(x: f32) -> f32 {
+    let (slope, cubic) = (GELU_SLOPE as f32, (GELU_SLOPE * GELU_CUBIC) as f32);
+    let s = sigmoid(x * (slope + cubic * x * x));
+    s + x * s * (1.0 - s) * (slope + 3.0 * cubic * x * x)
+}
+
+#[inline(always)]
+fn silu_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s + x * s * (1.0 - s)
+}
+
+/// Replaces each element of a slice by its activation.
+pub(super) fn activate(activation: Activation, y: &mut [f32]) {
+    let unit = (1.0 / SILU_RMS) as f32;
+    simd(
+        #[inline(always)]
+        || match activation {
+            Activation::GeluTanh => y.iter_mut().for_each(|y| *y = gelu(*y)),
+            Activation::Silu => y.iter_mut().for_each(|y| *y *= sigmoid(*y)),
+            Activation::MpSilu => y.iter_mut().for_each(|y| *y *= sigmoid(*y) * unit),
+        },
+    );
+}
+
+/// Multiplies each gradient by the slope at its input.
+fn chain(activation: Activation, x: &[f32], gradient: &mut [f32]) {
+    let unit = (1.0 / SILU_RMS) as f32;
+    let pairs = gradient.iter_mut().zip(x);
+    simd(
+        #[inline(always)]
+        || match activation {
+            Activation::GeluTanh => pairs.for_each(|(g, &x)| *g *= gelu_slope(x)),
+            Activation::Silu => pairs.for_each(|(g, &x)| *g *= silu_slope(x)),
+            Activation::MpSilu => pairs.for_each(|(g, &x)| *g *= silu_slope(x) * unit),
+        },
+    );
+}
+
+impl Kernel for Pointwise {
+    fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
+        let x = inputs[0].to_contiguous();
+        let x_values = values(&x);
+        let mut y = buffer(x_values.len());
+        y.par_chunks_mut(GRAIN).zip(x_values.par_chunks(GRAIN)).for_each(|(y, x)| {
+            y.copy_from_slice(x);
+            activate(self.0, y);
+        });
+        tensor(y, &shape(&x))
+    }
+
+    fn backward(
+        &self,
+        inputs: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        _wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let (x, gradient) = (inputs[0].to_contiguous(), gradient.to_contiguous());
+        let mut out = buffer(values(&x).len());
+        let sources = values(&x).par_chunks(GRAIN).zip(values(&gradient).par_chunks(GRAIN));
+        out.par_chunks_mut(GRAIN).zip(sources).for_each(|(out, (x, gradient))| {
+            out.copy_from_slice(gradient);
+            chain(self.0, x, out);
+        });
+        vec![Some(tensor(out, &shape(&x)))]
+    }
+}

@@ -1,0 +1,182 @@
+//! Every kernel against the plain operations: values and gradients.
+
+use burn::tensor::{Device, Distribution, Tensor};
+
+use super::{AdamStep, plain};
+use crate::layers::Activation;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+/// Largest difference relative to the largest value.
+fn difference<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let scale: f32 = expected.clone().abs().max().into_scalar();
+    let worst: f32 = (found - expected).abs().max().into_scalar();
+    worst / scale.max(1e-20)
+}
+
+/// Values without gradients, values with them, and the gradient of every input, must agree.
+///
+/// All inputs are `[batch, tokens, width]`; the functions reshape what is not.
+fn compare(
+    inputs: &[Tensor<3>],
+    fused: impl Fn(&[Tensor<3>]) -> Tensor<3>,
+    plain: impl Fn(&[Tensor<3>]) -> Tensor<3>,
+) {
+    let expected = plain(inputs);
+    let worst = difference(fused(inputs), expected.clone());
+    assert!(worst < 2e-6, "values differ by {worst:e}");
+
+    let direction = random(expected.dims()).autodiff();
+    let gradients = |f: &dyn Fn(&[Tensor<3>]) -> Tensor<3>| {
+        let leaves: Vec<Tensor<3>> =
+            inputs.iter().map(|x| x.clone().autodiff().require_grad()).collect();
+        let y = f(&leaves);
+        let recorded = y.clone().inner();
+        let found = (y * direction.clone()).sum().backward();
+        let of = |x: &Tensor<3>| x.grad(&found).expect("every input has a gradient");
+        (recorded, leaves.iter().map(of).collect::<Vec<_>>())
+    };
+    let ((value, found), (_, wanted)) = (gradients(&fused), gradients(&plain));
+    assert!(difference(value, expected) < 2e-6);
+    for (i, (found, wanted)) in found.into_iter().zip(wanted).enumerate() {
+        let worst = difference(found, wanted);
+        assert!(worst < 1e-5, "gradient {i} differs by {worst:e}");
+    }
+}
+
+const ACTIVATIONS: [Activation; 3] = [Activation::GeluTanh, Activation::Silu, Activation::MpSilu];
+
+#[test]
+fn pointwise() {
+    for activation in ACTIVATIONS {
+        let x = random([3, 7, 1001]) * 3.0;
+        compare(
+            &[x],
+            |x| super::pointwise(x[0].clone(), activation),
+            |x| plain::pointwise(x[0].clone(), activation),
+        );
+    }
+    let far = Tensor::<1>::from_floats([-1e4, -100.0, 0.0, 100.0, 1e4], &Device::flex());
+    for activation in ACTIVATIONS {
+        let values: Vec<f32> =
+            super::pointwise(far.clone(), activation).into_data().try_to_vec().expect("f32");
+        assert!(values.iter().all(|value| value.is_finite()), "{activation:?}: {values:?}");
+        assert!(values[0].abs() < 1e-30 && values[2] == 0.0, "{activation:?}: {values:?}");
+    }
+}
+
+#[test]
+fn linear() {
+    let flat = |x: &Tensor<3>| x.clone().reshape([-1]);
+    let weight = |x: &Tensor<3>| x.clone().squeeze_dim::<2>(0);
+    let inputs = [random([2, 33, 48]), random([1, 48, 80]) * 0.1, random([1, 1, 80])];
+    for activation in ACTIVATIONS.map(Some).into_iter().chain([None]) {
+        compare(
+            &inputs,
+            |x| super::linear(x[0].clone(), weight(&x[1]), Some(flat(&x[2])), activation),
+            |x| plain::linear(x[0].clone(), weight(&x[1]), Some(flat(&x[2])), activation),
+        );
+    }
+    // A transposed weight, a narrowed input, no bias.
+    let inputs = [random([2, 40, 48]), random([1, 80, 48]) * 0.1];
+    let call = |x: &[Tensor<3>]| (x[0].clone().narrow(1, 3, 30), weight(&x[1]).transpose());
+    compare(
+        &inputs,
+        |x| super::linear(call(x).0, call(x).1, None, None),
+        |x| plain::linear(call(x).0, call(x).1, None, None),
+    );
+}
+
+#[test]
+fn normalized_columns() {
+    let weight = |x: &Tensor<3>| x.clone().squeeze_dim::<2>(0);
+    let gain = |x: &Tensor<3>| x.clone().reshape([1]);
+    compare(
+        &[random([1, 65, 40]), random([1, 1, 1])],
+        |x| super::normalized_columns(weight(&x[0]), Some(gain(&x[1])), 1.5).unsqueeze(),
+        |x| plain::normalized_columns(weight(&x[0]), Some(gain(&x[1])), 1.5).unsqueeze(),
+    );
+    compare(
+        &[random([1, 65, 40]) * 0.01],
+        |x| super::normalized_columns(weight(&x[0]), None, 1.0).unsqueeze(),
+        |x| plain::normalized_columns(weight(&x[0]), None, 1.0).unsqueeze(),
+    );
+}
+
+#[test]
+fn modulate() {
+    let (batch, tokens, width) = (3, 13, 50);
+    for case in 0..32 {
+        let on = |bit: usize| case >> bit & 1 == 1;
+        // Factors of one row per image, as parts of one tensor, or one row per token.
+        let rows = if on(4) { tokens } else { 1 };
+        let norm = on(0).then_some(1e-6);
+        let inputs = [random([batch, tokens, width]), random([batch, rows, 3 * width])];
+        let factors = |x: &Tensor<3>| {
+            let part = |bit: usize, width: usize| {
+                on(bit).then(|| x.clone().narrow(2, (bit - 1) * 50, width))
+            };
+            [part(1, width), part(2, width), part(3, width / 2)]
+        };
+        // Adding all factors gives each a gradient when none is on.
+        let extra = |x: &Tensor<3>| x.clone().sum_dim(2).sum_dim(1) * 0.1;
+        compare(
+            &inputs,
+            |x| super::modulate(x[0].clone(), norm, factors(&x[1])) + extra(&x[1]),
+            |x| plain::modulate(x[0].clone(), norm, factors(&x[1])) + extra(&x[1]),
+        );
+    }
+}
+
+#[test]
+fn join() {
+    for (rows, balance) in [(1, None), (1, Some(0.3)), (13, None), (13, Some(0.3))] {
+        let inputs = [random([3, 13, 50]), random([3, 13, 50]), random([3, rows, 50])];
+        compare(
+            &inputs,
+            |x| super::join(x[0].clone(), x[1].clone(), Some(x[2].clone()), balance),
+            |x| plain::join(x[0].clone(), x[1].clone(), Some(x[2].clone()), balance),
+        );
+        compare(
+            &inputs[..2],
+            |x| super::join(x[0].clone(), x[1].clone(), None, balance),
+            |x| plain::join(x[0].clone(), x[1].clone(), None, balance),
+        );
+    }
+}
+
+#[test]
+fn attention() {
+    for (tokens, heads, head) in [(9, 2, 16), (300, 3, 24)] {
+        for cosine in [false, true] {
+            compare(
+                &[random([2, tokens, 3 * heads * head])],
+                |x| super::attention(x[0].clone(), heads, cosine, None),
+                |x| plain::mix(plain::unpack(x[0].clone(), heads, cosine), None),
+            );
+        }
+    }
+}
+
+#[test]
+fn updates() {
+    let device = Device::flex();
+    let values = |n: usize| Tensor::<1>::random([n], Distribution::Normal(0.0, 1.0), &device);
+    let step = AdamStep { betas: [0.9, 0.99], rate: 0.01, root: 3.0, epsilon: 1e-8, keep: 0.999 };
+    let (value, gradient, factor) = (values(40_001), values(40_001), values(1).abs());
+    let moments = [values(40_001), values(40_001).square()];
+    let found = super::adam(step, value.clone(), gradient.clone(), &factor, moments.clone());
+    let scaled = gradient.clone() * factor;
+    let expected = plain::adam(step, value.clone(), scaled, moments.clone());
+    for (found, expected) in found.into_iter().zip(expected) {
+        assert!(difference(found, expected) < 1e-6);
+    }
+    // The moments given were held here too, and so are as they were.
+    assert!(difference(moments[0].clone() * 1.0, moments[0].clone()) == 0.0);
+    let blended = super::blend(value.clone(), gradient.clone(), 0.9);
+    assert!(difference(blended, value.clone() * 0.9 + gradient * 0.1) < 1e-6);
+    assert!(difference(super::sum_of_squares(value.clone()), value.square().sum()) < 1e-5);
+}
