@@ -133,7 +133,10 @@ impl ClassPipeline {
     }
 
     /// [`ClassPipeline::generate`] without looking at the pictures, for models that are not trained yet.
-    pub(crate) fn sketch(
+    ///
+    /// # Errors
+    /// As there, but for the pictures.
+    pub fn sketch(
         &self,
         classes: &[usize],
         settings: &Settings,

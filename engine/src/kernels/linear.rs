@@ -4,6 +4,7 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
+use super::half::product;
 use super::math::{add_scaled, simd};
 use super::matrix::{Matrix, multiply};
 use super::memory::{buffer, shape, tensor, values};
@@ -30,20 +31,7 @@ impl Kernel for Linear {
         let mut y = buffer(rows * width);
         let lhs = Matrix::new(values(&x), rows, weight.rows);
         multiply(&mut y, width, lhs, weight, false, true);
-        if bias.is_some() || self.activation.is_some() {
-            y.par_chunks_mut(ROWS * width).for_each(|rows| {
-                if let Some(bias) = &bias {
-                    let bias = values(bias);
-                    simd(
-                        #[inline(always)]
-                        || rows.chunks_exact_mut(width).for_each(|row| add_scaled(row, 1.0, bias)),
-                    );
-                }
-                if let Some(activation) = self.activation {
-                    activate(activation, rows);
-                }
-            });
-        }
+        finish(&mut y, width, bias.as_ref().map(values), self.activation);
         *dims.last_mut().expect("at least one dimension") = width;
         tensor(y, &dims)
     }
@@ -88,6 +76,40 @@ impl Kernel for Linear {
         }
         found
     }
+}
+
+/// Adds the bias to each row and applies the activation, in place.
+fn finish(y: &mut [f32], width: usize, bias: Option<&[f32]>, activation: Option<Activation>) {
+    if bias.is_none() && activation.is_none() {
+        return;
+    }
+    y.par_chunks_mut(ROWS * width).for_each(|rows| {
+        if let Some(bias) = bias {
+            simd(
+                #[inline(always)]
+                || rows.chunks_exact_mut(width).for_each(|row| add_scaled(row, 1.0, bias)),
+            );
+        }
+        if let Some(activation) = activation {
+            activate(activation, rows);
+        }
+    });
+}
+
+/// `f(x · W + b)` with a weight packed by [`half::pack`](super::half::pack).
+pub(super) fn packed(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    outputs: usize,
+    bias: Option<FlexTensor>,
+    activation: Option<Activation>,
+) -> FlexTensor {
+    let x = x.to_contiguous();
+    let mut dims = shape(&x);
+    let inputs = std::mem::replace(dims.last_mut().expect("a dimension"), outputs);
+    let mut y = product(values(&x), inputs, weight, outputs);
+    finish(&mut y, outputs, bias.as_ref().map(values), activation);
+    tensor(y, &dims)
 }
 
 /// A weight of any strides, such as a transposed or narrowed one.

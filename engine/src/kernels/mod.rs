@@ -7,6 +7,8 @@
 
 mod attention;
 mod bridge;
+mod conv;
+mod half;
 mod linear;
 mod math;
 mod matrix;
@@ -23,16 +25,20 @@ pub use update::AdamStep;
 
 use std::sync::LazyLock;
 
-use burn::tensor::{Bool, DType, Tensor};
+use burn::nn::GroupNorm;
+use burn::nn::conv::Conv2d;
+use burn::tensor::{Bool, DType, FloatDType, Tensor};
 
 use crate::device::is_host;
 use crate::layers::Activation;
 use bridge::{Operand, device, host, run};
 
+/// Whether kernels are used at all.
+static ON: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("PYROGRAPH_KERNELS").is_none_or(|value| value != "off"));
+
 /// Whether the kernels take this tensor.
 fn available<const D: usize>(x: &Tensor<D>) -> bool {
-    static ON: LazyLock<bool> =
-        LazyLock::new(|| std::env::var_os("PYROGRAPH_KERNELS").is_none_or(|value| value != "off"));
     *ON && x.dtype() == DType::F32 && is_host(&x.device())
 }
 
@@ -61,6 +67,33 @@ pub fn linear<const D: usize>(
         Some(activation) => pointwise(y, activation),
         None => y,
     }
+}
+
+/// A half-precision weight rearranged for [`packed_linear`]; `None` where there is no kernel for it.
+///
+/// # Shapes
+/// `[in, out]`
+pub fn pack(weight: &Tensor<2>) -> Option<Tensor<2>> {
+    let half = matches!(weight.dtype(), DType::BF16 | DType::F16);
+    let here = *ON && is_host(&weight.device()) && !weight.is_autodiff();
+    (half && here).then(|| device(half::pack(&host(weight.clone()))))
+}
+
+/// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`], in f32: only the
+/// products are of half precision, and their sums are f32.
+///
+/// # Shapes
+/// `x`: `[.., in]`, `bias`: `[outputs]`, output: `[.., outputs]`
+pub fn packed_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    outputs: usize,
+    bias: Option<Tensor<1>>,
+    activation: Option<Activation>,
+) -> Tensor<D> {
+    let bias = bias.map(|bias| host(bias.cast(FloatDType::F32)));
+    let x = host(x.cast(FloatDType::F32));
+    device(linear::packed(&x, &host(weight), outputs, bias, activation))
 }
 
 /// The activation of each element.
@@ -178,6 +211,35 @@ pub fn cached_attention(
     let [query, key, value] = plain::unpack(packed, heads, cosine);
     let [keys, values] = extend([key, value]);
     plain::mix([query, keys, values], None)
+}
+
+/// A convolution of 3 x 3 with a border of zeros, of an image that may be doubled in size first.
+///
+/// # Shapes
+/// `[batch, in, height, width]` to `[batch, out, height (· 2), width (· 2)]`
+pub fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
+    let weight = layer.weight.val();
+    if !available(&x) || !available(&weight) || x.is_autodiff() || weight.is_autodiff() {
+        return plain::conv3x3(layer, x, double);
+    }
+    let bias = layer.bias.as_ref().map(|bias| host(bias.val()));
+    device(conv::conv3x3(&host(x), &host(weight), bias.as_ref(), double))
+}
+
+/// Group norm, then SiLU.
+///
+/// # Shapes
+/// `[batch, channels, height, width]` to the same
+pub fn norm_silu(layer: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+    let (Some(gamma), Some(beta)) = (&layer.gamma, &layer.beta) else {
+        return plain::norm_silu(layer, x);
+    };
+    let (gamma, beta) = (gamma.val(), beta.val());
+    if !available(&x) || !available(&gamma) || x.is_autodiff() || gamma.is_autodiff() {
+        return plain::norm_silu(layer, x);
+    }
+    let affine = [&host(gamma), &host(beta)];
+    device(conv::norm_silu(&host(x), layer.num_groups, layer.epsilon as f32, affine))
 }
 
 /// New value and moments of a parameter after one step of AdamW, the gradient being multiplied by

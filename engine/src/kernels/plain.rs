@@ -1,8 +1,10 @@
 //! The operations of this module as chains of burn's: what other devices run, and what the kernels are
 //! tested against.
 
+use burn::nn::GroupNorm;
+use burn::nn::conv::Conv2d;
 use burn::tensor::module::{self, layer_norm};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::ops::{AttentionModuleOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Bool, Tensor, activation};
 
 use super::AdamStep;
@@ -119,4 +121,15 @@ pub(super) fn adam(
     let second = second * beta2 + gradient.square() * (1.0 - beta2);
     let update = first.clone() / (second.clone().sqrt() * step.root + step.epsilon);
     [value * step.keep - update * step.rate, first, second]
+}
+
+pub(super) fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
+    let [_, _, height, width] = x.dims();
+    let options =
+        InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]);
+    layer.forward(if double { module::interpolate(x, options) } else { x })
+}
+
+pub(super) fn norm_silu(layer: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+    activation::silu(layer.forward(x))
 }

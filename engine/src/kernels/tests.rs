@@ -180,3 +180,57 @@ fn updates() {
     assert!(difference(blended, value.clone() * 0.9 + gradient * 0.1) < 1e-6);
     assert!(difference(super::sum_of_squares(value.clone()), value.square().sum()) < 1e-5);
 }
+
+#[test]
+fn half_precision_weights() {
+    use burn::tensor::FloatDType;
+    // Widths that are no multiple of a panel, odd depths, few and many rows.
+    for (rows, inputs, outputs) in [(1, 33, 7), (3, 48, 96), (70, 1601, 100), (9, 4, 49)] {
+        let (x, bias) = (random([rows, inputs]), random([outputs]));
+        for dtype in [FloatDType::BF16, FloatDType::F16] {
+            let weight = random([inputs, outputs]).cast(dtype);
+            let packed = super::pack(&weight).expect("on the CPU");
+            let found = super::packed_linear(
+                x.clone(),
+                packed,
+                outputs,
+                Some(bias.clone()),
+                Some(Activation::Silu),
+            );
+            let weight = weight.cast(FloatDType::F32);
+            // The inputs are rounded too where the machine multiplies bf16.
+            let rounded = x.clone().cast(dtype).cast(FloatDType::F32);
+            let plain =
+                |x| plain::linear(x, weight.clone(), Some(bias.clone()), Some(Activation::Silu));
+            let worst =
+                difference(found.clone(), plain(rounded)).min(difference(found, plain(x.clone())));
+            assert!(worst < 1e-5, "{rows} x {inputs} x {outputs} {dtype:?}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn convolution_and_group_norm() {
+    use burn::module::Param;
+    use burn::nn::conv::Conv2dConfig;
+    use burn::nn::{GroupNormConfig, PaddingConfig2d};
+    let device = Device::flex();
+    // One block and several, one column and many, channels of any number.
+    for (inputs, outputs, height, width) in [(3, 8, 5, 1), (16, 5, 40, 33), (4, 4, 1, 700)] {
+        let layer = Conv2dConfig::new([inputs, outputs], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .init(&device);
+        let x = random([2, inputs, height, width]);
+        for double in [false, true] {
+            let found = super::conv3x3(&layer, x.clone(), double);
+            let worst = difference(found, plain::conv3x3(&layer, x.clone(), double));
+            assert!(worst < 2e-6, "{worst:e}");
+        }
+    }
+    let mut layer = GroupNormConfig::new(4, 12).with_epsilon(1e-6).init(&device);
+    layer.gamma = Some(Param::from_tensor(random([12])));
+    layer.beta = Some(Param::from_tensor(random([12])));
+    let x = random([3, 12, 50, 41]) * 2.0 + 5.0;
+    let worst = difference(super::norm_silu(&layer, x.clone()), plain::norm_silu(&layer, x));
+    assert!(worst < 5e-6, "{worst:e}");
+}

@@ -1,7 +1,7 @@
 //! Linear layers, free or magnitude-preserving.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
 use super::magnitude::normalize;
@@ -23,6 +23,9 @@ pub struct Dense {
     pub gain: Option<Param<Tensor<1>>>,
     preserved: bool,
     ones: bool,
+    #[module(skip)]
+    /// Number of outputs of a weight that [`kernels::pack`] has rearranged.
+    packed: Option<usize>,
 }
 
 /// How to make a [`Dense`].
@@ -71,6 +74,7 @@ impl DenseConfig {
             gain: self.gain.map(|gain| init.param(Fresh::Constant(gain), [1])),
             preserved: self.preserved,
             ones: self.ones,
+            packed: None,
         }
     }
 }
@@ -90,14 +94,31 @@ impl Dense {
         x: Tensor<D>,
         activation: Option<Activation>,
     ) -> Tensor<D> {
-        let mut weight = self.effective_weight();
-        let mut bias = self.bias.as_ref().map(Param::val);
-        if self.ones {
-            let [rows, outputs] = weight.dims();
-            bias = Some(weight.clone().narrow(0, rows - 1, 1).reshape([outputs]));
-            weight = weight.narrow(0, 0, rows - 1);
+        if let Some(outputs) = self.packed {
+            let bias = self.bias.as_ref().map(Param::val);
+            return kernels::packed_linear(x, self.weight.val(), outputs, bias, activation);
         }
+        let (weight, bias) = self.weight_and_bias();
         kernels::linear(x, weight, bias, activation)
+    }
+
+    /// The weight that multiplies the input without the ones channel, and what is added.
+    fn weight_and_bias(&self) -> (Tensor<2>, Option<Tensor<1>>) {
+        let weight = self.effective_weight();
+        if !self.ones {
+            return (weight, self.bias.as_ref().map(Param::val));
+        }
+        let [rows, outputs] = weight.dims();
+        let bias = weight.clone().narrow(0, rows - 1, 1).reshape([outputs]);
+        (weight.narrow(0, 0, rows - 1), Some(bias))
+    }
+
+    /// Type in which the layer computes: that of its weight, or f32 if only its products are smaller.
+    pub fn dtype(&self) -> FloatDType {
+        match self.packed {
+            Some(_) => FloatDType::F32,
+            None => FloatDType::from(self.weight.val().dtype()),
+        }
     }
 
     /// The weight that multiplies the input, `[in (+ 1), out]`.
@@ -109,15 +130,24 @@ impl Dense {
         kernels::normalized_weight(weight, self.gain.as_ref().map(Param::val))
     }
 
-    /// The same function with the normalisation and the gain multiplied into the weight once, for
-    /// inference.
+    /// The same function for inference: normalisation and gain are multiplied into the weight once, and
+    /// a weight of half precision on the CPU is laid out for its kernel.
     pub fn folded(mut self) -> Self {
-        let weight = self.effective_weight();
-        self.weight = self.weight.map(|_| weight);
+        if self.packed.is_some() {
+            return self;
+        }
+        let (weight, bias) = self.weight_and_bias();
+        let packed = kernels::pack(&weight);
+        self.packed = packed.is_some().then(|| weight.dims()[1]);
+        self.weight = self.weight.map(|_| packed.unwrap_or(weight));
+        if let (None, Some(bias)) = (&self.bias, bias) {
+            self.bias = Some(Param::from_tensor(bias));
+        }
         if self.preserved {
             self.gain = None;
         }
         self.preserved = false;
+        self.ones = false;
         self
     }
 }

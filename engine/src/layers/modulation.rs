@@ -43,6 +43,11 @@ impl ModulationConfig {
     pub const ROTATION_SCALE: Self =
         Self { scale: true, shift: false, rotation: true, gate: true, gate_form: GateForm::One };
 
+    /// Numbers that one branch takes, as a multiple of `hidden`.
+    pub fn width(&self, with_gate: bool) -> f64 {
+        self.halves(with_gate).iter().sum::<usize>() as f64 / 2.0
+    }
+
     /// Parts of one branch in order, each as a share of `hidden` in halves.
     fn halves(&self, with_gate: bool) -> Vec<usize> {
         let parts =

@@ -38,6 +38,16 @@ pub enum TimeCode {
     },
 }
 
+impl TimeCode {
+    /// Length of the code, in a network of this width.
+    pub fn channels(self, hidden: usize) -> usize {
+        match self {
+            TimeCode::Sinusoidal { channels, .. } | TimeCode::Fourier { channels, .. } => channels,
+            TimeCode::Table { .. } => hidden,
+        }
+    }
+}
+
 /// Embeds noise levels: a code, then an MLP.
 #[derive(Module, Debug)]
 pub struct TimeEmbedder {
@@ -106,10 +116,7 @@ impl TimeEmbedder {
         projection: impl Fn(usize, usize) -> DenseConfig,
         init: &Init<'_>,
     ) -> Self {
-        let channels = match code {
-            TimeCode::Sinusoidal { channels, .. } | TimeCode::Fourier { channels, .. } => channels,
-            TimeCode::Table { .. } => hidden,
-        };
+        let channels = code.channels(hidden);
         let small = Fresh::Normal(EMBEDDING_STD);
         let layer = |i, o| projection(i, o).with_free_weights(small);
         let frozen = |fresh: Fresh| init.param(fresh, [channels]).set_require_grad(false);
@@ -130,8 +137,7 @@ impl TimeEmbedder {
     /// # Shapes
     /// `[batch]`, in the unit the network was trained with, to `[batch, hidden]`
     pub fn forward(&self, time: Tensor<1>) -> Tensor<2> {
-        let dtype = FloatDType::from(self.mlp.up.weight.val().dtype());
-        self.mlp.forward(self.encode(time).cast(dtype))
+        self.mlp.forward(self.encode(time).cast(self.mlp.up.dtype()))
     }
 
     /// The code before the MLP, in f32 except for a table: `[batch]` to `[batch, channels]`.

@@ -151,6 +151,21 @@ impl DitConfig {
         [height / self.patch, width / self.patch]
     }
 
+    /// Floating-point operations of one network call on one image of `size`, a multiplication and an
+    /// addition being two: matrix products only, as in the papers' tables.
+    pub fn flops(&self, size: [usize; 2]) -> f64 {
+        let [rows, columns] = self.grid(size);
+        let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
+        let pixels = (self.patch * self.patch) as f64;
+        let parts = |gated| self.modulation.width(gated) * hidden * hidden;
+        let ends = tokens * hidden * pixels * (self.channels + self.out_channels()) as f64;
+        let attention = 4.0 * tokens * hidden * hidden + 2.0 * tokens * tokens * hidden;
+        let mlp = 2.0 * self.mlp_ratio * tokens * hidden * hidden;
+        let block = attention + mlp + 2.0 * parts(true);
+        let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
+        2.0 * (ends + self.depth as f64 * block + parts(false) + embedder)
+    }
+
     /// Says what is wrong with the numbers, if anything.
     pub fn check(&self) -> Result<(), String> {
         let positive = [
@@ -269,6 +284,28 @@ mod tests {
         ];
         for (size, patch, parameters) in published {
             assert_eq!(count(size, patch), parameters, "{size}/{patch}");
+        }
+    }
+
+    #[test]
+    fn network_calls_take_the_published_operations() {
+        let gmacs = |size, patch, side| {
+            let (hidden, depth, heads) = DitConfig::preset(size).expect("a published size");
+            let config = DitConfig { patch, ..DitConfig::dit(hidden, depth, heads) };
+            config.flops([side, side]) / 2e9
+        };
+        let published = [
+            ("XL", 2, 32, 118.62),
+            ("XL", 4, 32, 29.04),
+            ("XL", 8, 32, 7.39),
+            ("XL", 2, 64, 524.54),
+            ("L", 2, 32, 80.70),
+            ("B", 2, 32, 23.005),
+            ("S", 4, 32, 1.413),
+        ];
+        for (size, patch, side, expected) in published {
+            let found = gmacs(size, patch, side);
+            assert!((found - expected).abs() < 0.006, "{size}/{patch} at {side}: {found}");
         }
     }
 

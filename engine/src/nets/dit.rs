@@ -196,7 +196,7 @@ impl Dit {
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
     fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
         let time = embedder.time.forward(time.cast(FloatDType::F32));
-        let label = embedder.label.forward(labels);
+        let label = embedder.label.forward(labels).cast(self.dtype());
         let sum = self.config.magnitude.residual.sum(time, label);
         self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
     }
@@ -210,9 +210,9 @@ impl Dit {
         unpatchify(values.cast(FloatDType::F32), self.config.patch, self.config.grid(size))
     }
 
-    /// Type of the weights, in which the network computes.
+    /// Type in which the network computes.
     pub fn dtype(&self) -> FloatDType {
-        FloatDType::from(self.patch.weight.val().dtype())
+        self.patch.dtype()
     }
 
     /// The same function with every weight normalisation done once: for inference.

@@ -3,14 +3,10 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::{
-    Device, Tensor,
-    activation::silu,
-    module::{attention, interpolate},
-    ops::{AttentionModuleOptions, InterpolateMode, InterpolateOptions},
-};
+use burn::tensor::{Device, Tensor, module::attention, ops::AttentionModuleOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{conv3x3, norm_silu};
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Dense, Init};
 
@@ -258,8 +254,8 @@ impl ResBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
-        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        let h = conv3x3(&self.conv1, norm_silu(&self.norm1, x.clone()), false);
+        let h = conv3x3(&self.conv2, norm_silu(&self.norm2, h), false);
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(x) + h,
             None => x + h,
@@ -371,7 +367,7 @@ impl Encoder {
     }
 
     fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let mut h = self.conv_in.forward(image);
+        let mut h = conv3x3(&self.conv_in, image, false);
         for level in &self.down {
             h = level.blocks(h);
             if let Some(sample) = &level.sample {
@@ -379,8 +375,7 @@ impl Encoder {
                 h = sample.forward(h.pad((0, 1, 0, 1), 0.0));
             }
         }
-        let h = silu(self.norm.forward(self.mid.forward(h)));
-        self.conv_out.forward(h)
+        conv3x3(&self.conv_out, norm_silu(&self.norm, self.mid.forward(h)), false)
     }
 }
 
@@ -415,17 +410,14 @@ impl Decoder {
     }
 
     fn forward(&self, latent: Tensor<4>) -> Tensor<4> {
-        let mut h = self.mid.forward(self.conv_in.forward(latent));
+        let mut h = self.mid.forward(conv3x3(&self.conv_in, latent, false));
         for level in &self.up {
             h = level.blocks(h);
             if let Some(sample) = &level.sample {
-                let [_, _, rows, columns] = h.dims();
-                let options = InterpolateOptions::new(InterpolateMode::Nearest)
-                    .with_output_size([2 * rows, 2 * columns]);
-                h = sample.forward(interpolate(h, options));
+                h = conv3x3(sample, h, true);
             }
         }
-        self.conv_out.forward(silu(self.norm.forward(h)))
+        conv3x3(&self.conv_out, norm_silu(&self.norm, h), false)
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{Common, find_model, interrupted};
 
 /// Name of the shipped model.
-const DEFAULT_MODEL: &str = "emoji-class";
+pub(super) const DEFAULT_MODEL: &str = "emoji-class";
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
 /// Key of the complete settings in a PNG.

@@ -1,6 +1,7 @@
 //! The command line: what was typed, and what it means.
 #![allow(clippy::print_stdout)]
 
+mod bench;
 mod convert;
 mod devices;
 mod generate;
@@ -40,6 +41,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Write a model as a native bundle
     Convert(convert::Convert),
+    /// Time a model on this machine, as JSON lines
+    Bench(bench::Bench),
     /// Show the settings stored in an image
     Metadata {
         /// PNG file
@@ -177,6 +180,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
+        Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),
         Command::Devices { check: true, no_fusion } => health::check(&cli.common, !no_fusion),
         Command::Devices { .. } => devices::run(&cli.common),

@@ -1,0 +1,127 @@
+//! The autoencoder's layers on images, without gradients.
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::math::{simd, sum};
+use super::matrix::{Matrix, multiply};
+use super::memory::{buffer, shape, tensor, values};
+use super::pointwise::activate;
+use crate::layers::Activation;
+
+/// Pixels of the output that one task computes: its sums stay in the second cache.
+const PIXELS: usize = 768;
+
+/// Convolution `[out, in, 3, 3]` with a border of zeros, of an image that may be doubled in size first.
+///
+/// Each of the nine taps is a matrix product with the padded image, shifted.
+pub(super) fn conv3x3(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&FlexTensor>,
+    double: bool,
+) -> FlexTensor {
+    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+    let bias = bias.map(FlexTensor::to_contiguous);
+    let [batch, inputs, small_height, small_width] = dims(&x);
+    let outputs = shape(&weight)[0];
+    let factor = if double { 2 } else { 1 };
+    let (height, width) = (small_height * factor, small_width * factor);
+    // Rows of the padded image, and a few zeros behind the last, where the widest shift ends.
+    let line = width + 2;
+    let plane = (height + 2) * line + 2;
+    let mut padded = vec![0.0; batch * inputs * plane];
+    let planes = values(&x).par_chunks(small_height * small_width);
+    padded.par_chunks_mut(plane).zip(planes).for_each(|(padded, x)| {
+        for (row, out) in padded[line..].chunks_exact_mut(line).take(height).enumerate() {
+            let x = &x[row / factor * small_width..][..small_width];
+            for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
+                out.fill(*x);
+            }
+        }
+    });
+    // `[9, out, in]`
+    let mut taps = buffer(9 * outputs * inputs);
+    for (i, weight) in values(&weight).chunks_exact(9).enumerate() {
+        for (tap, &weight) in weight.iter().enumerate() {
+            taps[tap * outputs * inputs + i] = weight;
+        }
+    }
+    let rows = (PIXELS / line).clamp(1, height);
+    let blocks = height.div_ceil(rows);
+    let parts: Vec<Vec<f32>> = (0..batch * blocks)
+        .into_par_iter()
+        .map(|i| {
+            let (image, first) = (i / blocks, i % blocks * rows);
+            let count = rows.min(height - first) * line;
+            let image = &padded[image * inputs * plane..][..inputs * plane];
+            let mut sums = buffer(outputs * count);
+            for tap in 0..9 {
+                let start = (first + tap / 3) * line + tap % 3;
+                let window = Matrix::strided(&image[start..], inputs, count, plane);
+                let tap_weight = &taps[tap * outputs * inputs..][..outputs * inputs];
+                let tap_weight = Matrix::new(tap_weight, outputs, inputs);
+                multiply(&mut sums, count, tap_weight, window, tap > 0, false);
+            }
+            sums
+        })
+        .collect();
+    let mut out = buffer(batch * outputs * height * width);
+    out.par_chunks_mut(height * width).enumerate().for_each(|(i, out)| {
+        let (image, channel) = (i / outputs, i % outputs);
+        let bias = bias.as_ref().map_or(0.0, |bias| values(bias)[channel]);
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            let part = &parts[image * blocks + row / rows];
+            let count = part.len() / outputs;
+            let sums = &part[channel * count + row % rows * line..][..width];
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + bias);
+        }
+    });
+    tensor(out, &[batch, outputs, height, width])
+}
+
+/// Group norm with the constant `epsilon`, then SiLU.
+pub(super) fn norm_silu(
+    x: &FlexTensor,
+    groups: usize,
+    epsilon: f32,
+    [gamma, beta]: [&FlexTensor; 2],
+) -> FlexTensor {
+    let x = x.to_contiguous();
+    let (gamma, beta) = (gamma.to_contiguous(), beta.to_contiguous());
+    let [_, channels, height, width] = dims(&x);
+    let (plane, per_group) = (height * width, channels / groups);
+    let group = per_group * plane;
+    let mut out = buffer(values(&x).len());
+    let groups_of = out.par_chunks_mut(group).zip(values(&x).par_chunks(group)).enumerate();
+    groups_of.for_each(|(i, (out, x))| {
+        simd(
+            #[inline(always)]
+            || {
+                let mean = mean_of(x, |x| x);
+                let variance = mean_of(x, |x| (x - mean) * (x - mean));
+                let scale = 1.0 / (variance + epsilon).sqrt();
+                let planes = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
+                for (c, (out, x)) in planes.enumerate() {
+                    let channel = i % groups * per_group + c;
+                    let factor = scale * values(&gamma)[channel];
+                    let shift = values(&beta)[channel] - mean * factor;
+                    out.iter_mut().zip(x).for_each(|(out, x)| *out = x * factor + shift);
+                }
+            },
+        );
+        activate(Activation::Silu, out);
+    });
+    tensor(out, &shape(&x))
+}
+
+/// Mean of `f(x)`: sums of thousands of numbers at a time, added in double precision.
+#[inline(always)]
+fn mean_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let part = |part: &[f32]| f64::from(sum(part.len(), |i| f(part[i])));
+    (x.chunks(4096).map(part).sum::<f64>() / x.len() as f64) as f32
+}
+
+fn dims(x: &FlexTensor) -> [usize; 4] {
+    shape(x).try_into().expect("four dimensions")
+}
