@@ -48,7 +48,7 @@ pub struct DitDenoiser<'a> {
 }
 
 impl<'a> DitDenoiser<'a> {
-    /// Binds a network to one label per image.
+    /// Binds a network to one label per image; a call with fewer images uses the first ones.
     pub fn new(net: &'a Dit, process: &'a Process, labels: &[usize], device: &Device) -> Self {
         let ids: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
         let labels = Tensor::from_data(TensorData::new(ids, [labels.len()]), device);
@@ -61,7 +61,8 @@ impl Denoiser for DitDenoiser<'_> {
         let [batch, channels, ..] = x_t.dims();
         let c = self.process.prediction.coefficients(level);
         let time = Tensor::full([batch], self.process.time_input(level), &x_t.device());
-        let output = self.net.forward(x_t.clone() * c.c_in, time, self.labels.clone());
+        let labels = self.labels.clone().narrow(0, 0, batch);
+        let output = self.net.forward(x_t.clone() * c.c_in, time, labels);
         let variance = (output.dims()[1] == 2 * channels)
             .then(|| output.clone().narrow(1, channels, channels));
         let output = output.narrow(1, 0, channels);

@@ -205,16 +205,19 @@ impl ClassPipeline {
     ) -> Result<Tensor<4>, pyrograph_engine::diffusion::Cancelled> {
         let bind =
             |net, process, labels: &[usize]| DitDenoiser::new(net, process, labels, &self.device);
-        let mut main = bind(&self.net, &self.config.process, classes);
+        let (net, process) = (&self.net, &self.config.process);
         let guidance = &settings.guidance;
         let sampler: &Sampler = &settings.sampler;
         if guidance.scale == 1.0 {
-            return sampler.sample(&mut main, x, grid, source, on_step);
+            return sampler.sample(&mut bind(net, process, classes), x, grid, source, on_step);
         }
-        let null = vec![self.classes(); classes.len()];
-        let guide = match self.guide.as_deref() {
-            Some((net, process)) => bind(net, process, classes),
-            None => bind(&self.net, &self.config.process, &null),
+        let (main, guide) = match self.guide.as_deref() {
+            Some((other, own)) => (bind(net, process, classes), Some(bind(other, own, classes))),
+            None => {
+                let null = std::iter::repeat_n(self.classes(), classes.len());
+                let labels: Vec<usize> = classes.iter().copied().chain(null).collect();
+                (bind(net, process, &labels), None)
+            }
         };
         let mut guided = Guided {
             main,

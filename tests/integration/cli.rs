@@ -288,3 +288,27 @@ fn a_folder_with_a_solver_and_infinities_opens() {
     let model = pyrograph::model::recognise(folder.path()).expect("recognised");
     assert_eq!(model.config.defaults.sampler.to_string(), "dpmpp_3m");
 }
+
+#[test]
+fn the_first_command_makes_distinct_pictures_of_every_class() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = run(folder.path(), &["generate", "class", "--seed", "3", "-o", "first.png"]);
+    succeeded(&output);
+    let picture = image::open(folder.path().join("first.png")).expect("a picture").into_rgb8();
+    // Tiles of 64 with a gap of 2 around each.
+    assert_eq!(picture.dimensions(), (4 * 66 + 2, 4 * 66 + 2));
+    let tile = |i: u32| -> Vec<f32> {
+        let (x, y) = (2 + i % 4 * 66, 2 + i / 4 * 66);
+        let view = image::imageops::crop_imm(&picture, x, y, 64, 64);
+        view.to_image().into_raw().into_iter().map(f32::from).collect()
+    };
+    for i in 0..16 {
+        let mean = tile(i).iter().sum::<f32>() / tile(i).len() as f32;
+        let spread = tile(i).iter().map(|v| (v - mean).powi(2)).sum::<f32>() / tile(i).len() as f32;
+        assert!(spread.sqrt() > 10.0, "picture {i} is flat");
+        for j in 0..i {
+            let apart = tile(i).iter().zip(&tile(j)).map(|(a, b)| (a - b).abs()).sum::<f32>();
+            assert!(apart / tile(i).len() as f32 > 5.0, "pictures {i} and {j} are the same");
+        }
+    }
+}

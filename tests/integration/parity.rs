@@ -114,10 +114,10 @@ fn guided_output(folder: &Path, case: &Case) {
     let level = process.schedule.level(500.0).expect("a timestep of the schedule");
     let labels = &case.ids("label")[..half];
     let null = vec![model.net.config().classes; half];
-    let bind = |labels: &[usize]| DitDenoiser::new(&model.net, process, labels, &device);
-    let mut guided = Guided {
-        main: bind(labels),
-        guide: bind(&null),
+    let both = [labels, &null].concat();
+    let mut guided: Guided<_, DitDenoiser<'_>> = Guided {
+        main: DitDenoiser::new(&model.net, process, &both, &device),
+        guide: None,
         scale: 4.0,
         channels: GuidedChannels::First(3),
         interval: None,

@@ -25,8 +25,9 @@ pub enum GuidedChannels {
 pub struct Guided<M, G> {
     /// The denoiser to improve.
     pub main: M,
-    /// The denoiser to move away from.
-    pub guide: G,
+    /// The denoiser to move away from. `None`: it is part of `main`, which is then called once for twice
+    /// the images, those of the guide behind its own.
+    pub guide: Option<G>,
     /// Extrapolation factor.
     pub scale: f64,
     /// Channels that are guided; the others are those of `main`.
@@ -41,13 +42,20 @@ pub struct Guided<M, G> {
 
 impl<M: Denoiser, G: Denoiser> Denoiser for Guided<M, G> {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
-        let main = self.main.denoise(x_t.clone(), level);
         let sigma = level.ve_sigma();
         let inside = self.interval.is_none_or(|[low, high]| low < sigma && sigma <= high);
         if self.scale == 1.0 || !inside {
-            return main;
+            return self.main.denoise(x_t, level);
         }
-        let guide = self.guide.denoise(x_t.clone(), level).clean;
+        let (main, guide) = match &mut self.guide {
+            Some(guide) => {
+                (self.main.denoise(x_t.clone(), level), guide.denoise(x_t.clone(), level))
+            }
+            None => {
+                halves(self.main.denoise(Tensor::cat(vec![x_t.clone(), x_t.clone()], 0), level))
+            }
+        };
+        let guide = guide.clean;
         let mut clean = guide.clone() + (main.clean.clone() - guide) * self.scale;
         if self.rescale > 0.0 && level.alpha > 0.0 {
             clean = self.rescaled(clean, &main.clean, x_t, level);
@@ -60,6 +68,16 @@ impl<M: Denoiser, G: Denoiser> Denoiser for Guided<M, G> {
         }
         Denoised { clean, variance: main.variance }
     }
+}
+
+/// The first half of the images, and the second.
+fn halves(both: Denoised) -> (Denoised, Denoised) {
+    let batch = both.clean.dims()[0] / 2;
+    let half = |i: usize| {
+        let part = |x: &Tensor<4>| x.clone().narrow(0, i * batch, batch);
+        Denoised { clean: part(&both.clean), variance: both.variance.as_ref().map(part) }
+    };
+    (half(0), half(1))
 }
 
 impl<M, G> Guided<M, G> {
@@ -106,7 +124,7 @@ mod tests {
         let constant = || Constant(random(), 0);
         Guided {
             main: constant(),
-            guide: constant(),
+            guide: Some(constant()),
             scale,
             channels: GuidedChannels::All,
             interval: None,
@@ -127,7 +145,25 @@ mod tests {
         let mut guided = guided(1.0);
         let clean = guided.denoise(random(), &level(2.0)).clean;
         assert!(same(clean, guided.main.0.clone()));
-        assert_eq!(guided.guide.1, 0);
+        assert_eq!(guided.guide.as_ref().expect("a guide").1, 0);
+    }
+
+    #[test]
+    fn a_guide_within_main_gives_the_same() {
+        let apart = &mut guided(3.0);
+        let guide = apart.guide.as_ref().expect("a guide").0.clone();
+        let both = Tensor::cat(vec![apart.main.0.clone(), guide], 0);
+        let mut within: Guided<Constant, Constant> = Guided {
+            main: Constant(both, 0),
+            guide: None,
+            scale: apart.scale,
+            channels: apart.channels,
+            interval: None,
+            rescale: 0.0,
+        };
+        let clean = within.denoise(random(), &level(1.0)).clean;
+        assert!(same(clean, apart.denoise(random(), &level(1.0)).clean));
+        assert_eq!(within.main.1, 1);
     }
 
     #[test]
@@ -136,7 +172,7 @@ mod tests {
         guided.interval = Some([1.0, 2.0]);
         for (sigma, calls) in [(1.0, 0), (1.5, 1), (2.0, 2), (2.1, 2)] {
             guided.denoise(random(), &level(sigma));
-            assert_eq!(guided.guide.1, calls, "{sigma}");
+            assert_eq!(guided.guide.as_ref().expect("a guide").1, calls, "{sigma}");
         }
     }
 

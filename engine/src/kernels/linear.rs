@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::bridge::Kernel;
 use super::half::product;
-use super::math::{add_scaled, simd};
+use super::math::{add_scaled, column_sums, simd};
 use super::matrix::{Matrix, multiply};
 use super::memory::{buffer, shape, tensor, values};
 use super::pointwise::activate;
@@ -61,18 +61,8 @@ impl Kernel for Linear {
         });
         let mut found = vec![for_x, for_weight];
         if wanted.len() > 2 {
-            found.push(wanted[2].then(|| {
-                let mut out = vec![0.0; width];
-                simd(
-                    #[inline(always)]
-                    || {
-                        values(&gradient)
-                            .chunks_exact(width)
-                            .for_each(|row| add_scaled(&mut out, 1.0, row))
-                    },
-                );
-                tensor(out, &[width])
-            }));
+            let sums = || tensor(column_sums(values(&gradient), None, width), &[width]);
+            found.push(wanted[2].then(sums));
         }
         found
     }

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use pulp::Arch;
+use rayon::prelude::*;
 
 /// Numbers summed side by side: one AVX-512 register.
 const LANES: usize = 16;
@@ -79,4 +80,29 @@ pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
+}
+
+/// Sum of each column of a matrix in rows of `width`, or of its products with another such matrix.
+pub(super) fn column_sums(a: &[f32], b: Option<&[f32]>, width: usize) -> Vec<f32> {
+    /// Columns that one task sums.
+    const COLUMNS: usize = 128;
+    let mut sums = vec![0.0; width];
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
+        let columns = i * COLUMNS..i * COLUMNS + sums.len();
+        simd(
+            #[inline(always)]
+            || match b {
+                None => a
+                    .chunks_exact(width)
+                    .for_each(|row| add_scaled(sums, 1.0, &row[columns.clone()])),
+                Some(b) => {
+                    for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
+                        let products = a[columns.clone()].iter().zip(&b[columns.clone()]);
+                        sums.iter_mut().zip(products).for_each(|(sum, (a, b))| *sum += a * b);
+                    }
+                }
+            },
+        );
+    });
+    sums
 }

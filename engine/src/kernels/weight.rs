@@ -4,7 +4,7 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
-use super::math::simd;
+use super::math::{column_sums, simd};
 use super::memory::{buffer, shape, tensor, values};
 use crate::layers::magnitude::EPSILON;
 
@@ -17,29 +17,13 @@ pub(super) struct NormalizedColumns {
 /// Rows that one task handles.
 const ROWS: usize = 32;
 
-impl NormalizedColumns {
-    /// `Σ a b` of each column.
-    fn sums(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
-        let mut sums = vec![0.0; width];
-        simd(
-            #[inline(always)]
-            || {
-                for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
-                    sums.iter_mut().zip(a).zip(b).for_each(|((sum, a), b)| *sum += a * b);
-                }
-            },
-        );
-        sums
-    }
-}
-
 impl Kernel for NormalizedColumns {
     fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
         let weight = inputs[0].to_contiguous();
         let gain = inputs.get(1).map_or(1.0, |gain| values(gain)[0]);
         let dims = shape(&weight);
         let (source, width) = (values(&weight), dims[1]);
-        let mut factors = Self::sums(source, source, width);
+        let mut factors = column_sums(source, Some(source), width);
         let factor = self.length * gain;
         factors.iter_mut().for_each(|sum| *sum = factor / (sum.sqrt() + EPSILON as f32));
         let mut out = buffer(source.len());
@@ -68,8 +52,9 @@ impl Kernel for NormalizedColumns {
         let gain = inputs.get(1).map_or(1.0, |gain| values(gain)[0]);
         let dims = shape(&weight);
         let (source, given, width) = (values(&weight), values(&gradient), dims[1]);
-        let norms: Vec<f32> = Self::sums(source, source, width).iter().map(|s| s.sqrt()).collect();
-        let along = Self::sums(source, given, width);
+        let norms: Vec<f32> =
+            column_sums(source, Some(source), width).iter().map(|s| s.sqrt()).collect();
+        let along = column_sums(source, Some(given), width);
         let epsilon = EPSILON as f32;
         let for_gain: f32 = norms
             .iter()
