@@ -35,6 +35,15 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
+/// The same pixels on the CPU. On a GPU the kernels chosen may differ from call to call, and so the
+/// rounding.
+fn assert_same_picture(a: &Path, b: &Path) {
+    let pixels = |path: &Path| image::open(path).expect("a picture").into_rgb8();
+    let allowed = if tolerance(0.0) == 0.0 { 0 } else { 2 };
+    let apart = pixels(a).iter().zip(pixels(b).iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(apart.expect("pixels") <= allowed, "{a:?} and {b:?} differ by {apart:?}");
+}
+
 #[test]
 fn a_golden_pipeline_through_the_command_line() {
     for golden in cases("dit-pipeline") {
@@ -139,8 +148,10 @@ fn an_original_checkpoint_through_inspect_and_convert() {
                 "native.webp",
             ],
         ));
-        let picture = |name: &str| image::open(folder.path().join(name)).expect(name).into_rgb8();
-        assert_eq!(picture("original.webp"), picture("native.webp"));
+        assert_same_picture(
+            &folder.path().join("original.webp"),
+            &folder.path().join("native.webp"),
+        );
     }
 }
 
@@ -157,22 +168,17 @@ fn same_seed_same_bytes() {
     generate(&["-n", "4", "--seed", "9", "--threads", "1", "-o", "thread-%d.png"]);
     generate(&["--seed", "11", "-o", "single.png"]);
     generate(&["--seed", "12", "-o", "other.png"]);
-    let pixels = |name: &str| image::open(folder.path().join(name)).expect(name).into_rgb8();
-    // A GPU may choose other kernels for another batch, which round differently.
-    let allowed = if tolerance(0.0) == 0.0 { 0 } else { 2 };
-    let same = |a: &str, b: &str| {
-        let far = pixels(a).iter().zip(pixels(b).iter()).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(far.expect("pixels") <= allowed, "{a} and {b} differ by {far:?}");
-    };
+    let same =
+        |a: &str, b: &str| assert_same_picture(&folder.path().join(a), &folder.path().join(b));
     for i in 0..4 {
         same(&format!("four-{i}.png"), &format!("one-{i}.png"));
         same(&format!("four-{i}.png"), &format!("thread-{i}.png"));
     }
     same("single.png", "four-2.png");
-    assert_ne!(pixels("single.png"), pixels("other.png"));
-
-    // The settings inside a picture make it again, byte for byte.
     let bytes = |name: &str| std::fs::read(folder.path().join(name)).expect(name);
+    assert_ne!(bytes("single.png"), bytes("other.png"));
+
+    // The settings inside a picture make it again; on the CPU, byte for byte.
     succeeded(&run(
         folder.path(),
         &[
@@ -186,7 +192,8 @@ fn same_seed_same_bytes() {
             "again.png",
         ],
     ));
-    assert_eq!(bytes("single.png"), bytes("again.png"));
+    same("single.png", "again.png");
+    assert!(tolerance(0.0) > 0.0 || bytes("single.png") == bytes("again.png"));
     let told = succeeded(&run(folder.path(), &["metadata", "single.png"]));
     assert!(told.contains("Seed: 11") && told.contains("Steps: 3"), "{told}");
 }

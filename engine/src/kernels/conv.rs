@@ -9,8 +9,8 @@ use super::memory::{buffer, shape, tensor, values};
 use super::pointwise::activate;
 use crate::layers::Activation;
 
-/// Pixels of the output that one task computes: its sums stay in the second cache.
-const PIXELS: usize = 768;
+/// Numbers of the output that one task computes: its sums stay in the second cache.
+const SUMS: usize = 1 << 17;
 
 /// Convolution `[out, in, 3, 3]` with a border of zeros, of an image that may be doubled in size first.
 ///
@@ -27,19 +27,8 @@ pub(super) fn conv3x3(
     let outputs = shape(&weight)[0];
     let factor = if double { 2 } else { 1 };
     let (height, width) = (small_height * factor, small_width * factor);
-    // Rows of the padded image, and a few zeros behind the last, where the widest shift ends.
+    // A row of the padded image.
     let line = width + 2;
-    let plane = (height + 2) * line + 2;
-    let mut padded = vec![0.0; batch * inputs * plane];
-    let planes = values(&x).par_chunks(small_height * small_width);
-    padded.par_chunks_mut(plane).zip(planes).for_each(|(padded, x)| {
-        for (row, out) in padded[line..].chunks_exact_mut(line).take(height).enumerate() {
-            let x = &x[row / factor * small_width..][..small_width];
-            for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
-                out.fill(*x);
-            }
-        }
-    });
     // `[9, out, in]`
     let mut taps = buffer(9 * outputs * inputs);
     for (i, weight) in values(&weight).chunks_exact(9).enumerate() {
@@ -47,18 +36,33 @@ pub(super) fn conv3x3(
             taps[tap * outputs * inputs + i] = weight;
         }
     }
-    let rows = (PIXELS / line).clamp(1, height);
+    let rows = (SUMS / (outputs * line)).clamp(1, height);
     let blocks = height.div_ceil(rows);
+    // The rows of a block and one on each side, and a few zeros where the widest shift ends.
+    let plane = (rows + 2) * line + 2;
     let parts: Vec<Vec<f32>> = (0..batch * blocks)
         .into_par_iter()
         .map(|i| {
             let (image, first) = (i / blocks, i % blocks * rows);
+            let mut window = vec![0.0; inputs * plane];
+            let small = small_height * small_width;
+            let planes = values(&x)[image * inputs * small..].chunks_exact(small);
+            for (window, x) in window.chunks_exact_mut(plane).zip(planes) {
+                for (i, out) in window.chunks_exact_mut(line).take(rows + 2).enumerate() {
+                    let Some(row) = (first + i).checked_sub(1).filter(|&row| row < height) else {
+                        continue;
+                    };
+                    let x = &x[row / factor * small_width..][..small_width];
+                    for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
+                        out.fill(*x);
+                    }
+                }
+            }
             let count = rows.min(height - first) * line;
-            let image = &padded[image * inputs * plane..][..inputs * plane];
             let mut sums = buffer(outputs * count);
             for tap in 0..9 {
-                let start = (first + tap / 3) * line + tap % 3;
-                let window = Matrix::strided(&image[start..], inputs, count, plane);
+                let window = &window[tap / 3 * line + tap % 3..];
+                let window = Matrix::strided(window, inputs, count, plane);
                 let tap_weight = &taps[tap * outputs * inputs..][..outputs * inputs];
                 let tap_weight = Matrix::new(tap_weight, outputs, inputs);
                 multiply(&mut sums, count, tap_weight, window, tap > 0, false);

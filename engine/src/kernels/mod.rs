@@ -25,6 +25,7 @@ pub use update::AdamStep;
 
 use std::sync::LazyLock;
 
+use burn::backend::{DispatchAutodiffContext, GradientCheckpointingStrategy};
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Bool, DType, FloatDType, Tensor};
@@ -37,9 +38,12 @@ use bridge::{Operand, device, host, run};
 static ON: LazyLock<bool> =
     LazyLock::new(|| std::env::var_os("PYROGRAPH_KERNELS").is_none_or(|value| value != "off"));
 
-/// Whether the kernels take this tensor.
+/// Whether the kernels take this tensor. Those of gradient checkpointing are left to burn.
 fn available<const D: usize>(x: &Tensor<D>) -> bool {
-    *ON && x.dtype() == DType::F32 && is_host(&x.device())
+    let checkpointed = DispatchAutodiffContext::Enabled(GradientCheckpointingStrategy::Balanced);
+    *ON && x.dtype() == DType::F32
+        && is_host(&x.device())
+        && !(x.is_autodiff() && x.clone().into_dispatch().autodiff == checkpointed)
 }
 
 /// `activation(x · weight + bias)`.

@@ -234,3 +234,14 @@ fn convolution_and_group_norm() {
     let worst = difference(super::norm_silu(&layer, x.clone()), plain::norm_silu(&layer, x));
     assert!(worst < 5e-6, "{worst:e}");
 }
+
+#[test]
+fn gradient_checkpointing_is_left_to_burn() {
+    let device = Device::flex().autodiff().gradient_checkpointing();
+    let x = Tensor::<3>::random([2, 3, 8], Distribution::Default, &device).require_grad();
+    let y = super::pointwise(x.clone(), Activation::Silu);
+    let gradient = x.grad(&y.sum().backward()).expect("recorded");
+    let plain = random([2, 3, 8]).autodiff();
+    assert!(!super::available(&x) && super::available(&plain));
+    assert!(gradient.abs().sum().into_scalar::<f32>() > 0.0);
+}

@@ -1,0 +1,97 @@
+//! The CPU kernels at the sizes of DiT-B/2 on two images: `cargo bench`.
+//!
+//! `PYROGRAPH_KERNELS=off cargo bench` times the plain operations in their place.
+#![allow(missing_docs)]
+
+use burn::nn::conv::Conv2dConfig;
+use burn::nn::{GroupNormConfig, PaddingConfig2d};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use divan::{Bencher, black_box};
+use pyrograph_engine::kernels;
+use pyrograph_engine::layers::Activation;
+
+const BATCH: usize = 2;
+const TOKENS: usize = 256;
+const HIDDEN: usize = 768;
+const HEADS: usize = 12;
+
+fn main() {
+    divan::main();
+}
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+fn tokens(width: usize) -> Tensor<3> {
+    random([BATCH, TOKENS, width])
+}
+
+#[divan::bench]
+fn linear_gelu(bencher: Bencher<'_, '_>) {
+    let (x, weight, bias) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]), random([4 * HIDDEN]));
+    bencher.bench_local(|| {
+        let bias = Some(bias.clone());
+        black_box(kernels::linear(x.clone(), weight.clone(), bias, Some(Activation::GeluTanh)))
+    });
+}
+
+#[divan::bench]
+fn linear_bf16(bencher: Bencher<'_, '_>) {
+    let (x, weight) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]).cast(FloatDType::BF16));
+    let Some(weight) = kernels::pack(&weight) else { return };
+    bencher.bench_local(|| {
+        black_box(kernels::packed_linear(x.clone(), weight.clone(), 4 * HIDDEN, None, None))
+    });
+}
+
+#[divan::bench(args = [false, true])]
+fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
+    let packed = tokens(3 * HIDDEN);
+    bencher.bench_local(|| black_box(kernels::attention(packed.clone(), HEADS, cosine, None)));
+}
+
+#[divan::bench]
+fn modulate(bencher: Bencher<'_, '_>) {
+    let (x, row) = (tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
+    bencher.bench_local(|| {
+        let factors = [Some(row.clone()), Some(row.clone()), None];
+        black_box(kernels::modulate(x.clone(), Some(1e-6), factors))
+    });
+}
+
+#[divan::bench]
+fn join(bencher: Bencher<'_, '_>) {
+    let (x, branch, gate) = (tokens(HIDDEN), tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
+    bencher.bench_local(|| {
+        black_box(kernels::join(x.clone(), branch.clone(), Some(gate.clone()), None))
+    });
+}
+
+#[divan::bench]
+fn gelu(bencher: Bencher<'_, '_>) {
+    let x = tokens(4 * HIDDEN);
+    bencher.bench_local(|| black_box(kernels::pointwise(x.clone(), Activation::GeluTanh)));
+}
+
+#[divan::bench]
+fn normalized_weight(bencher: Bencher<'_, '_>) {
+    let weight = random([HIDDEN, 4 * HIDDEN]);
+    bencher.bench_local(|| black_box(kernels::normalized_weight(weight.clone(), None)));
+}
+
+#[divan::bench]
+fn conv3x3(bencher: Bencher<'_, '_>) {
+    let layer = Conv2dConfig::new([256, 256], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(&Device::flex());
+    let x = random([1, 256, 64, 64]);
+    bencher.bench_local(|| black_box(kernels::conv3x3(&layer, x.clone(), false)));
+}
+
+#[divan::bench]
+fn norm_silu(bencher: Bencher<'_, '_>) {
+    let layer = GroupNormConfig::new(32, 256).init(&Device::flex());
+    let x = random([1, 256, 64, 64]);
+    bencher.bench_local(|| black_box(kernels::norm_silu(&layer, x.clone())));
+}
