@@ -54,11 +54,9 @@ impl Sizes {
     }
 }
 
-/// Queries or keys as attention uses them: as they are, or normalised into `memory`.
-fn prepared<'a>(x: Matrix<'a>, cosine: bool, memory: &'a mut Vec<f32>) -> Matrix<'a> {
-    if !cosine {
-        return x;
-    }
+/// A head's queries, keys or values in `memory`, where their rows are next to each other, brought to an
+/// RMS of 1 for `cosine`.
+fn prepared<'a>(x: Matrix<'_>, cosine: bool, memory: &'a mut Vec<f32>) -> Matrix<'a> {
     memory.resize(x.rows * x.columns, 0.0);
     let root = (x.columns as f32).sqrt();
     for (i, out) in memory.chunks_exact_mut(x.columns).enumerate() {
@@ -66,7 +64,10 @@ fn prepared<'a>(x: Matrix<'a>, cosine: bool, memory: &'a mut Vec<f32>) -> Matrix
         simd(
             #[inline(always)]
             || {
-                let factor = root / (dot(row, row).sqrt() + EPSILON as f32);
+                let factor = match cosine {
+                    true => root / (dot(row, row).sqrt() + EPSILON as f32),
+                    false => 1.0,
+                };
                 out.iter_mut().zip(row).for_each(|(out, x)| *out = x * factor);
             },
         );
@@ -119,10 +120,6 @@ fn through_softmax(shares: &[f32], gradient: &mut [f32], columns: usize, scale: 
     }
 }
 
-fn rows(x: Matrix<'_>, start: usize, count: usize) -> Matrix<'_> {
-    Matrix { values: &x.values[start * x.strides[0]..], rows: count, ..x }
-}
-
 impl Kernel for Attention {
     fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
         let packed = inputs[0].to_contiguous();
@@ -133,25 +130,26 @@ impl Kernel for Attention {
         let mut mixed = buffer(batch * heads * tokens * head);
         mixed.par_chunks_mut(tokens * head).enumerate().for_each_init(
             Default::default,
-            |memory: &mut [Vec<f32>; 3], (i, out)| {
+            |memory: &mut [Vec<f32>; 4], (i, out)| {
                 let part = |part| sizes.part(values(&packed), i / heads, i % heads, part);
-                let [for_queries, for_keys, scores] = memory;
+                let [for_queries, for_keys, for_values, scores] = memory;
                 let queries = prepared(part(0), self.cosine, for_queries);
                 let keys = prepared(part(1), self.cosine, for_keys);
+                let held = prepared(part(2), false, for_values);
                 for start in (0..tokens).step_by(TILE) {
                     let count = TILE.min(tokens - start);
                     scores.resize(count * tokens, 0.0);
                     multiply(
                         scores,
                         tokens,
-                        rows(queries, start, count),
+                        queries.rows_at(start, count),
                         keys.transposed(),
                         false,
                         false,
                     );
                     softmax(scores, tokens, scale);
                     let shares = Matrix::new(scores, count, tokens);
-                    multiply(&mut out[start * head..], head, shares, part(2), false, false);
+                    multiply(&mut out[start * head..], head, shares, held, false, false);
                 }
             },
         );
@@ -182,24 +180,26 @@ impl Kernel for Attention {
         let mut parts = buffer(batch * heads * 3 * step);
         parts.par_chunks_mut(3 * step).enumerate().for_each_init(
             Default::default,
-            |memory: &mut [Vec<f32>; 4], (i, out)| {
+            |memory: &mut [Vec<f32>; 5], (i, out)| {
                 let (image, h) = (i / heads, i % heads);
                 let part = |part| sizes.part(values(&packed), image, h, part);
-                let [for_queries, for_keys, shares, scores] = memory;
+                let [for_queries, for_keys, for_values, shares, scores] = memory;
                 let queries = prepared(part(0), self.cosine, for_queries);
                 let keys = prepared(part(1), self.cosine, for_keys);
+                let held = prepared(part(2), false, for_values);
                 let given = &values(&gradient)[image * tokens * width + h * head..];
                 let given = Matrix::strided(given, tokens, head, width);
                 let (for_q, rest) = out.split_at_mut(step);
                 let (for_k, for_v) = rest.split_at_mut(step);
                 for start in (0..tokens).step_by(TILE) {
                     let count = TILE.min(tokens - start);
-                    let (queries, given) = (rows(queries, start, count), rows(given, start, count));
+                    let (queries, given) =
+                        (queries.rows_at(start, count), given.rows_at(start, count));
                     shares.resize(count * tokens, 0.0);
                     scores.resize(count * tokens, 0.0);
                     multiply(shares, tokens, queries, keys.transposed(), false, false);
                     softmax(shares, tokens, scale);
-                    multiply(scores, tokens, given, part(2).transposed(), false, false);
+                    multiply(scores, tokens, given, held.transposed(), false, false);
                     through_softmax(shares, scores, tokens, scale);
                     let back = |x| Matrix::new(x, count, tokens).transposed();
                     multiply(for_v, head, back(shares), given, start > 0, false);

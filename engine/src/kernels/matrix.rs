@@ -1,6 +1,7 @@
 //! Products of f32 matrices: a safe face of the `gemm` crate.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A view of a matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,11 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }
     }
 
+    /// `count` rows from `start` on.
+    pub(super) fn rows_at(self, start: usize, count: usize) -> Self {
+        Self { values: &self.values[start * self.strides[0]..], rows: count, ..self }
+    }
+
     /// One past the last element that is read.
     fn end(&self) -> usize {
         let last = |count: usize, stride: usize| count.saturating_sub(1) * stride;
@@ -37,10 +43,14 @@ impl<'a> Matrix<'a> {
 
 /// Multiplications below which one thread does a product.
 const PARALLEL: usize = 1 << 21;
+/// Rows or columns of the least share: `gemm` sums smaller products in another order.
+const SHARE: usize = 96;
+/// Shares start at multiples of this, which suits every register.
+const GRAIN: usize = 16;
 
 /// `c = a · b`, or `c += a · b`, for `c` in rows that are `stride` apart.
 ///
-/// With `parallel`, large products are shared among threads.
+/// With `parallel`, large products are shared among threads; the sums are the same for any number.
 #[allow(unsafe_code)]
 pub(super) fn multiply(
     c: &mut [f32],
@@ -57,35 +67,79 @@ pub(super) fn multiply(
     }
     assert!(a.end() <= a.values.len() && b.end() <= b.values.len(), "operands within their memory");
     assert!((m - 1) * stride + n <= c.len() && stride >= n, "the product within its memory");
+    let threads = rayon::current_num_threads();
     let work = m.saturating_mul(n).saturating_mul(k);
-    let threads = match parallel && work >= PARALLEL && rayon::current_num_threads() > 1 {
-        true => Parallelism::Rayon(0),
-        false => Parallelism::None,
+    let c = Output(c.as_mut_ptr());
+    if !parallel || threads == 1 || work < PARALLEL {
+        // SAFETY: the asserts above keep all accesses inside the slices, and `c` is borrowed alone.
+        return unsafe { c.product(stride, a, b, accumulate) };
+    }
+    // The longer side is shared out, so that each thread reads least.
+    let (longer, shorter) = (m.max(n), m.min(n));
+    let parts = threads.min(longer / SHARE.max(512 / shorter)).max(1);
+    let start = |i: usize| match i == parts {
+        true => longer,
+        false => i * longer / parts / GRAIN * GRAIN,
     };
-    let [ars, acs] = a.strides.map(|stride| stride as isize);
-    let [brs, bcs] = b.strides.map(|stride| stride as isize);
-    // SAFETY: the asserts above keep all accesses inside the slices, and `c` is borrowed alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            stride as isize,
-            accumulate,
-            a.values.as_ptr(),
-            acs,
-            ars,
-            b.values.as_ptr(),
-            bcs,
-            brs,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            threads,
-        );
+    (0..parts).into_par_iter().for_each(|i| {
+        let (first, count) = (start(i), start(i + 1) - start(i));
+        let (offset, a, b) = match m > n {
+            true => (first * stride, a.rows_at(first, count), b),
+            false => (first, a, b.transposed().rows_at(first, count).transposed()),
+        };
+        // SAFETY: as above; the rows or columns of `c` that each task writes are its own.
+        unsafe { c.at(offset).product(stride, a, b, accumulate) };
+    });
+}
+
+/// Where a product is written; several threads write disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: a pointer into memory that the caller of `multiply` has borrowed mutably for its duration.
+#[allow(unsafe_code)]
+unsafe impl Send for Output {}
+// SAFETY: as above; tasks write to disjoint elements.
+#[allow(unsafe_code)]
+unsafe impl Sync for Output {}
+
+#[allow(unsafe_code)]
+impl Output {
+    /// # Safety
+    /// `offset` is inside the memory.
+    unsafe fn at(self, offset: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { self.0.add(offset) })
+    }
+
+    /// # Safety
+    /// All elements of `a`, `b` and of the product lie in memory that is borrowed for them.
+    unsafe fn product(self, stride: usize, a: Matrix<'_>, b: Matrix<'_>, accumulate: bool) {
+        let [ars, acs] = a.strides.map(|stride| stride as isize);
+        let [brs, bcs] = b.strides.map(|stride| stride as isize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            gemm::gemm(
+                a.rows,
+                b.columns,
+                a.columns,
+                self.0,
+                1,
+                stride as isize,
+                accumulate,
+                a.values.as_ptr(),
+                acs,
+                ars,
+                b.values.as_ptr(),
+                bcs,
+                brs,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
     }
 }

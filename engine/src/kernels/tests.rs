@@ -245,3 +245,28 @@ fn gradient_checkpointing_is_left_to_burn() {
     assert!(!super::available(&x) && super::available(&plain));
     assert!(gradient.abs().sum().into_scalar::<f32>() > 0.0);
 }
+
+#[test]
+fn products_are_the_same_for_any_number_of_threads() {
+    use super::matrix::{Matrix, multiply};
+    let shapes =
+        [(16, 768, 3072), (256, 768, 2304), (257, 1152, 50), (1000, 3072, 97), (4, 96, 9000)];
+    for (m, k, n) in shapes {
+        let values =
+            |count: usize| -> Vec<f32> { random([count]).into_data().try_to_vec().expect("f32") };
+        let (a, b) = (values(m * k), values(k * n));
+        let product = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut c = vec![0.0; m * n];
+            pool.expect("a pool").install(|| {
+                let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+                multiply(&mut c, n, a, b, false, true);
+            });
+            c
+        };
+        let alone = product(1);
+        for threads in [2, 3, 7] {
+            assert!(product(threads) == alone, "{m} x {k} x {n} on {threads} threads");
+        }
+    }
+}
