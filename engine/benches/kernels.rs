@@ -36,10 +36,10 @@ fn linear_gelu(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
-fn linear_bf16(bencher: Bencher<'_, '_>) {
-    let (x, weight) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]).cast(FloatDType::BF16));
-    let Some(weight) = kernels::pack(&weight) else { return };
+#[divan::bench(args = [FloatDType::F32, FloatDType::BF16, FloatDType::F16])]
+fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
+    let (x, weight) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]).cast(dtype));
+    let Ok(weight) = kernels::pack(weight) else { return };
     bencher.bench_local(|| {
         black_box(kernels::packed_linear(x.clone(), weight.clone(), 4 * HIDDEN, None, None))
     });

@@ -11,7 +11,7 @@ use pyrograph_weights::Checkpoint;
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
         Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/goldens"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens"),
     }
 }
 
@@ -117,13 +117,6 @@ pub fn assert_close<const D: usize>(
 }
 
 /// The built `pyrograph`.
-pub fn program() -> PathBuf {
-    let mut folder = std::env::current_exe().expect("a test binary");
-    folder.pop();
-    if folder.ends_with("deps") {
-        folder.pop();
-    }
-    let program = folder.join(format!("pyrograph{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "{} is not built: test the whole workspace", program.display());
-    program
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_pyrograph"))
 }

@@ -4,10 +4,10 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
-use super::half::product;
 use super::math::{add_scaled, column_sums, simd};
 use super::matrix::{Matrix, multiply};
 use super::memory::{buffer, shape, tensor, values};
+use super::packed::product;
 use super::pointwise::activate;
 use crate::layers::Activation;
 
@@ -86,7 +86,7 @@ fn finish(y: &mut [f32], width: usize, bias: Option<&[f32]>, activation: Option<
     });
 }
 
-/// `f(x · W + b)` with a weight packed by [`half::pack`](super::half::pack).
+/// `f(x · W + b)` with a weight packed by [`pack`](super::packed::pack).
 pub(super) fn packed(
     x: &FlexTensor,
     weight: &FlexTensor,

@@ -69,7 +69,7 @@ pub(super) fn multiply(
     assert!((m - 1) * stride + n <= c.len() && stride >= n, "the product within its memory");
     let threads = rayon::current_num_threads();
     let work = m.saturating_mul(n).saturating_mul(k);
-    let c = Output(c.as_mut_ptr());
+    let c = Output::new(c);
     if !parallel || threads == 1 || work < PARALLEL {
         // SAFETY: the asserts above keep all accesses inside the slices, and `c` is borrowed alone.
         return unsafe { c.product(stride, a, b, accumulate) };
@@ -94,7 +94,7 @@ pub(super) fn multiply(
 
 /// Where a product is written; several threads write disjoint parts of it.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+pub(super) struct Output(*mut f32);
 
 // SAFETY: a pointer into memory that the caller of `multiply` has borrowed mutably for its duration.
 #[allow(unsafe_code)]
@@ -105,16 +105,30 @@ unsafe impl Sync for Output {}
 
 #[allow(unsafe_code)]
 impl Output {
+    pub(super) fn new(memory: &mut [f32]) -> Self {
+        Self(memory.as_mut_ptr())
+    }
+
+    pub(super) fn pointer(self) -> *mut f32 {
+        self.0
+    }
+
     /// # Safety
-    /// `offset` is inside the memory.
-    unsafe fn at(self, offset: usize) -> Self {
+    /// `offset` is inside the memory, or one past it.
+    pub(super) unsafe fn at(self, offset: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { self.0.add(offset) })
     }
 
     /// # Safety
     /// All elements of `a`, `b` and of the product lie in memory that is borrowed for them.
-    unsafe fn product(self, stride: usize, a: Matrix<'_>, b: Matrix<'_>, accumulate: bool) {
+    pub(super) unsafe fn product(
+        self,
+        stride: usize,
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        accumulate: bool,
+    ) {
         let [ars, acs] = a.strides.map(|stride| stride as isize);
         let [brs, bcs] = b.strides.map(|stride| stride as isize);
         // SAFETY: the caller's promise.

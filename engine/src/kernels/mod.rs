@@ -8,16 +8,17 @@
 mod attention;
 mod bridge;
 mod conv;
-mod half;
 mod linear;
 mod math;
 mod matrix;
 mod memory;
 mod modulate;
+mod packed;
 mod plain;
 mod pointwise;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod update;
 mod weight;
 
@@ -73,18 +74,19 @@ pub fn linear<const D: usize>(
     }
 }
 
-/// A half-precision weight rearranged for [`packed_linear`]; `None` where there is no kernel for it.
+/// A weight rearranged for [`packed_linear`]; the weight itself where that gains nothing.
 ///
 /// # Shapes
 /// `[in, out]`
-pub fn pack(weight: &Tensor<2>) -> Option<Tensor<2>> {
-    let half = matches!(weight.dtype(), DType::BF16 | DType::F16);
-    let here = *ON && is_host(&weight.device()) && !weight.is_autodiff();
-    (half && here).then(|| device(half::pack(&host(weight.clone()))))
+pub fn pack(weight: Tensor<2>) -> Result<Tensor<2>, Tensor<2>> {
+    if !*ON || !is_host(&weight.device()) || weight.is_autodiff() {
+        return Err(weight);
+    }
+    packed::pack(host(weight)).map(device).map_err(device)
 }
 
-/// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`], in f32: only the
-/// products are of half precision, and their sums are f32.
+/// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`], in f32: of a weight of
+/// half precision only the products are in its type, and their sums are f32.
 ///
 /// # Shapes
 /// `x`: `[.., in]`, `bias`: `[outputs]`, output: `[.., outputs]`

@@ -131,15 +131,20 @@ impl Dense {
     }
 
     /// The same function for inference: normalisation and gain are multiplied into the weight once, and
-    /// a weight of half precision on the CPU is laid out for its kernel.
+    /// on the CPU the weight is laid out for its kernel.
     pub fn folded(mut self) -> Self {
         if self.packed.is_some() {
             return self;
         }
         let (weight, bias) = self.weight_and_bias();
-        let packed = kernels::pack(&weight);
-        self.packed = packed.is_some().then(|| weight.dims()[1]);
-        self.weight = self.weight.map(|_| packed.unwrap_or(weight));
+        let [_, outputs] = weight.dims();
+        self.weight = self.weight.map(|old| {
+            // So that a weight that is folded already can be packed in its place.
+            drop(old);
+            let packed = kernels::pack(weight);
+            self.packed = packed.is_ok().then_some(outputs);
+            packed.unwrap_or_else(|weight| weight)
+        });
         if let (None, Some(bias)) = (&self.bias, bias) {
             self.bias = Some(Param::from_tensor(bias));
         }

@@ -2,7 +2,7 @@
 //! modulation, Bill et al. 2025).
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
@@ -122,7 +122,7 @@ impl Modulation {
             on.then(|| {
                 let mut part = out.clone().narrow(2, start, width);
                 if let Some(gain) = &self.gain {
-                    let gain = gain.val();
+                    let gain = gain.val().cast(FloatDType::from(part.dtype()));
                     let i = index.min(gain.dims()[0] - 1);
                     part = part * gain.narrow(0, i, 1).unsqueeze();
                 }

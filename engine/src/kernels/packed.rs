@@ -1,0 +1,171 @@
+//! Products with weights that are laid out for them once, in f32 or half precision.
+//!
+//! A weight `[in, out]` is kept in panels of [`COLUMNS`] columns, which a product reads from first to last.
+//! Where the machine has dot products of bf16, the rows of a panel are woven in pairs, as their instruction
+//! takes them.
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape};
+use bytemuck::Pod;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::math::simd;
+use super::matrix::{Matrix, Output};
+use super::memory::buffer;
+use super::tile::{COLUMNS, Inputs, Method, ROWS, Tile, Weights};
+
+/// Steps whose products are summed at a time, so that what they read stays in the near caches.
+const DEPTH: usize = 1536;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Elements of a contiguous tensor.
+fn elements<T: Pod>(x: &FlexTensor) -> &[T] {
+    let start = x.layout().start_offset();
+    &bytemuck::cast_slice(x.bytes())[start..start + x.layout().num_elements()]
+}
+
+/// The weight in panels, in its own memory where they fit into it; the weight as it was if panels gain
+/// nothing.
+pub(super) fn pack(mut weight: FlexTensor) -> Result<FlexTensor, FlexTensor> {
+    let Some(method) = Method::of(weight.dtype()) else { return Err(weight) };
+    if weight.dtype() != DType::F32 {
+        return Ok(pack_as::<u16>(&weight, method));
+    }
+    let packed = pack_as::<u32>(&weight, method);
+    // In the memory of the weight, if no other tensor uses it: freed, it would be of the wrong size for the
+    // next one.
+    if let Some(memory) = weight.try_storage_mut::<f32>()
+        && memory.len() == packed.layout().num_elements()
+    {
+        memory.copy_from_slice(elements(&packed));
+        return Ok(weight.with_layout(Layout::contiguous(packed.layout().shape().clone())));
+    }
+    Ok(packed)
+}
+
+fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTensor {
+    let weight = weight.to_contiguous();
+    let [inputs, outputs] = [0, 1].map(|i| weight.layout().shape()[i]);
+    let source = elements::<T>(&weight);
+    let woven = method.inputs();
+    let (panels, depth) = (outputs.div_ceil(COLUMNS), inputs.next_multiple_of(woven));
+    let count = panels * depth * COLUMNS;
+    // The panels start at a cache line.
+    let mut memory = vec![T::zeroed(); count + LINE / size_of::<T>()];
+    let start = memory.as_ptr().align_offset(LINE);
+    let packed = memory[start..start + count].par_chunks_mut(depth * COLUMNS);
+    packed.enumerate().for_each(|(panel, out)| {
+        let first = panel * COLUMNS;
+        let count = COLUMNS.min(outputs - first);
+        for (row, source) in source.chunks_exact(outputs).enumerate() {
+            let out = &mut out[row / woven * woven * COLUMNS + row % woven..];
+            let source = &source[first..first + count];
+            out.iter_mut().step_by(woven).zip(source).for_each(|(out, value)| *out = *value);
+        }
+    });
+    let shape = Shape::from(vec![panels * depth, COLUMNS]);
+    let layout = Layout::new(shape, vec![COLUMNS as isize, 1], start);
+    FlexTensor::new(Bytes::from_elems(memory), layout, weight.dtype())
+}
+
+/// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
+pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
+    let method = Method::of(packed.dtype()).expect("a packed weight");
+    let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
+    let groups = grouped(x, inputs, method);
+    let mut y = buffer(rows * outputs);
+    let all = Output::new(&mut y);
+    // Threads share the panels, so that each reads a part of the weight alone.
+    let panels = outputs.div_ceil(COLUMNS);
+    let share = panels.div_ceil(rayon::current_num_threads()).max(1);
+    (0..panels.div_ceil(share)).into_par_iter().for_each(|i| {
+        let mine = i * share..panels.min((i + 1) * share);
+        let mut converted = vec![[0; COLUMNS]; DEPTH];
+        for start in (0..steps).step_by(DEPTH) {
+            let count = DEPTH.min(steps - start);
+            for panel in mine.clone() {
+                let first = panel * steps + start;
+                let weight = match steps_of(packed, method) {
+                    Some(weight) => &weight[first..first + count],
+                    None => widened(packed, first, &mut converted[..count]),
+                };
+                // SAFETY: `mine` are panels of the product, and no other task has them.
+                #[allow(unsafe_code)]
+                let y = unsafe { all.at(panel * COLUMNS) };
+                let columns = COLUMNS.min(outputs - panel * COLUMNS);
+                if method == Method::Portable {
+                    let x = Matrix::strided(&x[start..], rows, count, inputs);
+                    let weight = bytemuck::cast_slice(weight);
+                    let weight = Matrix::strided(weight, count, columns, COLUMNS);
+                    // SAFETY: the product's memory is borrowed for all tasks.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        y.product(outputs, x, weight, start > 0);
+                    }
+                }
+                for (i, x) in groups.chunks_exact(steps).enumerate() {
+                    let rows = ROWS.min(rows - i * ROWS);
+                    // SAFETY: the product's memory is borrowed for all tasks, rows and columns are
+                    // within it, and the machine was found to have the method.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        let tile =
+                            Tile { y: y.at(i * ROWS * outputs), stride: outputs, rows, columns };
+                        tile.multiply(method, &x[start..start + count], weight, start > 0);
+                    }
+                }
+            }
+        }
+    });
+    y
+}
+
+/// Groups of [`ROWS`] rows, step by step, padded with zeros: `[groups, steps]`.
+fn grouped(x: &[f32], inputs: usize, method: Method) -> Vec<Inputs> {
+    if method == Method::Portable {
+        return Vec::new();
+    }
+    let steps = inputs.div_ceil(method.inputs());
+    let mut groups = vec![[0; ROWS]; x.len().div_ceil(inputs * ROWS) * steps];
+    let parts = groups.par_chunks_mut(steps).zip(x.par_chunks(inputs * ROWS));
+    parts.for_each(|(group, x)| {
+        for (row, x) in x.chunks_exact(inputs).enumerate() {
+            simd(
+                #[inline(always)]
+                || match method {
+                    Method::Dot => {
+                        let low = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+                        for (out, pair) in group.iter_mut().zip(x.chunks(2)) {
+                            out[row] = low(pair[0]) | pair.get(1).map_or(0, |&odd| low(odd) << 16);
+                        }
+                    }
+                    _ => group.iter_mut().zip(x).for_each(|(out, x)| out[row] = x.to_bits()),
+                },
+            );
+        }
+    });
+    groups
+}
+
+/// The packed rows as they are multiplied, if they are kept so.
+fn steps_of(packed: &FlexTensor, method: Method) -> Option<&[Weights]> {
+    let kept = packed.dtype() == DType::F32 || method == Method::Dot;
+    kept.then(|| match packed.dtype() {
+        DType::F32 => bytemuck::cast_slice(elements::<f32>(packed)),
+        _ => bytemuck::cast_slice(elements::<u16>(packed)),
+    })
+}
+
+/// Rows of a half-precision weight, from `first` on, as f32.
+fn widened<'a>(packed: &FlexTensor, first: usize, memory: &'a mut [Weights]) -> &'a [Weights] {
+    let bits = &elements::<u16>(packed)[first * COLUMNS..][..memory.len() * COLUMNS];
+    let out: &mut [f32] = bytemuck::cast_slice_mut(memory);
+    match packed.dtype() {
+        DType::BF16 => bits.reinterpret_cast::<bf16>().convert_to_f32_slice(out),
+        _ => bits.reinterpret_cast::<f16>().convert_to_f32_slice(out),
+    }
+    memory
+}

@@ -1,0 +1,163 @@
+//! Products of a few rows with a few columns, in registers.
+
+use burn::tensor::DType;
+
+use super::matrix::Output;
+
+/// Columns of a tile: three AVX-512 registers of f32.
+pub(super) const COLUMNS: usize = 48;
+/// Rows of a tile.
+pub(super) const ROWS: usize = 8;
+
+/// What one step takes from each row: an f32, or a pair of bf16, the first in the lower bits.
+pub(super) type Inputs = [u32; ROWS];
+/// What one step takes from each column.
+pub(super) type Weights = [u32; COLUMNS];
+
+/// How products with a weight are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    /// AVX-512 dot products of pairs of bf16, summed in f32.
+    Dot,
+    /// AVX-512 multiplications and additions of f32.
+    Fused,
+    /// f32, by the `gemm` crate.
+    Portable,
+}
+
+impl Method {
+    /// The fastest of this machine; `None` if a weight of the type is best left as it is.
+    pub(super) fn of(dtype: DType) -> Option<Self> {
+        let half = matches!(dtype, DType::BF16 | DType::F16);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as found;
+            if dtype == DType::BF16 && found!("avx512f") && found!("avx512bf16") {
+                return Some(Self::Dot);
+            }
+            if (half || dtype == DType::F32) && found!("avx512f") {
+                return Some(Self::Fused);
+            }
+        }
+        half.then_some(Self::Portable)
+    }
+
+    /// Inputs that one step takes.
+    pub(super) fn inputs(self) -> usize {
+        match self {
+            Self::Dot => 2,
+            Self::Fused | Self::Portable => 1,
+        }
+    }
+}
+
+/// Where a product of at most [`ROWS`] rows and [`COLUMNS`] columns is written.
+pub(super) struct Tile {
+    /// The first element.
+    pub(super) y: Output,
+    /// From one row to the next.
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Tile {
+    /// `y = x · w`, or `y += x · w`.
+    ///
+    /// # Safety
+    /// The memory of all rows and columns is borrowed for the tile, and [`Method::of`] has named the
+    /// method.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn multiply(
+        self,
+        method: Method,
+        x: &[Inputs],
+        weights: &[Weights],
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (method, self.rows) {
+                (Method::Dot, 1) => avx512::dot::<1>(self, x, weights, accumulate),
+                (Method::Dot, 2) => avx512::dot::<2>(self, x, weights, accumulate),
+                (Method::Dot, 3 | 4) => avx512::dot::<4>(self, x, weights, accumulate),
+                (Method::Dot, _) => avx512::dot::<ROWS>(self, x, weights, accumulate),
+                (Method::Fused, 1) => avx512::fused::<1>(self, x, weights, accumulate),
+                (Method::Fused, 2) => avx512::fused::<2>(self, x, weights, accumulate),
+                (Method::Fused, 3 | 4) => avx512::fused::<4>(self, x, weights, accumulate),
+                (Method::Fused, _) => avx512::fused::<ROWS>(self, x, weights, accumulate),
+                (Method::Portable, _) => unreachable!("by the gemm crate"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{method:?} of {} steps, {}: {accumulate}", x.len(), weights.len());
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+    use std::array::from_fn;
+
+    use super::{COLUMNS, Inputs, Tile, Weights};
+
+    /// Registers of a row.
+    const VECTORS: usize = COLUMNS / 16;
+
+    /// A function that computes the first `R` rows of a tile, with one instruction per register and step.
+    macro_rules! tile {
+        ($name:ident, $features:literal, |$sum:ident, $x:ident, $w:ident| $step:expr) => {
+            /// # Safety
+            /// As [`Tile::multiply`].
+            #[allow(unsafe_code)]
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name<const R: usize>(
+                tile: Tile,
+                x: &[Inputs],
+                weights: &[Weights],
+                accumulate: bool,
+            ) {
+                let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
+                for (x, w) in x.iter().zip(weights) {
+                    // SAFETY: a step of weights fills three registers.
+                    let w: [__m512i; VECTORS] =
+                        from_fn(|v| unsafe { _mm512_loadu_si512(w.as_ptr().add(16 * v).cast()) });
+                    for (sums, &x) in sums.iter_mut().zip(x) {
+                        let $x = _mm512_set1_epi32(x.cast_signed());
+                        for ($sum, $w) in sums.iter_mut().zip(w) {
+                            *$sum = $step;
+                        }
+                    }
+                }
+                let masks: [__mmask16; VECTORS] = from_fn(|v| {
+                    let count = tile.columns.saturating_sub(16 * v).min(16);
+                    ((1u32 << count) - 1) as __mmask16
+                });
+                for (row, sums) in sums.iter().enumerate().take(tile.rows) {
+                    for (v, (&sum, &mask)) in sums.iter().zip(&masks).enumerate() {
+                        // SAFETY: the row is in the tile, and masked lanes are not touched.
+                        unsafe {
+                            let y = tile.y.at(row * tile.stride + 16 * v).pointer();
+                            let before = match accumulate {
+                                true => _mm512_maskz_loadu_ps(mask, y),
+                                false => _mm512_setzero_ps(),
+                            };
+                            _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(before, sum));
+                        }
+                    }
+                }
+            }
+        };
+    }
+
+    tile!(fused, "avx512f", |sum, x, w| {
+        _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), *sum)
+    });
+
+    tile!(dot, "avx512f,avx512bf16", |sum, x, w| {
+        // SAFETY: both types are 64 bytes of any bits.
+        let [x, w] = [x, w].map(|x| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) });
+        _mm512_dpbf16_ps(*sum, x, w)
+    });
+}
