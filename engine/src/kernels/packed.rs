@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
 use super::memory::buffer;
-use super::tile::{COLUMNS, Inputs, Method, ROWS, Tile, Weights};
+use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
 
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
 const DEPTH: usize = 1536;
@@ -75,7 +75,8 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
 pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
-    let groups = grouped(x, inputs, method);
+    let pairs = (method == Method::Dot).then(|| rounded(x, inputs));
+    let words: &[u32] = pairs.as_deref().unwrap_or(bytemuck::cast_slice(x));
     let mut y = buffer(rows * outputs);
     let all = Output::new(&mut y);
     // Threads share the panels, so that each reads a part of the weight alone.
@@ -83,19 +84,22 @@ pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: us
     let share = panels.div_ceil(rayon::current_num_threads()).max(1);
     (0..panels.div_ceil(share)).into_par_iter().for_each(|i| {
         let mine = i * share..panels.min((i + 1) * share);
-        let mut converted = vec![[0; COLUMNS]; DEPTH];
+        let mut converted = Vec::new();
         for start in (0..steps).step_by(DEPTH) {
             let count = DEPTH.min(steps - start);
             for panel in mine.clone() {
                 let first = panel * steps + start;
                 let weight = match steps_of(packed, method) {
                     Some(weight) => &weight[first..first + count],
-                    None => widened(packed, first, &mut converted[..count]),
+                    None => {
+                        converted.resize(count, [0; COLUMNS]);
+                        widened(packed, first, &mut converted)
+                    }
                 };
+                let columns = COLUMNS.min(outputs - panel * COLUMNS);
                 // SAFETY: `mine` are panels of the product, and no other task has them.
                 #[allow(unsafe_code)]
                 let y = unsafe { all.at(panel * COLUMNS) };
-                let columns = COLUMNS.min(outputs - panel * COLUMNS);
                 if method == Method::Portable {
                     let x = Matrix::strided(&x[start..], rows, count, inputs);
                     let weight = bytemuck::cast_slice(weight);
@@ -105,16 +109,17 @@ pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: us
                     unsafe {
                         y.product(outputs, x, weight, start > 0);
                     }
+                    continue;
                 }
-                for (i, x) in groups.chunks_exact(steps).enumerate() {
-                    let rows = ROWS.min(rows - i * ROWS);
+                for row in (0..rows).step_by(ROWS) {
+                    let x = &words[row * steps + start..];
                     // SAFETY: the product's memory is borrowed for all tasks, rows and columns are
                     // within it, and the machine was found to have the method.
                     #[allow(unsafe_code)]
                     unsafe {
-                        let tile =
-                            Tile { y: y.at(i * ROWS * outputs), stride: outputs, rows, columns };
-                        tile.multiply(method, &x[start..start + count], weight, start > 0);
+                        let y = y.at(row * outputs);
+                        let tile = Tile { y, stride: outputs, rows: ROWS.min(rows - row), columns };
+                        tile.multiply(method, x, steps, weight, start > 0);
                     }
                 }
             }
@@ -123,31 +128,26 @@ pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: us
     y
 }
 
-/// Groups of [`ROWS`] rows, step by step, padded with zeros: `[groups, steps]`.
-fn grouped(x: &[f32], inputs: usize, method: Method) -> Vec<Inputs> {
-    if method == Method::Portable {
-        return Vec::new();
-    }
-    let steps = inputs.div_ceil(method.inputs());
-    let mut groups = vec![[0; ROWS]; x.len().div_ceil(inputs * ROWS) * steps];
-    let parts = groups.par_chunks_mut(steps).zip(x.par_chunks(inputs * ROWS));
-    parts.for_each(|(group, x)| {
-        for (row, x) in x.chunks_exact(inputs).enumerate() {
-            simd(
-                #[inline(always)]
-                || match method {
-                    Method::Dot => {
-                        let low = |x: f32| u32::from(bf16::from_f32(x).to_bits());
-                        for (out, pair) in group.iter_mut().zip(x.chunks(2)) {
-                            out[row] = low(pair[0]) | pair.get(1).map_or(0, |&odd| low(odd) << 16);
-                        }
-                    }
-                    _ => group.iter_mut().zip(x).for_each(|(out, x)| out[row] = x.to_bits()),
-                },
-            );
-        }
+/// Each row as pairs of bf16, the first of a pair in the lower bits: `[rows, ⌈inputs / 2⌉]`.
+fn rounded(x: &[f32], inputs: usize) -> Vec<u32> {
+    let pairs = inputs.div_ceil(2);
+    let mut words = vec![0; x.len() / inputs.max(1) * pairs];
+    words.par_chunks_mut(pairs).zip(x.par_chunks(inputs)).for_each(|(words, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                let low = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+                let whole = x.chunks_exact(2);
+                if let ([last], Some(word)) = (whole.remainder(), words.last_mut()) {
+                    *word = low(*last);
+                }
+                for (word, pair) in words.iter_mut().zip(whole) {
+                    *word = low(pair[0]) | low(pair[1]) << 16;
+                }
+            },
+        );
     });
-    groups
+    words
 }
 
 /// The packed rows as they are multiplied, if they are kept so.

@@ -9,9 +9,7 @@ pub(super) const COLUMNS: usize = 48;
 /// Rows of a tile.
 pub(super) const ROWS: usize = 8;
 
-/// What one step takes from each row: an f32, or a pair of bf16, the first in the lower bits.
-pub(super) type Inputs = [u32; ROWS];
-/// What one step takes from each column.
+/// What one step takes from each column: an f32, or a pair of bf16, the first in the lower bits.
 pub(super) type Weights = [u32; COLUMNS];
 
 /// How products with a weight are computed.
@@ -62,7 +60,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// `y = x · w`, or `y += x · w`.
+    /// `y = x · w`, or `y += x · w`, for rows of `x` that are `stride` apart.
     ///
     /// # Safety
     /// The memory of all rows and columns is borrowed for the tile, and [`Method::of`] has named the
@@ -71,10 +69,13 @@ impl Tile {
     pub(super) unsafe fn multiply(
         self,
         method: Method,
-        x: &[Inputs],
+        x: &[u32],
+        stride: usize,
         weights: &[Weights],
         accumulate: bool,
     ) {
+        assert!((self.rows - 1) * stride + weights.len() <= x.len(), "rows within their memory");
+        let x = Rows { first: x.as_ptr(), stride };
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promise.
         unsafe {
@@ -91,8 +92,15 @@ impl Tile {
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("{method:?} of {} steps, {}: {accumulate}", x.len(), weights.len());
+        unreachable!("{method:?} of {x:?}: {accumulate}");
     }
+}
+
+/// Rows of words.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    first: *const u32,
+    stride: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -100,7 +108,7 @@ mod avx512 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLUMNS, Inputs, Tile, Weights};
+    use super::{COLUMNS, Rows, Tile, Weights};
 
     /// Registers of a row.
     const VECTORS: usize = COLUMNS / 16;
@@ -109,22 +117,26 @@ mod avx512 {
     macro_rules! tile {
         ($name:ident, $features:literal, |$sum:ident, $x:ident, $w:ident| $step:expr) => {
             /// # Safety
-            /// As [`Tile::multiply`].
+            /// As [`Tile::multiply`], which has checked the length of the rows.
             #[allow(unsafe_code)]
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name<const R: usize>(
                 tile: Tile,
-                x: &[Inputs],
+                x: Rows,
                 weights: &[Weights],
                 accumulate: bool,
             ) {
                 let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
-                for (x, w) in x.iter().zip(weights) {
+                // Rows that are not there are the last one again.
+                let rows: [*const u32; R] =
+                    from_fn(|row| x.first.wrapping_add(row.min(tile.rows - 1) * x.stride));
+                for (step, w) in weights.iter().enumerate() {
                     // SAFETY: a step of weights fills three registers.
                     let w: [__m512i; VECTORS] =
                         from_fn(|v| unsafe { _mm512_loadu_si512(w.as_ptr().add(16 * v).cast()) });
-                    for (sums, &x) in sums.iter_mut().zip(x) {
-                        let $x = _mm512_set1_epi32(x.cast_signed());
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        // SAFETY: each row has as many steps as the weights.
+                        let $x = _mm512_set1_epi32(unsafe { *row.add(step) }.cast_signed());
                         for ($sum, $w) in sums.iter_mut().zip(w) {
                             *$sum = $step;
                         }
