@@ -3,6 +3,8 @@
 //! `PYROGRAPH_GOLDENS` names another folder of golden cases, `PYROGRAPH_TEST_DEVICE` a device such as
 //! `gpu` or `gpu:0`; the CPU is the default.
 
+#![allow(clippy::print_stdout, reason = "tests report what they measured")]
+
 mod cli;
 mod parity;
 mod robustness;

@@ -74,15 +74,17 @@ pub fn linear<const D: usize>(
     }
 }
 
-/// A weight rearranged for [`packed_linear`]; the weight itself where that gains nothing.
+/// Whether [`pack`] gains anything for this weight.
+pub fn packs(weight: &Tensor<2>) -> bool {
+    *ON && is_host(&weight.device()) && !weight.is_autodiff() && packed::packs(weight.dtype())
+}
+
+/// A weight that [`packs`], rearranged for [`packed_linear`].
 ///
 /// # Shapes
 /// `[in, out]`
-pub fn pack(weight: Tensor<2>) -> Result<Tensor<2>, Tensor<2>> {
-    if !*ON || !is_host(&weight.device()) || weight.is_autodiff() {
-        return Err(weight);
-    }
-    packed::pack(host(weight)).map(device).map_err(device)
+pub fn pack(weight: Tensor<2>) -> Tensor<2> {
+    device(packed::pack(host(weight)))
 }
 
 /// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`], in f32: of a weight of

@@ -27,12 +27,16 @@ fn elements<T: Pod>(x: &FlexTensor) -> &[T] {
     &bytemuck::cast_slice(x.bytes())[start..start + x.layout().num_elements()]
 }
 
-/// The weight in panels, in its own memory where they fit into it; the weight as it was if panels gain
-/// nothing.
-pub(super) fn pack(mut weight: FlexTensor) -> Result<FlexTensor, FlexTensor> {
-    let Some(method) = Method::of(weight.dtype()) else { return Err(weight) };
+/// Whether panels of this type gain anything.
+pub(super) fn packs(dtype: DType) -> bool {
+    Method::of(dtype).is_some()
+}
+
+/// The weight in panels, in its own memory where they fit into it.
+pub(super) fn pack(mut weight: FlexTensor) -> FlexTensor {
+    let method = Method::of(weight.dtype()).expect("a type of packed weights");
     if weight.dtype() != DType::F32 {
-        return Ok(pack_as::<u16>(&weight, method));
+        return pack_as::<u16>(&weight, method);
     }
     let packed = pack_as::<u32>(&weight, method);
     // In the memory of the weight, if no other tensor uses it: freed, it would be of the wrong size for the
@@ -41,9 +45,9 @@ pub(super) fn pack(mut weight: FlexTensor) -> Result<FlexTensor, FlexTensor> {
         && memory.len() == packed.layout().num_elements()
     {
         memory.copy_from_slice(elements(&packed));
-        return Ok(weight.with_layout(Layout::contiguous(packed.layout().shape().clone())));
+        return weight.with_layout(Layout::contiguous(packed.layout().shape().clone()));
     }
-    Ok(packed)
+    packed
 }
 
 fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTensor {

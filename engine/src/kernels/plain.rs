@@ -3,7 +3,7 @@
 
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
-use burn::tensor::module::{self, layer_norm};
+use burn::tensor::module;
 use burn::tensor::ops::{AttentionModuleOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Bool, Tensor, activation};
 
@@ -30,7 +30,13 @@ pub(super) fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
     activation: Option<Activation>,
 ) -> Tensor<D> {
-    let y = module::linear(x, weight, bias);
+    // In this order, and without burn's own `linear`, its fusion can join what follows to the product.
+    let (weight, bias) = (weight.unsqueeze(), bias.map(|bias| bias.unsqueeze()));
+    let y = x.matmul(weight);
+    let y = match bias {
+        Some(bias) => y + bias,
+        None => y,
+    };
     match activation {
         Some(activation) => pointwise(y, activation),
         None => y,
@@ -57,8 +63,9 @@ pub(super) fn modulate(
 ) -> Tensor<3> {
     if let Some(epsilon) = norm {
         x = in_f32(x, |x| {
-            let ones = Tensor::ones([x.dims()[2]], &x.device());
-            layer_norm(x, ones, None, epsilon)
+            let centred = x.clone() - x.mean_dim(2);
+            let variance = centred.clone().square().mean_dim(2);
+            centred * (variance + epsilon).sqrt().recip()
         });
     }
     if let Some(scale) = scale {
@@ -92,9 +99,11 @@ pub(super) fn join(
 /// Queries, keys and values, each `[batch, heads, tokens, head]`, of the packed ones.
 pub(super) fn unpack(packed: Tensor<3>, heads: usize, cosine: bool) -> [Tensor<4>; 3] {
     let [batch, tokens, width] = packed.dims();
-    let qkv: Tensor<5> =
-        packed.reshape([batch, tokens, 3, heads, width / (3 * heads)]).permute([2, 0, 3, 1, 4]);
-    let part = |i: usize| -> Tensor<4> { qkv.clone().narrow(0, i, 1).squeeze_dim(0) };
+    let head = width / (3 * heads);
+    // One copy of all three, by the first reshape.
+    let qkv: Tensor<5> = packed.reshape([batch, tokens, 3, heads, head]).permute([2, 0, 3, 1, 4]);
+    let qkv = qkv.reshape([3 * batch, heads, tokens, head]);
+    let part = |i: usize| qkv.clone().narrow(0, i * batch, batch);
     let unit = |x| if cosine { magnitude::normalize(x, 3) } else { x };
     [unit(part(0)), unit(part(1)), part(2)]
 }

@@ -141,9 +141,13 @@ impl Dense {
         self.weight = self.weight.map(|old| {
             // So that a weight that is folded already can be packed in its place.
             drop(old);
-            let packed = kernels::pack(weight);
-            self.packed = packed.is_ok().then_some(outputs);
-            packed.unwrap_or_else(|weight| weight)
+            match kernels::packs(&weight) {
+                true => {
+                    self.packed = Some(outputs);
+                    kernels::pack(weight)
+                }
+                false => weight,
+            }
         });
         if let (None, Some(bias)) = (&self.bias, bias) {
             self.bias = Some(Param::from_tensor(bias));
