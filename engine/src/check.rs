@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::layers::{Attend, KvCache};
-use crate::nets::{Dit, DitConfig};
+use crate::nets::{BlockMode, Dit, DitConfig};
 
 /// Largest difference between CPU and GPU that a healthy device shows, as a share of the largest value.
 pub const TOLERANCE: f64 = 1e-3;
@@ -56,14 +56,19 @@ fn outputs(net: &Dit, device: &Device) -> [Vec<f32>; 2] {
     };
     let time = Tensor::<1>::from_floats([3.0, 700.0], device);
     let labels = Tensor::<1, Int>::from_data([0, 2], device);
-    let whole = net.forward(wave([2, 4, 16, 16]), time, labels);
+    let whole = net.forward(wave([2, 4, 16, 16]), time, labels, net.config().patch);
 
-    let tokens = net.embed(wave([2, 4, 16, 16]));
+    let tokens = net.embed(wave([2, 4, 16, 16]), net.config().patch);
     let condition = wave([2, 1, 1, 64]).reshape([2, 1, 64]);
     let mut cache = KvCache::default();
     let groups = (0..4).map(|i| {
         let group = tokens.clone().narrow(1, 16 * i, 16);
-        net.blocks[0].forward(group, condition.clone(), Attend::Cached(&mut cache))
+        net.blocks[0].forward(
+            group,
+            condition.clone(),
+            Attend::Cached(&mut cache),
+            BlockMode::default(),
+        )
     });
     let cached: Tensor<3> = Tensor::cat(groups.collect(), 1);
     let values = |data: burn::tensor::TensorData| data.try_to_vec().expect("f32 tensors");

@@ -1,5 +1,6 @@
 //! Diffusion transformers on [burn]: networks, samplers and training.
 
+mod algebra;
 pub mod check;
 pub mod device;
 pub mod diffusion;

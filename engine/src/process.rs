@@ -45,14 +45,20 @@ pub struct DitDenoiser<'a> {
     net: &'a Dit,
     process: &'a Process,
     labels: Tensor<1, Int>,
+    patch: usize,
 }
 
 impl<'a> DitDenoiser<'a> {
-    /// Binds a network to one label per image; a call with fewer images uses the first ones.
+    /// Binds a network, at its native patch size, to one label per image; a call with fewer images uses the first ones.
     pub fn new(net: &'a Dit, process: &'a Process, labels: &[usize], device: &Device) -> Self {
         let ids: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
         let labels = Tensor::from_data(TensorData::new(ids, [labels.len()]), device);
-        Self { net, process, labels }
+        Self { net, process, labels, patch: net.config().patch }
+    }
+
+    /// The same with another patch size of the network.
+    pub fn at(self, patch: usize) -> Self {
+        Self { patch, ..self }
     }
 }
 
@@ -62,7 +68,7 @@ impl Denoiser for DitDenoiser<'_> {
         let c = self.process.prediction.coefficients(level);
         let time = Tensor::full([batch], self.process.time_input(level), &x_t.device());
         let labels = self.labels.clone().narrow(0, 0, batch);
-        let output = self.net.forward(x_t.clone() * c.c_in, time, labels);
+        let output = self.net.forward(x_t.clone() * c.c_in, time, labels, self.patch);
         let variance = (output.dims()[1] == 2 * channels)
             .then(|| output.clone().narrow(1, channels, channels));
         let output = output.narrow(1, 0, channels);

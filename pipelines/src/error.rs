@@ -129,6 +129,12 @@ pub enum Error {
         /// Channels of the latents.
         channels: usize,
     },
+    /// Patch sizes over the steps that are not possible.
+    #[error("{reason}")]
+    Patches {
+        /// Why.
+        reason: String,
+    },
     /// A guide model that does not go with the model.
     #[error("the guide model has {guide}, the model {model}")]
     GuideMismatch {

@@ -10,6 +10,7 @@ pub mod image;
 pub mod labels;
 pub mod metadata;
 pub mod model;
+pub mod patches;
 pub mod pipeline;
 pub mod plot;
 pub mod settings;

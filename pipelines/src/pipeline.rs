@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, NoiseSource, Sampler, Step};
+use pyrograph_engine::diffusion::{
+    Denoiser, Grid, Guided, GuidedChannels, NoiseSource, Phased, Sampler, Step,
+};
 use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::process::{DitDenoiser, Process};
 
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::image::{check_picture, to_images};
 use crate::labels::Labels;
 use crate::model::{Model, ModelConfig};
+use crate::patches::{PatchPlan, Phase};
 use crate::settings::Settings;
 
 /// Makes images of given classes.
@@ -110,6 +113,26 @@ impl ClassPipeline {
         Ok([count, net.channels, height, width])
     }
 
+    /// The calls of the network that one image takes, and their operations, in words.
+    ///
+    /// # Errors
+    /// A size or patch sizes that the model does not have.
+    pub fn describe_compute(&self, settings: &Settings) -> Result<String> {
+        let net = self.net.config();
+        let [_, _, height, width] = self.latent_shape(1, settings.size)?;
+        let size = [height, width];
+        let steps = settings.steps;
+        let constant = PatchPlan::constant(net.patch, steps);
+        let plan = settings.patches.as_ref().unwrap_or(&constant);
+        let calls = plan.calls(settings.guidance.scale != 1.0);
+        let gmacs: f64 =
+            calls.iter().map(|(&patch, &count)| net.flops(size, patch) / 2e9 * count as f64).sum();
+        let calls: Vec<String> =
+            calls.iter().map(|(patch, count)| format!("{count} with patches of {patch}")).collect();
+        let share = 100.0 * plan.share(net, size, steps);
+        Ok(format!("{} calls, {gmacs:.1} GMAC, {share:.2} % of compute", calls.join(" and ")))
+    }
+
     /// Makes one image per entry of `classes`.
     ///
     /// `noise`, `[images, channels, height, width]` from N(0, 1), replaces the noise of the seed.
@@ -185,9 +208,7 @@ impl ClassPipeline {
                     denoised: step.denoised,
                 })
             };
-            let x = self
-                .sample(classes, settings, x, &grid, &mut source, &mut show)
-                .map_err(|_| Error::Cancelled)?;
+            let x = self.sample(classes, settings, x, &grid, &mut source, &mut show)?;
             images.extend(self.decode(x.clone(), settings.vae_tile)?);
             latents.push(x);
         }
@@ -199,35 +220,74 @@ impl ClassPipeline {
         classes: &[usize],
         settings: &Settings,
         x: Tensor<4>,
-        grid: &pyrograph_engine::diffusion::Grid,
+        grid: &Grid,
         source: &mut NoiseSource,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Result<Tensor<4>, pyrograph_engine::diffusion::Cancelled> {
-        let bind =
-            |net, process, labels: &[usize]| DitDenoiser::new(net, process, labels, &self.device);
-        let (net, process) = (&self.net, &self.config.process);
-        let guidance = &settings.guidance;
+    ) -> Result<Tensor<4>> {
         let sampler: &Sampler = &settings.sampler;
+        let (steps, size) = (grid.steps.len(), [x.dims()[2], x.dims()[3]]);
+        let phases = match &settings.patches {
+            Some(plan) => plan.phases(self.net.config(), size, steps)?,
+            None => PatchPlan::constant(self.net.config().patch, steps).phases(
+                self.net.config(),
+                size,
+                steps,
+            )?,
+        };
+        let sigma = |step: usize| grid.steps[step][0].ve_sigma();
+        // Between the levels of the last step of a phase and of the next one.
+        let end = |phase: &Phase| match phase.end < steps {
+            true => sigma(phase.end) * (sigma(phase.end - 1) / sigma(phase.end)).sqrt().min(2.0),
+            false => 0.0,
+        };
+        let guided = |phase: &Phase| (self.guided(classes, settings, *phase), end(phase));
+        let mut denoiser = Phased { phases: phases.iter().map(guided).collect() };
+        sampler.sample(&mut denoiser, x, grid, source, on_step).map_err(|_| Error::Cancelled)
+    }
+
+    /// The network with its guidance for some of the steps.
+    fn guided<'a>(
+        &'a self,
+        classes: &[usize],
+        settings: &Settings,
+        phase: Phase,
+    ) -> Box<dyn Denoiser + 'a> {
+        let bind = |labels: &[usize], patch: usize| {
+            DitDenoiser::new(&self.net, &self.config.process, labels, &self.device).at(patch)
+        };
+        let guidance = &settings.guidance;
         if guidance.scale == 1.0 {
-            return sampler.sample(&mut bind(net, process, classes), x, grid, source, on_step);
+            return Box::new(bind(classes, phase.main));
         }
         let (main, guide) = match self.guide.as_deref() {
-            Some((other, own)) => (bind(net, process, classes), Some(bind(other, own, classes))),
+            Some((other, process)) => {
+                let own = other.config();
+                let patch =
+                    if own.patches().contains(&phase.guide) { phase.guide } else { own.patch };
+                let guide = DitDenoiser::new(other, process, classes, &self.device).at(patch);
+                (bind(classes, phase.main), Some(guide))
+            }
+            None if phase.main != phase.guide => {
+                (bind(classes, phase.main), Some(bind(classes, phase.guide)))
+            }
             None => {
                 let null = std::iter::repeat_n(self.classes(), classes.len());
                 let labels: Vec<usize> = classes.iter().copied().chain(null).collect();
-                (bind(net, process, &labels), None)
+                (bind(&labels, phase.main), None)
             }
         };
-        let mut guided = Guided {
+        let scale = match self.guide {
+            Some(_) => guidance.scale,
+            None => phase.scale(guidance.scale),
+        };
+        Box::new(Guided {
             main,
             guide,
-            scale: guidance.scale,
+            scale,
             channels: guidance.channels,
             interval: guidance.interval,
             rescale: guidance.rescale,
-        };
-        sampler.sample(&mut guided as &mut dyn Denoiser, x, grid, source, on_step)
+        })
     }
 
     /// Pictures of final latents, `[images, channels, height, width]`.

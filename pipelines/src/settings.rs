@@ -3,6 +3,8 @@
 use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
 use serde::{Deserialize, Serialize};
 
+use crate::patches::PatchPlan;
+
 /// How to make images, beyond which ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +25,9 @@ pub struct Settings {
     pub batch: usize,
     /// Latent cells per side of a tile when decoding; larger images are tiled.
     pub vae_tile: usize,
+    /// Patch sizes over the steps; `None` is the model's own throughout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches: Option<PatchPlan>,
 }
 
 /// Classifier-free guidance, or autoguidance when a guide model is given.
@@ -78,6 +83,7 @@ impl Defaults {
             size: None,
             batch: 8,
             vae_tile: 64,
+            patches: None,
         }
     }
 }

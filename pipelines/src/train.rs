@@ -6,6 +6,7 @@ mod config;
 mod latents;
 mod log;
 mod samples;
+mod start;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,16 +14,15 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
-use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::train::{Batch, Denoising, Trainer};
+use pyrograph_engine::nets::{Dit, Flexible, Sharing, Vae};
+use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
 pub use average::reconstruct;
-pub use config::{Kind, ModelShape, TrainConfig};
+pub use config::{Kind, ModelShape, PatchPhase, TrainConfig};
 
 use crate::data::{Dataset, Order};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 use crate::model::{Model, ModelConfig};
 use latents::Latents;
 use log::Log;
@@ -83,21 +83,9 @@ impl Run {
             }
             None => None,
         };
-        let (channels, factor) = match &vae {
-            Some((vae, _)) => (vae.config().latent_channels, vae.config().factor()),
-            None => (3, 1),
-        };
-        let size = config.model.size.map(|side| side / factor);
-        let net = config.net(channels, size, data.classes().len())?;
-        let model = ModelConfig {
-            net: net.clone(),
-            process: config.process.clone(),
-            vae: vae.as_ref().map(|(vae, _)| vae.config().clone()),
-            defaults: config.defaults.clone(),
-            labels: Labels(data.classes().to_vec()),
-        };
-        let fresh = net.init(config.seed, &device.clone().autodiff());
-        let trainer = Trainer::new(fresh, config.trainer(&net));
+        let (net, model) =
+            start::start(&config, data.classes(), vae.as_ref().map(|(vae, _)| vae), device)?;
+        let trainer = Trainer::new(net, config.trainer(&model.net));
         let mut run = Self {
             folder: folder.to_owned(),
             config,
@@ -198,8 +186,15 @@ impl Run {
             let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
             Generator::new(config.seed.wrapping_add(step))
         };
-        let objective =
-            Denoising { process: model.process.clone(), label_dropout: config.label_dropout };
+        let objective = Denoising {
+            process: model.process.clone(),
+            label_dropout: config.label_dropout,
+            target: match &model.net.flexible {
+                Some(Flexible { sharing: Sharing::Adapters { .. }, .. }) => Target::Native,
+                _ => Target::Data,
+            },
+        };
+        let patch = config.patch(&model.net, step, stream(u64::MAX).uniform());
         let report = trainer.step(config.micro_batches, |net, i| {
             let mut random = stream(i as u64);
             let indices = &indices[i * part..(i + 1) * part];
@@ -214,7 +209,7 @@ impl Run {
                 None => data.batch(indices, &flips, &colours, device),
             };
             let labels = indices.iter().map(|&index| data.label(index)).collect();
-            objective.loss(net, &Batch { clean: clean.autodiff(), labels }, &mut random)
+            objective.loss(net, &Batch { clean: clean.autodiff(), labels }, patch, &mut random)
         });
         Ok(report.loss)
     }

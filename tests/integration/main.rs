@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "tests report what they measured")]
 
 mod cli;
+mod flexible;
 mod parity;
 mod robustness;
 mod samplers;

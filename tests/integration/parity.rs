@@ -30,6 +30,7 @@ fn diffusers_transformer_and_autoencoder() {
             case.tensor("forward_latents", &device),
             case.tensor("forward_timestep", &device),
             ids(&case.ids("forward_class")),
+            model.net.config().patch,
         );
         let expected = case.tensor("forward_output", &device);
         assert_close("transformer", output, expected, tolerance(1e-5));
@@ -89,12 +90,14 @@ fn original_dit_with_three_channel_guidance() {
                 (case.tensor("input", &device), case.tensor("timestep", &device));
             let labels = case.ids("label");
             if file == "model.pt" {
-                let output = model.net.forward(x.clone(), time, ids(&labels));
+                let output =
+                    model.net.forward(x.clone(), time, ids(&labels), model.net.config().patch);
                 assert_close(file, output, case.tensor("output", &device), tolerance(1e-5));
             }
             let net = &model.net;
             let position = net.config().position.table(
-                net.config().grid(net.config().size),
+                net.config().grid(net.config().size, net.config().patch),
+                [0.0, 1.0],
                 net.config().hidden,
                 &device,
             );
@@ -156,6 +159,7 @@ fn mp_dit_forward_blocks_and_gradients() {
             case.tensor("input", &autodiff),
             case.tensor("timestep", &autodiff),
             labels,
+            net.config().patch,
             &mut |_, tokens| blocks.push(tokens.clone().inner()),
         );
         for (i, block) in blocks.into_iter().enumerate() {

@@ -1,7 +1,8 @@
 //! Magnitude-preserving networks keep their magnitude: the laws of the method.
 
 use burn::module::Module;
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::layers::ModulationConfig;
 use pyrograph_engine::layers::magnitude::magnitude;
 use pyrograph_engine::nets::{Dit, DitConfig};
@@ -15,8 +16,11 @@ fn network(config: &DitConfig, seed: u64) -> Dit {
 fn inputs(config: &DitConfig, batch: usize) -> (Tensor<4>, Tensor<1>, Tensor<1, Int>) {
     let device = Device::flex();
     let shape = [batch, config.channels, config.size[0], config.size[1]];
-    let x = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
-    let time = Tensor::<1>::random([batch], Distribution::Uniform(0.0, 999.0), &device);
+    let mut random = Generator::new(7);
+    let values = random.normal(shape.iter().product());
+    let x = Tensor::from_data(TensorData::new(values, shape), &device);
+    let times: Vec<f32> = (0..batch).map(|_| (999.0 * random.uniform()) as f32).collect();
+    let time = Tensor::<1>::from_floats(times.as_slice(), &device);
     let labels = Tensor::<1, Int>::zeros([batch], &device);
     (x, time, labels)
 }
@@ -25,7 +29,8 @@ fn inputs(config: &DitConfig, batch: usize) -> (Tensor<4>, Tensor<1>, Tensor<1, 
 fn stream(net: &Dit) -> Vec<f32> {
     let (x, time, labels) = inputs(net.config(), 4);
     let mut found = Vec::new();
-    net.forward_observed(x, time, labels, &mut |_, tokens| {
+    let patch = net.config().patch;
+    net.forward_observed(x, time, labels, patch, &mut |_, tokens| {
         found.push(magnitude(tokens.clone()).into_scalar());
     });
     found
@@ -70,11 +75,12 @@ fn a_fresh_network_is_silent_and_a_head_of_gain_one_is_not() {
     let config = small(128, 4, 4);
     let net = network(&config, 2);
     let (x, time, labels) = inputs(&config, 2);
-    let silent = net.forward(x.clone(), time.clone(), labels.clone());
+    let silent = net.forward(x.clone(), time.clone(), labels.clone(), net.config().patch);
     assert_eq!(silent.abs().max().into_scalar::<f32>(), 0.0);
     let mut net = net;
     net.head.out.gain = net.head.out.gain.map(|gain| gain.map(|gain| gain.ones_like()));
-    let rms: f32 = net.forward(x, time, labels).square().mean().sqrt().into_scalar();
+    let rms: f32 =
+        net.forward(x, time, labels, net.config().patch).square().mean().sqrt().into_scalar();
     assert!((0.5..=1.2).contains(&rms), "{rms}");
 }
 
@@ -121,7 +127,7 @@ fn every_parameter_gets_a_finite_gradient_once_the_gates_are_open() {
         let net = params::with_values(net, values);
         let (x, time, labels) = inputs(&config, 2);
         let (x, time, labels) = (x.autodiff(), time.autodiff(), labels.autodiff());
-        let output = net.forward(x, time, labels);
+        let output = net.forward(x, time, labels, net.config().patch);
         let gradients = params::gradients(&net, &output.square().mean().backward());
         for (name, gradient) in names.iter().zip(gradients) {
             let size: f32 = gradient.abs().max().into_scalar();

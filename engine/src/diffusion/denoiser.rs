@@ -25,6 +25,23 @@ pub struct Denoised {
     pub variance: Option<Tensor<4>>,
 }
 
+/// Different denoisers at different noise levels.
+#[derive(Debug, Clone)]
+pub struct Phased<D> {
+    /// From noise to data: a denoiser and the variance-exploding σ down to which it acts, itself excluded.
+    /// The last acts below it too.
+    pub phases: Vec<(D, f64)>,
+}
+
+impl<D: Denoiser> Denoiser for Phased<D> {
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
+        let sigma = level.ve_sigma();
+        let last = self.phases.len() - 1;
+        let phase = self.phases.iter().position(|(_, down_to)| sigma > *down_to).unwrap_or(last);
+        self.phases[phase].0.denoise(x_t, level)
+    }
+}
+
 impl<D: Denoiser + ?Sized> Denoiser for &mut D {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
         (**self).denoise(x_t, level)

@@ -12,7 +12,7 @@ pub mod prediction;
 pub mod sampler;
 pub mod schedule;
 
-pub use denoiser::{Denoised, Denoiser};
+pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Grid, GridError, Spacing};
 pub use guidance::{Guided, GuidedChannels};
 pub use noise::NoiseSource;

@@ -5,6 +5,7 @@ use burn::tensor::{Bool, Tensor};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
+use super::lora::Lora;
 use super::magnitude::{in_f32, normalize};
 use crate::kernels;
 
@@ -78,10 +79,21 @@ impl Attention {
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
     pub fn forward(&self, x: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
+        self.adapted(x, attend, None)
+    }
+
+    /// [`Attention::forward`] with adapters of `qkv` and `out`.
+    pub fn adapted(
+        &self,
+        x: Tensor<3>,
+        attend: Attend<'_>,
+        adapters: Option<[&Lora; 2]>,
+    ) -> Tensor<3> {
         let rms = |x: Tensor<3>| x.square().mean_dim(2).sqrt();
         let incoming = self.renormalized.then(|| in_f32(x.clone(), rms));
 
-        let (qkv, heads, cosine) = (self.qkv.forward(x), self.heads, self.cosine);
+        let (qkv, heads, cosine) =
+            (self.qkv.adapted(x, None, adapters.map(|[qkv, _]| qkv)), self.heads, self.cosine);
         let mixed = match attend {
             Attend::Full => kernels::attention(qkv, heads, cosine, None),
             Attend::Masked(mask) => kernels::attention(qkv, heads, cosine, Some(mask.clone())),
@@ -93,7 +105,7 @@ impl Attention {
             Some(rms) => normalize(mixed, 2) * rms,
             None => mixed,
         };
-        self.out.forward(mixed)
+        self.out.adapted(mixed, None, adapters.map(|[_, out]| out))
     }
 
     /// See [`Dense::folded`].

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
+use super::lora::Lora;
 use super::magnitude::normalize;
 use super::mlp::Activation;
 use crate::kernels;
@@ -100,6 +101,21 @@ impl Dense {
         }
         let (weight, bias) = self.weight_and_bias();
         kernels::linear(x, weight, bias, activation)
+    }
+
+    /// [`Dense::activated`] with what an adapter adds before the activation.
+    pub fn adapted<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Option<Activation>,
+        adapter: Option<&Lora>,
+    ) -> Tensor<D> {
+        let Some(adapter) = adapter else { return self.activated(x, activation) };
+        let y = self.forward(x.clone()) + adapter.forward(x);
+        match activation {
+            Some(activation) => activation.forward(y),
+            None => y,
+        }
     }
 
     /// The weight that multiplies the input without the ones channel, and what is added.
@@ -200,6 +216,12 @@ impl ModuleMapper for ForceNorm {
         if D != 2 || self.names.last() != Some(&true) {
             return param;
         }
+        let value = param.val();
+        if value.is_autodiff() && !value.is_require_grad() {
+            // Frozen.
+            return param;
+        }
+        drop(value);
         param.map(|weight| {
             let (tracked, autodiff) = (weight.is_require_grad(), weight.is_autodiff());
             let shape = weight.dims();

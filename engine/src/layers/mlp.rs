@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
+use super::lora::Lora;
 use crate::kernels;
 
 /// Nonlinearity of an MLP or an embedder.
@@ -57,7 +58,13 @@ impl Mlp {
     /// # Shapes
     /// `[.., hidden]` to the same
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.down.forward(self.up.activated(x, Some(self.activation)))
+        self.adapted(x, None)
+    }
+
+    /// [`Mlp::forward`] with adapters of `up` and `down`.
+    pub fn adapted<const D: usize>(&self, x: Tensor<D>, adapters: Option<[&Lora; 2]>) -> Tensor<D> {
+        let inner = self.up.adapted(x, Some(self.activation), adapters.map(|[up, _]| up));
+        self.down.adapted(inner, None, adapters.map(|[_, down]| down))
     }
 
     /// See [`Dense::folded`].

@@ -3,16 +3,19 @@
 pub mod attention;
 pub mod dense;
 pub mod init;
+pub mod lora;
 pub mod magnitude;
 pub mod mlp;
 pub mod modulation;
 pub mod patch;
 pub mod position;
+pub mod resize;
 pub mod time;
 
 pub use attention::{Attend, Attention, KvCache};
 pub use dense::Dense;
 pub use init::{Fresh, Init};
+pub use lora::Lora;
 pub use magnitude::{Magnitude, Residual};
 pub use mlp::{Activation, Mlp};
 pub use modulation::{Modulated, Modulation, ModulationConfig};

@@ -164,6 +164,26 @@ impl Modulated {
         kernels::modulate(x, norm, factors)
     }
 
+    /// The same after `γ x + β` on the normalised input, both `[hidden]`.
+    pub fn after([gain, bias]: [Tensor<1>; 2], then: Self) -> Self {
+        let (gain, bias): (Tensor<3>, Tensor<3>) = (gain.unsqueeze(), bias.unsqueeze());
+        let bias = match &then.scale {
+            Some(scale) => scale.clone() * bias,
+            None => bias,
+        };
+        Self {
+            shift: Some(match then.shift {
+                Some(shift) => shift + bias,
+                None => bias,
+            }),
+            scale: Some(match then.scale {
+                Some(scale) => scale * gain,
+                None => gain,
+            }),
+            ..then
+        }
+    }
+
     /// Adds the gated output of a branch to the stream `x`; see
     /// [`Residual`](super::magnitude::Residual) for the balance.
     ///

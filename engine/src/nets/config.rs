@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::modes::{Flexible, Sharing};
 use crate::layers::dense::DenseConfig;
 use crate::layers::modulation::GateForm;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
@@ -61,6 +62,9 @@ pub struct DitConfig {
     pub activation: Activation,
     /// Which operations preserve magnitude.
     pub magnitude: Magnitude,
+    /// Further patch sizes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flexible: Option<Flexible>,
 }
 
 /// Length of the code of the noise level in the published models.
@@ -87,6 +91,7 @@ impl DitConfig {
             modulation: ModulationConfig::ADALN_ZERO,
             activation: Activation::GeluTanh,
             magnitude: Magnitude::FREE,
+            flexible: None,
         }
     }
 
@@ -147,23 +152,37 @@ impl DitConfig {
     }
 
     /// Rows and columns of tokens of an image of this size.
-    pub fn grid(&self, [height, width]: [usize; 2]) -> [usize; 2] {
-        [height / self.patch, width / self.patch]
+    pub fn grid(&self, [height, width]: [usize; 2], patch: usize) -> [usize; 2] {
+        [height / patch, width / patch]
     }
 
-    /// Floating-point operations of one network call on one image of `size`, a multiplication and an
-    /// addition being two: matrix products only, as in the papers' tables.
-    pub fn flops(&self, size: [usize; 2]) -> f64 {
-        let [rows, columns] = self.grid(size);
-        let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
-        let pixels = (self.patch * self.patch) as f64;
+    /// Floating-point operations of one network call on one image of `size` with patches of `patch`, a
+    /// multiplication and an addition being two: matrix products only, as in the papers' tables.
+    pub fn flops(&self, size: [usize; 2], patch: usize) -> f64 {
+        let hidden = self.hidden as f64;
+        let [rows, columns] = self.grid(size, patch);
         let parts = |gated| self.modulation.width(gated) * hidden * hidden;
-        let ends = tokens * hidden * pixels * (self.channels + self.out_channels()) as f64;
+        let pixels = (rows * columns * patch * patch) as f64;
+        let ends = pixels * hidden * (self.channels + self.out_channels()) as f64;
+        let modulation = self.depth as f64 * 2.0 * parts(true) + parts(false);
+        let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
+        self.trunk_flops(size, patch) + 2.0 * (ends + modulation + embedder)
+    }
+
+    /// The part of [`DitConfig::flops`] that depends on the number of tokens: projections, attention, MLP,
+    /// adapters. FlexiDiT's percentages are of this.
+    pub fn trunk_flops(&self, size: [usize; 2], patch: usize) -> f64 {
+        let [rows, columns] = self.grid(size, patch);
+        let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
         let attention = 4.0 * tokens * hidden * hidden + 2.0 * tokens * tokens * hidden;
         let mlp = 2.0 * self.mlp_ratio * tokens * hidden * hidden;
-        let block = attention + mlp + 2.0 * parts(true);
-        let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
-        2.0 * (ends + self.depth as f64 * block + parts(false) + embedder)
+        let adapters = match &self.flexible {
+            Some(Flexible { sharing: Sharing::Adapters { rank }, .. }) if patch != self.patch => {
+                tokens * *rank as f64 * hidden * (8.0 + 2.0 * self.mlp_ratio)
+            }
+            _ => 0.0,
+        };
+        2.0 * self.depth as f64 * (attention + mlp + adapters)
     }
 
     /// Says what is wrong with the numbers, if anything.
@@ -195,6 +214,7 @@ impl DitConfig {
                 self.size[0], self.size[1], self.patch
             ));
         }
+        self.check_patches()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(format!("mlp_ratio is {}, expected within (0, 64)", self.mlp_ratio));
         }
@@ -218,12 +238,10 @@ impl DitConfig {
         if self.magnitude.scaled_silu { Activation::MpSilu } else { Activation::Silu }
     }
 
-    /// Number of parameters, fixed tables excluded.
+    /// Number of parameters, fixed tables excluded; see [`Mode`](super::Mode) for those of further patch sizes.
     pub fn parameters(&self) -> usize {
         let (d, bias) = (self.hidden, usize::from(self.bias));
         let layer = |i: usize, o: usize| (i + bias) * o;
-        let pixels = self.patch * self.patch;
-        let ones = usize::from(!self.bias);
         let time = match self.time {
             TimeCode::Sinusoidal { channels, .. } | TimeCode::Fourier { channels, .. } => {
                 layer(channels, d)
@@ -246,13 +264,24 @@ impl DitConfig {
             + layer(inner, d)
             + layer(d, (halves + 2 * gate) * d)
             + gains(2 * (parts + gate));
-        let head = layer(d, halves * d / 2)
-            + gains(parts)
-            + layer(d, pixels * self.out_channels())
-            + usize::from(self.magnitude.normalized_weights);
+        let head = layer(d, halves * d / 2) + gains(parts);
         let embedder = time + layer(d, d) + (self.classes + 1) * d;
         let embedders = if self.embedder_per_block { self.depth } else { 1 };
-        layer(pixels * self.channels + ones, d) + embedder * embedders + self.depth * block + head
+        self.end_parameters(self.kernel())
+            + embedder * embedders
+            + self.depth * block
+            + head
+            + self.mode_parameters()
+    }
+
+    /// Parameters of the layers from patches of this size and back.
+    pub(super) fn end_parameters(&self, patch: usize) -> usize {
+        let (pixels, hidden) = (patch * patch, self.hidden);
+        let bias = usize::from(self.bias);
+        let gain = usize::from(self.magnitude.normalized_weights);
+        (pixels * self.channels + 1) * hidden
+            + (hidden + bias) * pixels * self.out_channels()
+            + gain
     }
 
     /// The residual rule with its default balances.
@@ -289,10 +318,10 @@ mod tests {
 
     #[test]
     fn network_calls_take_the_published_operations() {
-        let gmacs = |size, patch, side| {
+        let gmacs = |size, patch, side: usize| {
             let (hidden, depth, heads) = DitConfig::preset(size).expect("a published size");
             let config = DitConfig { patch, ..DitConfig::dit(hidden, depth, heads) };
-            config.flops([side, side]) / 2e9
+            config.flops([side, side], patch) / 2e9
         };
         let published = [
             ("XL", 2, 32, 118.62),

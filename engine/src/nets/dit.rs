@@ -1,19 +1,24 @@
 //! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025).
 
+use std::borrow::Cow;
+
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::config::{DitConfig, Norm};
+use super::modes::{Affine, BlockMode, Ends, Mode};
 use crate::layers::dense::DenseConfig;
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
+use crate::layers::resize::{resize_embedding, resize_projection};
 use crate::layers::time::Table;
 use crate::layers::{Attend, Attention, Dense, Fresh, Init, Mlp, Modulation, TimeEmbedder};
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
 pub struct Dit {
-    /// `[patch · patch · channels (+ 1), hidden]`, input ordered row, column, channel.
+    /// `[kernel · kernel · channels (+ 1), hidden]`, input ordered row, column, channel; see
+    /// [`DitConfig::kernel`].
     pub patch: Dense,
     /// Embedding of noise level and class for the head, and for all blocks without their own.
     pub embedder: Embedder,
@@ -21,7 +26,10 @@ pub struct Dit {
     pub blocks: Vec<DitBlock>,
     /// From tokens to pixels.
     pub head: Head,
+    /// One per further patch size.
+    pub modes: Vec<Mode>,
     position: Tensor<3>,
+    kernel: usize,
     #[module(skip)]
     config: DitConfig,
 }
@@ -57,7 +65,7 @@ pub struct DitBlock {
 pub struct Head {
     /// Modulation of the tokens.
     pub modulation: Modulation,
-    /// `[hidden, patch · patch · out_channels]`.
+    /// `[hidden, kernel · kernel · out_channels]`.
     pub out: Dense,
     #[module(skip)]
     norm: Norm,
@@ -74,26 +82,41 @@ impl DitConfig {
             panic!("{fault}");
         }
         let dense = |inputs, outputs| self.dense(inputs, outputs);
-        let preserved = self.magnitude.normalized_weights;
-        let pixels = self.patch * self.patch;
-        let patch = DenseConfig { ones: !self.bias, ..dense(pixels * self.channels, self.hidden) };
-        let head = DenseConfig {
-            gain: preserved.then_some(0.0),
-            ..dense(self.hidden, pixels * self.out_channels())
-                .with_free_weights(Fresh::Constant(0.0))
-        };
         Dit {
-            patch: patch.init(init),
+            patch: self.init_embedding(self.kernel(), init),
             embedder: self.init_embedder(init),
             blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
             head: Head {
                 modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, init),
-                out: head.init(init),
+                out: self.init_projection(self.kernel(), init),
                 norm: self.norm,
             },
-            position: self.position.table(self.grid(self.size), self.hidden, device),
+            modes: self.init_modes(init),
+            position: self.positions(self.size, self.patch, device),
+            kernel: self.kernel(),
             config: self.clone(),
         }
+    }
+
+    /// Layer from patches of this size.
+    pub(super) fn init_embedding(&self, patch: usize, init: &Init<'_>) -> Dense {
+        let dense = self.dense(patch * patch * self.channels, self.hidden);
+        DenseConfig { ones: !self.bias, ..dense }.init(init)
+    }
+
+    /// Layer to patches of this size, at first zero.
+    pub(super) fn init_projection(&self, patch: usize, init: &Init<'_>) -> Dense {
+        let dense = self
+            .dense(self.hidden, patch * patch * self.out_channels())
+            .with_free_weights(Fresh::Constant(0.0));
+        let gain = self.magnitude.normalized_weights.then_some(0.0);
+        DenseConfig { gain, ..dense }.init(init)
+    }
+
+    /// Positions of the tokens of an image, `[1, tokens, hidden]`.
+    pub(super) fn positions(&self, size: [usize; 2], patch: usize, device: &Device) -> Tensor<3> {
+        let (grid, at) = (self.grid(size, patch), self.coordinates(patch));
+        self.position.table(grid, at, self.hidden, device)
     }
 
     fn init_embedder(&self, init: &Init<'_>) -> Embedder {
@@ -142,13 +165,22 @@ impl Dit {
     /// [`Prediction`](crate::diffusion::Prediction).
     ///
     /// `time` is in the unit the network was trained with, `labels` are class ids, the null class being
-    /// `classes`.
+    /// `classes`, `patch` is one of [`DitConfig::patches`].
     ///
     /// # Shapes
     /// `x`: `[batch, channels, height, width]`, `time` and `labels`: `[batch]`, output:
     /// `[batch, out_channels, height, width]`
-    pub fn forward(&self, x: Tensor<4>, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<4> {
-        self.forward_observed(x, time, labels, &mut |_, _| ())
+    ///
+    /// # Panics
+    /// If the network has no such patch size, or it does not divide height and width.
+    pub fn forward(
+        &self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        labels: Tensor<1, Int>,
+        patch: usize,
+    ) -> Tensor<4> {
+        self.forward_observed(x, time, labels, patch, &mut |_, _| ())
     }
 
     /// [`Dit::forward`], showing the residual stream, `[batch, tokens, hidden]`, after each block to
@@ -158,36 +190,56 @@ impl Dit {
         x: Tensor<4>,
         time: Tensor<1>,
         labels: Tensor<1, Int>,
+        patch: usize,
         observe: &mut dyn FnMut(usize, &Tensor<3>),
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let condition = self.condition(&self.embedder, time.clone(), labels.clone());
-        let mut tokens = self.embed(x);
+        let mode = self.mode(patch);
+        let mut tokens = self.embed(x, patch);
         for (i, block) in self.blocks.iter().enumerate() {
             let condition = match &block.embedder {
                 Some(own) => self.condition(own, time.clone(), labels.clone()),
                 None => condition.clone(),
             };
-            tokens = block.forward(tokens, condition, Attend::Full);
+            let mode = mode.map_or(BlockMode::default(), |mode| mode.block(i));
+            tokens = block.forward(tokens, condition, Attend::Full, mode);
             observe(i, &tokens);
         }
-        self.unembed(tokens, condition, [height, width])
+        self.unembed(tokens, condition, [height, width], patch)
+    }
+
+    /// What the network has of its own at a patch size that is not the native one.
+    fn mode(&self, patch: usize) -> Option<&Mode> {
+        let mode = self.modes.iter().find(|mode| mode.patch == patch);
+        assert!(
+            mode.is_some() || patch == self.config.patch,
+            "no patch size {patch}, the network has {:?}",
+            self.config.patches()
+        );
+        mode
     }
 
     /// Patches with their positions.
     ///
     /// # Shapes
     /// `[batch, channels, height, width]` to `[batch, tokens, hidden]`
-    pub fn embed(&self, x: Tensor<4>) -> Tensor<3> {
+    pub fn embed(&self, x: Tensor<4>, patch: usize) -> Tensor<3> {
         let [_, _, height, width] = x.dims();
         let x = x.cast(self.dtype());
-        let tokens = self.patch.forward(patchify(x, self.config.patch));
+        let mode = self.mode(patch);
+        let embedding = match mode.and_then(|mode| mode.ends.as_ref()) {
+            Some(own) => Cow::Borrowed(&own.patch),
+            None if patch == self.kernel => Cow::Borrowed(&self.patch),
+            None => Cow::Owned(resize_embedding(&self.patch, self.kernel, patch)),
+        };
+        let mut tokens = embedding.forward(patchify(x, patch));
+        if let Some(mode) = mode {
+            tokens = tokens + mode.token.val().unsqueeze();
+        }
         let position = match [height, width] == self.config.size {
-            true => self.position.clone(),
-            false => {
-                let grid = self.config.grid([height, width]);
-                self.config.position.table(grid, self.config.hidden, &tokens.device())
-            }
+            true => mode.map_or(&self.position, |mode| &mode.position).clone(),
+            false => self.config.positions([height, width], patch, &tokens.device()),
         };
         let position = position.cast(self.dtype()).expand(tokens.dims());
         self.config.magnitude.residual.sum(tokens, position)
@@ -205,9 +257,41 @@ impl Dit {
     ///
     /// # Shapes
     /// `[batch, tokens, hidden]` to `[batch, out_channels, height, width]`
-    pub fn unembed(&self, tokens: Tensor<3>, condition: Tensor<3>, size: [usize; 2]) -> Tensor<4> {
-        let values = self.head.forward(tokens, condition);
-        unpatchify(values.cast(FloatDType::F32), self.config.patch, self.config.grid(size))
+    pub fn unembed(
+        &self,
+        tokens: Tensor<3>,
+        condition: Tensor<3>,
+        size: [usize; 2],
+        patch: usize,
+    ) -> Tensor<4> {
+        let mode = self.mode(patch);
+        let out = match mode.and_then(|mode| mode.ends.as_ref()) {
+            Some(own) => Cow::Borrowed(&own.out),
+            None if patch == self.kernel => Cow::Borrowed(&self.head.out),
+            None => Cow::Owned(resize_projection(&self.head.out, self.kernel, patch)),
+        };
+        let norm = mode.and_then(|mode| mode.norms.last());
+        let values = out.forward(self.head.modulate(tokens, condition, norm));
+        unpatchify(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
+    }
+
+    /// The network with other layers at its ends and further patch sizes.
+    pub(super) fn with_modes(
+        mut self,
+        patch: Dense,
+        out: Dense,
+        modes: Vec<Mode>,
+        config: DitConfig,
+    ) -> Self {
+        (self.patch, self.head.out, self.modes) = (patch, out, modes);
+        Self { kernel: config.kernel(), config, ..self }
+    }
+
+    /// The network with only that trained which belongs to one further patch size each: what the native
+    /// size uses is frozen.
+    pub fn freeze_native(self) -> Self {
+        let modes = self.modes.clone();
+        Self { modes, ..self.no_grad() }
     }
 
     /// Type in which the network computes.
@@ -215,8 +299,20 @@ impl Dit {
         self.patch.dtype()
     }
 
-    /// The same function with every weight normalisation done once: for inference.
+    /// The same function with every weight normalisation and resizing done once: for inference.
     pub fn folded(mut self) -> Self {
+        let (kernel, native) = (self.kernel, self.config.patch);
+        let ends = |patch: usize, net: &Self| Ends {
+            patch: resize_embedding(&net.patch, kernel, patch),
+            out: resize_projection(&net.head.out, kernel, patch),
+        };
+        let modes = std::mem::take(&mut self.modes);
+        self.modes =
+            modes.into_iter().map(|mode| mode.folded(|patch| ends(patch, &self))).collect();
+        if kernel != native {
+            let Ends { patch, out } = ends(native, &self);
+            (self.patch, self.head.out, self.kernel) = (patch, out, native);
+        }
         self.patch = self.patch.folded();
         self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
@@ -235,13 +331,26 @@ impl Embedder {
 impl DitBlock {
     /// # Shapes
     /// `x`: `[batch, tokens, hidden]`, `condition`: `[batch, 1 | tokens, hidden]`, already activated
-    pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
-        let [attention, mlp]: [Modulated; 2] =
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        condition: Tensor<3>,
+        attend: Attend<'_>,
+        mode: BlockMode<'_>,
+    ) -> Tensor<3> {
+        let [mut attention, mut mlp]: [Modulated; 2] =
             self.modulation.forward(condition).try_into().expect("a block modulates two branches");
+        if let Some([first, second]) = mode.norms {
+            (attention, mlp) = (first.before(attention), second.before(mlp));
+        }
+        let adapters = mode.adapters;
         let branch = attention.input(x.clone(), self.norm.epsilon(false));
-        let x = attention.join(x, self.attention.forward(branch, attend), self.balance);
+        let branch =
+            self.attention.adapted(branch, attend, adapters.map(|own| [&own.qkv, &own.out]));
+        let x = attention.join(x, branch, self.balance);
         let branch = mlp.input(x.clone(), self.norm.epsilon(true));
-        mlp.join(x, self.mlp.forward(branch), self.balance)
+        let branch = self.mlp.adapted(branch, adapters.map(|own| [&own.up, &own.down]));
+        mlp.join(x, branch, self.balance)
     }
 
     fn folded(mut self) -> Self {
@@ -254,12 +363,18 @@ impl DitBlock {
 }
 
 impl Head {
+    /// The input of the projection.
+    ///
     /// # Shapes
     /// `x`: `[batch, tokens, hidden]`, `condition`: `[batch, 1 | tokens, hidden]`, output:
-    /// `[batch, tokens, patch · patch · out_channels]`
-    pub fn forward(&self, x: Tensor<3>, condition: Tensor<3>) -> Tensor<3> {
+    /// `[batch, tokens, hidden]`
+    fn modulate(&self, x: Tensor<3>, condition: Tensor<3>, norm: Option<&Affine>) -> Tensor<3> {
         let modulated = self.modulation.forward(condition).remove(0);
-        self.out.forward(modulated.input(x, self.norm.epsilon(false)))
+        let modulated = match norm {
+            Some(norm) => norm.before(modulated),
+            None => modulated,
+        };
+        modulated.input(x, self.norm.epsilon(false))
     }
 }
 

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::algebra::solve;
+
 /// Profile of an average.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -66,33 +68,6 @@ fn inner((ta, ga): (f64, f64), (tb, gb): (f64, f64)) -> f64 {
     let ratio = ta / tb;
     let power = if ta < tb { ratio.powf(gb) } else { ratio.powf(-ga) };
     (ga + 1.0) * (gb + 1.0) * power / ((ga + gb + 1.0) * ta.max(tb))
-}
-
-/// Solves a linear system by elimination with partial pivoting; `None` if it is singular.
-fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Option<Vec<f64>> {
-    let n = b.len();
-    for column in 0..n {
-        let pivot =
-            (column..n).max_by(|&i, &j| a[i][column].abs().total_cmp(&a[j][column].abs()))?;
-        if a[pivot][column].abs() < 1e-300 {
-            return None;
-        }
-        a.swap(column, pivot);
-        b.swap(column, pivot);
-        for row in column + 1..n {
-            let factor = a[row][column] / a[column][column];
-            let (upper, lower) = a.split_at_mut(row);
-            for (x, y) in lower[0][column..].iter_mut().zip(&upper[column][column..]) {
-                *x -= factor * y;
-            }
-            b[row] -= factor * b[column];
-        }
-    }
-    for row in (0..n).rev() {
-        let known: f64 = (row + 1..n).map(|i| a[row][i] * b[i]).sum();
-        b[row] = (b[row] - known) / a[row][row];
-    }
-    (n > 0).then_some(b)
 }
 
 #[cfg(test)]

@@ -7,6 +7,6 @@ pub mod params;
 pub mod trainer;
 
 pub use ema::{Average, Snapshot, reconstruction_weights};
-pub use objective::{Batch, Denoising};
+pub use objective::{Batch, Denoising, Target};
 pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Trainer, TrainerConfig};

@@ -1,5 +1,6 @@
 //! The denoising loss.
 
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::diffusion::Level;
@@ -16,21 +17,40 @@ pub struct Batch {
     pub labels: Vec<usize>,
 }
 
-/// `mean ‖F − F*‖²`: the network's output against the target of its prediction, at random levels.
-///
-/// For a noise-predicting network this is the loss of Ho et al. 2020 (Eq. 14), for the preconditioning
-/// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting.
+/// What the network's output is brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The data.
+    ///
+    /// For a noise-predicting network this is the loss of Ho et al. 2020 (Eq. 14), for the preconditioning
+    /// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting.
+    Data,
+    /// The network's own output at its native patch size, that of a learned variance included (FlexiDiT
+    /// section 3.3).
+    Native,
+}
+
+/// `mean ‖F − F*‖²`: the network's output against its target, at random levels.
 #[derive(Debug, Clone)]
 pub struct Denoising {
     /// Process that the network learns.
     pub process: Process,
     /// Share of labels replaced by the null class, in [0, 1]: makes classifier-free guidance possible.
     pub label_dropout: f64,
+    /// What `F*` is.
+    pub target: Target,
 }
 
 impl Denoising {
-    /// Loss of one batch, `[1]`; all randomness comes from `random`, on the host.
-    pub fn loss(&self, net: &Dit, batch: &Batch, random: &mut Generator) -> Tensor<1> {
+    /// Loss of one batch at a patch size, `[1]`; all randomness comes from `random`, on the host, and does
+    /// not depend on the patch size.
+    pub fn loss(
+        &self,
+        net: &Dit,
+        batch: &Batch,
+        patch: usize,
+        random: &mut Generator,
+    ) -> Tensor<1> {
         let device = batch.clean.device();
         let [count, channels, height, width] = batch.clean.dims();
         let levels: Vec<Level> =
@@ -52,10 +72,19 @@ impl Denoising {
         let c = |level: &Level| self.process.prediction.coefficients(level);
         let clean = batch.clean.clone();
         let x_t = clean.clone() * scale(&|l| l.alpha) + z * scale(&|l| l.sigma);
-        let target = (clean - x_t.clone() * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out);
         let time: Tensor<1> = scale(&|l| self.process.time_input(l)).reshape([count]);
-        let output = net.forward(x_t * scale(&|l| c(l).c_in), time, labels);
-        (output.narrow(1, 0, channels) - target).square().mean()
+        let input = x_t.clone() * scale(&|l| c(l).c_in);
+        let output = net.forward(input.clone(), time.clone(), labels.clone(), patch);
+        let target = match self.target {
+            Target::Data => (clean - x_t * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out),
+            Target::Native => {
+                let (input, time) = (input.without_autodiff(), time.without_autodiff());
+                let native = net.valid().forward(input, time, labels, net.config().patch);
+                native.autodiff()
+            }
+        };
+        let compared = target.dims()[1];
+        (output.narrow(1, 0, compared) - target).square().mean()
     }
 }
 

@@ -15,7 +15,7 @@ use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, parse_sampler};
 use pyrograph_engine::kernels;
 use pyrograph_engine::nets::{Dit, DitConfig};
 use pyrograph_engine::process::{Process, TimeInput};
-use pyrograph_engine::train::{Batch, Denoising, LearningRate, Trainer, TrainerConfig};
+use pyrograph_engine::train::{Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig};
 use pyrograph_weights::FloatDtype;
 use serde_json::{Map, Value, json};
 
@@ -183,9 +183,17 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     let x = input(config, batch, device);
     let time = Tensor::<1>::full([batch], 500.0, device);
     let labels = Tensor::<1, Int>::zeros([batch], device);
-    let flops = config.flops(config.size) * batch as f64;
-    bench
-        .report("forward", Some(flops), || Ok(net.forward(x.clone(), time.clone(), labels.clone())))
+    for patch in config.patches() {
+        let flops = config.flops(config.size, patch) * batch as f64;
+        let name = match patch == config.patch {
+            true => "forward".to_owned(),
+            false => format!("forward/{patch}"),
+        };
+        bench.report(&name, Some(flops), || {
+            Ok(net.forward(x.clone(), time.clone(), labels.clone(), patch))
+        })?;
+    }
+    Ok(())
 }
 
 fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
@@ -234,13 +242,14 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
         prediction: Prediction::Noise,
         time: TimeInput::Timestep,
     };
-    let objective = Denoising { process, label_dropout: 0.1 };
+    let objective = Denoising { process, label_dropout: 0.1, target: Target::Data };
     let clean = input(&config, args.batch, bench.device).autodiff();
     let batch = Batch { clean, labels: vec![0; args.batch] };
     // Three times the products of a forward pass.
-    let flops = 3.0 * config.flops(config.size) * args.batch as f64;
+    let flops = 3.0 * config.flops(config.size, config.patch) * args.batch as f64;
     bench.report("train", Some(flops), || {
-        let report = trainer.step(1, |net, _| objective.loss(net, &batch, &mut Generator::new(0)));
+        let report = trainer
+            .step(1, |net, _| objective.loss(net, &batch, config.patch, &mut Generator::new(0)));
         Ok(report.loss.into_scalar::<f32>())
     })
 }

@@ -94,6 +94,8 @@ pub(super) struct Class {
     /// Steps between previews
     #[arg(long, default_value_t = 5)]
     preview_interval: usize,
+    #[command(flatten)]
+    patches: super::patches::Patches,
     /// Show the result in the terminal
     #[arg(long)]
     show: bool,
@@ -205,6 +207,9 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         result?
     };
     let seconds = started.elapsed().as_secs_f64();
+    if common.verbose {
+        common.say(&pipeline.describe_compute(&request.settings)?);
+    }
 
     if let Some(path) = &args.save_latents {
         save_latents(path, result.latents, trajectory, request.settings.batch)?;
@@ -281,6 +286,9 @@ fn resolve(
     if args.width.is_some() || args.height.is_some() {
         settings.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
     }
+    let [_, _, height, width] = pipeline.latent_shape(1, settings.size)?;
+    let plan = args.patches.plan(&pipeline.config().net, [height, width], settings.steps)?;
+    settings.patches = plan.or(settings.patches);
 
     if let Some(request) = earlier {
         return Ok((settings, request.classes));

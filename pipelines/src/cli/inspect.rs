@@ -25,6 +25,9 @@ pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
                 let line = serde_json::json!({
                     "path": path, "kind": model.kind, "config": config,
                     "parameters": config.net.parameters(),
+                    "gmacs": config.net.patches().into_iter().map(|patch| {
+                        (patch.to_string(), config.net.flops(config.net.size, patch) / 2e9)
+                    }).collect::<std::collections::BTreeMap<_, _>>(),
                     "stored_elements": model.net.checkpoint.elements(),
                 });
                 println!("{line}");
@@ -32,6 +35,10 @@ pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
             }
             println!("{}: {}", path.display(), model.kind);
             println!("transformer: {} parameters", thousands(config.net.parameters()));
+            for patch in config.net.patches() {
+                let gmacs = config.net.flops(config.net.size, patch) / 2e9;
+                println!("patch size {patch}: {gmacs:.3} GMAC per call");
+            }
             println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));
             println!("process: {}", serde_json::to_string(&config.process)?);
             println!("defaults: {}", serde_json::to_string(&config.defaults)?);

@@ -4,9 +4,11 @@
 mod bench;
 mod convert;
 mod devices;
+mod flexify;
 mod generate;
 mod health;
 mod inspect;
+mod patches;
 mod train;
 
 use std::ops::ControlFlow;
@@ -41,6 +43,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Write a model as a native bundle
     Convert(convert::Convert),
+    /// Give a model further patch sizes
+    Flexify(flexify::Flexify),
     /// Time a model on this machine, as JSON lines
     Bench(bench::Bench),
     /// Show the settings stored in an image
@@ -180,6 +184,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
+        Command::Flexify(flexify) => flexify::run(flexify, &cli.common),
         Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),
         Command::Devices { check: true, no_fusion } => health::check(&cli.common, !no_fusion),

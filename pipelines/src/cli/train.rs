@@ -9,7 +9,7 @@ use pyrograph::data::Dataset;
 use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
 use pyrograph_weights::FloatDtype;
 
-use super::{Common, interrupted};
+use super::{Common, find_model, interrupted};
 
 #[derive(Args)]
 pub(super) struct Class {
@@ -37,6 +37,9 @@ pub(super) struct Class {
     /// Seed of weights, data order and noise
     #[arg(long)]
     seed: Option<u64>,
+    /// Model to start from, such as one of `pyrograph flexify`
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
     resume: bool,
@@ -52,7 +55,10 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     overrides.extend(args.batch.map(|value| format!("batch={value}")));
     overrides.extend(args.lr.map(|value| format!("learning_rate.peak={value}")));
     overrides.extend(args.seed.map(|value| format!("seed={value}")));
-    let config = TrainConfig::parse(&text, &overrides)?;
+    let mut config = TrainConfig::parse(&text, &overrides)?;
+    if let Some(model) = args.init.clone().or(config.init.clone()) {
+        config = config.starting_from(find_model(&model)?)?;
+    }
     let opened = common.open()?;
     let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
     common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));

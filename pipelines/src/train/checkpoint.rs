@@ -115,6 +115,7 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
     }
     for (what, then, now) in [
         ("model", format!("{:?}", state.config.model), format!("{:?}", run.config.model)),
+        ("init", format!("{:?}", state.config.init), format!("{:?}", run.config.init)),
         ("averages", format!("{:?}", state.config.averages), format!("{:?}", run.config.averages)),
         ("seed", state.config.seed.to_string(), run.config.seed.to_string()),
         ("batch", state.config.batch.to_string(), run.config.batch.to_string()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
-use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::nets::{DitConfig, Flexible, Sharing};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{Average, Decay, LearningRate, TrainerConfig};
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,11 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Averages of the weights; the first is the one that is sampled and exported.
     pub averages: Vec<Average>,
+    /// Model whose weights the run starts from, in place of fresh ones.
+    pub init: Option<PathBuf>,
+    /// Patch sizes over the run, one entry after the other; without any, every batch has the native size or,
+    /// of a flexible model, one of those that are trained.
+    pub patches: Vec<PatchPhase>,
     /// Determines initial weights, order of the data, noise, dropout and flips.
     pub seed: u64,
     /// Steps between checkpoints.
@@ -62,6 +67,16 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Settings of the finished model, also used for sample grids.
     pub defaults: Defaults,
+}
+
+/// A part of a run and the patch sizes of its batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchPhase {
+    /// First step after it.
+    pub until: u64,
+    /// Patch size and its share of the batches.
+    pub shares: Vec<(usize, f64)>,
 }
 
 /// Shape and variant of the network to train.
@@ -80,6 +95,8 @@ pub struct ModelShape {
     pub depth: usize,
     /// Attention heads.
     pub heads: usize,
+    /// Further patch sizes.
+    pub flexible: Option<Flexible>,
     /// Replaces the variant's modulation.
     pub modulation: Option<ModulationConfig>,
     /// Replaces the variant's magnitude switches.
@@ -115,6 +132,7 @@ impl Default for ModelShape {
             hidden: 256,
             depth: 5,
             heads: 4,
+            flexible: None,
             modulation: None,
             magnitude: None,
         }
@@ -158,6 +176,8 @@ impl Default for TrainConfig {
             weight_decay: 0.0,
             clip: 1.0,
             averages: vec![Average::Power(0.10), Average::Power(0.05)],
+            init: None,
+            patches: Vec::new(),
             seed: 0,
             checkpoint_every: 250,
             sample_every: 500,
@@ -194,6 +214,21 @@ impl TrainConfig {
         let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The same run on a model's weights, images in its size.
+    ///
+    /// # Errors
+    /// If there is no model.
+    pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
+        let config = crate::model::recognise(&model)?.config;
+        let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
+        self.model.size = config.net.size.map(|side| side * factor);
+        if config.vae.is_some() && self.vae.is_none() {
+            self.vae = Some(model.clone());
+        }
+        self.init = Some(model);
+        Ok(self)
     }
 
     fn check(&self) -> Result<()> {
@@ -241,10 +276,50 @@ impl TrainConfig {
             learned_variance: false,
             modulation: shape.modulation.unwrap_or(base.modulation),
             magnitude: shape.magnitude.unwrap_or(base.magnitude),
+            flexible: shape.flexible.clone(),
             ..base
         };
         net.check().map_err(|reason| Error::Config { reason })?;
         Ok(net)
+    }
+
+    /// The patch size of a step; `draw`, in [0, 1), chooses among several.
+    pub(super) fn patch(&self, net: &DitConfig, step: u64, draw: f64) -> usize {
+        let phase = self.patches.iter().find(|phase| step < phase.until).or(self.patches.last());
+        let shares = match phase {
+            Some(phase) => phase.shares.clone(),
+            None => trained_patches(net).into_iter().map(|patch| (patch, 1.0)).collect(),
+        };
+        let total: f64 = shares.iter().map(|(_, share)| share).sum();
+        let mut left = draw * total;
+        let chosen = shares.iter().find(|(_, share)| {
+            left -= share;
+            left < 0.0
+        });
+        chosen.or(shares.last()).expect("a phase has patch sizes").0
+    }
+
+    /// Says which of the patch sizes over the run are not possible.
+    pub(super) fn check_patches(&self, net: &DitConfig) -> Result<()> {
+        let trained = trained_patches(net);
+        let fault = |reason: String| Err(Error::Config { reason });
+        let mut previous = 0;
+        for phase in &self.patches {
+            if phase.until <= previous {
+                return fault(format!("patches until step {}, after {previous}", phase.until));
+            }
+            previous = phase.until;
+            let total: f64 = phase.shares.iter().map(|(_, share)| share).sum();
+            if !(total > 0.0 && phase.shares.iter().all(|(_, share)| *share >= 0.0)) {
+                return fault(format!("shares of patch sizes {:?}", phase.shares));
+            }
+            for (patch, _) in &phase.shares {
+                if !trained.contains(patch) {
+                    return fault(format!("patch size {patch}, the model trains {trained:?}"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Settings of the trainer.
@@ -260,6 +335,15 @@ impl TrainConfig {
             forced_normalization: net.magnitude.forced_normalization,
         }
     }
+}
+
+/// The patch sizes that training changes: with adapters, all but the native one.
+fn trained_patches(net: &DitConfig) -> Vec<usize> {
+    let frozen = match &net.flexible {
+        Some(Flexible { sharing: Sharing::Adapters { .. }, .. }) => Some(net.patch),
+        _ => None,
+    };
+    net.patches().into_iter().filter(|patch| Some(*patch) != frozen).collect()
 }
 
 /// A TOML value, or failing that a string.

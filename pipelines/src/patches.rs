@@ -1,0 +1,265 @@
+//! Patch sizes over the steps of a generation (FlexiDiT sections 7, 8 and 10 of the paper).
+
+use std::collections::BTreeMap;
+
+use pyrograph_engine::nets::DitConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A guidance scale `s` for the null class is one of `1 + (s − 1) / 2.5` for a weaker conditional call.
+const WEAK_GUIDANCE: f64 = 2.5;
+
+/// Patch sizes of the conditional call and of the guiding one.
+///
+/// Where both are the same, guidance is that of the null class; where the guiding call has larger patches,
+/// it is conditional too, and the scale is adapted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchPlan {
+    /// Patch size and number of steps, from noise to data.
+    pub main: Vec<(usize, usize)>,
+    /// The same of the guiding call.
+    pub guide: Vec<(usize, usize)>,
+}
+
+/// Steps in a row with the same patch sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// Of the conditional call.
+    pub main: usize,
+    /// Of the guiding call.
+    pub guide: usize,
+    /// First step after it.
+    pub end: usize,
+}
+
+impl Phase {
+    /// The guidance scale that has the effect of `scale` for the null class.
+    pub fn scale(&self, scale: f64) -> f64 {
+        match self.main == self.guide {
+            true => scale,
+            false => 1.0 + (scale - 1.0) / WEAK_GUIDANCE,
+        }
+    }
+}
+
+impl PatchPlan {
+    /// The same sizes for both calls.
+    pub fn both(sizes: Vec<(usize, usize)>) -> Self {
+        Self { guide: sizes.clone(), main: sizes }
+    }
+
+    /// One size for all steps.
+    pub fn constant(patch: usize, steps: usize) -> Self {
+        Self::both(vec![(patch, steps)])
+    }
+
+    /// The first `main` steps of the conditional call, and `guide` of the guiding one, with larger patches.
+    pub fn weak_first([native, weak]: [usize; 2], main: usize, guide: usize, steps: usize) -> Self {
+        let sizes =
+            |count: usize| vec![(weak, count.min(steps)), (native, steps.saturating_sub(count))];
+        Self { main: sizes(main), guide: sizes(guide) }
+    }
+
+    /// Reads `PATCH:STEPS,..` from noise to data, such as `8:12,4:8`; the last number of steps can be left
+    /// out.
+    ///
+    /// # Errors
+    /// Anything else, and steps that do not add up.
+    pub fn parse(text: &str, steps: usize) -> Result<Self> {
+        let fault = |reason: &str| Error::Patches { reason: format!("`{text}`: {reason}") };
+        let number = |text: &str| text.trim().parse().map_err(|_| fault("expected PATCH:STEPS,.."));
+        let mut sizes: Vec<(usize, usize)> = Vec::new();
+        let mut left = steps;
+        for item in text.split(',') {
+            let (patch, count) = match item.split_once(':') {
+                Some((patch, count)) => (number(patch)?, number(count)?),
+                None => (number(item)?, left),
+            };
+            left = left
+                .checked_sub(count)
+                .ok_or_else(|| fault(&format!("more than the {steps} steps of the run")))?;
+            sizes.push((patch, count));
+        }
+        match left {
+            0 => Ok(Self::both(sizes)),
+            _ => Err(fault(&format!("{left} of {steps} steps are left over"))),
+        }
+    }
+
+    /// The plan that uses larger patches for as few first steps as bring the compute down to `share` of
+    /// that at the native size.
+    ///
+    /// # Errors
+    /// A share that even the largest patches exceed, or outside (0, 1].
+    pub fn for_compute(
+        net: &DitConfig,
+        size: [usize; 2],
+        share: f64,
+        steps: usize,
+    ) -> Result<Self> {
+        let larger: Vec<usize> = net.patches().into_iter().filter(|&p| p > net.patch).collect();
+        let mut plan = Self::constant(net.patch, steps);
+        let (mut previous, mut lowest) = (net.patch, 1.0);
+        for patch in larger {
+            for count in 1..=steps {
+                if plan.share(net, size, steps) <= share {
+                    return Ok(plan);
+                }
+                plan = Self::both(vec![(patch, count), (previous, steps - count)]);
+            }
+            previous = patch;
+            lowest = plan.share(net, size, steps);
+        }
+        if share <= 1.0 && lowest <= share {
+            return Ok(plan);
+        }
+        let (share, lowest) = (100.0 * share, 100.0 * lowest);
+        let reason =
+            format!("compute of {share:.1} %, expected {lowest:.1} to 100 with this model");
+        Err(Error::Patches { reason })
+    }
+
+    /// Runs of equal sizes over `steps` steps.
+    ///
+    /// # Errors
+    /// Steps that do not add up, sizes that the network does not have or that do not divide `size`, and a
+    /// guiding call of smaller patches than the conditional one.
+    pub fn phases(&self, net: &DitConfig, size: [usize; 2], steps: usize) -> Result<Vec<Phase>> {
+        let known = net.patches();
+        let fault = |reason: String| Err(Error::Patches { reason });
+        for sizes in [&self.main, &self.guide] {
+            let total: usize = sizes.iter().map(|(_, count)| count).sum();
+            if total != steps {
+                return fault(format!("patch sizes for {total} steps, the run has {steps}"));
+            }
+            for (patch, _) in sizes {
+                if !known.contains(patch) {
+                    return fault(format!("patch size {patch}, the model has {known:?}"));
+                }
+                if size.iter().any(|side| side % patch != 0) {
+                    return fault(format!(
+                        "patch size {patch} does not divide {}x{}",
+                        size[0], size[1]
+                    ));
+                }
+            }
+        }
+        let at = |sizes: &[(usize, usize)], step: usize| {
+            let mut end = 0;
+            let found = sizes.iter().find(|(_, count)| {
+                end += count;
+                step < end
+            });
+            found.expect("every step has a size").0
+        };
+        let mut phases: Vec<Phase> = Vec::new();
+        for step in 0..steps {
+            let (main, guide) = (at(&self.main, step), at(&self.guide, step));
+            if guide < main {
+                return fault(format!(
+                    "step {step} is guided with patches of {guide}, its own are of {main}"
+                ));
+            }
+            match phases.last_mut() {
+                Some(last) if (last.main, last.guide) == (main, guide) => last.end = step + 1,
+                _ => phases.push(Phase { main, guide, end: step + 1 }),
+            }
+        }
+        Ok(phases)
+    }
+
+    /// Compute of all steps as a share of that at the native size, as FlexiDiT counts it: token-wise layers
+    /// and attention of both calls.
+    pub fn share(&self, net: &DitConfig, size: [usize; 2], steps: usize) -> f64 {
+        let used = |sizes: &[(usize, usize)]| -> f64 {
+            sizes.iter().map(|&(patch, count)| net.trunk_flops(size, patch) * count as f64).sum()
+        };
+        let native = 2.0 * steps as f64 * net.trunk_flops(size, net.patch);
+        (used(&self.main) + used(&self.guide)) / native
+    }
+
+    /// Calls of the network at each patch size in a run with guidance, or without.
+    pub fn calls(&self, guided: bool) -> BTreeMap<usize, usize> {
+        let guide = self.guide.iter().filter(|_| guided);
+        let mut calls = BTreeMap::new();
+        for (patch, count) in self.main.iter().chain(guide) {
+            if *count > 0 {
+                *calls.entry(*patch).or_default() += count;
+            }
+        }
+        calls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyrograph_engine::nets::{Flexible, Sharing};
+
+    fn xl() -> DitConfig {
+        let sharing = Sharing::Kernels { underlying: 4 };
+        let flexible = Some(Flexible { patches: vec![4], sharing, corners: false });
+        let (hidden, depth, heads) = DitConfig::preset("XL").expect("a published size");
+        DitConfig { flexible, ..DitConfig::dit(hidden, depth, heads) }
+    }
+
+    #[test]
+    fn shares_of_compute_are_the_published_ones() {
+        let published = [
+            (250, 250, 100.0),
+            (200, 200, 84.87),
+            (150, 150, 69.73),
+            (130, 130, 63.68),
+            (100, 100, 54.60),
+            (90, 50, 45.52),
+            (70, 70, 45.52),
+            (50, 50, 39.46),
+            (30, 0, 28.87),
+            (0, 0, 24.33),
+        ];
+        for (main, guide, expected) in published {
+            let plan = PatchPlan::weak_first([2, 4], 250 - main, 250 - guide, 250);
+            let found = 100.0 * plan.share(&xl(), [32, 32], 250);
+            assert!((found - expected).abs() < 0.0051, "{main}/{guide}: {found}");
+        }
+    }
+
+    #[test]
+    fn thirty_powerful_steps_guided_by_weak_ones() {
+        let plan = PatchPlan::weak_first([2, 4], 220, 250, 250);
+        let phases = plan.phases(&xl(), [32, 32], 250).expect("a plan");
+        let expected =
+            [Phase { main: 4, guide: 4, end: 220 }, Phase { main: 2, guide: 4, end: 250 }];
+        assert_eq!(phases, expected);
+        assert_eq!(plan.calls(true), BTreeMap::from([(2, 30), (4, 470)]));
+        assert_eq!((phases[0].scale(4.0), phases[1].scale(4.0)), (4.0, 2.2));
+    }
+
+    #[test]
+    fn a_target_is_met_with_as_few_weak_steps_as_possible() {
+        let plan = PatchPlan::for_compute(&xl(), [32, 32], 0.6, 20).expect("within reach");
+        assert_eq!(plan.main, [(4, 11), (2, 9)]);
+        assert!(plan.share(&xl(), [32, 32], 20) <= 0.6);
+        assert_eq!(
+            PatchPlan::for_compute(&xl(), [32, 32], 1.0, 20).expect("everything").calls(true),
+            BTreeMap::from([(2, 40)])
+        );
+        let error = PatchPlan::for_compute(&xl(), [32, 32], 0.2, 20).expect_err("too little");
+        assert!(error.to_string().contains("24.3 to 100"), "{error}");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert_eq!(PatchPlan::parse("4:12,2", 20).expect("a plan").main, [(4, 12), (2, 8)]);
+        for (text, part) in [("4:12,2:9", "more than"), ("4:3", "left over"), ("a", "expected")] {
+            let error = PatchPlan::parse(text, 20).expect_err(text);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let plan = PatchPlan::parse("8", 20).expect("a plan");
+        assert!(plan.phases(&xl(), [32, 32], 20).is_err());
+        let backwards = PatchPlan { main: vec![(4, 20)], guide: vec![(2, 20)] };
+        assert!(backwards.phases(&xl(), [32, 32], 20).is_err());
+    }
+}

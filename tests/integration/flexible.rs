@@ -1,0 +1,244 @@
+//! Several patch sizes in one network (FlexiDiT).
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Distribution, Int, Tensor};
+use pyrograph::model::{Model, ModelConfig};
+use pyrograph::patches::PatchPlan;
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph::settings::Settings;
+use pyrograph::train::TrainConfig;
+use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
+use pyrograph_engine::train::{
+    Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
+};
+
+use crate::util::{assert_close, device, tolerance};
+
+const CLASSES: usize = 3;
+
+/// Small networks of both kinds, 16 x 16 with patches of 2, with random weights everywhere.
+fn nets() -> [Dit; 2] {
+    [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)].map(|config| {
+        opened(DitConfig { size: [16, 16], classes: CLASSES, ..config }.init(1, &device()))
+    })
+}
+
+/// With the parameters that start as zero drawn at random.
+fn opened(net: Dit) -> Dit {
+    struct Open;
+    impl ModuleMapper for Open {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|old| {
+                let noise = old.random_like(Distribution::Normal(0.0, 0.1));
+                old + noise
+            })
+        }
+    }
+    net.map(&mut Open)
+}
+
+fn shared(patches: &[usize], underlying: usize) -> Flexible {
+    let sharing = Sharing::Kernels { underlying };
+    Flexible { patches: patches.to_vec(), sharing, corners: false }
+}
+
+fn adapted(patches: &[usize]) -> Flexible {
+    let sharing = Sharing::Adapters { rank: 4 };
+    Flexible { patches: patches.to_vec(), sharing, corners: false }
+}
+
+fn flexified(net: &Dit, flexible: Flexible) -> Dit {
+    flexify(net.clone(), flexible, 5).expect("sizes that fit")
+}
+
+fn call(net: &Dit, x: &Tensor<4>, patch: usize) -> Tensor<4> {
+    let device = x.device();
+    let time = Tensor::<1>::from_floats([30.0, 700.0], &device);
+    let labels = Tensor::<1, Int>::from_data([0, CLASSES as i64], &device);
+    net.forward(x.clone(), time, labels, patch)
+}
+
+fn random(shape: [usize; 4]) -> Tensor<4> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device())
+}
+
+fn identical(a: Tensor<4>, b: Tensor<4>) -> bool {
+    a.into_data() == b.into_data()
+}
+
+#[test]
+fn the_native_size_is_as_it_was() {
+    for net in nets() {
+        for size in [[16, 16], [16, 32]] {
+            let x = random([2, 4, size[0], size[1]]);
+            let before = call(&net, &x, 2);
+            for patches in [&[4][..], &[4, 8]] {
+                let after = call(&flexified(&net, adapted(patches)), &x, 2);
+                assert!(identical(before.clone(), after), "with adapters");
+                for underlying in [2, 4] {
+                    let flexible = flexified(&net, shared(patches, underlying));
+                    let after = call(&flexible, &x, 2);
+                    assert_close("shared", after.clone(), before.clone(), tolerance(1e-6));
+                    let folded = call(&flexible.folded(), &x, 2);
+                    assert_close("folded", folded, after, tolerance(1e-5));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_size_makes_whole_images_and_folding_changes_none() {
+    for net in nets() {
+        for flexible in [shared(&[4, 8], 4), adapted(&[4, 8])] {
+            let net = opened(flexified(&net, flexible));
+            assert_eq!(net.config().parameters(), net.num_params() - frozen(&net));
+            let folded = net.clone().folded();
+            for patch in [2, 4, 8] {
+                let x = random([2, 4, 16, 32]);
+                let y = call(&net, &x, patch);
+                assert_eq!(y.dims()[2..], [16, 32]);
+                assert_close("folded", call(&folded, &x, patch), y, tolerance(1e-5));
+            }
+        }
+    }
+}
+
+/// Numbers in a network that are drawn once and never trained.
+fn frozen(net: &Dit) -> usize {
+    net.embedder.time.fourier.as_ref().map_or(0, Module::num_params)
+}
+
+#[test]
+fn a_fresh_large_patch_is_embedded_as_its_mean_pooled_image() {
+    let [net, _] = nets();
+    let flexible = flexified(&net, shared(&[4], 4));
+    let x = random([1, 4, 16, 16]);
+    let pooled: Tensor<6> = x.clone().reshape([1, 4, 8, 2, 8, 2]);
+    let pooled = pooled.mean_dim(5).mean_dim(3).reshape([1, 4, 8, 8]);
+    // Without positions, whose grids differ.
+    let at = |net: &Dit, x: &Tensor<4>, patch: usize| {
+        net.embed(x.clone(), patch) - net.embed(x.zeros_like(), patch)
+    };
+    let (weak, native) = (at(&flexible, &x, 4), at(&net, &pooled, 2));
+    assert_close("tokens", weak.clone(), native, tolerance(1e-5));
+    let rms = |x: Tensor<3>| x.square().mean().sqrt().into_scalar::<f32>();
+    let noise = rms(weak) / rms(at(&net, &x, 2));
+    assert!((noise - 0.5).abs() < 0.06, "white noise: {noise}");
+    let flat = Tensor::ones([1, 4, 16, 16], &device());
+    let constant = rms(at(&flexible, &flat, 4)) / rms(at(&net, &flat, 2));
+    assert!((constant - 1.0).abs() < 1e-4, "constant: {constant}");
+}
+
+#[test]
+fn distilling_adapters_leaves_the_base_bit_for_bit() {
+    for net in nets() {
+        let x = random([2, 4, 16, 16]);
+        let before = call(&net, &x, 2);
+        let flexible = flexified(&net, adapted(&[4]));
+        let config = ModelConfig { net: flexible.config().clone(), ..model_config() };
+        let objective =
+            Denoising { process: config.process, label_dropout: 0.1, target: Target::Native };
+        let mut trainer = Trainer::new(flexible.freeze_native(), trainer_config());
+        let names = params::names(&trainer.model);
+        let own = names.iter().all(|name| name.starts_with("modes."));
+        assert!(own && names.len() > 10, "{names:?}");
+        let batch = Batch { clean: x.clone().autodiff(), labels: vec![0, 1] };
+        let losses: Vec<f32> = (0..12)
+            .map(|_| {
+                let loss = |net: &Dit, _| objective.loss(net, &batch, 4, &mut Generator::new(0));
+                trainer.step(1, loss).loss.into_scalar()
+            })
+            .collect();
+        assert!(losses[11] < 0.9 * losses[0], "{losses:?}");
+        let trained = trainer.model.valid();
+        assert!(identical(call(&trained, &x, 2), before));
+    }
+}
+
+fn trainer_config() -> TrainerConfig {
+    TrainerConfig {
+        steps: 100,
+        learning_rate: LearningRate { peak: 1e-2, warmup: 0, decay: Default::default() },
+        betas: [0.9, 0.99],
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        clip: None,
+        averages: Vec::new(),
+        forced_normalization: true,
+    }
+}
+
+fn model_config() -> ModelConfig {
+    let train = TrainConfig::default();
+    ModelConfig {
+        net: DitConfig::dit(64, 2, 4),
+        process: train.process,
+        vae: None,
+        defaults: train.defaults,
+        labels: Default::default(),
+    }
+}
+
+/// A pipeline on pixels with patches of 2, 4 and 8.
+fn pipeline() -> ClassPipeline {
+    let config =
+        DitConfig { size: [16, 16], classes: CLASSES, channels: 3, ..DitConfig::dit(64, 2, 4) };
+    let net = opened(flexified(
+        &opened(DitConfig { learned_variance: false, ..config }.init(1, &device())),
+        shared(&[4, 8], 4),
+    ));
+    let config = ModelConfig { net: net.config().clone(), ..model_config() };
+    ClassPipeline::new(Model { net, vae: None, config }, &device())
+}
+
+fn latents(pipeline: &ClassPipeline, settings: &Settings) -> Tensor<4> {
+    let on_step = &mut |_: pyrograph::pipeline::Progress<'_>| ControlFlow::Continue(());
+    pipeline.generate(&[0, 2], settings, None, on_step).expect("pictures").latents
+}
+
+#[test]
+fn schedules_of_patch_sizes_act_step_by_step() {
+    let pipeline = pipeline();
+    let net = pipeline.config().net.clone();
+    for sampler in ["ddim", "dpmpp_2m", "heun"] {
+        let mut settings = pipeline.config().defaults.settings(3);
+        settings.sampler = pyrograph_engine::diffusion::parse_sampler(sampler).expect("known").0;
+        (settings.steps, settings.guidance.scale) = (6, 2.0);
+        let run = |plan: Option<PatchPlan>| {
+            latents(&pipeline, &Settings { patches: plan, ..settings.clone() })
+        };
+        let native = run(None);
+        let none = PatchPlan::weak_first([2, 4], 0, 0, 6);
+        assert!(identical(run(Some(none)), native.clone()), "{sampler}");
+        // All weak, mixed, and weakly guided runs are all different, and start from the same noise.
+        let weak = run(Some(PatchPlan::constant(4, 6)));
+        let mixed = run(Some(PatchPlan::weak_first([2, 4], 3, 3, 6)));
+        let guided = run(Some(PatchPlan::weak_first([2, 4], 3, 6, 6)));
+        let all = [native, weak, mixed, guided];
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[..i] {
+                assert!(!identical(a.clone(), b.clone()), "{sampler}");
+            }
+        }
+    }
+    let plan = PatchPlan::parse("8:2,4:2,2:2", 6).expect("a plan");
+    assert_eq!(plan.calls(true), BTreeMap::from([(2, 4), (4, 4), (8, 4)]));
+    assert_eq!(plan.phases(&net, [16, 16], 6).expect("phases").len(), 3);
+    assert!(plan.phases(&net, [12, 12], 6).is_err());
+}
+
+#[test]
+fn guidance_of_scale_one_is_the_conditional_call() {
+    let pipeline = pipeline();
+    let mut settings = pipeline.config().defaults.settings(3);
+    (settings.steps, settings.guidance.scale) = (4, 1.0);
+    settings.patches = Some(PatchPlan::weak_first([2, 4], 2, 4, 4));
+    let plain = latents(&pipeline, &settings);
+    settings.patches = Some(PatchPlan::weak_first([2, 4], 2, 2, 4));
+    assert!(identical(plain, latents(&pipeline, &settings)));
+}
