@@ -7,6 +7,7 @@ pub mod diffusion;
 pub mod error;
 pub mod kernels;
 pub mod layers;
+pub mod metrics;
 pub mod nets;
 pub mod process;
 pub mod train;

@@ -144,25 +144,30 @@ impl Dataset {
 }
 
 fn by_folder(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let images = |folder: &Path| -> Result<Vec<(PathBuf, String)>> {
+        let class = name(folder);
+        let readable = |path: &PathBuf| {
+            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            EXTENSIONS.contains(&extension.as_str())
+        };
+        let found = sorted_entries(folder)?.into_iter().filter(readable);
+        Ok(found.map(|path| (path, class.clone())).collect())
+    };
     let mut files = Vec::new();
     for class in sorted_entries(folder)? {
-        if !class.is_dir() {
+        if !class.is_dir() || name(&class).starts_with('.') {
             continue;
         }
-        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') {
-            continue;
-        }
-        let before = files.len();
-        for path in sorted_entries(&class)? {
-            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            if EXTENSIONS.contains(&extension.as_str()) {
-                files.push((path, name.clone()));
-            }
-        }
-        if files.len() == before {
+        let found = images(&class)?;
+        if found.is_empty() {
             return Err(Error::Dataset { path: class, reason: "a class without images".into() });
         }
+        files.extend(found);
+    }
+    if files.is_empty() {
+        // A folder of images is a single class.
+        files = images(folder)?;
     }
     Ok(files)
 }

@@ -135,6 +135,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Images that cannot be compared.
+    #[error("{reason}")]
+    Eval {
+        /// Why.
+        reason: String,
+    },
     /// A guide model that does not go with the model.
     #[error("the guide model has {guide}, the model {model}")]
     GuideMismatch {

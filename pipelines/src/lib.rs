@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod image;
 pub mod labels;
 pub mod metadata;

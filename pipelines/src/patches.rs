@@ -115,6 +115,11 @@ impl PatchPlan {
         if share <= 1.0 && lowest <= share {
             return Ok(plan);
         }
+        if net.patches().len() == 1 {
+            let reason =
+                format!("the model has one patch size, {}: see `pyrograph flexify`", net.patch);
+            return Err(Error::Patches { reason });
+        }
         let (share, lowest) = (100.0 * share, 100.0 * lowest);
         let reason =
             format!("compute of {share:.1} %, expected {lowest:.1} to 100 with this model");

@@ -1,5 +1,6 @@
 //! From a request to images.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
@@ -34,6 +35,32 @@ pub struct Generated {
     pub images: Vec<RgbImage>,
     /// Final latents (or pixels of a model without autoencoder), `[images, channels, height, width]`.
     pub latents: Tensor<4>,
+}
+
+/// What one image takes; solvers that call the network twice per step take twice as much.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compute {
+    /// Billions of multiplications with additions, in the network.
+    pub gmacs: f64,
+    /// Share of the same steps at the native patch size, as FlexiDiT counts it.
+    pub share: f64,
+    /// Calls of the network at each patch size.
+    pub calls: BTreeMap<usize, usize>,
+}
+
+impl std::fmt::Display for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let call =
+            |(patch, count): (&usize, &usize)| format!("{count} calls with patches of {patch}");
+        let calls: Vec<String> = self.calls.iter().map(call).collect();
+        write!(
+            f,
+            "{}: {:.1} GMAC, {:.2} % of compute",
+            calls.join(" and "),
+            self.gmacs,
+            100.0 * self.share
+        )
+    }
 }
 
 /// State after a step of one batch.
@@ -113,24 +140,24 @@ impl ClassPipeline {
         Ok([count, net.channels, height, width])
     }
 
-    /// The calls of the network that one image takes, and their operations, in words.
+    /// What one image takes.
     ///
     /// # Errors
-    /// A size or patch sizes that the model does not have.
-    pub fn describe_compute(&self, settings: &Settings) -> Result<String> {
+    /// A size that the model cannot make.
+    pub fn compute(&self, settings: &Settings) -> Result<Compute> {
         let net = self.net.config();
         let [_, _, height, width] = self.latent_shape(1, settings.size)?;
-        let size = [height, width];
-        let steps = settings.steps;
+        let (size, steps) = ([height, width], settings.steps);
         let constant = PatchPlan::constant(net.patch, steps);
         let plan = settings.patches.as_ref().unwrap_or(&constant);
         let calls = plan.calls(settings.guidance.scale != 1.0);
-        let gmacs: f64 =
-            calls.iter().map(|(&patch, &count)| net.flops(size, patch) / 2e9 * count as f64).sum();
-        let calls: Vec<String> =
-            calls.iter().map(|(patch, count)| format!("{count} with patches of {patch}")).collect();
-        let share = 100.0 * plan.share(net, size, steps);
-        Ok(format!("{} calls, {gmacs:.1} GMAC, {share:.2} % of compute", calls.join(" and ")))
+        let gmacs =
+            |(&patch, &count): (&usize, &usize)| net.flops(size, patch) / 2e9 * count as f64;
+        Ok(Compute {
+            gmacs: calls.iter().map(gmacs).sum(),
+            share: plan.share(net, size, steps),
+            calls,
+        })
     }
 
     /// Makes one image per entry of `classes`.

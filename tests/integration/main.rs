@@ -7,6 +7,7 @@
 
 mod cli;
 mod flexible;
+mod metrics;
 mod parity;
 mod robustness;
 mod samplers;

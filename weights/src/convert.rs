@@ -2,8 +2,10 @@
 
 mod autoencoder;
 mod dit;
+mod efficientnet;
 mod mp_dit;
 
 pub use autoencoder::autoencoder;
 pub use dit::{dit_diffusers, dit_original, embedder_per_block};
+pub use efficientnet::efficientnet_lite;
 pub use mp_dit::mp_dit;

@@ -2,12 +2,14 @@
 
 pub mod config;
 pub mod dit;
+pub mod efficientnet;
 pub mod flexify;
 pub mod modes;
 pub mod vae;
 
 pub use config::{DitConfig, Norm};
 pub use dit::{Dit, DitBlock, Embedder};
+pub use efficientnet::EfficientNetLite0;
 pub use flexify::flexify;
 pub use modes::{BlockMode, Flexible, Mode, Sharing};
 pub use vae::{Vae, VaeConfig};

@@ -208,7 +208,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     };
     let seconds = started.elapsed().as_secs_f64();
     if common.verbose {
-        common.say(&pipeline.describe_compute(&request.settings)?);
+        common.say(&pipeline.compute(&request.settings)?.to_string());
     }
 
     if let Some(path) = &args.save_latents {

@@ -4,6 +4,7 @@
 mod bench;
 mod convert;
 mod devices;
+mod eval;
 mod flexify;
 mod generate;
 mod health;
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Write a model as a native bundle
     Convert(convert::Convert),
+    /// Measure how far generated images are from real ones
+    Eval(Box<eval::Eval>),
     /// Give a model further patch sizes
     Flexify(flexify::Flexify),
     /// Time a model on this machine, as JSON lines
@@ -184,6 +187,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
+        Command::Eval(eval) => eval::run(eval, &cli.common),
         Command::Flexify(flexify) => flexify::run(flexify, &cli.common),
         Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),

@@ -1,0 +1,212 @@
+//! `pyrograph eval`.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use clap::Args;
+use image::RgbImage;
+use pyrograph::data::{Background, Dataset};
+use pyrograph::eval::{FeatureNet, compare, pictures};
+use pyrograph::image::{contact_sheet, write_image};
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph_engine::diffusion::parse_sampler;
+use serde_json::json;
+
+use super::{Common, find_model, interrupted};
+
+/// Weights of the shipped feature network.
+const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
+/// Pairs of the picture of nearest neighbours.
+const PAIRS: usize = 32;
+
+#[derive(Args)]
+pub(super) struct Eval {
+    /// Folder of real images, with or without sub-folders of classes
+    #[arg(long, short)]
+    reference: PathBuf,
+    /// Folder of images to judge
+    #[arg(long, conflicts_with = "model", required_unless_present = "model")]
+    images: Option<PathBuf>,
+    /// Model that makes the images to judge
+    #[arg(long, short)]
+    model: Option<PathBuf>,
+    /// Number of images to make [default: as many as the reference has]
+    #[arg(long, short = 'n')]
+    count: Option<usize>,
+    #[command(flatten)]
+    making: Making,
+    /// Width and height of the reference [default: the model's, or those of the first image]
+    #[arg(long)]
+    size: Option<usize>,
+    /// Weights of EfficientNet-Lite0
+    #[arg(long, default_value = FEATURES)]
+    features: PathBuf,
+    /// Folder in which the features of reference images are kept
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Write a picture of the images nearest to one of the reference, and that one
+    #[arg(long, value_name = "PNG")]
+    pairs: Option<PathBuf>,
+}
+
+/// How images to judge are made.
+#[derive(Args)]
+pub(super) struct Making {
+    /// Sampling steps [default: the model's]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance scale [default: the model's]
+    #[arg(long)]
+    cfg_scale: Option<f64>,
+    /// Solver [default: the model's]
+    #[arg(long)]
+    sampler: Option<String>,
+    /// Seed of the first image
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images per network call
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    #[command(flatten)]
+    patches: super::patches::Patches,
+}
+
+pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
+    let device = common.open()?.device;
+    let net = FeatureNet::open(&find_model(&args.features)?, &device)?;
+    let pipeline = match &args.model {
+        Some(model) => {
+            let model = pyrograph::model::open(&find_model(model)?, &device)?;
+            Some(ClassPipeline::new(model, &device))
+        }
+        None => None,
+    };
+    let size = match (args.size, &pipeline, &args.images) {
+        (Some(side), ..) => [side, side],
+        (None, Some(pipeline), _) => pipeline.config().net.size.map(|s| s * pipeline.factor()),
+        (None, None, Some(folder)) => first_size(folder)?,
+        (None, None, None) => bail!("neither --model nor --images"),
+    };
+    let reference = Dataset::open(&args.reference, size, Background::default())?;
+    let bar = common.progress_bar(reference.len() as u64, "{bar:30} {pos}/{len} reference images");
+    let real =
+        net.dataset(&reference, args.cache.as_deref(), &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+
+    let mut made = Vec::new();
+    let (rows, making) = match (&pipeline, &args.images) {
+        (Some(pipeline), _) => {
+            let count = args.count.unwrap_or(reference.len());
+            let (rows, making) =
+                make(pipeline, &args.making, count, &reference, common, |images| {
+                    if args.pairs.is_some() {
+                        made.extend_from_slice(images);
+                    }
+                    net.rows(images)
+                })?;
+            (rows, Some(making))
+        }
+        (None, Some(folder)) => {
+            let images = Dataset::open(folder, size, Background::default())?;
+            let rows = net.dataset(&images, None, &mut |_| ())?;
+            if args.pairs.is_some() {
+                made = pictures(&images, &(0..images.len()).collect::<Vec<_>>(), &Device::flex())?;
+            }
+            (rows, None)
+        }
+        (None, None) => bail!("neither --model nor --images"),
+    };
+    let (scores, nearest) = compare(&real, &rows)?;
+    if let Some(path) = &args.pairs {
+        let mut sheet = Vec::new();
+        for (image, real, _) in nearest.iter().take(PAIRS) {
+            sheet.push(made[*image].clone());
+            sheet.extend(pictures(&reference, &[*real], &Device::flex())?);
+        }
+        write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?;
+    }
+    let mut line = serde_json::to_value(&scores)?;
+    if let (Some(line), Some(making)) = (line.as_object_mut(), making) {
+        line.insert("making".into(), making);
+    }
+    println!("{line}");
+    Ok(())
+}
+
+/// Makes images of the reference's classes in turn and hands them on, batch by batch; returns what that
+/// gave and how they were made.
+pub(super) fn make<T>(
+    pipeline: &ClassPipeline,
+    making: &Making,
+    count: usize,
+    reference: &Dataset,
+    common: &Common,
+    mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
+) -> anyhow::Result<(Vec<T>, serde_json::Value)> {
+    let net = &pipeline.config().net;
+    let mut settings = pipeline.config().defaults.settings(making.seed);
+    settings.steps = making.steps.unwrap_or(settings.steps);
+    settings.batch = making.batch_size.max(1);
+    settings.guidance.scale = making.cfg_scale.unwrap_or(settings.guidance.scale);
+    if let Some(name) = &making.sampler {
+        (settings.sampler, settings.spacing) = parse_sampler(name)?;
+    }
+    settings.patches = making.patches.plan(net, net.size, settings.steps)?;
+    let classes = pipeline.classes();
+    // As often as in the reference, if it has the same classes.
+    let class = |i: usize| match reference.classes().len() == classes {
+        true => reference.label((i * 7919) % reference.len()),
+        false => i % classes,
+    };
+    let bar = common.progress_bar(count as u64, "{bar:30} {pos}/{len} images, {eta} left");
+    let mut rows = Vec::with_capacity(count);
+    let mut seconds = 0.0;
+    while rows.len() < count {
+        let first = rows.len();
+        let chunk: Vec<usize> = (first..count.min(first + settings.batch)).map(class).collect();
+        let own = pyrograph::settings::Settings {
+            seed: settings.seed.wrapping_add(first as u64),
+            ..settings.clone()
+        };
+        let started = Instant::now();
+        let images = pipeline.sketch(&chunk, &own, &mut |_| interrupted())?;
+        seconds += started.elapsed().as_secs_f64();
+        rows.extend(each(&images));
+        bar.inc(chunk.len() as u64);
+        if let ControlFlow::Break(()) = interrupted() {
+            return Err(pyrograph::error::Error::Cancelled.into());
+        }
+    }
+    bar.finish_and_clear();
+    let compute = pipeline.compute(&settings)?;
+    let described = json!({
+        "gmacs_per_image": compute.gmacs,
+        "compute": compute.share,
+        "seconds_per_image": seconds / count as f64,
+        "settings": settings,
+    });
+    Ok((rows, described))
+}
+
+fn first_size(folder: &Path) -> anyhow::Result<[usize; 2]> {
+    let nothing = || format!("no images in {}", folder.display());
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let mut entries: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .with_context(|| folder.display().to_string())?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok((width, height)) = image::image_dimensions(&path) {
+                return Ok([height as usize, width as usize]);
+            }
+        }
+    }
+    bail!(nothing())
+}

@@ -1,0 +1,184 @@
+//! How good pictures are: distances between two sets of images in the features of a network.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
+use pyrograph_engine::nets::EfficientNetLite0;
+use pyrograph_weights::{Checkpoint, FloatDtype, convert, write_safetensors};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::image::to_images;
+
+/// Side to which images are resized for the network.
+const SIDE: usize = 128;
+/// Images per call of the network, and calls side by side.
+const BATCH: usize = 16;
+/// Neighbours that make a neighbourhood for precision and recall.
+const NEIGHBOURS: usize = 3;
+/// Resamples behind an interval.
+const RESAMPLES: usize = 20;
+/// A generated image nearer to the reference than all but this share of the reference's own images are to
+/// each other counts as a copy.
+const COPY_QUANTILE: f64 = 0.01;
+
+/// A network that turns images into features.
+#[derive(Debug)]
+pub struct FeatureNet {
+    net: EfficientNetLite0,
+    fingerprint: String,
+    device: Device,
+}
+
+/// What two sets of images are compared by; the names say which network's features they are of.
+#[derive(Debug, Clone, Serialize)]
+pub struct Scores {
+    /// Generated images.
+    pub images: usize,
+    /// Reference images.
+    pub reference: usize,
+    /// Fréchet distance, with the half-width of its 95 % interval.
+    pub fd_efflite0: Estimate,
+    /// Kernel distance (squared MMD).
+    pub kid_efflite0: Estimate,
+    /// Precision, recall, density, coverage.
+    #[serde(flatten)]
+    pub coverage: Coverage,
+    /// Share of images that are nearer to one of the reference than its own images are to each other, but
+    /// for the nearest 1 %.
+    pub copies: f64,
+}
+
+impl FeatureNet {
+    /// Opens the weights of EfficientNet-Lite0.
+    ///
+    /// # Errors
+    /// A file of anything else.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let (net, _) = pyrograph_weights::load(
+            EfficientNetLite0::new(device),
+            &checkpoint,
+            &convert::efficientnet_lite(),
+            FloatDtype::F32,
+            device,
+        )?;
+        Ok(Self {
+            net: net.no_grad(),
+            fingerprint: checkpoint.fingerprint(),
+            device: device.clone(),
+        })
+    }
+
+    /// Features of images, one row each.
+    pub fn rows(&self, images: &[RgbImage]) -> Vec<Vec<f32>> {
+        let of = |images: &[RgbImage]| -> Vec<Vec<f32>> {
+            let values: Vec<f32> = images.iter().flat_map(planes).collect();
+            let shape = [images.len(), 3, SIDE, SIDE];
+            let x = Tensor::<4>::from_data(TensorData::new(values, shape), &self.device);
+            let features: Vec<f32> =
+                self.net.forward(x).into_data().try_into_vec().expect("f32 features");
+            features.chunks(features.len() / images.len()).map(<[f32]>::to_vec).collect()
+        };
+        match pyrograph_engine::device::is_host(&self.device) {
+            true => images.par_chunks(BATCH).flat_map_iter(of).collect(),
+            false => images.chunks(BATCH).flat_map(of).collect(),
+        }
+    }
+
+    /// Features of a dataset; kept in a file of `cache`, if there is one, for the next time.
+    ///
+    /// # Errors
+    /// A cache that cannot be read or written.
+    pub fn dataset(
+        &self,
+        data: &Dataset,
+        cache: Option<&Path>,
+        on_image: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<f32>>> {
+        let name = |folder: &Path| -> PathBuf {
+            let net: String = self.fingerprint.chars().take(12).collect();
+            folder.join(format!("{net}-{:016x}.safetensors", data.fingerprint()))
+        };
+        if let Some(path) = cache.map(name).filter(|path| path.is_file()) {
+            let (values, shape) = Checkpoint::open(&path)?.read_f32("features")?;
+            let width = shape.last().copied().unwrap_or(1).max(1);
+            return Ok(values.chunks(width).map(<[f32]>::to_vec).collect());
+        }
+        let mut rows = Vec::with_capacity(data.len());
+        let indices: Vec<usize> = (0..data.len()).collect();
+        for indices in indices.chunks(BATCH * rayon::current_num_threads()) {
+            rows.extend(self.rows(&pictures(data, indices, &self.device)?));
+            on_image(rows.len());
+        }
+        if let Some(folder) = cache {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| Error::File { path: folder.to_owned(), source })?;
+            let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
+            let tensor = TensorData::new(rows.concat(), shape);
+            let tensors = [("features".to_owned(), tensor)];
+            write_safetensors(&name(folder), &tensors, &Default::default())?;
+        }
+        Ok(rows)
+    }
+}
+
+/// Pictures of a dataset, as training sees them, on the first background.
+///
+/// # Errors
+/// None that an opened dataset can cause.
+pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Vec<RgbImage>> {
+    let count = indices.len();
+    to_images(data.batch(indices, &vec![false; count], &vec![0; count], device))
+}
+
+/// An image of the network's size, channel by channel, in [-1, 1].
+fn planes(image: &RgbImage) -> Vec<f32> {
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let mut resized = RgbImage::new(SIDE as u32, SIDE as u32);
+    Resizer::new().resize(image, &mut resized, &options).expect("both are RGB");
+    let channel = |c: usize| {
+        let values = resized.as_raw().iter().skip(c).step_by(3);
+        values.map(|value| f32::from(*value) / 127.5 - 1.0).collect::<Vec<_>>()
+    };
+    [0, 1, 2].map(channel).concat()
+}
+
+/// The reference image nearest to each generated one, and their distance, nearest first.
+pub type Nearest = Vec<(usize, usize, f64)>;
+
+/// Compares generated images with reference ones, by their features.
+///
+/// # Errors
+/// Fewer than two images of either kind, or features that are not finite.
+pub fn compare(reference: &[Vec<f32>], generated: &[Vec<f32>]) -> Result<(Scores, Nearest)> {
+    let features = |rows: &[Vec<f32>], what: &str| {
+        let reason = format!("{} {what} images, or their features are not finite", rows.len());
+        Features::new(rows).ok_or(Error::Eval { reason })
+    };
+    let reference = features(reference, "reference")?;
+    let generated = features(generated, "generated")?;
+    let found = metrics::nearest(&generated, &reference);
+    let mut own = metrics::nearest_others(&reference);
+    own.sort_by(f64::total_cmp);
+    let close = own[(own.len() as f64 * COPY_QUANTILE) as usize];
+    let copies = found.iter().filter(|(_, distance)| *distance < close).count();
+    let scores = Scores {
+        images: generated.count(),
+        reference: reference.count(),
+        fd_efflite0: metrics::frechet(&reference, &generated, RESAMPLES, 0),
+        kid_efflite0: metrics::kernel(&reference, &generated, RESAMPLES, 0),
+        coverage: metrics::coverage(&reference, &generated, NEIGHBOURS),
+        copies: copies as f64 / generated.count() as f64,
+    };
+    let mut nearest: Nearest =
+        found.into_iter().enumerate().map(|(i, (j, distance))| (i, j, distance)).collect();
+    nearest.sort_by(|a, b| a.2.total_cmp(&b.2));
+    Ok((scores, nearest))
+}

@@ -1,0 +1,119 @@
+//! Distances between sets of images, and the resizing of patch kernels, against the reference
+//! implementations.
+
+use burn::tensor::{Device, Tensor};
+use pyrograph::eval::FeatureNet;
+use pyrograph_engine::layers::Init;
+use pyrograph_engine::layers::dense::DenseConfig;
+use pyrograph_engine::layers::resize::resize_embedding;
+use pyrograph_engine::metrics::{Features, coverage, frechet, kernel};
+
+use crate::util::{Case, assert_close, cases, device, json, program};
+
+fn features(case: &Case, name: &str) -> Features {
+    let rows: Tensor<2> = case.tensor(name, &Device::flex());
+    let width = rows.dims()[1];
+    let values: Vec<f32> = rows.into_data().try_into_vec().expect("f32");
+    let rows: Vec<Vec<f32>> = values.chunks(width).map(<[f32]>::to_vec).collect();
+    Features::new(&rows).expect("finite rows")
+}
+
+#[test]
+fn distances_of_feature_sets() {
+    for folder in cases("metrics") {
+        let (case, expected) = (Case::open(&folder), json(&folder.join("case.json")));
+        let (real, generated) = (features(&case, "features_a"), features(&case, "features_b"));
+        let value = |start: &str| {
+            let object = expected.as_object().expect("named values");
+            let (_, value) = object.iter().find(|(key, _)| key.starts_with(start)).expect(start);
+            value.as_f64().expect("a number")
+        };
+        let near = |name: &str, found: f64, expected: f64| {
+            println!("{name}: {found}, expected {expected}");
+            assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{name}");
+        };
+        near("fid", frechet(&real, &generated, 0, 0).value, value("fid"));
+        near("kid", kernel(&real, &generated, 0, 0).value, value("kid"));
+        let found = coverage(&real, &generated, 3);
+        near("precision", found.precision, value("precision_k3"));
+        near("recall", found.recall, value("recall_k3"));
+    }
+}
+
+#[test]
+fn patch_kernels_are_resized_by_the_pseudo_inverse() {
+    for folder in cases("pi-resize") {
+        let (case, device) = (Case::open(&folder), device());
+        let sizes: Vec<&str> =
+            case.names().filter_map(|name| name.strip_suffix(".weight")).collect();
+        assert!(!sizes.is_empty());
+        for name in sizes {
+            let (from, to) = name.split_once("to").expect("AtoB");
+            let (from, to): (usize, usize) =
+                (from.parse().expect("a size"), to.parse().expect("a size"));
+            let weight: Tensor<4> = case.tensor(&format!("{name}.weight"), &device);
+            let [hidden, channels, ..] = weight.dims();
+            // From `[hidden, channels, rows, columns]` to rows of position, channel.
+            let ours = |x: Tensor<4>, side: usize| {
+                x.permute([2, 3, 1, 0]).reshape([side * side * channels, hidden])
+            };
+            let mut dense = DenseConfig::new(from * from * channels, hidden, false)
+                .init(&Init::new(0, &device));
+            dense.weight = dense.weight.map(|_| ours(weight, from));
+            let expected = ours(case.tensor(&format!("{name}.resized"), &device), to);
+            let found = resize_embedding(&dense, from, to).weight.val();
+            assert_close(name, found, expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn blurred_and_noisy_images_are_farther_from_real_ones() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
+    let weights = root.join("models/efficientnet-lite0/efficientnet_lite0.safetensors");
+    let net = FeatureNet::open(&weights, &device()).expect("the shipped features");
+    let images = |class: &str| -> Vec<image::RgbImage> {
+        let size = [64, 64];
+        let data = pyrograph::data::Dataset::open(
+            &root.join("data/emoji"),
+            size,
+            pyrograph::data::Background::default(),
+        );
+        let data = data.expect("the shipped images");
+        let number = data.classes().iter().position(|name| name == class).expect(class);
+        let of: Vec<usize> =
+            (0..data.len()).filter(|&i| data.label(i) == number).take(32).collect();
+        pyrograph::eval::pictures(&data, &of, &Device::flex()).expect("pictures")
+    };
+    let cats = images("cat");
+    let rows = |images: &[image::RgbImage]| Features::new(&net.rows(images)).expect("finite");
+    let blurred: Vec<_> = cats.iter().map(|cat| image::imageops::blur(cat, 1.5)).collect();
+    let all = rows(&cats);
+    let distance = |images: &[image::RgbImage]| kernel(&all, &rows(images), 0, 0).value;
+    let (blur, other) = (distance(&blurred), distance(&images("clock")));
+    println!("blurred {blur:.1}, clocks {other:.1}");
+    assert!(distance(&cats).abs() < 0.3 * blur && blur > 0.0 && other > blur);
+}
+
+#[test]
+fn eval_from_the_command_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/data/emoji");
+    let output = std::process::Command::new(program())
+        .current_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])
+        .arg("--reference")
+        .arg(&data)
+        .arg("--cache")
+        .arg(folder.path().join("cache"))
+        .arg("--pairs")
+        .arg(folder.path().join("pairs.png"))
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON line");
+    assert_eq!((line["images"].as_u64(), line["reference"].as_u64()), (Some(16), Some(1248)));
+    assert!(line["fd_efflite0"]["value"].as_f64().expect("a number") > 0.0, "{line}");
+    assert!(folder.path().join("pairs.png").is_file());
+    assert_eq!(std::fs::read_dir(folder.path().join("cache")).expect("a cache").count(), 1);
+}
