@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
-use pyrograph_engine::nets::EfficientNetLite0;
+use pyrograph_engine::nets::{EfficientNetLite0, FoldedEfficientNet};
 use pyrograph_weights::{Checkpoint, FloatDtype, convert, write_safetensors};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -31,7 +30,7 @@ const COPY_QUANTILE: f64 = 0.01;
 /// A network that turns images into features.
 #[derive(Debug)]
 pub struct FeatureNet {
-    net: EfficientNetLite0,
+    net: FoldedEfficientNet,
     fingerprint: String,
     device: Device,
 }
@@ -70,7 +69,7 @@ impl FeatureNet {
             device,
         )?;
         Ok(Self {
-            net: net.no_grad(),
+            net: net.folded(),
             fingerprint: checkpoint.fingerprint(),
             device: device.clone(),
         })

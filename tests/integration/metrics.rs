@@ -1,14 +1,24 @@
 //! Distances between sets of images, and the resizing of patch kernels, against the reference
 //! implementations.
 
+use std::path::{Path, PathBuf};
+
 use burn::tensor::{Device, Tensor};
 use pyrograph::eval::FeatureNet;
 use pyrograph_engine::layers::Init;
 use pyrograph_engine::layers::dense::DenseConfig;
 use pyrograph_engine::layers::resize::resize_embedding;
 use pyrograph_engine::metrics::{Features, coverage, frechet, kernel};
+use pyrograph_weights::Checkpoint;
 
-use crate::util::{Case, assert_close, cases, device, json, program};
+use crate::util::{Case, assert_close, cases, device, json, program, tolerance};
+
+/// The shipped feature network.
+const FEATURES: &str = "models/efficientnet-lite0/efficientnet_lite0.safetensors";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+}
 
 fn features(case: &Case, name: &str) -> Features {
     let rows: Tensor<2> = case.tensor(name, &Device::flex());
@@ -67,11 +77,30 @@ fn patch_kernels_are_resized_by_the_pseudo_inverse() {
     }
 }
 
+/// The features of one picture, computed in PyTorch from the same weights.
+#[test]
+fn features_of_the_reference_implementation() {
+    let net = FeatureNet::open(&root().join(FEATURES), &device()).expect("the shipped features");
+    let picture = image::RgbImage::from_fn(128, 128, |x, y| {
+        let value = |c: f64| {
+            let phase = 0.11 * (c + 1.0) * f64::from(y) + 0.07 * f64::from(x) + c;
+            (127.5 + 120.0 * phase.sin()).round_ties_even() as u8
+        };
+        image::Rgb([value(0.0), value(1.0), value(2.0)])
+    });
+    let found = Tensor::<1>::from_floats(net.rows(&[picture])[0].as_slice(), &Device::flex());
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/features/efficientnet_lite0.safetensors");
+    let (expected, _) =
+        Checkpoint::open(&file).expect("a fixture").read_f32("features").expect("f32");
+    let expected = Tensor::<1>::from_floats(expected.as_slice(), &Device::flex());
+    assert_close("features", found, expected, tolerance(1e-4));
+}
+
 #[test]
 fn blurred_and_noisy_images_are_farther_from_real_ones() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
-    let weights = root.join("models/efficientnet-lite0/efficientnet_lite0.safetensors");
-    let net = FeatureNet::open(&weights, &device()).expect("the shipped features");
+    let root = root();
+    let net = FeatureNet::open(&root.join(FEATURES), &device()).expect("the shipped features");
     let images = |class: &str| -> Vec<image::RgbImage> {
         let size = [64, 64];
         let data = pyrograph::data::Dataset::open(
@@ -98,9 +127,9 @@ fn blurred_and_noisy_images_are_farther_from_real_ones() {
 #[test]
 fn eval_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/data/emoji");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/data/emoji");
     let output = std::process::Command::new(program())
-        .current_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])
         .arg("--reference")
         .arg(&data)

@@ -8,6 +8,7 @@
 mod attention;
 mod bridge;
 mod conv;
+mod depthwise;
 mod linear;
 mod math;
 mod matrix;
@@ -232,6 +233,19 @@ pub fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
     }
     let bias = layer.bias.as_ref().map(|bias| host(bias.val()));
     device(conv::conv3x3(&host(x), &host(weight), bias.as_ref(), double))
+}
+
+/// A convolution with one filter per channel and a bias, clipped to [0, 6], with the border that TensorFlow
+/// calls `same`.
+///
+/// # Shapes
+/// `x`: `[batch, height, width, channels]`, `weight`: `[kernel · kernel, channels]`, `bias`: `[channels]`,
+/// output: `[batch, height / stride, width / stride, channels]`, rounded up
+pub fn depthwise(x: Tensor<4>, weight: Tensor<2>, bias: Tensor<1>, stride: usize) -> Tensor<4> {
+    if !available(&x) || !available(&weight) || x.is_autodiff() || weight.is_autodiff() {
+        return plain::depthwise(x, weight, bias, stride);
+    }
+    device(depthwise::depthwise(&host(x), &host(weight), &host(bias), stride))
 }
 
 /// Group norm, then SiLU.

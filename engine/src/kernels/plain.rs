@@ -4,10 +4,11 @@
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::module;
-use burn::tensor::ops::{AttentionModuleOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Bool, Tensor, activation};
 
 use super::AdamStep;
+use super::depthwise::Side;
 use crate::layers::Activation;
 use crate::layers::magnitude::{self, SILU_RMS, in_f32, mp_sum};
 use crate::layers::mlp::{GELU_CUBIC, GELU_SLOPE};
@@ -137,6 +138,22 @@ pub(super) fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
     let options =
         InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]);
     layer.forward(if double { module::interpolate(x, options) } else { x })
+}
+
+pub(super) fn depthwise(
+    x: Tensor<4>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    stride: usize,
+) -> Tensor<4> {
+    let ([_, height, width, _], [taps, channels]) = (x.dims(), weight.dims());
+    let kernel = taps.isqrt();
+    let borders = [height, width].map(|side| Side::new(side, kernel, stride).border);
+    let [rows, columns] = borders.map(|[before, after]| (before, after));
+    let x = x.permute([0, 3, 1, 2]).pad([rows, columns], 0.0);
+    let weight = weight.transpose().reshape([channels, 1, kernel, kernel]);
+    let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], channels);
+    module::conv2d(x, weight, Some(bias), options).clamp(0.0, 6.0).permute([0, 2, 3, 1])
 }
 
 pub(super) fn norm_silu(layer: &GroupNorm, x: Tensor<4>) -> Tensor<4> {

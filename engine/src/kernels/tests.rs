@@ -239,6 +239,18 @@ fn convolution_and_group_norm() {
 }
 
 #[test]
+fn filters_per_channel() {
+    for (kernel, stride, height, width) in [(3, 1, 5, 7), (3, 2, 8, 8), (5, 2, 9, 6), (5, 1, 4, 4)]
+    {
+        let (x, weight) = (random([2, height, width, 19]), random([kernel * kernel, 19]));
+        let bias = random([19]) + 1.0;
+        let found = super::depthwise(x.clone(), weight.clone(), bias.clone(), stride);
+        assert_eq!(found.dims(), [2, height.div_ceil(stride), width.div_ceil(stride), 19]);
+        assert!(difference(found, plain::depthwise(x, weight, bias, stride)) < 2e-6);
+    }
+}
+
+#[test]
 fn gradient_checkpointing_is_left_to_burn() {
     let device = Device::flex().autodiff().gradient_checkpointing();
     let x = Tensor::<3>::random([2, 3, 8], Distribution::Default, &device).require_grad();

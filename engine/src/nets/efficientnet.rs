@@ -2,10 +2,9 @@
 //! measure how far two sets of images are apart.
 
 use burn::module::{Module, Param};
-use burn::nn::PaddingConfig2d;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, s};
 
+use crate::kernels;
 use crate::layers::{Fresh, Init};
 
 /// Length of the features.
@@ -39,8 +38,8 @@ pub struct EfficientNetLite0 {
 /// A convolution and its batch norm.
 #[derive(Module, Debug)]
 pub struct Unit {
-    /// Without a bias.
-    pub conv: Conv2d,
+    /// `[out, in / groups, kernel, kernel]`.
+    pub conv: Param<Tensor<4>>,
     /// `[channels]`.
     pub gain: Param<Tensor<1>>,
     /// `[channels]`.
@@ -49,7 +48,6 @@ pub struct Unit {
     pub mean: Param<Tensor<1>>,
     /// `[channels]`: variance over the training set.
     pub variance: Param<Tensor<1>>,
-    stride: usize,
 }
 
 /// An inverted residual block.
@@ -61,6 +59,7 @@ pub struct Block {
     pub depthwise: Unit,
     /// 1 x 1, to the block's width, without an activation.
     pub project: Unit,
+    stride: usize,
     residual: bool,
 }
 
@@ -74,96 +73,150 @@ impl EfficientNetLite0 {
             for i in 0..count {
                 let (stride, inner) = (if i == 0 { stride } else { 1 }, width * expansion);
                 blocks.push(Block {
-                    expand: (expansion > 1).then(|| Unit::new([width, inner], 1, 1, 1, init)),
-                    depthwise: Unit::new([inner, inner], kernel, stride, inner, init),
-                    project: Unit::new([inner, out], 1, 1, 1, init),
+                    expand: (expansion > 1).then(|| Unit::new([width, inner], 1, 1, init)),
+                    depthwise: Unit::new([inner, inner], kernel, inner, init),
+                    project: Unit::new([inner, out], 1, 1, init),
+                    stride,
                     residual: stride == 1 && width == out,
                 });
                 width = out;
             }
         }
         Self {
-            stem: Unit::new([3, STEM], 3, 2, 1, init),
+            stem: Unit::new([3, STEM], 3, 1, init),
             blocks,
-            head: Unit::new([width, FEATURES], 1, 1, 1, init),
+            head: Unit::new([width, FEATURES], 1, 1, init),
         }
     }
 
-    /// The mean over all places of the last layer.
-    ///
-    /// # Shapes
-    /// `x`: `[batch, 3, height, width]` in [-1, 1], output: `[batch, 1280]`
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        // The network was trained on (value - 127) / 128 of values from 0 to 255.
-        let x = x * (127.5 / 128.0) + 0.5 / 128.0;
-        let x = relu6(self.stem.forward(x));
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
-        let x = relu6(self.head.forward(x));
-        let [batch, channels, ..] = x.dims();
-        let x: Tensor<3> = x.reshape([batch as i64, channels as i64, -1]);
-        x.mean_dim(2).reshape([batch, channels])
+    /// The network for inference, with the batch norms multiplied into the convolutions.
+    pub fn folded(&self) -> FoldedEfficientNet {
+        FoldedEfficientNet {
+            stem: self.stem.folded(),
+            blocks: self.blocks.iter().map(Block::folded).collect(),
+            head: self.head.folded(),
+        }
     }
 }
 
-impl Block {
+/// An [`EfficientNetLite0`] for inference.
+#[derive(Debug, Clone)]
+pub struct FoldedEfficientNet {
+    stem: Folded,
+    blocks: Vec<FoldedBlock>,
+    head: Folded,
+}
+
+/// A convolution with a bias.
+#[derive(Debug, Clone)]
+struct Folded {
+    /// `[taps · in, out]`, of a filter per channel `[taps, out]`.
+    weight: Tensor<2>,
+    /// `[out]`.
+    bias: Tensor<1>,
+}
+
+#[derive(Debug, Clone)]
+struct FoldedBlock {
+    expand: Option<Folded>,
+    depthwise: Folded,
+    project: Folded,
+    stride: usize,
+    residual: bool,
+}
+
+impl FoldedEfficientNet {
+    /// The mean over all places of the last layer.
+    ///
+    /// # Shapes
+    /// `x`: `[batch, 3, height, width]` in [-1, 1], both even, output: `[batch, 1280]`
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let [batch, channels, height, width] = x.dims();
+        // The network was trained on (value - 127) / 128 of values from 0 to 255.
+        let x = x * (127.5 / 128.0) + 0.5 / 128.0;
+        // Windows of 3 x 3, 2 apart, with a row and a column of zeros at the end.
+        let padded = x.permute([0, 2, 3, 1]).pad([(0, 0), (0, 1), (0, 1), (0, 0)], 0.0);
+        let [rows, columns] = [height / 2, width / 2];
+        let taps = (0..9).map(|tap| {
+            let part = padded.clone().slice([
+                s![..],
+                s![tap / 3..tap / 3 + height; 2],
+                s![tap % 3..tap % 3 + width; 2],
+                s![..],
+            ]);
+            part.reshape([batch, rows * columns, channels])
+        });
+        let x = self.stem.pointwise(Tensor::cat(taps.collect(), 2));
+        let x = relu6(x).reshape([batch, rows, columns, STEM]);
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
+        let [_, rows, columns, channels] = x.dims();
+        let x = relu6(self.head.pointwise(x.reshape([batch, rows * columns, channels])));
+        x.mean_dim(1).squeeze_dim(1)
+    }
+}
+
+impl Folded {
+    /// `[batch, places, in]` to `[batch, places, out]`.
+    fn pointwise(&self, x: Tensor<3>) -> Tensor<3> {
+        kernels::linear(x, self.weight.clone(), Some(self.bias.clone()), None)
+    }
+}
+
+impl FoldedBlock {
+    /// `[batch, height, width, channels]`
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let everywhere = |x: Tensor<4>, layer: &Folded| -> Tensor<4> {
+            let [batch, height, width, channels] = x.dims();
+            let y = layer.pointwise(x.reshape([batch, height * width, channels]));
+            let outputs = y.dims()[2];
+            y.reshape([batch, height, width, outputs])
+        };
         let inner = match &self.expand {
-            Some(expand) => relu6(expand.forward(x.clone())),
+            Some(expand) => relu6(everywhere(x.clone(), expand)),
             None => x.clone(),
         };
-        let y = self.project.forward(relu6(self.depthwise.forward(inner)));
+        let Folded { weight, bias } = self.depthwise.clone();
+        let y = everywhere(kernels::depthwise(inner, weight, bias, self.stride), &self.project);
         if self.residual { y + x } else { y }
     }
 }
 
+impl Block {
+    fn folded(&self) -> FoldedBlock {
+        FoldedBlock {
+            expand: self.expand.as_ref().map(Unit::folded),
+            depthwise: self.depthwise.folded(),
+            project: self.project.folded(),
+            stride: self.stride,
+            residual: self.residual,
+        }
+    }
+}
+
 impl Unit {
-    fn new(
-        channels: [usize; 2],
-        kernel: usize,
-        stride: usize,
-        groups: usize,
-        init: &Init<'_>,
-    ) -> Self {
-        let each = |value| init.param(Fresh::Constant(value), [channels[1]]);
-        // With a stride, the padding that TensorFlow calls `same` depends on the size: see `forward`.
-        let padding = if stride == 1 { kernel / 2 } else { 0 };
+    fn new(channels: [usize; 2], kernel: usize, groups: usize, init: &Init<'_>) -> Self {
+        let [inputs, outputs] = channels;
+        let each = |value| init.param(Fresh::Constant(value), [outputs]);
         Self {
-            conv: Conv2dConfig::new(channels, [kernel, kernel])
-                .with_stride([stride, stride])
-                .with_groups(groups)
-                .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
-                .with_bias(false)
-                .init(init.device),
+            conv: init.param(Fresh::Constant(0.0), [outputs, inputs / groups, kernel, kernel]),
             gain: each(1.0),
             bias: each(0.0),
             mean: each(0.0),
             variance: each(1.0),
-            stride,
         }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [.., kernel] = self.conv.weight.dims();
-        let [.., height, width] = x.dims();
-        let x = match self.stride {
-            1 => x,
-            stride => {
-                let pad = |side: usize| {
-                    let total =
-                        ((side.div_ceil(stride) - 1) * stride + kernel).saturating_sub(side);
-                    (total / 2, total - total / 2)
-                };
-                x.pad([pad(height), pad(width)], 0.0)
-            }
-        };
+    fn folded(&self) -> Folded {
         let factor = self.gain.val() / (self.variance.val() + EPSILON).sqrt();
-        let shift = self.bias.val() - self.mean.val() * factor.clone();
-        let channels = factor.dims()[0];
-        let y = self.conv.forward(x);
-        y * factor.reshape([1, channels, 1, 1]) + shift.reshape([1, channels, 1, 1])
+        let bias = self.bias.val() - self.mean.val() * factor.clone();
+        let [outputs, inputs, rows, columns] = self.conv.dims();
+        let weight = self.conv.val() * factor.reshape([outputs, 1, 1, 1]);
+        // Of a filter per channel, `inputs` is 1.
+        let weight = weight.permute([2, 3, 1, 0]).reshape([rows * columns * inputs, outputs]);
+        Folded { weight, bias }
     }
 }
 
-fn relu6(x: Tensor<4>) -> Tensor<4> {
+fn relu6<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clamp(0.0, 6.0)
 }

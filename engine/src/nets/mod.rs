@@ -9,7 +9,7 @@ pub mod vae;
 
 pub use config::{DitConfig, Norm};
 pub use dit::{Dit, DitBlock, Embedder};
-pub use efficientnet::EfficientNetLite0;
+pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
 pub use flexify::flexify;
 pub use modes::{BlockMode, Flexible, Mode, Sharing};
 pub use vae::{Vae, VaeConfig};

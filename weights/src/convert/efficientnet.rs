@@ -8,7 +8,7 @@ pub fn efficientnet_lite() -> Layout {
         let rule =
             |part: &str, source: String| Rule::new(&format!("{target}.{part}"), &source, Copy);
         [
-            rule("conv.weight", format!("{conv}.weight")),
+            rule("conv", format!("{conv}.weight")),
             rule("gain", format!("{norm}.weight")),
             rule("bias", format!("{norm}.bias")),
             rule("mean", format!("{norm}.running_mean")),

@@ -1,0 +1,75 @@
+//! Convolutions with one filter per channel, without gradients.
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::math::simd;
+use super::memory::{buffer, shape, tensor, values};
+
+/// Convolution of `[batch, height, width, channels]` with filters `[kernel · kernel, channels]`, plus a bias,
+/// clipped to [0, 6]; `stride` apart, with as much zero border as TensorFlow's `same`.
+pub(super) fn depthwise(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    stride: usize,
+) -> FlexTensor {
+    let [x, weight, bias] = [x, weight, bias].map(FlexTensor::to_contiguous);
+    let [batch, height, width, channels]: [usize; 4] =
+        shape(&x).try_into().expect("four dimensions");
+    let kernel = shape(&weight)[0].isqrt();
+    let sides = [height, width].map(|side| Side::new(side, kernel, stride));
+    let [rows, columns] = sides.map(|side| side.out);
+    let mut out = buffer(batch * rows * columns * channels);
+    out.par_chunks_mut(columns * channels).enumerate().for_each(|(i, out)| {
+        let (image, row) = (i / rows, i % rows);
+        let x = &values(&x)[image * height * width * channels..][..height * width * channels];
+        simd(
+            #[inline(always)]
+            || {
+                for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+                    out.copy_from_slice(values(&bias));
+                    for (ky, y) in sides[0].taps(row, stride) {
+                        for (kx, at) in sides[1].taps(column, stride) {
+                            let x = &x[(y * width + at) * channels..][..channels];
+                            let filter =
+                                &values(&weight)[(ky * kernel + kx) * channels..][..channels];
+                            for ((out, x), weight) in out.iter_mut().zip(x).zip(filter) {
+                                *out = x.mul_add(*weight, *out);
+                            }
+                        }
+                    }
+                    out.iter_mut().for_each(|out| *out = out.clamp(0.0, 6.0));
+                }
+            },
+        );
+    });
+    tensor(out, &[batch, rows, columns, channels])
+}
+
+/// One side of an image and what a convolution makes of it.
+#[derive(Clone, Copy)]
+pub(super) struct Side {
+    side: usize,
+    kernel: usize,
+    /// Length after the convolution.
+    pub(super) out: usize,
+    /// Zeros before and after.
+    pub(super) border: [usize; 2],
+}
+
+impl Side {
+    pub(super) fn new(side: usize, kernel: usize, stride: usize) -> Self {
+        let out = side.div_ceil(stride);
+        let total = ((out - 1) * stride + kernel).saturating_sub(side);
+        Self { side, kernel, out, border: [total / 2, total - total / 2] }
+    }
+
+    /// The places of a filter within the image, and what they lie on, for one place of the output.
+    #[inline(always)]
+    fn taps(self, at: usize, stride: usize) -> impl Iterator<Item = (usize, usize)> {
+        let first = at * stride;
+        let of = move |tap: usize| Some((tap, (first + tap).checked_sub(self.border[0])?));
+        (0..self.kernel).filter_map(of).filter(move |(_, x)| *x < self.side)
+    }
+}
