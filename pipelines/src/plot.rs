@@ -13,16 +13,93 @@ const SIZE: (u32, u32) = (900, 520);
 /// Share of an older value in the smoothed curve, per point.
 const SMOOTHING: f64 = 0.95;
 
-/// Loss over steps: every point, and a smoothed curve.
-///
-/// # Errors
-/// If there is nothing to draw.
-pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
+fn use_font() {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for a font that cannot be parsed; drawing text then reports it.
         let _ = register_font("sans-serif", FontStyle::Normal, ttf_noto_sans::REGULAR);
     });
+}
+
+/// Points that belong together.
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// For the legend.
+    pub name: String,
+    /// Place, value, and half the length of its interval.
+    pub points: Vec<[f64; 3]>,
+}
+
+/// Series of points with their intervals, joined in order of their places.
+///
+/// # Errors
+/// If there is nothing to draw.
+pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImage> {
+    use_font();
+    let fault = |reason: String| Error::Plot { reason };
+    let all: Vec<[f64; 3]> = series.iter().flat_map(|series| series.points.clone()).collect();
+    if all.is_empty() || all.iter().flatten().any(|value| !value.is_finite()) {
+        return Err(fault("no points, or some that are not finite".into()));
+    }
+    let range = |values: &dyn Fn(&[f64; 3]) -> [f64; 2]| {
+        let low = all.iter().map(|point| values(point)[0]).fold(f64::INFINITY, f64::min);
+        let high = all.iter().map(|point| values(point)[1]).fold(f64::NEG_INFINITY, f64::max);
+        let margin = 0.06 * (high - low).max(1e-9);
+        low - margin..high + margin
+    };
+    let (xs, ys) = (range(&|p| [p[0], p[0]]), range(&|p| [p[1] - p[2], p[1] + p[2]]));
+    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
+        let draw = || -> Result<(), Box<dyn std::error::Error>> {
+            area.fill(&WHITE)?;
+            let mut chart = ChartBuilder::on(&area)
+                .margin(14)
+                .x_label_area_size(40)
+                .y_label_area_size(64)
+                .build_cartesian_2d(xs, ys)?;
+            chart
+                .configure_mesh()
+                .light_line_style(TRANSPARENT)
+                .bold_line_style(RGBColor(225, 225, 225))
+                .x_desc(x_name)
+                .y_desc(y_name)
+                .label_style(("sans-serif", 15))
+                .draw()?;
+            for (i, Series { name, points }) in series.iter().enumerate() {
+                let colour = Palette99::pick(i).stroke_width(2);
+                let mut points = points.clone();
+                points.sort_by(|a, b| a[0].total_cmp(&b[0]));
+                let line = points.iter().map(|point| (point[0], point[1]));
+                chart
+                    .draw_series(LineSeries::new(line.clone(), colour))?
+                    .label(name)
+                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour));
+                chart.draw_series(line.map(|at| Circle::new(at, 4, colour.filled())))?;
+                chart.draw_series(points.iter().map(|[x, y, margin]| {
+                    PathElement::new(vec![(*x, y - margin), (*x, y + margin)], colour)
+                }))?;
+            }
+            chart
+                .configure_series_labels()
+                .background_style(WHITE)
+                .border_style(RGBColor(200, 200, 200))
+                .label_font(("sans-serif", 15))
+                .draw()?;
+            area.present()?;
+            Ok(())
+        };
+        draw().map_err(|error| fault(error.to_string()))?;
+    }
+    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
+}
+
+/// Loss over steps: every point, and a smoothed curve.
+///
+/// # Errors
+/// If there is nothing to draw.
+pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
+    use_font();
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points: Vec<(f64, f64)> = points.iter().filter(finite).copied().collect();
     let fault = |reason: String| Error::Plot { reason };

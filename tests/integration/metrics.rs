@@ -146,3 +146,53 @@ fn eval_from_the_command_line() {
     assert!(folder.path().join("pairs.png").is_file());
     assert_eq!(std::fs::read_dir(folder.path().join("cache")).expect("a cache").count(), 1);
 }
+
+#[test]
+fn a_sweep_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(program())
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .args(args)
+            .args(["--device", "cpu"])
+            .output()
+            .expect("the program runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let (model, table, cache) = (path("flexible"), path("sweep.csv"), path("cache"));
+    run(&["flexify", "emoji-class", "--patches", "16", "-o", &model]);
+    let sweep = |schedules: &str| {
+        run(&[
+            "sweep",
+            "-m",
+            &model,
+            "--reference",
+            "assets/data/emoji",
+            "-n",
+            "8",
+            "--steps",
+            "2",
+            "--schedules",
+            schedules,
+            "--cfg-scale",
+            "1,2",
+            "-o",
+            &table,
+            "--cache",
+            &cache,
+        ])
+    };
+    sweep("100%");
+    let said = sweep("100%;16:1,8:1");
+    assert_eq!(said.matches("in the table already").count(), 2, "{said}");
+    let rows = std::fs::read_to_string(&table).expect("a table");
+    assert_eq!(rows.lines().count(), 5, "{rows}");
+    let compute = rows.lines().filter(|row| row.starts_with("16:1 8:1")).map(|row| {
+        row.split(',').nth(5).and_then(|cell| cell.parse::<f64>().ok()).expect("a share")
+    });
+    assert!(compute.into_iter().all(|share| share > 0.5 && share < 0.7), "{rows}");
+    assert!(folder.path().join("sweep.png").is_file());
+}

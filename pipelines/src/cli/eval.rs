@@ -11,14 +11,15 @@ use image::RgbImage;
 use pyrograph::data::{Background, Dataset};
 use pyrograph::eval::{FeatureNet, compare, pictures};
 use pyrograph::image::{contact_sheet, write_image};
-use pyrograph::pipeline::ClassPipeline;
+use pyrograph::pipeline::{ClassPipeline, Compute};
+use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::parse_sampler;
 use serde_json::json;
 
 use super::{Common, find_model, interrupted};
 
 /// Weights of the shipped feature network.
-const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
+pub(super) const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
 /// Pairs of the picture of nearest neighbours.
 const PAIRS: usize = 32;
 
@@ -54,7 +55,7 @@ pub(super) struct Eval {
 
 /// How images to judge are made.
 #[derive(Args)]
-pub(super) struct Making {
+struct Making {
     /// Sampling steps [default: the model's]
     #[arg(long)]
     steps: Option<usize>,
@@ -100,13 +101,19 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let (rows, making) = match (&pipeline, &args.images) {
         (Some(pipeline), _) => {
             let count = args.count.unwrap_or(reference.len());
-            let (rows, making) =
-                make(pipeline, &args.making, count, &reference, common, |images| {
-                    if args.pairs.is_some() {
-                        made.extend_from_slice(images);
-                    }
-                    net.rows(images)
-                })?;
+            let settings = args.making.settings(pipeline)?;
+            let (rows, making) = make(pipeline, &settings, count, &reference, common, |images| {
+                if args.pairs.is_some() {
+                    made.extend_from_slice(images);
+                }
+                net.rows(images)
+            })?;
+            let making = json!({
+                "gmacs_per_image": making.compute.gmacs,
+                "compute": making.compute.share,
+                "seconds_per_image": making.seconds,
+                "settings": settings,
+            });
             (rows, Some(making))
         }
         (None, Some(folder)) => {
@@ -136,25 +143,39 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Making {
+    fn settings(&self, pipeline: &ClassPipeline) -> anyhow::Result<Settings> {
+        let net = &pipeline.config().net;
+        let mut settings = pipeline.config().defaults.settings(self.seed);
+        settings.steps = self.steps.unwrap_or(settings.steps);
+        settings.batch = self.batch_size.max(1);
+        settings.guidance.scale = self.cfg_scale.unwrap_or(settings.guidance.scale);
+        if let Some(name) = &self.sampler {
+            (settings.sampler, settings.spacing) = parse_sampler(name)?;
+        }
+        settings.patches = self.patches.plan(net, net.size, settings.steps)?;
+        Ok(settings)
+    }
+}
+
+/// What images took to make.
+pub(super) struct Made {
+    /// Operations.
+    pub(super) compute: Compute,
+    /// Per image.
+    pub(super) seconds: f64,
+}
+
 /// Makes images of the reference's classes in turn and hands them on, batch by batch; returns what that
 /// gave and how they were made.
 pub(super) fn make<T>(
     pipeline: &ClassPipeline,
-    making: &Making,
+    settings: &Settings,
     count: usize,
     reference: &Dataset,
     common: &Common,
     mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
-) -> anyhow::Result<(Vec<T>, serde_json::Value)> {
-    let net = &pipeline.config().net;
-    let mut settings = pipeline.config().defaults.settings(making.seed);
-    settings.steps = making.steps.unwrap_or(settings.steps);
-    settings.batch = making.batch_size.max(1);
-    settings.guidance.scale = making.cfg_scale.unwrap_or(settings.guidance.scale);
-    if let Some(name) = &making.sampler {
-        (settings.sampler, settings.spacing) = parse_sampler(name)?;
-    }
-    settings.patches = making.patches.plan(net, net.size, settings.steps)?;
+) -> anyhow::Result<(Vec<T>, Made)> {
     let classes = pipeline.classes();
     // As often as in the reference, if it has the same classes.
     let class = |i: usize| match reference.classes().len() == classes {
@@ -167,10 +188,7 @@ pub(super) fn make<T>(
     while rows.len() < count {
         let first = rows.len();
         let chunk: Vec<usize> = (first..count.min(first + settings.batch)).map(class).collect();
-        let own = pyrograph::settings::Settings {
-            seed: settings.seed.wrapping_add(first as u64),
-            ..settings.clone()
-        };
+        let own = Settings { seed: settings.seed.wrapping_add(first as u64), ..settings.clone() };
         let started = Instant::now();
         let images = pipeline.sketch(&chunk, &own, &mut |_| interrupted())?;
         seconds += started.elapsed().as_secs_f64();
@@ -181,14 +199,8 @@ pub(super) fn make<T>(
         }
     }
     bar.finish_and_clear();
-    let compute = pipeline.compute(&settings)?;
-    let described = json!({
-        "gmacs_per_image": compute.gmacs,
-        "compute": compute.share,
-        "seconds_per_image": seconds / count as f64,
-        "settings": settings,
-    });
-    Ok((rows, described))
+    let compute = pipeline.compute(settings)?;
+    Ok((rows, Made { compute, seconds: seconds / count as f64 }))
 }
 
 fn first_size(folder: &Path) -> anyhow::Result<[usize; 2]> {

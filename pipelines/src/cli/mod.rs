@@ -10,6 +10,7 @@ mod generate;
 mod health;
 mod inspect;
 mod patches;
+mod sweep;
 mod train;
 
 use std::ops::ControlFlow;
@@ -46,6 +47,8 @@ enum Command {
     Convert(convert::Convert),
     /// Measure how far generated images are from real ones
     Eval(Box<eval::Eval>),
+    /// Measure quality against compute, over patch schedules, steps, guidance and solvers
+    Sweep(Box<sweep::Sweep>),
     /// Give a model further patch sizes
     Flexify(flexify::Flexify),
     /// Time a model on this machine, as JSON lines
@@ -188,6 +191,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
         Command::Eval(eval) => eval::run(eval, &cli.common),
+        Command::Sweep(sweep) => sweep::run(sweep, &cli.common),
         Command::Flexify(flexify) => flexify::run(flexify, &cli.common),
         Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),

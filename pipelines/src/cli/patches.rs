@@ -59,7 +59,8 @@ impl Patches {
     }
 }
 
-fn parse_share(text: &str) -> Result<f64, String> {
+/// A share of compute, such as `60%` or `0.6`.
+pub(super) fn parse_share(text: &str) -> Result<f64, String> {
     let (number, unit) = match text.strip_suffix('%') {
         Some(percent) => (percent, 100.0),
         None => (text, 1.0),

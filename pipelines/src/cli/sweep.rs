@@ -1,0 +1,185 @@
+//! `pyrograph sweep`: quality against compute.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use pyrograph::data::{Background, Dataset};
+use pyrograph::eval::{FeatureNet, compare};
+use pyrograph::image::write_image;
+use pyrograph::patches::PatchPlan;
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph::plot::{Series, scatter};
+use pyrograph::settings::Settings;
+use pyrograph_engine::diffusion::parse_sampler;
+
+use super::eval::{FEATURES, make};
+use super::patches::parse_share;
+use super::{Common, find_model};
+
+/// First line of the table.
+const HEADER: &str = "schedule,steps,sampler,cfg_scale,images,compute,gmacs,seconds,fd,fd_margin,kid,\
+                      kid_margin,precision,recall,density,coverage,copies";
+
+#[derive(Args)]
+pub(super) struct Sweep {
+    /// Folder of real images, with or without sub-folders of classes
+    #[arg(long, short)]
+    reference: PathBuf,
+    /// Model that makes the images
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Images per point
+    #[arg(long, short = 'n', default_value_t = 5000)]
+    count: usize,
+    /// Patch sizes, separated by `;`: shares of compute such as 60%, or schedules such as 8:12,4:8
+    #[arg(long, value_delimiter = ';', default_value = "100%")]
+    schedules: Vec<String>,
+    /// Sampling steps, separated by commas [default: the model's]
+    #[arg(long, value_delimiter = ',')]
+    steps: Vec<usize>,
+    /// Guidance scales, separated by commas [default: the model's]
+    #[arg(long, value_delimiter = ',')]
+    cfg_scale: Vec<f64>,
+    /// Solvers, separated by commas [default: the model's]
+    #[arg(long, value_delimiter = ',')]
+    sampler: Vec<String>,
+    /// Seed of the first image of every point
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images per network call
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Table to write; points that it holds already are not made again
+    #[arg(long, short, default_value = "sweep.csv")]
+    output: PathBuf,
+    /// Plot of the Fréchet distance against the operations per image [default: beside the table]
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Weights of EfficientNet-Lite0
+    #[arg(long, default_value = FEATURES)]
+    features: PathBuf,
+    /// Folder in which the features of reference images are kept
+    #[arg(long)]
+    cache: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
+    let device = common.open()?.device;
+    let net = FeatureNet::open(&find_model(&args.features)?, &device)?;
+    let model = pyrograph::model::open(&find_model(&args.model)?, &device)?;
+    let pipeline = ClassPipeline::new(model, &device);
+    let points = points(args, &pipeline)?;
+    let mut table = read(&args.output)?;
+
+    let size = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    let reference = Dataset::open(&args.reference, size, Background::default())?;
+    let real = net.dataset(&reference, args.cache.as_deref(), &mut |_| ())?;
+    let count = points.len();
+    for (i, (key, settings)) in points.into_iter().enumerate() {
+        if table.iter().any(|row| row.starts_with(&format!("{key},"))) {
+            common.say(&format!("{} of {count}: {key}: in the table already", i + 1));
+            continue;
+        }
+        let each = |images: &[image::RgbImage]| net.rows(images);
+        let (rows, making) = make(&pipeline, &settings, args.count, &reference, common, each)?;
+        let (scores, _) = compare(&real, &rows)?;
+        let (fd, kid, sets) = (scores.fd_efflite0, scores.kid_efflite0, scores.coverage);
+        common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
+        let numbers = [
+            making.compute.share,
+            making.compute.gmacs,
+            making.seconds,
+            fd.value,
+            fd.margin,
+            kid.value,
+            kid.margin,
+            sets.precision,
+            sets.recall,
+            sets.density,
+            sets.coverage,
+            scores.copies,
+        ];
+        let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
+        table.push(format!("{key},{}", numbers.join(",")));
+        let text = format!("{HEADER}\n{}\n", table.join("\n"));
+        // Whole or not at all, so that a sweep can go on after any interruption.
+        let temporary = args.output.with_extension("csv.part");
+        std::fs::write(&temporary, text).with_context(|| temporary.display().to_string())?;
+        std::fs::rename(&temporary, &args.output)
+            .with_context(|| args.output.display().to_string())?;
+    }
+    let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
+    let axes = ["GMAC per image", "FD-EffLite0"];
+    write_image(&plot, &scatter(&series(&table)?, axes)?, &[])?;
+    common.say(&format!("{} and {}", args.output.display(), plot.display()));
+    Ok(())
+}
+
+/// Every combination, with what names it in the table.
+fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String, Settings)>> {
+    let defaults = pipeline.config().defaults.settings(args.seed);
+    let or =
+        |given: &[usize], own: usize| if given.is_empty() { vec![own] } else { given.to_vec() };
+    let scales = match args.cfg_scale.as_slice() {
+        [] => vec![defaults.guidance.scale],
+        given => given.to_vec(),
+    };
+    let samplers: Vec<Option<&String>> = match args.sampler.as_slice() {
+        [] => vec![None],
+        given => given.iter().map(Some).collect(),
+    };
+    let mut points = Vec::new();
+    for sampler in samplers {
+        for &steps in &or(&args.steps, defaults.steps) {
+            for &scale in &scales {
+                for schedule in &args.schedules {
+                    let mut settings =
+                        Settings { steps, batch: args.batch_size, ..defaults.clone() };
+                    settings.guidance.scale = scale;
+                    if let Some(name) = sampler {
+                        (settings.sampler, settings.spacing) = parse_sampler(name)?;
+                    }
+                    let net = &pipeline.config().net;
+                    settings.patches = Some(match parse_share(schedule) {
+                        Ok(share) => PatchPlan::for_compute(net, net.size, share, steps)?,
+                        Err(_) => PatchPlan::parse(schedule, steps)?,
+                    });
+                    let name = schedule.replace(',', " ");
+                    let key = format!("{name},{steps},{},{scale},{}", settings.sampler, args.count);
+                    points.push((key, settings));
+                }
+            }
+        }
+    }
+    Ok(points)
+}
+
+/// The rows of an earlier table.
+fn read(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Ok(text) => match text.lines().next() {
+            Some(HEADER) => Ok(text.lines().skip(1).map(str::to_owned).collect()),
+            _ => bail!("{} is no table of a sweep, or of another version", path.display()),
+        },
+    }
+}
+
+/// One series per solver, number of steps and guidance scale.
+fn series(table: &[String]) -> anyhow::Result<Vec<Series>> {
+    let mut found: BTreeMap<String, Vec<[f64; 3]>> = BTreeMap::new();
+    for row in table {
+        let cells: Vec<&str> = row.split(',').collect();
+        let number = |i: usize| -> anyhow::Result<f64> {
+            let cell = cells.get(i).with_context(|| format!("row `{row}` is too short"))?;
+            cell.parse().with_context(|| format!("`{cell}` in row `{row}`"))
+        };
+        let name =
+            format!("{}, {} steps, cfg {}", cells[2.min(cells.len() - 1)], number(1)?, number(3)?);
+        found.entry(name).or_default().push([number(6)?, number(8)?, number(9)?]);
+    }
+    Ok(found.into_iter().map(|(name, points)| Series { name, points }).collect())
+}
