@@ -21,8 +21,6 @@ const SIDE: usize = 128;
 const BATCH: usize = 16;
 /// Neighbours that make a neighbourhood for precision and recall.
 const NEIGHBOURS: usize = 3;
-/// Resamples behind an interval.
-const RESAMPLES: usize = 20;
 /// A generated image nearer to the reference than all but this share of the reference's own images are to
 /// each other counts as a copy.
 const COPY_QUANTILE: f64 = 0.01;
@@ -152,11 +150,16 @@ fn planes(image: &RgbImage) -> Vec<f32> {
 /// The reference image nearest to each generated one, and their distance, nearest first.
 pub type Nearest = Vec<(usize, usize, f64)>;
 
-/// Compares generated images with reference ones, by their features.
+/// Compares generated images with reference ones, by their features; intervals are from `resamples` random
+/// parts of both.
 ///
 /// # Errors
 /// Fewer than two images of either kind, or features that are not finite.
-pub fn compare(reference: &[Vec<f32>], generated: &[Vec<f32>]) -> Result<(Scores, Nearest)> {
+pub fn compare(
+    reference: &[Vec<f32>],
+    generated: &[Vec<f32>],
+    resamples: usize,
+) -> Result<(Scores, Nearest)> {
     let features = |rows: &[Vec<f32>], what: &str| {
         let reason = format!("{} {what} images, or their features are not finite", rows.len());
         Features::new(rows).ok_or(Error::Eval { reason })
@@ -171,8 +174,8 @@ pub fn compare(reference: &[Vec<f32>], generated: &[Vec<f32>]) -> Result<(Scores
     let scores = Scores {
         images: generated.count(),
         reference: reference.count(),
-        fd_efflite0: metrics::frechet(&reference, &generated, RESAMPLES, 0),
-        kid_efflite0: metrics::kernel(&reference, &generated, RESAMPLES, 0),
+        fd_efflite0: metrics::frechet(&reference, &generated, resamples, 0),
+        kid_efflite0: metrics::kernel(&reference, &generated, resamples, 0),
         coverage: metrics::coverage(&reference, &generated, NEIGHBOURS),
         copies: copies as f64 / generated.count() as f64,
     };

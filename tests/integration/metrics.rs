@@ -131,6 +131,7 @@ fn eval_from_the_command_line() {
     let output = std::process::Command::new(program())
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])
+        .args(["--resamples", "2"])
         .arg("--reference")
         .arg(&data)
         .arg("--cache")
@@ -177,6 +178,8 @@ fn a_sweep_goes_on_where_it_stopped() {
             "2",
             "--schedules",
             schedules,
+            "--resamples",
+            "2",
             "--cfg-scale",
             "1,2",
             "-o",

@@ -42,6 +42,9 @@ pub(super) struct Eval {
     /// Width and height of the reference [default: the model's, or those of the first image]
     #[arg(long)]
     size: Option<usize>,
+    /// Random parts of the images behind the intervals
+    #[arg(long, default_value_t = 20)]
+    resamples: usize,
     /// Weights of EfficientNet-Lite0
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
@@ -126,7 +129,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
         }
         (None, None) => bail!("neither --model nor --images"),
     };
-    let (scores, nearest) = compare(&real, &rows)?;
+    let (scores, nearest) = compare(&real, &rows, args.resamples)?;
     if let Some(path) = &args.pairs {
         let mut sheet = Vec::new();
         for (image, real, _) in nearest.iter().take(PAIRS) {

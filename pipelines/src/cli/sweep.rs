@@ -57,6 +57,9 @@ pub(super) struct Sweep {
     /// Plot of the Fréchet distance against the operations per image [default: beside the table]
     #[arg(long)]
     plot: Option<PathBuf>,
+    /// Random parts of the images behind the intervals
+    #[arg(long, default_value_t = 20)]
+    resamples: usize,
     /// Weights of EfficientNet-Lite0
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
@@ -84,7 +87,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         }
         let each = |images: &[image::RgbImage]| net.rows(images);
         let (rows, making) = make(&pipeline, &settings, args.count, &reference, common, each)?;
-        let (scores, _) = compare(&real, &rows)?;
+        let (scores, _) = compare(&real, &rows, args.resamples)?;
         let (fd, kid, sets) = (scores.fd_efflite0, scores.kid_efflite0, scores.coverage);
         common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
         let numbers = [
