@@ -116,10 +116,18 @@ pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) 
             bytes.into_inner()
         }
     };
+    write_whole(path, &bytes)
+}
+
+/// Writes a file whole or not at all.
+///
+/// # Errors
+/// A disk that refuses.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = |source| Error::File { path: path.to_owned(), source };
     let mut temporary =
         tempfile::Builder::new().prefix(".writing-").tempfile_in(folder_of(path)).map_err(file)?;
-    temporary.write_all(&bytes).map_err(file)?;
+    temporary.write_all(bytes).map_err(file)?;
     temporary.as_file().sync_all().map_err(file)?;
     #[cfg(unix)]
     {

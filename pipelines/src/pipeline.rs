@@ -140,6 +140,12 @@ impl ClassPipeline {
         Ok([count, net.channels, height, width])
     }
 
+    /// The patch sizes asked for, or the native one throughout.
+    fn plan(&self, settings: &Settings, steps: usize) -> PatchPlan {
+        let native = || PatchPlan::constant(self.net.config().patch, steps);
+        settings.patches.clone().unwrap_or_else(native)
+    }
+
     /// What one image takes.
     ///
     /// # Errors
@@ -148,8 +154,7 @@ impl ClassPipeline {
         let net = self.net.config();
         let [_, _, height, width] = self.latent_shape(1, settings.size)?;
         let (size, steps) = ([height, width], settings.steps);
-        let constant = PatchPlan::constant(net.patch, steps);
-        let plan = settings.patches.as_ref().unwrap_or(&constant);
+        let plan = self.plan(settings, steps);
         let calls = plan.calls(settings.guidance.scale != 1.0);
         let gmacs =
             |(&patch, &count): (&usize, &usize)| net.flops(size, patch) / 2e9 * count as f64;
@@ -253,14 +258,7 @@ impl ClassPipeline {
     ) -> Result<Tensor<4>> {
         let sampler: &Sampler = &settings.sampler;
         let (steps, size) = (grid.steps.len(), [x.dims()[2], x.dims()[3]]);
-        let phases = match &settings.patches {
-            Some(plan) => plan.phases(self.net.config(), size, steps)?,
-            None => PatchPlan::constant(self.net.config().patch, steps).phases(
-                self.net.config(),
-                size,
-                steps,
-            )?,
-        };
+        let phases = self.plan(settings, steps).phases(self.net.config(), size, steps)?;
         let sigma = |step: usize| grid.steps[step][0].ve_sigma();
         // Between the levels of the last step of a phase and of the next one.
         let end = |phase: &Phase| match phase.end < steps {

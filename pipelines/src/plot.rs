@@ -13,12 +13,30 @@ const SIZE: (u32, u32) = (900, 520);
 /// Share of an older value in the smoothed curve, per point.
 const SMOOTHING: f64 = 0.95;
 
-fn use_font() {
+/// Area of a plot in memory.
+type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
+
+/// The picture that `draw` makes on a white area.
+fn picture(
+    draw: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<RgbImage> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for a font that cannot be parsed; drawing text then reports it.
         let _ = register_font("sans-serif", FontStyle::Normal, ttf_noto_sans::REGULAR);
     });
+    let fault = |reason: String| Error::Plot { reason };
+    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
+        let whole = || {
+            area.fill(&WHITE)?;
+            draw(&area)?;
+            Ok(area.present()?)
+        };
+        whole().map_err(|error: Box<dyn std::error::Error>| fault(error.to_string()))?;
+    }
+    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
 }
 
 /// Points that belong together.
@@ -35,7 +53,6 @@ pub struct Series {
 /// # Errors
 /// If there is nothing to draw.
 pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImage> {
-    use_font();
     let fault = |reason: String| Error::Plot { reason };
     let all: Vec<[f64; 3]> = series.iter().flat_map(|series| series.points.clone()).collect();
     if all.is_empty() || all.iter().flatten().any(|value| !value.is_finite()) {
@@ -48,50 +65,42 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
         low - margin..high + margin
     };
     let (xs, ys) = (range(&|p| [p[0], p[0]]), range(&|p| [p[1] - p[2], p[1] + p[2]]));
-    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
-    {
-        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-        let draw = || -> Result<(), Box<dyn std::error::Error>> {
-            area.fill(&WHITE)?;
-            let mut chart = ChartBuilder::on(&area)
-                .margin(14)
-                .x_label_area_size(40)
-                .y_label_area_size(64)
-                .build_cartesian_2d(xs, ys)?;
+    picture(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(14)
+            .x_label_area_size(40)
+            .y_label_area_size(64)
+            .build_cartesian_2d(xs, ys)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 225, 225))
+            .x_desc(x_name)
+            .y_desc(y_name)
+            .label_style(("sans-serif", 15))
+            .draw()?;
+        for (i, Series { name, points }) in series.iter().enumerate() {
+            let colour = Palette99::pick(i).stroke_width(2);
+            let mut points = points.clone();
+            points.sort_by(|a, b| a[0].total_cmp(&b[0]));
+            let line = points.iter().map(|point| (point[0], point[1]));
             chart
-                .configure_mesh()
-                .light_line_style(TRANSPARENT)
-                .bold_line_style(RGBColor(225, 225, 225))
-                .x_desc(x_name)
-                .y_desc(y_name)
-                .label_style(("sans-serif", 15))
-                .draw()?;
-            for (i, Series { name, points }) in series.iter().enumerate() {
-                let colour = Palette99::pick(i).stroke_width(2);
-                let mut points = points.clone();
-                points.sort_by(|a, b| a[0].total_cmp(&b[0]));
-                let line = points.iter().map(|point| (point[0], point[1]));
-                chart
-                    .draw_series(LineSeries::new(line.clone(), colour))?
-                    .label(name)
-                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour));
-                chart.draw_series(line.map(|at| Circle::new(at, 4, colour.filled())))?;
-                chart.draw_series(points.iter().map(|[x, y, margin]| {
-                    PathElement::new(vec![(*x, y - margin), (*x, y + margin)], colour)
-                }))?;
-            }
-            chart
-                .configure_series_labels()
-                .background_style(WHITE)
-                .border_style(RGBColor(200, 200, 200))
-                .label_font(("sans-serif", 15))
-                .draw()?;
-            area.present()?;
-            Ok(())
-        };
-        draw().map_err(|error| fault(error.to_string()))?;
-    }
-    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
+                .draw_series(LineSeries::new(line.clone(), colour))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour));
+            chart.draw_series(line.map(|at| Circle::new(at, 4, colour.filled())))?;
+            chart.draw_series(points.iter().map(|[x, y, margin]| {
+                PathElement::new(vec![(*x, y - margin), (*x, y + margin)], colour)
+            }))?;
+        }
+        chart
+            .configure_series_labels()
+            .background_style(WHITE)
+            .border_style(RGBColor(200, 200, 200))
+            .label_font(("sans-serif", 15))
+            .draw()?;
+        Ok(())
+    })
 }
 
 /// Loss over steps: every point, and a smoothed curve.
@@ -99,7 +108,6 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
 /// # Errors
 /// If there is nothing to draw.
 pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
-    use_font();
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points: Vec<(f64, f64)> = points.iter().filter(finite).copied().collect();
     let fault = |reason: String| Error::Plot { reason };
@@ -113,37 +121,26 @@ pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
     let high = sorted[(sorted.len() - 1) * 99 / 100].max(low + 1e-9);
     let margin = (high - low) * 0.05;
 
-    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
-    {
-        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-        let draw = || -> Result<(), Box<dyn std::error::Error>> {
-            area.fill(&WHITE)?;
-            let mut chart = ChartBuilder::on(&area)
-                .caption("training loss", ("sans-serif", 22))
-                .margin(14)
-                .x_label_area_size(40)
-                .y_label_area_size(64)
-                .build_cartesian_2d(
-                    first.0..last.0.max(first.0 + 1.0),
-                    low - margin..high + margin,
-                )?;
-            chart
-                .configure_mesh()
-                .light_line_style(TRANSPARENT)
-                .bold_line_style(RGBColor(225, 225, 225))
-                .x_desc("step")
-                .y_desc("loss")
-                .label_style(("sans-serif", 15))
-                .draw()?;
-            chart.draw_series(LineSeries::new(points.iter().copied(), RGBColor(170, 200, 235)))?;
-            let strong = RGBColor(20, 80, 160).stroke_width(2);
-            chart.draw_series(LineSeries::new(smoothed(&points), strong))?;
-            area.present()?;
-            Ok(())
-        };
-        draw().map_err(|error| fault(error.to_string()))?;
-    }
-    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
+    picture(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .caption("training loss", ("sans-serif", 22))
+            .margin(14)
+            .x_label_area_size(40)
+            .y_label_area_size(64)
+            .build_cartesian_2d(first.0..last.0.max(first.0 + 1.0), low - margin..high + margin)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 225, 225))
+            .x_desc("step")
+            .y_desc("loss")
+            .label_style(("sans-serif", 15))
+            .draw()?;
+        chart.draw_series(LineSeries::new(points.iter().copied(), RGBColor(170, 200, 235)))?;
+        let strong = RGBColor(20, 80, 160).stroke_width(2);
+        chart.draw_series(LineSeries::new(smoothed(&points), strong))?;
+        Ok(())
+    })
 }
 
 /// Exponential average, corrected for its start.

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
-use pyrograph_engine::nets::{Dit, Flexible, Sharing, Vae};
+use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
@@ -189,9 +189,9 @@ impl Run {
         let objective = Denoising {
             process: model.process.clone(),
             label_dropout: config.label_dropout,
-            target: match &model.net.flexible {
-                Some(Flexible { sharing: Sharing::Adapters { .. }, .. }) => Target::Native,
-                _ => Target::Data,
+            target: match model.net.adapter_rank() {
+                Some(_) => Target::Native,
+                None => Target::Data,
             },
         };
         let patch = config.patch(&model.net, step, stream(u64::MAX).uniform());

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::modes::{Flexible, Sharing};
+use super::modes::Flexible;
 use crate::layers::dense::DenseConfig;
 use crate::layers::modulation::GateForm;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
@@ -176,9 +176,9 @@ impl DitConfig {
         let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
         let attention = 4.0 * tokens * hidden * hidden + 2.0 * tokens * tokens * hidden;
         let mlp = 2.0 * self.mlp_ratio * tokens * hidden * hidden;
-        let adapters = match &self.flexible {
-            Some(Flexible { sharing: Sharing::Adapters { rank }, .. }) if patch != self.patch => {
-                tokens * *rank as f64 * hidden * (8.0 + 2.0 * self.mlp_ratio)
+        let adapters = match self.adapter_rank() {
+            Some(rank) if patch != self.patch => {
+                tokens * rank as f64 * hidden * (8.0 + 2.0 * self.mlp_ratio)
             }
             _ => 0.0,
         };

@@ -110,6 +110,15 @@ impl DitConfig {
         }
     }
 
+    /// Rank of the adapters of the further patch sizes, which leave the native one frozen; `None` where
+    /// everything is trained.
+    pub fn adapter_rank(&self) -> Option<usize> {
+        match self.flexible.as_ref()?.sharing {
+            Sharing::Adapters { rank } => Some(rank),
+            Sharing::Kernels { .. } => None,
+        }
+    }
+
     /// Place of the first token and distance between tokens, in native patches.
     pub(super) fn coordinates(&self, patch: usize) -> [f64; 2] {
         let step = patch as f64 / self.patch as f64;
@@ -156,10 +165,7 @@ impl DitConfig {
         let inner = (hidden as f64 * self.mlp_ratio) as usize;
         let constant = |value| init.param(Fresh::Constant(value), [hidden]);
         let affine = || Affine { gain: constant(1.0), bias: constant(0.0) };
-        let rank = match self.flexible.as_ref().map(|flexible| flexible.sharing) {
-            Some(Sharing::Adapters { rank }) => Some(rank),
-            _ => None,
-        };
+        let rank = self.adapter_rank();
         let adapters = |rank: usize| BlockAdapters {
             qkv: Lora::new(hidden, 3 * hidden, rank, init),
             out: Lora::new(hidden, hidden, rank, init),
@@ -189,15 +195,13 @@ impl DitConfig {
         let Some(flexible) = &self.flexible else { return 0 };
         let hidden = self.hidden;
         let inner = (hidden as f64 * self.mlp_ratio) as usize;
-        let each = |patch: usize| match (flexible.sharing, self.norm) {
-            (Sharing::Adapters { rank }, _) => {
+        let each = |patch: usize| match (self.adapter_rank(), self.norm) {
+            (Some(rank), _) => {
                 let block = rank * (6 * hidden + 2 * (hidden + inner));
                 hidden + self.depth * block + self.end_parameters(patch)
             }
-            (Sharing::Kernels { .. }, Norm::Layer { .. }) => {
-                hidden + 2 * hidden * (2 * self.depth + 1)
-            }
-            (Sharing::Kernels { .. }, Norm::None) => hidden,
+            (None, Norm::Layer { .. }) => hidden + 2 * hidden * (2 * self.depth + 1),
+            (None, Norm::None) => hidden,
         };
         flexible.patches.iter().map(|&patch| each(patch)).sum()
     }

@@ -19,15 +19,14 @@ use serde_json::json;
 use super::{Common, find_model, interrupted};
 
 /// Weights of the shipped feature network.
-pub(super) const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
+const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
 /// Pairs of the picture of nearest neighbours.
 const PAIRS: usize = 32;
 
 #[derive(Args)]
 pub(super) struct Eval {
-    /// Folder of real images, with or without sub-folders of classes
-    #[arg(long, short)]
-    reference: PathBuf,
+    #[command(flatten)]
+    judging: Judging,
     /// Folder of images to judge
     #[arg(long, conflicts_with = "model", required_unless_present = "model")]
     images: Option<PathBuf>,
@@ -42,18 +41,47 @@ pub(super) struct Eval {
     /// Width and height of the reference [default: the model's, or those of the first image]
     #[arg(long)]
     size: Option<usize>,
+    /// Write a picture of the images nearest to one of the reference, and that one
+    #[arg(long, value_name = "PNG")]
+    pairs: Option<PathBuf>,
+}
+
+/// What images are compared with, and how.
+#[derive(Args)]
+pub(super) struct Judging {
+    /// Folder of real images, with or without sub-folders of classes
+    #[arg(long, short)]
+    pub(super) reference: PathBuf,
     /// Random parts of the images behind the intervals
     #[arg(long, default_value_t = 20)]
-    resamples: usize,
+    pub(super) resamples: usize,
     /// Weights of EfficientNet-Lite0
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
     /// Folder in which the features of reference images are kept
     #[arg(long)]
     cache: Option<PathBuf>,
-    /// Write a picture of the images nearest to one of the reference, and that one
-    #[arg(long, value_name = "PNG")]
-    pairs: Option<PathBuf>,
+}
+
+impl Judging {
+    pub(super) fn open(&self, device: &Device) -> anyhow::Result<FeatureNet> {
+        Ok(FeatureNet::open(&find_model(&self.features)?, device)?)
+    }
+
+    /// The reference images of `size` and their features.
+    pub(super) fn reference(
+        &self,
+        net: &FeatureNet,
+        size: [usize; 2],
+        common: &Common,
+    ) -> anyhow::Result<(Dataset, Vec<Vec<f32>>)> {
+        let images = Dataset::open(&self.reference, size, Background::default())?;
+        let bar = common.progress_bar(images.len() as u64, "{bar:30} {pos}/{len} reference images");
+        let on_image = &mut |done| bar.set_position(done as u64);
+        let rows = net.dataset(&images, self.cache.as_deref(), on_image)?;
+        bar.finish_and_clear();
+        Ok((images, rows))
+    }
 }
 
 /// How images to judge are made.
@@ -80,7 +108,7 @@ struct Making {
 
 pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
-    let net = FeatureNet::open(&find_model(&args.features)?, &device)?;
+    let net = args.judging.open(&device)?;
     let pipeline = match &args.model {
         Some(model) => {
             let model = pyrograph::model::open(&find_model(model)?, &device)?;
@@ -94,11 +122,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
         (None, None, Some(folder)) => first_size(folder)?,
         (None, None, None) => bail!("neither --model nor --images"),
     };
-    let reference = Dataset::open(&args.reference, size, Background::default())?;
-    let bar = common.progress_bar(reference.len() as u64, "{bar:30} {pos}/{len} reference images");
-    let real =
-        net.dataset(&reference, args.cache.as_deref(), &mut |done| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
+    let (reference, real) = args.judging.reference(&net, size, common)?;
 
     let mut made = Vec::new();
     let (rows, making) = match (&pipeline, &args.images) {
@@ -129,7 +153,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
         }
         (None, None) => bail!("neither --model nor --images"),
     };
-    let (scores, nearest) = compare(&real, &rows, args.resamples)?;
+    let (scores, nearest) = compare(&real, &rows, args.judging.resamples)?;
     if let Some(path) = &args.pairs {
         let mut sheet = Vec::new();
         for (image, real, _) in nearest.iter().take(PAIRS) {
@@ -207,7 +231,6 @@ pub(super) fn make<T>(
 }
 
 fn first_size(folder: &Path) -> anyhow::Result<[usize; 2]> {
-    let nothing = || format!("no images in {}", folder.display());
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let mut entries: Vec<PathBuf> = std::fs::read_dir(&folder)
@@ -223,5 +246,5 @@ fn first_size(folder: &Path) -> anyhow::Result<[usize; 2]> {
             }
         }
     }
-    bail!(nothing())
+    bail!("no images in {}", folder.display())
 }

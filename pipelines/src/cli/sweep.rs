@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use pyrograph::data::{Background, Dataset};
-use pyrograph::eval::{FeatureNet, compare};
-use pyrograph::image::write_image;
+use pyrograph::eval::compare;
+use pyrograph::image::{write_image, write_whole};
 use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::plot::{Series, scatter};
 use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::parse_sampler;
 
-use super::eval::{FEATURES, make};
+use super::eval::{Judging, make};
 use super::patches::parse_share;
 use super::{Common, find_model};
 
@@ -24,9 +23,8 @@ const HEADER: &str = "schedule,steps,sampler,cfg_scale,images,compute,gmacs,seco
 
 #[derive(Args)]
 pub(super) struct Sweep {
-    /// Folder of real images, with or without sub-folders of classes
-    #[arg(long, short)]
-    reference: PathBuf,
+    #[command(flatten)]
+    judging: Judging,
     /// Model that makes the images
     #[arg(long, short)]
     model: PathBuf,
@@ -57,28 +55,18 @@ pub(super) struct Sweep {
     /// Plot of the Fréchet distance against the operations per image [default: beside the table]
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// Random parts of the images behind the intervals
-    #[arg(long, default_value_t = 20)]
-    resamples: usize,
-    /// Weights of EfficientNet-Lite0
-    #[arg(long, default_value = FEATURES)]
-    features: PathBuf,
-    /// Folder in which the features of reference images are kept
-    #[arg(long)]
-    cache: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
-    let net = FeatureNet::open(&find_model(&args.features)?, &device)?;
+    let net = args.judging.open(&device)?;
     let model = pyrograph::model::open(&find_model(&args.model)?, &device)?;
     let pipeline = ClassPipeline::new(model, &device);
     let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
 
     let size = pipeline.config().net.size.map(|side| side * pipeline.factor());
-    let reference = Dataset::open(&args.reference, size, Background::default())?;
-    let real = net.dataset(&reference, args.cache.as_deref(), &mut |_| ())?;
+    let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
     for (i, (key, settings)) in points.into_iter().enumerate() {
         if table.iter().any(|row| row.starts_with(&format!("{key},"))) {
@@ -87,7 +75,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         }
         let each = |images: &[image::RgbImage]| net.rows(images);
         let (rows, making) = make(&pipeline, &settings, args.count, &reference, common, each)?;
-        let (scores, _) = compare(&real, &rows, args.resamples)?;
+        let (scores, _) = compare(&real, &rows, args.judging.resamples)?;
         let (fd, kid, sets) = (scores.fd_efflite0, scores.kid_efflite0, scores.coverage);
         common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
         let numbers = [
@@ -108,10 +96,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         table.push(format!("{key},{}", numbers.join(",")));
         let text = format!("{HEADER}\n{}\n", table.join("\n"));
         // Whole or not at all, so that a sweep can go on after any interruption.
-        let temporary = args.output.with_extension("csv.part");
-        std::fs::write(&temporary, text).with_context(|| temporary.display().to_string())?;
-        std::fs::rename(&temporary, &args.output)
-            .with_context(|| args.output.display().to_string())?;
+        write_whole(&args.output, text.as_bytes())?;
     }
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
     let axes = ["GMAC per image", "FD-EffLite0"];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
-use pyrograph_engine::nets::{DitConfig, Flexible, Sharing};
+use pyrograph_engine::nets::{DitConfig, Flexible};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{Average, Decay, LearningRate, TrainerConfig};
 use serde::{Deserialize, Serialize};
@@ -339,10 +339,7 @@ impl TrainConfig {
 
 /// The patch sizes that training changes: with adapters, all but the native one.
 fn trained_patches(net: &DitConfig) -> Vec<usize> {
-    let frozen = match &net.flexible {
-        Some(Flexible { sharing: Sharing::Adapters { .. }, .. }) => Some(net.patch),
-        _ => None,
-    };
+    let frozen = net.adapter_rank().map(|_| net.patch);
     net.patches().into_iter().filter(|patch| Some(*patch) != frozen).collect()
 }
 

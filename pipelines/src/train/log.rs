@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::image::write_image;
+use crate::image::{write_image, write_whole};
 use crate::plot::loss_curve;
 
 const HEADER: &str = "step,loss,images_per_second";
@@ -33,10 +33,7 @@ impl Log {
         let points = kept.iter().filter_map(point).collect();
         let mut text = format!("{HEADER}\n");
         kept.iter().for_each(|line| text.extend([line, "\n"]));
-        let temporary = path.with_extension("csv.tmp");
-        let file = |source| Error::File { path: path.clone(), source };
-        std::fs::write(&temporary, text).map_err(file)?;
-        std::fs::rename(&temporary, &path).map_err(file)?;
+        write_whole(&path, text.as_bytes())?;
         Ok(Self { path, points })
     }
 

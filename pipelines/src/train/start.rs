@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use pyrograph_engine::layers::TimeCode;
-use pyrograph_engine::nets::{Dit, Flexible, Sharing, Vae};
+use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::process::TimeInput;
 use pyrograph_weights::FloatDtype;
 
@@ -61,7 +61,5 @@ pub(super) fn start(
         return Err(Error::Config { reason: reason.into() });
     }
     config.check_patches(&model.net)?;
-    let adapted =
-        matches!(model.net.flexible, Some(Flexible { sharing: Sharing::Adapters { .. }, .. }));
-    Ok((if adapted { net.freeze_native() } else { net }, model))
+    Ok((if model.net.adapter_rank().is_some() { net.freeze_native() } else { net }, model))
 }
