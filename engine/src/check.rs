@@ -66,7 +66,7 @@ fn outputs(net: &Dit, device: &Device) -> [Vec<f32>; 2] {
         net.blocks[0].forward(
             group,
             condition.clone(),
-            Attend::Cached(&mut cache),
+            Attend::Cached { cache: &mut cache, keep: true },
             BlockMode::default(),
         )
     });

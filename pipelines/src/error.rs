@@ -149,6 +149,12 @@ pub enum Error {
         /// Of the guide.
         guide: String,
     },
+    /// A setting that a few-step student cannot follow.
+    #[error("{reason}")]
+    Student {
+        /// The setting, what was asked for and what the student has.
+        reason: String,
+    },
     /// Stopped by the caller.
     #[error("cancelled")]
     Cancelled,

@@ -8,8 +8,8 @@ use image::RgbImage;
 use pyrograph_engine::diffusion::{
     Denoiser, Grid, Guided, GuidedChannels, NoiseSource, Phased, Sampler, Step,
 };
-use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::process::{DitDenoiser, Process};
+use pyrograph_engine::nets::{Dit, Student, Vae};
+use pyrograph_engine::process::{DitDenoiser, Process, StudentDenoiser};
 
 use crate::error::{Error, Result};
 use crate::image::{check_picture, to_images};
@@ -154,6 +154,14 @@ impl ClassPipeline {
         let net = self.net.config();
         let [_, _, height, width] = self.latent_shape(1, settings.size)?;
         let (size, steps) = ([height, width], settings.steps);
+        if let Some(student) = &net.student {
+            let mut calls = BTreeMap::new();
+            for patch in &student.patches {
+                *calls.entry(*patch).or_default() += 1;
+            }
+            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
+            return Ok(Compute { gmacs, share: 1.0, calls });
+        }
         let plan = self.plan(settings, steps);
         let calls = plan.calls(settings.guidance.scale != 1.0);
         let gmacs =
@@ -207,23 +215,58 @@ impl ClassPipeline {
         noise: Option<&Tensor<4>>,
         on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated> {
+        let channels = self.net.config().channels;
+        if self.vae.is_none() && !matches!(channels, 1 | 3) {
+            return Err(Error::NoAutoencoder { channels });
+        }
+        let mut images = Vec::new();
+        let latents = self.batches(classes, settings, noise, on_step, &mut |x| {
+            images.extend(self.decode(x.clone(), settings.vae_tile)?);
+            Ok(())
+        })?;
+        Ok(Generated { images, latents })
+    }
+
+    /// The final latents of [`ClassPipeline::generate`], without pictures of them.
+    ///
+    /// # Errors
+    /// As there, but for the pictures.
+    pub fn latents(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        noise: Option<&Tensor<4>>,
+        on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>> {
+        self.batches(classes, settings, noise, on_step, &mut |_| Ok(()))
+    }
+
+    /// Final latents, each batch shown to `done` as soon as it is there.
+    fn batches(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        noise: Option<&Tensor<4>>,
+        on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+        done: &mut dyn FnMut(&Tensor<4>) -> Result<()>,
+    ) -> Result<Tensor<4>> {
         let count = self.classes();
         if let Some(&class) = classes.iter().find(|&&class| class >= count) {
             return Err(Error::ClassRange { class, classes: count });
         }
         let shape = self.latent_shape(classes.len(), settings.size)?;
-        if self.vae.is_none() && !matches!(shape[1], 1 | 3) {
-            return Err(Error::NoAutoencoder { channels: shape[1] });
-        }
         if let Some(noise) = noise
             && noise.dims() != shape
         {
             return Err(Error::NoiseShape { expected: shape, found: noise.dims() });
         }
+        if let Some(student) = &self.net.config().student {
+            self.check_student(student, settings)?;
+        }
         let schedule = &self.config.process.schedule;
         let grid = settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps)?;
 
-        let (mut images, mut latents) = (Vec::new(), Vec::new());
+        let mut latents = Vec::new();
         let batch = settings.batch.max(1);
         for (i, classes) in classes.chunks(batch).enumerate() {
             let first = i * batch;
@@ -241,10 +284,35 @@ impl ClassPipeline {
                 })
             };
             let x = self.sample(classes, settings, x, &grid, &mut source, &mut show)?;
-            images.extend(self.decode(x.clone(), settings.vae_tile)?);
+            done(&x)?;
             latents.push(x);
         }
-        Ok(Generated { images, latents: Tensor::cat(latents, 0) })
+        Ok(Tensor::cat(latents, 0))
+    }
+
+    /// A student has its steps, and guidance inside them.
+    fn check_student(&self, student: &Student, settings: &Settings) -> Result<()> {
+        let fault = |what: &str, found: String, expected: String| {
+            Err(Error::Student { reason: format!("{what} is {found}, the student has {expected}") })
+        };
+        let own = &self.config.defaults;
+        if settings.steps != student.steps() {
+            return fault("steps", settings.steps.to_string(), student.steps().to_string());
+        }
+        if settings.sampler != own.sampler || settings.spacing != own.spacing {
+            return fault("sampler", settings.sampler.to_string(), own.sampler.to_string());
+        }
+        if settings.guidance.scale != 1.0 || self.guide.is_some() {
+            let scale = settings.guidance.scale.to_string();
+            return fault("guidance scale", scale, "its teacher's within".into());
+        }
+        match &settings.patches {
+            Some(_) => {
+                let own = format!("its own, {:?}", student.patches);
+                fault("a schedule of patch sizes", "given".into(), own)
+            }
+            None => Ok(()),
+        }
     }
 
     fn sample(
@@ -257,6 +325,13 @@ impl ClassPipeline {
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>> {
         let sampler: &Sampler = &settings.sampler;
+        if self.net.config().student.is_some() {
+            let process = &self.config.process;
+            let mut student =
+                StudentDenoiser::new(&self.net, process, classes, grid, &self.device);
+            let sampled = sampler.sample(&mut student, x, grid, source, on_step);
+            return sampled.map_err(|_| Error::Cancelled);
+        }
         let (steps, size) = (grid.steps.len(), [x.dims()[2], x.dims()[3]]);
         let phases = self.plan(settings, steps).phases(self.net.config(), size, steps)?;
         let sigma = |step: usize| grid.steps[step][0].ve_sigma();

@@ -67,6 +67,18 @@ pub struct Defaults {
 }
 
 impl Defaults {
+    /// Those of a student: its own steps, guidance being part of what it learned.
+    pub fn student(steps: usize, spacing: Spacing) -> Self {
+        Self {
+            sampler: Sampler::Ddim { eta: 0.0 },
+            spacing: Some(spacing),
+            steps,
+            cfg_scale: 1.0,
+            cfg_channels: GuidedChannels::All,
+            cfg_interval: None,
+        }
+    }
+
     /// Complete settings with these defaults.
     pub fn settings(&self, seed: u64) -> Settings {
         Settings {

@@ -12,5 +12,6 @@ mod parity;
 mod robustness;
 mod samplers;
 mod signal;
+mod student;
 mod training;
 mod util;

@@ -14,29 +14,32 @@ const TILE: usize = 128;
 
 /// `softmax(q · kᵀ / √d) · v` per head, from `[batch, tokens, 3 · heads · d]` to
 /// `[batch, tokens, heads · d]`; with `cosine`, of queries and keys that are first brought to an RMS of
-/// 1.
+/// 1. Further inputs are keys and values that are seen too, each `[batch, its tokens, 2 · heads · d]`.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     pub(super) heads: usize,
     pub(super) cosine: bool,
 }
 
-/// Sizes of the packed input.
+/// Sizes of the inputs.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     batch: usize,
     tokens: usize,
+    /// Tokens whose keys and values are seen.
+    seen: usize,
     heads: usize,
     /// Width of a head.
     head: usize,
 }
 
 impl Sizes {
-    fn new(kernel: &Attention, packed: &FlexTensor) -> Self {
-        let dims = shape(packed);
+    fn new(kernel: &Attention, inputs: &[FlexTensor]) -> Self {
+        let dims = shape(&inputs[0]);
         Self {
             batch: dims[0],
             tokens: dims[1],
+            seen: inputs.iter().map(|input| shape(input)[1]).sum(),
             heads: kernel.heads,
             head: dims[2] / (3 * kernel.heads),
         }
@@ -46,33 +49,61 @@ impl Sizes {
         self.heads * self.head
     }
 
-    /// Queries (0), keys (1) or values (2) of one head of one image, as a matrix inside `packed`.
-    fn part<'a>(&self, packed: &'a [f32], image: usize, head: usize, part: usize) -> Matrix<'a> {
-        let row = 3 * self.width();
-        let start = image * self.tokens * row + part * self.width() + head * self.head;
-        Matrix::strided(&packed[start..], self.tokens, self.head, row)
+    /// One head of one image of part number `part` of a row, as a matrix inside `input`.
+    fn part<'a>(&self, input: &'a FlexTensor, [image, head]: [usize; 2], part: usize) -> Matrix<'a> {
+        let dims = shape(input);
+        let (tokens, row) = (dims[1], dims[2]);
+        let start = image * tokens * row + part * self.width() + head * self.head;
+        Matrix::strided(&values(input)[start..], tokens, self.head, row)
+    }
+
+    fn queries<'a>(&self, inputs: &'a [FlexTensor], at: [usize; 2]) -> Matrix<'a> {
+        self.part(&inputs[0], at, 0)
+    }
+
+    /// The keys (0) or values (1) of each input: the last two parts of its rows.
+    fn held<'a>(
+        &self,
+        inputs: &'a [FlexTensor],
+        at: [usize; 2],
+        which: usize,
+    ) -> impl Iterator<Item = Matrix<'a>> {
+        let sizes = *self;
+        inputs.iter().map(move |input| {
+            let parts = shape(input)[2] / sizes.width();
+            sizes.part(input, at, parts - 2 + which)
+        })
     }
 }
 
-/// A head's queries, keys or values in `memory`, where their rows are next to each other, brought to an
-/// RMS of 1 for `cosine`.
-fn prepared<'a>(x: Matrix<'_>, cosine: bool, memory: &'a mut Vec<f32>) -> Matrix<'a> {
-    memory.resize(x.rows * x.columns, 0.0);
-    let root = (x.columns as f32).sqrt();
-    for (i, out) in memory.chunks_exact_mut(x.columns).enumerate() {
-        let row = &x.values[i * x.strides[0]..][..x.columns];
-        simd(
-            #[inline(always)]
-            || {
-                let factor = match cosine {
-                    true => root / (dot(row, row).sqrt() + EPSILON as f32),
-                    false => 1.0,
-                };
-                out.iter_mut().zip(row).for_each(|(out, x)| *out = x * factor);
-            },
-        );
+/// A head's queries, keys or values in `memory`, where the rows of all matrices are next to each other,
+/// brought to an RMS of 1 for `cosine`.
+fn prepared<'a>(
+    parts: impl IntoIterator<Item = Matrix<'a>>,
+    cosine: bool,
+    memory: &mut Vec<f32>,
+) -> Matrix<'_> {
+    let (mut rows, mut columns) = (0, 0);
+    for x in parts {
+        let start = rows * x.columns;
+        (rows, columns) = (rows + x.rows, x.columns);
+        memory.resize(rows * columns, 0.0);
+        let root = (columns as f32).sqrt();
+        for (i, out) in memory[start..].chunks_exact_mut(columns).enumerate() {
+            let row = &x.values[i * x.strides[0]..][..columns];
+            simd(
+                #[inline(always)]
+                || {
+                    let factor = match cosine {
+                        true => root / (dot(row, row).sqrt() + EPSILON as f32),
+                        false => 1.0,
+                    };
+                    out.iter_mut().zip(row).for_each(|(out, x)| *out = x * factor);
+                },
+            );
+        }
     }
-    Matrix::new(memory, x.rows, x.columns)
+    Matrix::new(memory, rows, columns)
 }
 
 /// From the gradient of a normalised row to that of the row.
@@ -122,33 +153,27 @@ fn through_softmax(shares: &[f32], gradient: &mut [f32], columns: usize, scale: 
 
 impl Kernel for Attention {
     fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
-        let packed = inputs[0].to_contiguous();
-        let sizes = Sizes::new(self, &packed);
-        let Sizes { batch, tokens, heads, head } = sizes;
+        let inputs: Vec<FlexTensor> = inputs.iter().map(FlexTensor::to_contiguous).collect();
+        let sizes = Sizes::new(self, &inputs);
+        let Sizes { batch, tokens, seen, heads, head } = sizes;
         let scale = 1.0 / (head as f32).sqrt();
         // Heads side by side per image, then in the order of the output.
         let mut mixed = buffer(batch * heads * tokens * head);
         mixed.par_chunks_mut(tokens * head).enumerate().for_each_init(
             Default::default,
             |memory: &mut [Vec<f32>; 4], (i, out)| {
-                let part = |part| sizes.part(values(&packed), i / heads, i % heads, part);
+                let at = [i / heads, i % heads];
                 let [for_queries, for_keys, for_values, scores] = memory;
-                let queries = prepared(part(0), self.cosine, for_queries);
-                let keys = prepared(part(1), self.cosine, for_keys);
-                let held = prepared(part(2), false, for_values);
+                let queries = prepared([sizes.queries(&inputs, at)], self.cosine, for_queries);
+                let keys = prepared(sizes.held(&inputs, at, 0), self.cosine, for_keys);
+                let held = prepared(sizes.held(&inputs, at, 1), false, for_values);
                 for start in (0..tokens).step_by(TILE) {
                     let count = TILE.min(tokens - start);
-                    scores.resize(count * tokens, 0.0);
-                    multiply(
-                        scores,
-                        tokens,
-                        queries.rows_at(start, count),
-                        keys.transposed(),
-                        false,
-                        false,
-                    );
-                    softmax(scores, tokens, scale);
-                    let shares = Matrix::new(scores, count, tokens);
+                    scores.resize(count * seen, 0.0);
+                    let queries = queries.rows_at(start, count);
+                    multiply(scores, seen, queries, keys.transposed(), false, false);
+                    softmax(scores, seen, scale);
+                    let shares = Matrix::new(scores, count, seen);
                     multiply(&mut out[start * head..], head, shares, held, false, false);
                 }
             },
@@ -171,57 +196,74 @@ impl Kernel for Attention {
         gradient: FlexTensor,
         _wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let (packed, gradient) = (inputs[0].to_contiguous(), gradient.to_contiguous());
-        let sizes = Sizes::new(self, &packed);
-        let Sizes { batch, tokens, heads, head } = sizes;
+        let inputs: Vec<FlexTensor> = inputs.iter().map(FlexTensor::to_contiguous).collect();
+        let gradient = gradient.to_contiguous();
+        let sizes = Sizes::new(self, &inputs);
+        let Sizes { batch, tokens, seen, heads, head } = sizes;
         let (scale, width) = (1.0 / (head as f32).sqrt(), sizes.width());
         // Gradients of queries, keys and values of each head, in this order.
-        let step = tokens * head;
-        let mut parts = buffer(batch * heads * 3 * step);
-        parts.par_chunks_mut(3 * step).enumerate().for_each_init(
+        let each = (tokens + 2 * seen) * head;
+        let mut parts = buffer(batch * heads * each);
+        parts.par_chunks_mut(each).enumerate().for_each_init(
             Default::default,
             |memory: &mut [Vec<f32>; 5], (i, out)| {
-                let (image, h) = (i / heads, i % heads);
-                let part = |part| sizes.part(values(&packed), image, h, part);
+                let at = [i / heads, i % heads];
                 let [for_queries, for_keys, for_values, shares, scores] = memory;
-                let queries = prepared(part(0), self.cosine, for_queries);
-                let keys = prepared(part(1), self.cosine, for_keys);
-                let held = prepared(part(2), false, for_values);
-                let given = &values(&gradient)[image * tokens * width + h * head..];
+                let queries = prepared([sizes.queries(&inputs, at)], self.cosine, for_queries);
+                let keys = prepared(sizes.held(&inputs, at, 0), self.cosine, for_keys);
+                let held = prepared(sizes.held(&inputs, at, 1), false, for_values);
+                let given = &values(&gradient)[at[0] * tokens * width + at[1] * head..];
                 let given = Matrix::strided(given, tokens, head, width);
-                let (for_q, rest) = out.split_at_mut(step);
-                let (for_k, for_v) = rest.split_at_mut(step);
+                let (for_q, rest) = out.split_at_mut(tokens * head);
+                let (for_k, for_v) = rest.split_at_mut(seen * head);
                 for start in (0..tokens).step_by(TILE) {
                     let count = TILE.min(tokens - start);
                     let (queries, given) =
                         (queries.rows_at(start, count), given.rows_at(start, count));
-                    shares.resize(count * tokens, 0.0);
-                    scores.resize(count * tokens, 0.0);
-                    multiply(shares, tokens, queries, keys.transposed(), false, false);
-                    softmax(shares, tokens, scale);
-                    multiply(scores, tokens, given, held.transposed(), false, false);
-                    through_softmax(shares, scores, tokens, scale);
-                    let back = |x| Matrix::new(x, count, tokens).transposed();
+                    shares.resize(count * seen, 0.0);
+                    scores.resize(count * seen, 0.0);
+                    multiply(shares, seen, queries, keys.transposed(), false, false);
+                    softmax(shares, seen, scale);
+                    multiply(scores, seen, given, held.transposed(), false, false);
+                    through_softmax(shares, scores, seen, scale);
+                    let back = |x| Matrix::new(x, count, seen).transposed();
                     multiply(for_v, head, back(shares), given, start > 0, false);
                     multiply(for_k, head, back(scores), queries, start > 0, false);
-                    let scores = Matrix::new(scores, count, tokens);
+                    let scores = Matrix::new(scores, count, seen);
                     multiply(&mut for_q[start * head..], head, scores, keys, false, false);
                 }
                 if self.cosine {
-                    through_norm(part(0), for_q);
-                    through_norm(part(1), for_k);
+                    through_norm(sizes.queries(&inputs, at), for_q);
+                    let mut rest = for_k;
+                    for keys in sizes.held(&inputs, at, 0) {
+                        let (own, after) = rest.split_at_mut(keys.rows * head);
+                        through_norm(keys, own);
+                        rest = after;
+                    }
                 }
             },
         );
-        let mut out = buffer(batch * tokens * 3 * width);
-        out.par_chunks_mut(3 * width).enumerate().for_each(|(row, out)| {
-            let (image, token) = (row / tokens, row % tokens);
-            for (i, out) in out.chunks_exact_mut(head).enumerate() {
-                let (part, h) = (i / heads, i % heads);
-                let start = ((image * heads + h) * 3 + part) * step + token * head;
-                out.copy_from_slice(&parts[start..start + head]);
-            }
-        });
-        vec![Some(tensor(out, &shape(&packed)))]
+        let mut first = 0;
+        let of_input = |input: &FlexTensor| {
+            let dims = shape(input);
+            let (count, row) = (dims[1], dims[2]);
+            let queries = row / width - 2;
+            let mut out = buffer(batch * count * row);
+            out.par_chunks_mut(row).enumerate().for_each(|(i, out)| {
+                let (image, token) = (i / count, i % count);
+                for (i, out) in out.chunks_exact_mut(head).enumerate() {
+                    let (part, h) = (i / heads, i % heads);
+                    let line = match part.checked_sub(queries) {
+                        None => token,
+                        Some(which) => tokens + which * seen + first + token,
+                    };
+                    let start = (image * heads + h) * each + line * head;
+                    out.copy_from_slice(&parts[start..start + head]);
+                }
+            });
+            first += count;
+            Some(tensor(out, &dims))
+        };
+        inputs.iter().map(of_input).collect()
     }
 }

@@ -78,7 +78,7 @@ impl Operand {
     }
 }
 
-/// Applies a kernel; gradients are recorded if any input records them.
+/// Applies a kernel of up to 8 inputs; gradients are recorded if any input records them.
 pub(super) fn run<const D: usize>(kernel: impl Kernel, inputs: Vec<Operand>) -> Tensor<D> {
     if !inputs.iter().any(Operand::is_tracked) {
         return device(kernel.forward(inputs.into_iter().map(Operand::plain).collect()));
@@ -88,7 +88,11 @@ pub(super) fn run<const D: usize>(kernel: impl Kernel, inputs: Vec<Operand>) -> 
         1 => record::<_, 1>(kernel, inputs),
         2 => record::<_, 2>(kernel, inputs),
         3 => record::<_, 3>(kernel, inputs),
-        _ => record::<_, 4>(kernel, inputs),
+        4 => record::<_, 4>(kernel, inputs),
+        5 => record::<_, 5>(kernel, inputs),
+        6 => record::<_, 6>(kernel, inputs),
+        7 => record::<_, 7>(kernel, inputs),
+        _ => record::<_, 8>(kernel, inputs),
     };
     Tensor::from_primitive::<WithGradients>(output)
 }

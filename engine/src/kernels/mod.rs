@@ -187,39 +187,35 @@ pub fn join(
 }
 
 /// Multi-head self-attention over packed queries, keys and values; with `cosine`, of queries and keys
-/// of unit RMS.
+/// of unit RMS. The tokens also see those whose keys and values are in `past`.
 ///
 /// # Shapes
-/// `packed`: `[batch, tokens, 3 · hidden]`, `hidden`: `[batch, heads, tokens, tokens]`, `true` = not
-/// seen, output: `[batch, tokens, hidden]`
+/// `packed`: `[batch, tokens, 3 · hidden]`, each of `past`: `[batch, its tokens, 2 · hidden]`, output:
+/// `[batch, tokens, hidden]`
 pub fn attention(
     packed: Tensor<3>,
+    past: Vec<Tensor<3>>,
     heads: usize,
     cosine: bool,
-    hidden: Option<Tensor<4, Bool>>,
 ) -> Tensor<3> {
-    match hidden {
-        None if available(&packed) => {
-            run(attention::Attention { heads, cosine }, vec![packed.into()])
-        }
-        hidden => plain::mix(plain::unpack(packed, heads, cosine), hidden),
+    if !available(&packed) {
+        return plain::attention(packed, past, heads, cosine, None);
     }
+    let inputs = std::iter::once(packed).chain(past).map(Operand::from);
+    run(attention::Attention { heads, cosine }, inputs.collect())
 }
 
-/// Attention over keys and values that are kept from call to call: `extend` adds those of the new
-/// tokens and returns all.
+/// [`attention`] in which not every token sees every other.
 ///
 /// # Shapes
-/// `packed`: `[batch, tokens, 3 · hidden]`; keys and values: `[batch, heads, tokens, head]`
-pub fn cached_attention(
+/// `hidden`: `[batch, heads | 1, tokens, tokens]`, `true` = not seen
+pub fn masked_attention(
     packed: Tensor<3>,
+    hidden: Tensor<4, Bool>,
     heads: usize,
     cosine: bool,
-    extend: impl FnOnce([Tensor<4>; 2]) -> [Tensor<4>; 2],
 ) -> Tensor<3> {
-    let [query, key, value] = plain::unpack(packed, heads, cosine);
-    let [keys, values] = extend([key, value]);
-    plain::mix([query, keys, values], None)
+    plain::attention(packed, Vec::new(), heads, cosine, Some(hidden))
 }
 
 /// A convolution of 3 x 3 with a border of zeros, of an image that may be doubled in size first.

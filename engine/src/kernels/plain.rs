@@ -97,20 +97,40 @@ pub(super) fn join(
     }
 }
 
-/// Queries, keys and values, each `[batch, heads, tokens, head]`, of the packed ones.
-pub(super) fn unpack(packed: Tensor<3>, heads: usize, cosine: bool) -> [Tensor<4>; 3] {
+/// The parts of packed rows, each `[batch, heads, tokens, head]`.
+fn unpack<const N: usize>(packed: Tensor<3>, heads: usize) -> [Tensor<4>; N] {
     let [batch, tokens, width] = packed.dims();
-    let head = width / (3 * heads);
-    // One copy of all three, by the first reshape.
-    let qkv: Tensor<5> = packed.reshape([batch, tokens, 3, heads, head]).permute([2, 0, 3, 1, 4]);
-    let qkv = qkv.reshape([3 * batch, heads, tokens, head]);
-    let part = |i: usize| qkv.clone().narrow(0, i * batch, batch);
+    let head = width / (N * heads);
+    // One copy of all, by the first reshape.
+    let parts: Tensor<5> = packed.reshape([batch, tokens, N, heads, head]).permute([2, 0, 3, 1, 4]);
+    let parts = parts.reshape([N * batch, heads, tokens, head]);
+    std::array::from_fn(|i| parts.clone().narrow(0, i * batch, batch))
+}
+
+/// See [`super::attention`] and [`super::masked_attention`].
+pub(super) fn attention(
+    packed: Tensor<3>,
+    mut past: Vec<Tensor<3>>,
+    heads: usize,
+    cosine: bool,
+    hidden: Option<Tensor<4, Bool>>,
+) -> Tensor<3> {
     let unit = |x| if cosine { magnitude::normalize(x, 3) } else { x };
-    [unit(part(0)), unit(part(1)), part(2)]
+    let [query, key, value] = match past.is_empty() {
+        true => unpack(packed, heads),
+        false => {
+            let width = packed.dims()[2] / 3;
+            past.insert(0, packed.clone().narrow(2, width, 2 * width));
+            let [query] = unpack(packed.narrow(2, 0, width), heads);
+            let [key, value] = unpack(Tensor::cat(past, 1), heads);
+            [query, key, value]
+        }
+    };
+    mix([unit(query), unit(key), value], hidden)
 }
 
 /// Attention and the way back to `[batch, tokens, heads · head]`.
-pub(super) fn mix(
+fn mix(
     [query, key, value]: [Tensor<4>; 3],
     hidden: Option<Tensor<4, Bool>>,
 ) -> Tensor<3> {

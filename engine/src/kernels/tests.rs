@@ -151,12 +151,19 @@ fn join() {
 #[test]
 fn attention() {
     for (tokens, heads, head) in [(9, 2, 16), (300, 3, 24)] {
-        for cosine in [false, true] {
-            compare(
-                &[random([2, tokens, 3 * heads * head])],
-                |x| super::attention(x[0].clone(), heads, cosine, None),
-                |x| plain::mix(plain::unpack(x[0].clone(), heads, cosine), None),
-            );
+        let (width, past) = (heads * head, [[7, 0, 0], [5, 9, 140]]);
+        for (cosine, past) in [false, true].into_iter().flat_map(|c| past.map(|past| (c, past))) {
+            let mut inputs = vec![random([2, tokens, 3 * width])];
+            for tokens in past.into_iter().filter(|tokens| *tokens > 0) {
+                inputs.push(random([2, tokens, 2 * width]));
+            }
+            for inputs in [&inputs[..1], &inputs] {
+                compare(
+                    inputs,
+                    |x| super::attention(x[0].clone(), x[1..].to_vec(), heads, cosine),
+                    |x| plain::attention(x[0].clone(), x[1..].to_vec(), heads, cosine, None),
+                );
+            }
         }
     }
 }

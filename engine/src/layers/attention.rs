@@ -28,32 +28,33 @@ pub enum Attend<'a> {
     Full,
     /// `[batch, heads | 1, queries, keys]`, `true` = hidden.
     Masked(&'a Tensor<4, Bool>),
-    /// The tokens see each other and all that the cache holds, and are added to it.
-    Cached(&'a mut KvCache),
+    /// The tokens see each other and all that the cache holds.
+    Cached {
+        /// Tokens of earlier calls.
+        cache: &'a mut KvCache,
+        /// Whether the tokens are added to it.
+        keep: bool,
+    },
 }
 
-/// Keys and values of the tokens that an attention layer has seen.
-#[derive(Debug, Default)]
+/// Keys and values of the tokens that an attention layer has seen, those of each call as they are:
+/// nothing is copied when more come.
+#[derive(Debug, Clone, Default)]
 pub struct KvCache {
-    seen: Option<[Tensor<4>; 2]>,
+    /// Each `[batch, tokens, 2 · hidden]`.
+    calls: Vec<Tensor<3>>,
 }
 
 impl KvCache {
-    /// Appends keys and values, `[batch, heads, tokens, head]`, and returns all of them.
-    fn extend(&mut self, [key, value]: [Tensor<4>; 2]) -> [Tensor<4>; 2] {
-        let all = match self.seen.take() {
-            None => [key, value],
-            Some([keys, values]) => {
-                [Tensor::cat(vec![keys, key], 2), Tensor::cat(vec![values, value], 2)]
-            }
-        };
-        self.seen = Some(all.clone());
-        all
-    }
-
     /// Number of tokens held.
     pub fn tokens(&self) -> usize {
-        self.seen.as_ref().map_or(0, |[keys, _]| keys.dims()[2])
+        self.calls.iter().map(|call| call.dims()[1]).sum()
+    }
+
+    /// Forgets the calls, counted from the first that is held, that `keep` refuses.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut index = 0..;
+        self.calls.retain(|_| index.next().is_some_and(&keep));
     }
 }
 
@@ -95,10 +96,16 @@ impl Attention {
         let (qkv, heads, cosine) =
             (self.qkv.adapted(x, None, adapters.map(|[qkv, _]| qkv)), self.heads, self.cosine);
         let mixed = match attend {
-            Attend::Full => kernels::attention(qkv, heads, cosine, None),
-            Attend::Masked(mask) => kernels::attention(qkv, heads, cosine, Some(mask.clone())),
-            Attend::Cached(cache) => {
-                kernels::cached_attention(qkv, heads, cosine, |fresh| cache.extend(fresh))
+            Attend::Full => kernels::attention(qkv, Vec::new(), heads, cosine),
+            Attend::Masked(mask) => kernels::masked_attention(qkv, mask.clone(), heads, cosine),
+            Attend::Cached { cache, keep } => {
+                let past = cache.calls.clone();
+                if keep {
+                    // A copy: a part of `qkv` would hold the queries in memory too.
+                    let hidden = qkv.dims()[2] / 3;
+                    cache.calls.push(qkv.clone().narrow(2, hidden, 2 * hidden) * 1.0);
+                }
+                kernels::attention(qkv, past, heads, cosine)
             }
         };
         let mixed = match incoming {
@@ -143,7 +150,7 @@ mod tests {
         let mut cache = KvCache::default();
         for block in 0..3 {
             let part = x.clone().narrow(1, 3 * block, 3);
-            let y = layer.forward(part, Attend::Cached(&mut cache));
+            let y = layer.forward(part, Attend::Cached { cache: &mut cache, keep: true });
             let expected = whole.clone().narrow(1, 3 * block, 3);
             assert!(y.all_close(expected, None, Some(1e-5)), "block {block}");
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::modes::Flexible;
+use super::student::Student;
 use crate::layers::dense::DenseConfig;
 use crate::layers::modulation::GateForm;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
@@ -65,6 +66,9 @@ pub struct DitConfig {
     /// Further patch sizes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flexible: Option<Flexible>,
+    /// Steps that the network takes as a few-step student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student: Option<Student>,
 }
 
 /// Length of the code of the noise level in the published models.
@@ -92,6 +96,7 @@ impl DitConfig {
             activation: Activation::GeluTanh,
             magnitude: Magnitude::FREE,
             flexible: None,
+            student: None,
         }
     }
 
@@ -215,6 +220,7 @@ impl DitConfig {
             ));
         }
         self.check_patches()?;
+        self.check_student()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(format!("mlp_ratio is {}, expected within (0, 64)", self.mlp_ratio));
         }
@@ -271,17 +277,20 @@ impl DitConfig {
             + embedder * embedders
             + self.depth * block
             + head
+            + self.later_heads().map(|patch| head + self.projection_parameters(patch)).sum::<usize>()
             + self.mode_parameters()
     }
 
     /// Parameters of the layers from patches of this size and back.
     pub(super) fn end_parameters(&self, patch: usize) -> usize {
-        let (pixels, hidden) = (patch * patch, self.hidden);
+        (patch * patch * self.channels + 1) * self.hidden + self.projection_parameters(patch)
+    }
+
+    /// Parameters of the layer to patches of this size.
+    fn projection_parameters(&self, patch: usize) -> usize {
         let bias = usize::from(self.bias);
         let gain = usize::from(self.magnitude.normalized_weights);
-        (pixels * self.channels + 1) * hidden
-            + (hidden + bias) * pixels * self.out_channels()
-            + gain
+        (self.hidden + bias) * patch * patch * self.out_channels() + gain
     }
 
     /// The residual rule with its default balances.

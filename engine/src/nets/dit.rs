@@ -12,7 +12,9 @@ use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
 use crate::layers::time::Table;
-use crate::layers::{Attend, Attention, Dense, Fresh, Init, Mlp, Modulation, TimeEmbedder};
+use crate::layers::{
+    Attend, Attention, Dense, Fresh, Init, KvCache, Mlp, Modulation, TimeEmbedder,
+};
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
@@ -28,10 +30,12 @@ pub struct Dit {
     pub head: Head,
     /// One per further patch size.
     pub modes: Vec<Mode>,
+    /// Those of a student's steps after the first, where each has its own.
+    pub later_heads: Vec<Head>,
     position: Tensor<3>,
     kernel: usize,
     #[module(skip)]
-    config: DitConfig,
+    pub(super) config: DitConfig,
 }
 
 /// From noise level and class to the condition vector.
@@ -81,17 +85,13 @@ impl DitConfig {
         if let Err(fault) = self.check() {
             panic!("{fault}");
         }
-        let dense = |inputs, outputs| self.dense(inputs, outputs);
         Dit {
             patch: self.init_embedding(self.kernel(), init),
             embedder: self.init_embedder(init),
             blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
-            head: Head {
-                modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, init),
-                out: self.init_projection(self.kernel(), init),
-                norm: self.norm,
-            },
+            head: self.init_head(self.kernel(), init),
             modes: self.init_modes(init),
+            later_heads: self.init_later_heads(init),
             position: self.positions(self.size, self.patch, device),
             kernel: self.kernel(),
             config: self.clone(),
@@ -111,6 +111,16 @@ impl DitConfig {
             .with_free_weights(Fresh::Constant(0.0));
         let gain = self.magnitude.normalized_weights.then_some(0.0);
         DenseConfig { gain, ..dense }.init(init)
+    }
+
+    /// Projection to patches of this size, with its modulation.
+    pub(super) fn init_head(&self, patch: usize, init: &Init<'_>) -> Head {
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        Head {
+            modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, init),
+            out: self.init_projection(patch, init),
+            norm: self.norm,
+        }
     }
 
     /// Positions of the tokens of an image, `[1, tokens, hidden]`.
@@ -194,6 +204,20 @@ impl Dit {
         observe: &mut dyn FnMut(usize, &Tensor<3>),
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
+        let [tokens, condition] = self.trunk(x, (time, labels), patch, (&mut [], false), observe);
+        self.unembed(tokens, condition, [height, width], patch, None)
+    }
+
+    /// The tokens after all blocks, and the activated condition. The first blocks attend to what their
+    /// caches in `caches` hold, too, and the tokens are added there if `keep`.
+    pub(super) fn trunk(
+        &self,
+        x: Tensor<4>,
+        (time, labels): (Tensor<1>, Tensor<1, Int>),
+        patch: usize,
+        (caches, keep): (&mut [KvCache], bool),
+        observe: &mut dyn FnMut(usize, &Tensor<3>),
+    ) -> [Tensor<3>; 2] {
         let condition = self.condition(&self.embedder, time.clone(), labels.clone());
         let mode = self.mode(patch);
         let mut tokens = self.embed(x, patch);
@@ -203,10 +227,14 @@ impl Dit {
                 None => condition.clone(),
             };
             let mode = mode.map_or(BlockMode::default(), |mode| mode.block(i));
-            tokens = block.forward(tokens, condition, Attend::Full, mode);
+            let attend = match caches.get_mut(i) {
+                Some(cache) => Attend::Cached { cache, keep },
+                None => Attend::Full,
+            };
+            tokens = block.forward(tokens, condition, attend, mode);
             observe(i, &tokens);
         }
-        self.unembed(tokens, condition, [height, width], patch)
+        [tokens, condition]
     }
 
     /// What the network has of its own at a patch size that is not the native one.
@@ -246,33 +274,46 @@ impl Dit {
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
-    fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
+    pub(super) fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
         let time = embedder.time.forward(time.cast(FloatDType::F32));
         let label = embedder.label.forward(labels).cast(self.dtype());
         let sum = self.config.magnitude.residual.sum(time, label);
         self.config.embedder_activation().forward(sum).unsqueeze_dim(1)
     }
 
-    /// From tokens back to an image of `size`.
+    /// From tokens back to an image of `size`, by a head made for the patch size or the network's own.
     ///
     /// # Shapes
     /// `[batch, tokens, hidden]` to `[batch, out_channels, height, width]`
-    pub fn unembed(
+    pub(super) fn unembed(
         &self,
         tokens: Tensor<3>,
         condition: Tensor<3>,
         size: [usize; 2],
         patch: usize,
+        head: Option<&Head>,
     ) -> Tensor<4> {
-        let mode = self.mode(patch);
-        let out = match mode.and_then(|mode| mode.ends.as_ref()) {
+        let (modulation, out) = match head {
+            Some(head) => (head, Cow::Borrowed(&head.out)),
+            None => (&self.head, self.projection(patch)),
+        };
+        let norm = self.mode(patch).and_then(|mode| mode.norms.last());
+        let values = out.forward(modulation.modulate(tokens, condition, norm));
+        unpatchify(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
+    }
+
+    /// The projection to patches of this size.
+    pub(super) fn projection(&self, patch: usize) -> Cow<'_, Dense> {
+        match self.mode(patch).and_then(|mode| mode.ends.as_ref()) {
             Some(own) => Cow::Borrowed(&own.out),
             None if patch == self.kernel => Cow::Borrowed(&self.head.out),
             None => Cow::Owned(resize_projection(&self.head.out, self.kernel, patch)),
-        };
-        let norm = mode.and_then(|mode| mode.norms.last());
-        let values = out.forward(self.head.modulate(tokens, condition, norm));
-        unpatchify(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
+        }
+    }
+
+    /// The network as the student of another description, with heads of its later steps.
+    pub(super) fn with_later_heads(self, later_heads: Vec<Head>, config: DitConfig) -> Self {
+        Self { later_heads, config, ..self }
     }
 
     /// The network with other layers at its ends and further patch sizes.
@@ -316,8 +357,8 @@ impl Dit {
         self.patch = self.patch.folded();
         self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
-        self.head.modulation = self.head.modulation.folded();
-        self.head.out = self.head.out.folded();
+        self.head = self.head.folded();
+        self.later_heads = self.later_heads.into_iter().map(Head::folded).collect();
         self
     }
 }
@@ -375,6 +416,12 @@ impl Head {
             None => modulated,
         };
         modulated.input(x, self.norm.epsilon(false))
+    }
+
+    fn folded(mut self) -> Self {
+        self.modulation = self.modulation.folded();
+        self.out = self.out.folded();
+        self
     }
 }
 

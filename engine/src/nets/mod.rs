@@ -5,6 +5,7 @@ pub mod dit;
 pub mod efficientnet;
 pub mod flexify;
 pub mod modes;
+pub mod student;
 pub mod vae;
 
 pub use config::{DitConfig, Norm};
@@ -12,4 +13,5 @@ pub use dit::{Dit, DitBlock, Embedder};
 pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
 pub use flexify::flexify;
 pub use modes::{BlockMode, Flexible, Mode, Sharing};
+pub use student::{History, Memory, Points, Student, distillable};
 pub use vae::{Vae, VaeConfig};

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{ModulationConfig, TimeCode};
-use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::nets::student::STEP_LIMIT;
+use pyrograph_engine::nets::{DitConfig, History, Points, Student};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
@@ -28,6 +29,7 @@ struct Hints {
     shift: Option<bool>,
     gate: Option<bool>,
     rotation: Option<bool>,
+    history_layers: Option<usize>,
 }
 
 pub(super) fn recognise(path: &Path) -> Result<Recognised> {
@@ -50,21 +52,53 @@ fn dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
     let [rows, _] = shape(&checkpoint, "y_embedder.embedding_table.weight")?;
     let [out, _] = shape(&checkpoint, "final_layer.linear.weight")?;
     let depth = depth(&checkpoint);
+    let student = student(&checkpoint, patch, depth, hints);
     let net = DitConfig {
         channels,
         size: size(&checkpoint, patch, hints)?,
         patch,
         classes: rows.saturating_sub(1),
         learned_variance: out == 2 * patch * patch * channels,
+        student: student.clone(),
         ..DitConfig::dit(hidden, depth, heads(&checkpoint, hidden, depth, hints)?)
     };
     let mut defaults = defaults();
     defaults.cfg_channels = DIT_GUIDED_CHANNELS;
+    let (kind, steps) = match student {
+        None => ("original DiT checkpoint", 1),
+        Some(student) => {
+            let steps = student.steps();
+            defaults = Defaults::student(steps, Spacing::Timesteps(student.times));
+            ("original ARD checkpoint", steps)
+        }
+    };
     Ok(Recognised {
-        kind: "original DiT checkpoint".into(),
+        kind: kind.into(),
         config: config(net, defaults),
-        net: Source { checkpoint, layout: convert::dit_original() },
+        net: Source { checkpoint, layout: convert::dit_original(steps) },
         vae: None,
+    })
+}
+
+/// The steps of a student of the ARD code, which has a head for each, on the teacher's estimates of the
+/// clean image. How many blocks see its history is not in the file; the published number is 6.
+fn student(
+    checkpoint: &Checkpoint,
+    patch: usize,
+    depth: usize,
+    hints: &Hints,
+) -> Option<Student> {
+    let holds = |step: &usize| {
+        checkpoint.tensors().contains_key(&format!("final_layer{step}.linear.weight"))
+    };
+    let steps = (2..=STEP_LIMIT).take_while(holds).last()?;
+    Some(Student {
+        times: Student::even_times(steps, LAST_TIMESTEP),
+        patches: vec![patch; steps],
+        history: History::All,
+        history_layers: hints.history_layers.unwrap_or(HISTORY_LAYERS.min(depth)),
+        own_heads: true,
+        points: Points::Estimates,
     })
 }
 
@@ -115,6 +149,11 @@ fn config(net: DitConfig, defaults: Defaults) -> ModelConfig {
         labels,
     }
 }
+
+/// The noisiest timestep of that schedule.
+const LAST_TIMESTEP: f64 = 999.0;
+/// Blocks with history in the published students.
+const HISTORY_LAYERS: usize = 6;
 
 /// Names of the classes of ImageNet-1k, a line each.
 const IMAGENET: &str = include_str!("imagenet.txt");

@@ -29,8 +29,8 @@ fn patch(source: &str) -> [Rule; 2] {
     ]
 }
 
-/// State dicts of the original code.
-pub fn dit_original() -> Layout {
+/// State dicts of the original code, and of students with a head for each of `steps` steps (ARD).
+pub fn dit_original(steps: usize) -> Layout {
     let rules = [
         patch("x_embedder.proj"),
         linear("embedder.time.mlp.up", "t_embedder.mlp.0"),
@@ -45,6 +45,15 @@ pub fn dit_original() -> Layout {
     ];
     let mut rules = rules.concat();
     rules.push(Rule::new("embedder.label.weight", "y_embedder.embedding_table.weight", Copy));
+    for step in 2..=steps {
+        let (target, source) = (format!("later_heads.{}", step - 2), format!("final_layer{step}"));
+        let modulation = linear(
+            &format!("{target}.modulation.dense"),
+            &format!("{source}.adaLN_modulation.1"),
+        );
+        rules.extend(chunked(modulation, &HEAD_CHUNKS));
+        rules.extend(linear(&format!("{target}.out"), &format!("{source}.linear")));
+    }
     Layout::new("original DiT", rules, vec!["pos_embed"])
 }
 

@@ -1,0 +1,84 @@
+//! Few-step students (ARD) against the reference implementation, and in the pipeline.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use pyrograph::model::{self, Model};
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph_engine::diffusion::Sampler;
+use pyrograph_engine::nets::Student;
+use pyrograph_weights::FloatDtype;
+
+use crate::util::{Case, assert_close, cases, device, tolerance};
+
+/// Names of the points that the reference stores, from the first prediction on.
+const POINTS: [&str; 4] = ["z15", "z10", "z5", "z0"];
+
+fn open(folder: &Path, change: impl FnOnce(&mut Student)) -> Model {
+    let mut model = model::recognise(&folder.join("model.safetensors")).expect("a student");
+    change(model.config.net.student.as_mut().expect("a student"));
+    model.load(FloatDtype::F32, &device(), &mut |_| ()).expect("all tensors used")
+}
+
+#[test]
+fn published_students_given_their_history() {
+    for folder in cases("ard") {
+        let (case, device) = (Case::open(&folder), device());
+        let labels: Vec<i64> = case.ids("label").into_iter().map(|id| id as i64).collect();
+        let count = labels.len();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
+        let inputs: Vec<Tensor<4>> = ["noise", "z15", "z10", "z5"]
+            .iter()
+            .map(|name| case.tensor(name, &device))
+            .collect();
+        let with = open(&folder, |_| ());
+        let without = open(&folder, |student| student.history_layers = 0);
+        for (model, prefix) in [(with, "forced"), (without, "no_history")] {
+            let outputs = model.net.steps(inputs.clone(), &labels);
+            for (output, point) in outputs.into_iter().zip(POINTS) {
+                let name = format!("{prefix}_{point}");
+                let expected = case.tensor(&name, &device);
+                assert_close(&name, output, expected, tolerance(1e-5));
+            }
+        }
+    }
+}
+
+#[test]
+fn published_students_on_their_own() {
+    for folder in cases("ard") {
+        let (case, device) = (Case::open(&folder), device());
+        let pipeline = ClassPipeline::new(open(&folder, |_| ()), &device);
+        let settings = pipeline.config().defaults.settings(0);
+        let noise = case.tensor("noise", &device);
+        let mut points = Vec::new();
+        // Latents without an autoencoder are no pictures: the run ends with the last step.
+        let run = pipeline.latents(&case.ids("label"), &settings, Some(&noise), &mut |progress| {
+            points.push(progress.denoised.clone());
+            ControlFlow::Continue(())
+        });
+        points.push(run.expect("latents"));
+        let last = points.len() - 1;
+        for (i, point) in points.into_iter().enumerate() {
+            let name = format!("sampled_{}", POINTS[i.min(last - 1)]);
+            assert_close(&name, point, case.tensor(&name, &device), tolerance(1e-5));
+        }
+    }
+}
+
+#[test]
+fn settings_that_a_student_cannot_follow_are_refused() {
+    let folder = &cases("ard")[0];
+    let pipeline = ClassPipeline::new(open(folder, |_| ()), &device());
+    let refuse = |change: &dyn Fn(&mut pyrograph::settings::Settings), part: &str| {
+        let mut settings = pipeline.config().defaults.settings(0);
+        change(&mut settings);
+        let run = pipeline.latents(&[0], &settings, None, &mut |_| ControlFlow::Continue(()));
+        let error = run.expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    refuse(&|settings| settings.steps = 20, "steps is 20, the student has 4");
+    refuse(&|settings| settings.sampler = Sampler::DpmPp2m, "sampler is dpmpp_2m");
+    refuse(&|settings| settings.guidance.scale = 3.0, "guidance scale is 3");
+}
