@@ -51,7 +51,8 @@ fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
 #[divan::bench(args = [false, true])]
 fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
     let packed = tokens(3 * HIDDEN);
-    bencher.bench_local(|| black_box(kernels::attention(packed.clone(), HEADS, cosine, None)));
+    bencher
+        .bench_local(|| black_box(kernels::attention(packed.clone(), Vec::new(), HEADS, cosine)));
 }
 
 #[divan::bench]

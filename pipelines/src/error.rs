@@ -149,6 +149,14 @@ pub enum Error {
         /// Of the guide.
         guide: String,
     },
+    /// Recorded trajectories that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Trajectories {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A setting that a few-step student cannot follow.
     #[error("{reason}")]
     Student {

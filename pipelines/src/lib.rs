@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod plot;
 pub mod settings;
 pub mod train;
+pub mod trajectories;
 
 pub use error::{Error, Result};
 

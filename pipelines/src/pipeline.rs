@@ -327,8 +327,7 @@ impl ClassPipeline {
         let sampler: &Sampler = &settings.sampler;
         if self.net.config().student.is_some() {
             let process = &self.config.process;
-            let mut student =
-                StudentDenoiser::new(&self.net, process, classes, grid, &self.device);
+            let mut student = StudentDenoiser::new(&self.net, process, classes, grid, &self.device);
             let sampled = sampler.sample(&mut student, x, grid, source, on_step);
             return sampled.map_err(|_| Error::Cancelled);
         }

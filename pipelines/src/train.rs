@@ -1,10 +1,12 @@
-//! Training a class-conditional model from a folder of images.
+//! Training a class-conditional model from a folder of images, or a few-step student from the trajectories of
+//! its teacher.
 
 mod average;
 mod checkpoint;
 mod config;
 mod latents;
 mod log;
+mod material;
 mod samples;
 mod start;
 
@@ -15,20 +17,19 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
+use pyrograph_engine::train::Trainer;
 use pyrograph_weights::FloatDtype;
 
 pub use average::reconstruct;
-pub use config::{Kind, ModelShape, PatchPhase, TrainConfig};
+pub use config::{Kind, ModelShape, PatchPhase, StudentShape, TrainConfig};
+pub use material::Source;
 
-use crate::data::{Dataset, Order};
+use crate::data::Order;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
-use latents::Latents;
 use log::Log;
-
-/// Range of the numbers that choose a background.
-const COLOUR_DRAWS: f64 = 65536.0;
+use material::Material;
+use start::Start;
 
 /// What a running training reports.
 #[derive(Debug)]
@@ -53,8 +54,8 @@ pub struct Run {
     folder: PathBuf,
     config: TrainConfig,
     model: ModelConfig,
-    data: Dataset,
-    vae: Option<(Vae, Latents)>,
+    material: Material,
+    vae: Option<Vae>,
     trainer: Trainer<Dit>,
     device: Device,
 }
@@ -63,34 +64,39 @@ impl Run {
     /// Prepares a run in `folder`; with `resume`, from its newest checkpoint.
     ///
     /// # Errors
-    /// A folder that holds another run, a configuration that does not fit the checkpoint, unreadable
-    /// files.
+    /// A folder that holds another run, a configuration that does not fit the checkpoint or the data,
+    /// unreadable files.
     pub fn new(
         folder: &Path,
         config: TrainConfig,
-        data: Dataset,
+        source: Source,
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
         std::fs::create_dir_all(folder)
             .map_err(|source| Error::File { path: folder.to_owned(), source })?;
-        let vae = match &config.vae {
-            Some(path) => {
-                let (vae, fingerprint) = crate::model::open_autoencoder(path, device)?;
-                let named = (&vae, fingerprint.as_str());
-                let latents = Latents::open(folder, &data, named, config.flip, device)?;
-                Some((vae, latents))
+        let (start, material) = match source {
+            Source::Images(data) => {
+                let vae = config.vae.as_ref();
+                let vae = vae.map(|path| crate::model::open_autoencoder(path, device));
+                let vae = vae.transpose()?;
+                let start =
+                    start::images(&config, data.classes(), vae.as_ref().map(|v| &v.0), device)?;
+                let material = Material::images(folder, &config, data, vae.as_ref(), device)?;
+                (Start { vae: vae.map(|(vae, _)| vae), ..start }, material)
             }
-            None => None,
+            Source::Trajectories(set) => {
+                let (start, picks) = start::student(&config, &set, device)?;
+                (start, Material::Trajectories { set, picks })
+            }
         };
-        let (net, model) =
-            start::start(&config, data.classes(), vae.as_ref().map(|(vae, _)| vae), device)?;
+        let Start { net, model, vae } = start;
         let trainer = Trainer::new(net, config.trainer(&model.net));
         let mut run = Self {
             folder: folder.to_owned(),
             config,
             model,
-            data,
+            material,
             vae,
             trainer,
             device: device.clone(),
@@ -102,6 +108,16 @@ impl Run {
             (None, _) => (),
         }
         Ok(run)
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
     }
 
     /// Steps taken so far.
@@ -126,7 +142,7 @@ impl Run {
             let _ = observe(Event::Resumed(self.trainer.step));
         }
         let mut log = Log::open(&self.folder, self.trainer.step)?;
-        let order = Order::new(self.data.len(), self.config.seed);
+        let order = Order::new(self.material.len(), self.config.seed);
         let mut losses: Vec<Tensor<1>> = Vec::new();
         let mut since = Instant::now();
         let mut saved = self.trainer.step;
@@ -177,39 +193,18 @@ impl Run {
     }
 
     fn one_step(&mut self, order: &Order) -> Result<Tensor<1>> {
-        let Self { config, data, trainer, device, vae, model, .. } = self;
+        let Self { config, material, trainer, device, vae, model, .. } = self;
         let step = trainer.step;
-        let part = config.batch / config.micro_batches;
         let indices = order.indices(step * config.batch as u64, config.batch);
         // Every part of every step has a stream of its own, so that a run can go on anywhere.
         let stream = |part: u64| {
             let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
             Generator::new(config.seed.wrapping_add(step))
         };
-        let objective = Denoising {
-            process: model.process.clone(),
-            label_dropout: config.label_dropout,
-            target: match model.net.adapter_rank() {
-                Some(_) => Target::Native,
-                None => Target::Data,
-            },
-        };
         let patch = config.patch(&model.net, step, stream(u64::MAX).uniform());
+        let material = material.prepared(&indices, config, model, vae.as_ref(), device)?;
         let report = trainer.step(config.micro_batches, |net, i| {
-            let mut random = stream(i as u64);
-            let indices = &indices[i * part..(i + 1) * part];
-            let flips: Vec<bool> =
-                indices.iter().map(|_| config.flip && random.uniform() < 0.5).collect();
-            let colours: Vec<usize> =
-                indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
-            let clean = match vae.as_ref() {
-                Some((vae, latents)) => {
-                    vae.scale(latents.batch(indices, &flips, &mut random, device))
-                }
-                None => data.batch(indices, &flips, &colours, device),
-            };
-            let labels = indices.iter().map(|&index| data.label(index)).collect();
-            objective.loss(net, &Batch { clean: clean.autodiff(), labels }, patch, &mut random)
+            material.loss(net, i, patch, &mut stream(i as u64))
         });
         Ok(report.loss)
     }
@@ -218,7 +213,7 @@ impl Run {
     pub fn averaged(&self, index: usize) -> Model {
         Model {
             net: self.trainer.averaged(index),
-            vae: self.vae.as_ref().map(|(vae, _)| vae.clone()),
+            vae: self.vae.clone(),
             config: self.model.clone(),
         }
     }

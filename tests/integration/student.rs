@@ -28,10 +28,8 @@ fn published_students_given_their_history() {
         let labels: Vec<i64> = case.ids("label").into_iter().map(|id| id as i64).collect();
         let count = labels.len();
         let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
-        let inputs: Vec<Tensor<4>> = ["noise", "z15", "z10", "z5"]
-            .iter()
-            .map(|name| case.tensor(name, &device))
-            .collect();
+        let inputs: Vec<Tensor<4>> =
+            ["noise", "z15", "z10", "z5"].iter().map(|name| case.tensor(name, &device)).collect();
         let with = open(&folder, |_| ());
         let without = open(&folder, |student| student.history_layers = 0);
         for (model, prefix) in [(with, "forced"), (without, "no_history")] {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use image::{Rgba, RgbaImage};
 use pyrograph::data::{Background, Dataset};
-use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
+use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
 use pyrograph_engine::train::params;
 use pyrograph_weights::Checkpoint;
 
@@ -38,7 +38,8 @@ fn config(steps: u64) -> TrainConfig {
 
 fn run(data: &Dataset, folder: &Path, steps: u64, resume: bool, stop: Option<u64>) -> Run {
     let mut run =
-        Run::new(folder, config(steps), data.clone(), resume, &Device::flex()).expect("a run");
+        Run::new(folder, config(steps), Source::Images(data.clone()), resume, &Device::flex())
+            .expect("a run");
     let flow = run
         .train(&mut |event| match event {
             Event::Step { step, .. } if Some(step) == stop => ControlFlow::Break(()),
@@ -97,7 +98,7 @@ fn a_run_refuses_to_start_over_or_to_change() {
     let path = folder.path().join("run");
     run(&data, &path, 4, false, None);
     let new = |config: TrainConfig, resume: bool| {
-        Run::new(&path, config, data.clone(), resume, &Device::flex()).map(|_| ())
+        Run::new(&path, config, Source::Images(data.clone()), resume, &Device::flex()).map(|_| ())
     };
     let error = new(config(4), false).expect_err("the folder is taken");
     assert!(error.to_string().contains("--resume"), "{error}");
@@ -131,13 +132,14 @@ fn averages_of_any_width_come_from_the_snapshots() {
     let path = folder.path().join("run");
     let mut config = config(12);
     let device = Device::flex();
-    let none = Run::new(&path, config.clone(), data.clone(), false, &device).map(drop);
+    let none =
+        Run::new(&path, config.clone(), Source::Images(data.clone()), false, &device).map(drop);
     none.expect("a run");
     let error = reconstruct(&path, 0.1, None, &device).expect_err("no snapshots yet");
     assert!(error.to_string().contains("snapshot_every"), "{error}");
 
     config.snapshot_every = 2;
-    let mut run = Run::new(&path, config, data, false, &device).expect("a run");
+    let mut run = Run::new(&path, config, Source::Images(data), false, &device).expect("a run");
     let _ = run.train(&mut |_| ControlFlow::Continue(())).expect("trains");
     // Both widths were tracked, so that the truth is known.
     for (i, width) in [0.10, 0.05].into_iter().enumerate() {
@@ -167,8 +169,14 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     config.model.size = [16, 16];
     config.model.patch = 1;
     let train = |path: &Path, background: [u8; 3], resume: bool, stop: u64| {
-        let mut run = Run::new(path, config.clone(), open(background), resume, &Device::flex())
-            .expect("a run");
+        let mut run = Run::new(
+            path,
+            config.clone(),
+            Source::Images(open(background)),
+            resume,
+            &Device::flex(),
+        )
+        .expect("a run");
         let _ = run
             .train(&mut |event| match event {
                 Event::Step { step, .. } if step == stop => ControlFlow::Break(()),

@@ -160,6 +160,16 @@ impl Sampler {
         Grid::new(family, schedule, spacing.unwrap_or(&own), steps)
     }
 
+    /// Whether no noise is drawn after the first.
+    pub fn is_deterministic(&self) -> bool {
+        match self {
+            Sampler::Ddim { eta } => *eta == 0.0,
+            Sampler::Heun { churn } => churn.is_none(),
+            Sampler::Euler | Sampler::DpmPp2m | Sampler::DpmPp3m | Sampler::UniPc => true,
+            Sampler::Ddpm { .. } | Sampler::EulerAncestral | Sampler::DpmPp2mSde => false,
+        }
+    }
+
     /// Solves from unit-variance noise to data.
     ///
     /// # Shapes

@@ -50,7 +50,12 @@ impl Sizes {
     }
 
     /// One head of one image of part number `part` of a row, as a matrix inside `input`.
-    fn part<'a>(&self, input: &'a FlexTensor, [image, head]: [usize; 2], part: usize) -> Matrix<'a> {
+    fn part<'a>(
+        &self,
+        input: &'a FlexTensor,
+        [image, head]: [usize; 2],
+        part: usize,
+    ) -> Matrix<'a> {
         let dims = shape(input);
         let (tokens, row) = (dims[1], dims[2]);
         let start = image * tokens * row + part * self.width() + head * self.head;

@@ -192,12 +192,7 @@ pub fn join(
 /// # Shapes
 /// `packed`: `[batch, tokens, 3 · hidden]`, each of `past`: `[batch, its tokens, 2 · hidden]`, output:
 /// `[batch, tokens, hidden]`
-pub fn attention(
-    packed: Tensor<3>,
-    past: Vec<Tensor<3>>,
-    heads: usize,
-    cosine: bool,
-) -> Tensor<3> {
+pub fn attention(packed: Tensor<3>, past: Vec<Tensor<3>>, heads: usize, cosine: bool) -> Tensor<3> {
     if !available(&packed) {
         return plain::attention(packed, past, heads, cosine, None);
     }

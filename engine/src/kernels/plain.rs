@@ -130,10 +130,7 @@ pub(super) fn attention(
 }
 
 /// Attention and the way back to `[batch, tokens, heads · head]`.
-fn mix(
-    [query, key, value]: [Tensor<4>; 3],
-    hidden: Option<Tensor<4, Bool>>,
-) -> Tensor<3> {
+fn mix([query, key, value]: [Tensor<4>; 3], hidden: Option<Tensor<4, Bool>>) -> Tensor<3> {
     let [batch, heads, tokens, head] = query.dims();
     let options = AttentionModuleOptions::default();
     let mixed = module::attention(query, key, value, hidden, None, options);

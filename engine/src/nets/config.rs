@@ -277,7 +277,10 @@ impl DitConfig {
             + embedder * embedders
             + self.depth * block
             + head
-            + self.later_heads().map(|patch| head + self.projection_parameters(patch)).sum::<usize>()
+            + self
+                .later_heads()
+                .map(|patch| head + self.projection_parameters(patch))
+                .sum::<usize>()
             + self.mode_parameters()
     }
 

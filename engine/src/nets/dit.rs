@@ -274,7 +274,12 @@ impl Dit {
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
-    pub(super) fn condition(&self, embedder: &Embedder, time: Tensor<1>, labels: Tensor<1, Int>) -> Tensor<3> {
+    pub(super) fn condition(
+        &self,
+        embedder: &Embedder,
+        time: Tensor<1>,
+        labels: Tensor<1, Int>,
+    ) -> Tensor<3> {
         let time = embedder.time.forward(time.cast(FloatDType::F32));
         let label = embedder.label.forward(labels).cast(self.dtype());
         let sum = self.config.magnitude.residual.sum(time, label);

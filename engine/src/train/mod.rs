@@ -1,4 +1,4 @@
-//! Training: the optimiser, averages of weights, and the denoising objective.
+//! Training: the optimiser, averages of weights, and the objectives.
 
 pub mod ema;
 pub mod objective;
@@ -7,6 +7,6 @@ pub mod params;
 pub mod trainer;
 
 pub use ema::{Average, Snapshot, reconstruction_weights};
-pub use objective::{Batch, Denoising, Target};
+pub use objective::{Batch, Denoising, Target, regression};
 pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Trainer, TrainerConfig};

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::diffusion::Level;
 use crate::diffusion::noise::Generator;
-use crate::nets::Dit;
+use crate::nets::{Dit, Student};
 use crate::process::Process;
 
 /// A batch of clean images or latents with their classes.
@@ -86,6 +86,35 @@ impl Denoising {
         let compared = target.dims()[1];
         (output.narrow(1, 0, compared) - target).square().mean()
     }
+}
+
+/// Mean over a student's steps of `mean ‖o − x‖²`: what each step predicts against the next point of the
+/// teacher's trajectory, the history being the teacher's (ARD Eq. 6), `[1]`.
+///
+/// # Shapes
+/// `noise` and each of `points`, one per step: `[batch, channels, height, width]`
+///
+/// # Panics
+/// If the network is no student, or has another number of steps.
+pub fn regression(
+    net: &Dit,
+    noise: Tensor<4>,
+    points: Vec<Tensor<4>>,
+    labels: &[usize],
+) -> Tensor<1> {
+    let device = noise.device();
+    let labels: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
+    let labels = Tensor::from_data(TensorData::new(labels, [noise.dims()[0]]), &device);
+    let (channels, steps) = (noise.dims()[1], points.len());
+    let inputs = std::iter::once(noise).chain(points.iter().take(steps - 1).cloned());
+    let student = net.config().student.as_ref().map(Student::steps);
+    assert_eq!(student, Some(steps), "steps of the student, and points");
+    let outputs = net.steps(inputs.collect(), &labels);
+    let error = |(output, point): (Tensor<4>, Tensor<4>)| {
+        (output.narrow(1, 0, channels) - point).square().mean()
+    };
+    let sum = outputs.into_iter().zip(points).map(error).reduce(|a, b| a + b);
+    sum.expect("a student has steps") * (1.0 / steps as f64)
 }
 
 /// One number per image, `[batch, 1, 1, 1]`.

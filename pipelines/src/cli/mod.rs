@@ -4,6 +4,7 @@
 mod bench;
 mod convert;
 mod devices;
+mod distill;
 mod eval;
 mod flexify;
 mod generate;
@@ -41,6 +42,8 @@ enum Command {
     /// Train a model from a folder of images
     #[command(subcommand)]
     Train(Train),
+    /// Make a few-step student of a model: record its trajectories, train the student on them
+    Distill(Box<distill::Distill>),
     /// Show what a model or a weight file holds
     Inspect(inspect::Inspect),
     /// Write a model as a native bundle
@@ -188,6 +191,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(Generate::Class(class)) => generate::run(class, &cli.common),
         Command::Train(Train::Class(class)) => train::run(class, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
+        Command::Distill(distill) => distill::run(distill, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),
         Command::Eval(eval) => eval::run(eval, &cli.common),

@@ -6,19 +6,14 @@ use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use pyrograph::data::Dataset;
-use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
+use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
 use pyrograph_weights::FloatDtype;
 
 use super::{Common, find_model, interrupted};
 
+/// Options of every training run.
 #[derive(Args)]
-pub(super) struct Class {
-    /// Folder with one sub-folder of images per class, or with a metadata.jsonl
-    #[arg(long, short)]
-    data: PathBuf,
-    /// Folder of the run: checkpoints, log, samples and the finished model
-    #[arg(long, short, default_value = "runs/class")]
-    output: PathBuf,
+pub(super) struct RunArgs {
     /// TOML file of settings
     #[arg(long)]
     config: Option<PathBuf>,
@@ -37,37 +32,37 @@ pub(super) struct Class {
     /// Seed of weights, data order and noise
     #[arg(long)]
     seed: Option<u64>,
-    /// Model to start from, such as one of `pyrograph flexify`
-    #[arg(long, value_name = "MODEL")]
-    init: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
-    resume: bool,
+    pub(super) resume: bool,
 }
 
-pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
-    let text = match &args.config {
-        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
-        None => String::new(),
-    };
-    let mut overrides = args.set.clone();
-    overrides.extend(args.steps.map(|value| format!("steps={value}")));
-    overrides.extend(args.batch.map(|value| format!("batch={value}")));
-    overrides.extend(args.lr.map(|value| format!("learning_rate.peak={value}")));
-    overrides.extend(args.seed.map(|value| format!("seed={value}")));
-    let mut config = TrainConfig::parse(&text, &overrides)?;
-    if let Some(model) = args.init.clone().or(config.init.clone()) {
-        config = config.starting_from(find_model(&model)?)?;
+impl RunArgs {
+    /// `base` with what these options say; `further` are overrides from other options.
+    pub(super) fn settle(
+        &self,
+        base: &TrainConfig,
+        further: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<TrainConfig> {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).with_context(|| path.display().to_string())
+        };
+        let text = self.config.as_ref().map(read).transpose()?.unwrap_or_default();
+        let mut overrides = self.set.clone();
+        overrides.extend(self.steps.map(|value| format!("steps={value}")));
+        overrides.extend(self.batch.map(|value| format!("batch={value}")));
+        overrides.extend(self.lr.map(|value| format!("learning_rate.peak={value}")));
+        overrides.extend(self.seed.map(|value| format!("seed={value}")));
+        overrides.extend(further);
+        Ok(base.with(&text, &overrides)?)
     }
-    let opened = common.open()?;
-    let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
-    common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
-    let steps = config.steps;
-    let mut run = Run::new(&args.output, config, data, args.resume, &opened.device)?;
-    common.say(&format!("{} parameters", run.net().config().parameters()));
+}
 
-    let bar =
-        common.progress_bar(steps, "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}");
+/// Trains to the end or to Ctrl-C, with a progress bar.
+pub(super) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
+    common.say(&format!("{} parameters", run.net().config().parameters()));
+    let template = "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}";
+    let bar = common.progress_bar(run.config().steps, template);
     bar.set_position(run.step());
     bar.reset_eta();
     let flow = run.train(&mut |event| {
@@ -95,9 +90,37 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     bar.finish_and_clear();
     match flow.is_break() {
         true => common.say(&format!("stopped and saved at step {}", run.step())),
-        false => common.say(&format!("finished: {}", args.output.join("model").display())),
+        false => common.say(&format!("finished: {}", run.folder().join("model").display())),
     }
     Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct Class {
+    /// Folder with one sub-folder of images per class, or with a metadata.jsonl
+    #[arg(long, short)]
+    data: PathBuf,
+    /// Folder of the run: checkpoints, log, samples and the finished model
+    #[arg(long, short, default_value = "runs/class")]
+    output: PathBuf,
+    /// Model to start from, such as one of `pyrograph flexify`
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+    let mut config = args.run.settle(&TrainConfig::default(), [])?;
+    if let Some(model) = args.init.clone().or(config.init.clone()) {
+        config = config.starting_from(find_model(&model)?)?;
+    }
+    let opened = common.open()?;
+    let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
+    common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
+    let source = Source::Images(data);
+    let mut run = Run::new(&args.output, config, source, args.run.resume, &opened.device)?;
+    follow(&mut run, common)
 }
 
 #[derive(Args)]

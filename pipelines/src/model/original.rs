@@ -82,12 +82,7 @@ fn dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
 
 /// The steps of a student of the ARD code, which has a head for each, on the teacher's estimates of the
 /// clean image. How many blocks see its history is not in the file; the published number is 6.
-fn student(
-    checkpoint: &Checkpoint,
-    patch: usize,
-    depth: usize,
-    hints: &Hints,
-) -> Option<Student> {
+fn student(checkpoint: &Checkpoint, patch: usize, depth: usize, hints: &Hints) -> Option<Student> {
     let holds = |step: &usize| {
         checkpoint.tensors().contains_key(&format!("final_layer{step}.linear.weight"))
     };

@@ -74,7 +74,7 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
         tensors.extend(named.map(|(name, value)| (format!("{group}/{name}"), value.into_data())));
     }
     tensors.extend(frozen(&run.trainer.model));
-    let state = State { step: run.step(), images: run.data.len(), config: run.config.clone() };
+    let state = State { step: run.step(), images: run.material.len(), config: run.config.clone() };
     let state = serde_json::to_string(&state).expect("a configuration serialises");
     write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
     let mut found = all(&run.folder)?;
@@ -106,15 +106,16 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
         .get(STATE_KEY)
         .ok_or_else(|| fault("it holds no training state".into()))?;
     let state: State = serde_json::from_str(state).map_err(|e| fault(e.to_string()))?;
-    if state.images != run.data.len() {
+    if state.images != run.material.len() {
         return Err(fault(format!(
             "it was trained on {} images, the folder has {}",
             state.images,
-            run.data.len()
+            run.material.len()
         )));
     }
     for (what, then, now) in [
         ("model", format!("{:?}", state.config.model), format!("{:?}", run.config.model)),
+        ("student", format!("{:?}", state.config.student), format!("{:?}", run.config.student)),
         ("init", format!("{:?}", state.config.init), format!("{:?}", run.config.init)),
         ("averages", format!("{:?}", state.config.averages), format!("{:?}", run.config.averages)),
         ("seed", state.config.seed.to_string(), run.config.seed.to_string()),

@@ -47,10 +47,8 @@ pub fn dit_original(steps: usize) -> Layout {
     rules.push(Rule::new("embedder.label.weight", "y_embedder.embedding_table.weight", Copy));
     for step in 2..=steps {
         let (target, source) = (format!("later_heads.{}", step - 2), format!("final_layer{step}"));
-        let modulation = linear(
-            &format!("{target}.modulation.dense"),
-            &format!("{source}.adaLN_modulation.1"),
-        );
+        let modulation =
+            linear(&format!("{target}.modulation.dense"), &format!("{source}.adaLN_modulation.1"));
         rules.extend(chunked(modulation, &HEAD_CHUNKS));
         rules.extend(linear(&format!("{target}.out"), &format!("{source}.linear")));
     }

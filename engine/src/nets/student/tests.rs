@@ -9,8 +9,7 @@ use crate::nets::modes::BlockMode;
 use crate::nets::{Dit, DitConfig, Flexible, Sharing};
 use crate::train::params;
 
-const HISTORIES: [History; 4] =
-    [History::Newest, History::Previous, History::Noise, History::All];
+const HISTORIES: [History; 4] = [History::Newest, History::Previous, History::Noise, History::All];
 
 fn student(steps: usize, history: History, history_layers: usize) -> Student {
     Student {
@@ -110,10 +109,8 @@ fn dense(net: &Dit, points: &[Tensor<4>], labels: &Tensor<1, Int>) -> Vec<Tensor
 fn steps_with_caches_equal_one_masked_pass() {
     for preserved in [false, true] {
         for (history, layers) in HISTORIES.into_iter().flat_map(|h| [0, 2, 4].map(|n| (h, n))) {
-            let net = net(DitConfig {
-                student: Some(student(4, history, layers)),
-                ..small(preserved)
-            });
+            let net =
+                net(DitConfig { student: Some(student(4, history, layers)), ..small(preserved) });
             let points = points(4);
             let expected = dense(&net, &points, &labels());
             for (step, (a, b)) in net.steps(points, &labels()).iter().zip(&expected).enumerate() {
@@ -198,11 +195,8 @@ fn students_start_as_their_teacher_at_any_patch_size() {
 
 #[test]
 fn history_reaches_across_patch_sizes() {
-    let flexible = Flexible {
-        patches: vec![4],
-        sharing: Sharing::Kernels { underlying: 4 },
-        corners: false,
-    };
+    let flexible =
+        Flexible { patches: vec![4], sharing: Sharing::Kernels { underlying: 4 }, corners: false };
     let student = Student { patches: vec![4, 2, 2], ..student(3, History::All, 2) };
     // Without norms, whose affines the dense pass does not know.
     let config = DitConfig { flexible: Some(flexible), student: Some(student), ..small(true) };

@@ -1,0 +1,261 @@
+//! `pyrograph distill`: a few-step student of a model.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{HumanBytes, HumanDuration};
+use pyrograph::pipeline::ClassPipeline;
+use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
+use pyrograph_engine::diffusion::{Sampler, parse_sampler};
+use pyrograph_engine::nets::Points;
+
+use super::train::{RunArgs, follow};
+use super::{Common, find_model, interrupted};
+
+/// Steps of the teacher, as in the paper.
+const TEACHER_STEPS: usize = 25;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Distill {
+    #[command(subcommand)]
+    part: Option<Part>,
+    #[command(flatten)]
+    both: Option<Both>,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Record the teacher's trajectories only
+    Record(Record),
+    /// Train a student on recorded trajectories only
+    Train(Train),
+}
+
+#[derive(Args)]
+struct Both {
+    /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Folder of the run, with the trajectories in `trajectories` and the student in `model`
+    #[arg(long, short)]
+    output: PathBuf,
+    #[command(flatten)]
+    recording: Recording,
+    #[command(flatten)]
+    student: StudentArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args)]
+struct Record {
+    /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Folder of the trajectories; those that it holds already are kept
+    #[arg(long, short)]
+    output: PathBuf,
+    #[command(flatten)]
+    recording: Recording,
+    /// Record only the I-th of N parts, counted from 0, as one of N workers on the same folder
+    #[arg(long, value_name = "I/N", value_parser = parse_worker, default_value = "0/1")]
+    worker: [usize; 2],
+}
+
+#[derive(Args)]
+struct Train {
+    /// Folder of the trajectories
+    #[arg(long)]
+    trajectories: PathBuf,
+    /// The teacher that they were recorded from
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Folder of the run: checkpoints, log, samples and the finished student
+    #[arg(long, short)]
+    output: PathBuf,
+    #[command(flatten)]
+    student: StudentArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args)]
+struct Recording {
+    /// Number of trajectories
+    #[arg(long, short = 'n', default_value_t = 4096)]
+    count: usize,
+    /// Sampling steps of the teacher
+    #[arg(long, default_value_t = TEACHER_STEPS)]
+    teacher_steps: usize,
+    /// Points per trajectory, evenly over its steps: the most steps of a student
+    #[arg(long, default_value_t = 4)]
+    points: usize,
+    /// Steps after which points are recorded, such as 10,15,20,25, instead of evenly
+    #[arg(long, value_delimiter = ',', conflicts_with = "points")]
+    at: Vec<usize>,
+    /// Record the noisy states instead of the teacher's estimates of the image
+    #[arg(long)]
+    states: bool,
+    /// Guidance scale of the teacher, 1 is none [default: the teacher's]
+    #[arg(long)]
+    cfg_scale: Option<f64>,
+    /// Deterministic solver of the teacher [default: the teacher's, or ddim if that is random]
+    #[arg(long)]
+    sampler: Option<String>,
+    #[command(flatten)]
+    patches: super::patches::Patches,
+    /// Seed of the noise of the first trajectory; that of trajectory i is higher by i
+    #[arg(long, default_value_t = 0)]
+    first_seed: u64,
+    /// Trajectories per network call
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Trajectories per file
+    #[arg(long, default_value_t = 256)]
+    shard: usize,
+}
+
+#[derive(Args)]
+struct StudentArgs {
+    /// Steps of the student [default: 4]
+    #[arg(long, value_name = "STEPS")]
+    student_steps: Option<usize>,
+    /// Patch size of each step, such as 8,8,4,4 [default: the model's own]
+    #[arg(long, value_delimiter = ',', value_name = "PATCH,..")]
+    student_patches: Vec<usize>,
+    /// Earlier points that a step sees; newest is plain step distillation [default: all]
+    #[arg(long, value_parser = ["newest", "previous", "noise", "all"])]
+    history: Option<String>,
+    /// Blocks, from the first, that see them [default: a fifth of all]
+    #[arg(long, value_name = "N")]
+    history_layers: Option<usize>,
+    /// One head for all steps
+    #[arg(long)]
+    shared_head: bool,
+}
+
+impl StudentArgs {
+    fn overrides(&self) -> Vec<String> {
+        let patches = (!self.student_patches.is_empty()).then_some(&self.student_patches);
+        let own_heads = self.shared_head.then_some("student.own_heads=false".to_owned());
+        [
+            self.student_steps.map(|steps| format!("student.steps={steps}")),
+            patches.map(|patches| format!("student.patches={patches:?}")),
+            self.history.as_ref().map(|history| format!("student.history={history}")),
+            self.history_layers.map(|layers| format!("student.history_layers={layers}")),
+            own_heads,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
+    match (&args.part, &args.both) {
+        (Some(Part::Record(Record { model, output, recording, worker })), _) => {
+            record(&find_model(model)?, output, recording, *worker, common)
+        }
+        (Some(Part::Train(Train { trajectories, model, output, student, run })), _) => {
+            train(&find_model(model)?, trajectories, output, (student, run), common)
+        }
+        (None, Some(Both { model, output, recording, student, run })) => {
+            let (model, trajectories) = (find_model(model)?, output.join("trajectories"));
+            record(&model, &trajectories, recording, [0, 1], common)?;
+            train(&model, &trajectories, output, (student, run), common)
+        }
+        (None, None) => anyhow::bail!("--model and --output are missing"),
+    }
+}
+
+fn record(
+    model: &Path,
+    folder: &Path,
+    args: &Recording,
+    worker: [usize; 2],
+    common: &Common,
+) -> anyhow::Result<()> {
+    let device = common.open()?.device;
+    let recognised = pyrograph::model::recognise(model)?;
+    let teacher = recognised.net.checkpoint.fingerprint();
+    let mut warn = |text: String| common.say(&format!("warning: {text}"));
+    let model = recognised.load(pyrograph_weights::FloatDtype::F32, &device, &mut warn)?;
+    let pipeline = ClassPipeline::new(model, &device);
+
+    let net = &pipeline.config().net;
+    let steps = args.teacher_steps;
+    let mut settings = pipeline.config().defaults.settings(args.first_seed);
+    if let Some(name) = &args.sampler {
+        (settings.sampler, settings.spacing) = parse_sampler(name)?;
+    } else if !settings.sampler.is_deterministic() {
+        (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);
+    }
+    settings.steps = steps;
+    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
+    settings.batch = args.batch_size.max(1);
+    settings.patches = args.patches.plan(net, net.size, steps)?;
+    let [_, channels, height, width] = pipeline.latent_shape(1, None)?;
+    let spec = TrajectorySpec {
+        teacher,
+        settings,
+        after: match args.at.as_slice() {
+            [] => TrajectorySpec::even(args.points, steps),
+            at => at.to_vec(),
+        },
+        points: if args.states { Points::States } else { Points::Estimates },
+        shape: [channels, height, width],
+        classes: pipeline.classes(),
+        count: args.count,
+        shard: args.shard,
+    };
+    let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
+    let estimate = recorder.estimate()?;
+    common.say(&format!(
+        "{} of {} trajectories to record in {}: {} on disk in all, about {}",
+        estimate.trajectories,
+        args.count,
+        folder.display(),
+        HumanBytes(estimate.bytes),
+        HumanDuration(Duration::from_secs(estimate.time.as_secs())),
+    ));
+    let bar = common.progress_bar(
+        estimate.trajectories as u64,
+        "{bar:30} {pos}/{len} trajectories, {elapsed} gone, {eta} left",
+    );
+    let flow = recorder.record(&mut |done| {
+        bar.set_position(done as u64);
+        interrupted()
+    })?;
+    bar.finish_and_clear();
+    if flow.is_break() {
+        return Err(pyrograph::Error::Cancelled.into());
+    }
+    Ok(())
+}
+
+fn train(
+    teacher: &Path,
+    trajectories: &Path,
+    output: &Path,
+    (student, run): (&StudentArgs, &RunArgs),
+    common: &Common,
+) -> anyhow::Result<()> {
+    let device = common.open()?.device;
+    let set = Trajectories::open(trajectories)?;
+    let base = TrainConfig::distilling(teacher.to_owned())?;
+    let config = run.settle(&base, student.overrides())?;
+    let mut run = Run::new(output, config, Source::Trajectories(set), run.resume, &device)?;
+    follow(&mut run, common)
+}
+
+/// The part of one of several workers, such as `0/4`.
+fn parse_worker(text: &str) -> Result<[usize; 2], String> {
+    let numbers = text.split_once('/').map(|(i, n)| (i.trim().parse(), n.trim().parse()));
+    match numbers {
+        Some((Ok(i), Ok(n))) if i < n => Ok([i, n]),
+        _ => Err(format!("`{text}`, expected I/N with I from 0 and below N")),
+    }
+}

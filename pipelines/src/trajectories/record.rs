@@ -1,0 +1,187 @@
+//! Recording of trajectories.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{DType, Tensor, TensorData};
+use pyrograph_engine::diffusion::Grid;
+use pyrograph_engine::nets::Points;
+use pyrograph_weights::write_safetensors;
+
+use super::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
+use crate::error::{Error, Result};
+use crate::image::write_whole;
+use crate::pipeline::{ClassPipeline, Progress};
+use crate::settings::Settings;
+
+/// Records the trajectories of a teacher in a folder. Several recorders can share a folder, each with its
+/// own part of the shards.
+#[derive(Debug)]
+pub struct Recorder<'a> {
+    folder: &'a Path,
+    pipeline: &'a ClassPipeline,
+    spec: TrajectorySpec,
+    grid: Grid,
+    /// Shards still to be recorded.
+    missing: Vec<usize>,
+}
+
+/// What a recording is going to take.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate {
+    /// Trajectories still to be recorded.
+    pub trajectories: usize,
+    /// Bytes on disk of all trajectories.
+    pub bytes: u64,
+    /// Time of what is still to be recorded, from one step of one batch.
+    pub time: Duration,
+}
+
+impl<'a> Recorder<'a> {
+    /// Prepares the shards `worker[0], worker[0] + worker[1], ..` of a set; those that are there already
+    /// are kept.
+    ///
+    /// # Errors
+    /// A folder with trajectories that were recorded otherwise, a solver that is not deterministic,
+    /// settings that do not go with the teacher.
+    pub fn new(
+        folder: &'a Path,
+        pipeline: &'a ClassPipeline,
+        spec: TrajectorySpec,
+        worker: [usize; 2],
+    ) -> Result<Self> {
+        let fault = |reason| Error::Trajectories { path: folder.to_owned(), reason };
+        spec.check().map_err(fault)?;
+        if !spec.settings.sampler.is_deterministic() {
+            let sampler = &spec.settings.sampler;
+            return Err(fault(format!(
+                "sampler {sampler} draws noise, expected a deterministic one"
+            )));
+        }
+        std::fs::create_dir_all(folder)
+            .map_err(|source| Error::File { path: folder.to_owned(), source })?;
+        // A set can grow: everything but the number of trajectories must be as it was.
+        if let Some(old) = read_spec(folder)?
+            && (TrajectorySpec { count: spec.count, ..old.clone() }) != spec
+        {
+            return Err(fault(format!("it holds trajectories of {old:?}, asked for {spec:?}")));
+        }
+        let text = serde_json::to_string_pretty(&spec).expect("a description serialises");
+        write_whole(&folder.join(SPEC), text.as_bytes())?;
+        let [first, every] = worker;
+        let is_missing = |shard: &usize| holds(&spec.path(folder, *shard), &spec, *shard).is_err();
+        let missing = (first..spec.shards()).step_by(every.max(1)).filter(is_missing).collect();
+        let grid = spec.grid(&pipeline.config().process)?;
+        Ok(Self { folder, pipeline, spec, grid, missing })
+    }
+
+    /// Measures what the recording is going to take.
+    ///
+    /// # Errors
+    /// Settings that do not go with the teacher.
+    pub fn estimate(&self) -> Result<Estimate> {
+        let trajectories: usize =
+            self.missing.iter().map(|&shard| self.spec.range(shard).len()).sum();
+        let mut estimate =
+            Estimate { trajectories, bytes: self.spec.bytes(), time: Duration::ZERO };
+        if trajectories > 0 {
+            let batch = self.spec.settings.batch.clamp(1, trajectories);
+            let classes: Vec<usize> = (0..batch).map(|i| i % self.spec.classes).collect();
+            // The second step is timed: the first may compile kernels.
+            let (mut since, mut step) = (Instant::now(), Duration::ZERO);
+            let timed =
+                self.pipeline.latents(&classes, &self.spec.settings, None, &mut |progress| {
+                    let _ = progress.x.clone().narrow(0, 0, 1).into_data();
+                    step = since.elapsed();
+                    since = Instant::now();
+                    match progress.step {
+                        0 => ControlFlow::Continue(()),
+                        _ => ControlFlow::Break(()),
+                    }
+                });
+            match timed {
+                Ok(_) | Err(Error::Cancelled) => (),
+                Err(error) => return Err(error),
+            }
+            let steps = trajectories.div_ceil(batch) * self.grid.steps.len();
+            estimate.time = step * u32::try_from(steps).unwrap_or(u32::MAX);
+        }
+        Ok(estimate)
+    }
+
+    /// Records what is missing, a file at a time, until `observe`, which hears of the number of trajectories
+    /// done after every step, breaks.
+    ///
+    /// # Errors
+    /// A file that cannot be written, values that are not finite.
+    pub fn record(
+        &self,
+        observe: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let mut done = 0;
+        for &shard in &self.missing {
+            match self.shard(shard, &mut |within| observe(done + within)) {
+                Ok(()) => done += self.spec.range(shard).len(),
+                Err(Error::Cancelled) => return Ok(ControlFlow::Break(())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn shard(&self, shard: usize, observe: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+        let spec = &self.spec;
+        let range = spec.range(shard);
+        let classes: Vec<usize> = range.clone().map(|index| index % spec.classes).collect();
+        let seed = spec.settings.seed.wrapping_add(range.start as u64);
+        let settings = Settings { seed, ..spec.settings.clone() };
+        // One entry per point of each batch, each `[batch, 1, channels, height, width]`.
+        let mut points: Vec<Vec<Tensor<5>>> = Vec::new();
+        self.pipeline.latents(&classes, &settings, None, &mut |progress| {
+            if progress.step == 0 {
+                points.push(Vec::new());
+            }
+            if let (Some(point), Some(batch)) = (self.point(&progress), points.last_mut()) {
+                batch.push(point.unsqueeze_dim(1));
+            }
+            observe(progress.first)
+        })?;
+        let mut tensors: Vec<(String, TensorData)> = Vec::new();
+        let mut indices = range.clone();
+        for batch in points {
+            let batch: Tensor<5> = Tensor::cat(batch, 1);
+            let largest: f32 = batch.clone().abs().max().into_scalar();
+            if !largest.is_finite() {
+                let index = indices.start;
+                let reason = format!("a trajectory from number {index} on is not finite");
+                return Err(Error::Trajectories { path: self.folder.to_owned(), reason });
+            }
+            for i in 0..batch.dims()[0] {
+                let index = indices.next().expect("one trajectory per class");
+                let one: Tensor<4> = batch.clone().narrow(0, i, 1).squeeze_dim(0);
+                tensors.push((name(index), one.into_data().convert_dtype(DType::F16)));
+            }
+        }
+        let labels: Vec<i64> = classes.into_iter().map(|class| class as i64).collect();
+        let count = labels.len();
+        tensors.push((LABELS.to_owned(), TensorData::new(labels, [count])));
+        Ok(write_safetensors(&spec.path(self.folder, shard), &tensors, &BTreeMap::new())?)
+    }
+
+    /// What is recorded after a step, if anything.
+    fn point(&self, progress: &Progress<'_>) -> Option<Tensor<4>> {
+        let taken = progress.step + 1;
+        if !self.spec.after.contains(&taken) {
+            return None;
+        }
+        let [_, to] = self.grid.steps[progress.step];
+        let prediction = &self.pipeline.config().process.prediction;
+        Some(match self.spec.points {
+            _ if taken == progress.steps => progress.x.clone(),
+            Points::Estimates => progress.denoised.clone(),
+            Points::States => progress.x.clone() * prediction.coefficients(&to).c_in,
+        })
+    }
+}
