@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Distribution, Int, Tensor};
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
 use pyrograph::model::{Model, ModelConfig};
 use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
+use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
 use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
 };
 
-use crate::util::{assert_close, device, tolerance};
+use crate::util::{assert_close, device, opened, tolerance};
 
 const CLASSES: usize = 3;
 
@@ -25,20 +26,6 @@ fn nets() -> [Dit; 2] {
     [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)].map(|config| {
         opened(DitConfig { size: [16, 16], classes: CLASSES, ..config }.init(1, &device()))
     })
-}
-
-/// With the parameters that start as zero drawn at random.
-fn opened(net: Dit) -> Dit {
-    struct Open;
-    impl ModuleMapper for Open {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|old| {
-                let noise = old.random_like(Distribution::Normal(0.0, 0.1));
-                old + noise
-            })
-        }
-    }
-    net.map(&mut Open)
 }
 
 fn shared(patches: &[usize], underlying: usize) -> Flexible {
@@ -62,8 +49,8 @@ fn call(net: &Dit, x: &Tensor<4>, patch: usize) -> Tensor<4> {
     net.forward(x.clone(), time, labels, patch)
 }
 
-fn random(shape: [usize; 4]) -> Tensor<4> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device())
+fn random([count, channels, height, width]: [usize; 4]) -> Tensor<4> {
+    NoiseSource::new(11, count).draw([channels, height, width], &device())
 }
 
 fn identical(a: Tensor<4>, b: Tensor<4>) -> bool {

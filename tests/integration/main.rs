@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "tests report what they measured")]
 
 mod cli;
+mod distill;
 mod flexible;
 mod metrics;
 mod parity;

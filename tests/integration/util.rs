@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::device::{self, DeviceChoice};
+use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::nets::Dit;
 use pyrograph_weights::Checkpoint;
 
 /// Folder of the golden cases.
@@ -114,6 +117,20 @@ pub fn assert_close<const D: usize>(
     let difference = relative_difference(found, expected);
     println!("{what}: {difference:.1e} of the maximum");
     assert!(difference <= tolerance, "{what} differs by {difference:.2e}, allowed {tolerance:.0e}");
+}
+
+/// With the parameters that start as zero drawn at random.
+pub fn opened(net: Dit) -> Dit {
+    struct Open(Generator);
+    impl ModuleMapper for Open {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|old| {
+                let noise = TensorData::new(self.0.normal(old.shape().num_elements()), old.shape());
+                old.clone() + Tensor::from_data(noise, &old.device()) * 0.5
+            })
+        }
+    }
+    net.map(&mut Open(Generator::new(7)))
 }
 
 /// The built `pyrograph`.
