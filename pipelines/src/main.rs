@@ -3,6 +3,8 @@
 mod cli;
 
 fn main() -> std::process::ExitCode {
+    // `pyrograph inspect | head` ends in silence.
+    sigpipe::reset();
     keep_memory();
     cli::main()
 }

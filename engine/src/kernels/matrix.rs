@@ -67,6 +67,8 @@ pub(super) fn multiply(
     }
     assert!(a.end() <= a.values.len() && b.end() <= b.values.len(), "operands within their memory");
     assert!((m - 1) * stride + n <= c.len() && stride >= n, "the product within its memory");
+    #[cfg(test)]
+    count(m * n * k);
     let threads = rayon::current_num_threads();
     let work = m.saturating_mul(n).saturating_mul(k);
     let c = Output::new(c);
@@ -90,6 +92,28 @@ pub(super) fn multiply(
         // SAFETY: as above; the rows or columns of `c` that each task writes are its own.
         unsafe { c.at(offset).product(stride, a, b, accumulate) };
     });
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Multiplications with an addition in the products of this thread.
+    static COUNTED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Notes a product of so many multiplications with an addition.
+#[cfg(test)]
+pub(super) fn count(operations: usize) {
+    COUNTED.set(COUNTED.get() + operations as u64);
+}
+
+/// Multiplications with an addition in the products of `f`, done on one thread.
+#[cfg(test)]
+pub(crate) fn counted(f: impl FnOnce() + Send) -> u64 {
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    one.install(|| {
+        f();
+        COUNTED.get()
+    })
 }
 
 /// Where a product is written; several threads write disjoint parts of it.

@@ -23,6 +23,8 @@ mod tile;
 mod update;
 mod weight;
 
+#[cfg(test)]
+pub(crate) use matrix::counted;
 pub use update::AdamStep;
 
 use std::sync::LazyLock;

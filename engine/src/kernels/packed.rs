@@ -79,6 +79,8 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
 pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
+    #[cfg(test)]
+    super::matrix::count(rows * inputs * outputs);
     let pairs = (method == Method::Dot).then(|| rounded(x, inputs));
     let words: &[u32] = pairs.as_deref().unwrap_or(bytemuck::cast_slice(x));
     let mut y = buffer(rows * outputs);

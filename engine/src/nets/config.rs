@@ -305,7 +305,10 @@ impl DitConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use burn::tensor::{Device, Tensor};
+
+    use super::DitConfig;
+    use crate::nets::{Flexible, Sharing};
 
     #[test]
     fn original_dit_sizes_have_the_published_parameter_counts() {
@@ -368,6 +371,35 @@ mod tests {
                 config.modulation.gate = gate == 1;
                 config.modulation.rotation = rotation == 1;
                 assert_eq!(config.parameters(), expected, "{size}/{patch}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_products_of_a_call_are_those_of_the_formula() {
+        let shared = Sharing::Kernels { underlying: 4 };
+        let adapted = Sharing::Adapters { rank: 8 };
+        for base in [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)] {
+            for sharing in [shared.clone(), adapted.clone()] {
+                let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };
+                let config = DitConfig {
+                    size: [16, 16],
+                    classes: 3,
+                    flexible: Some(flexible),
+                    ..base.clone()
+                };
+                let net = config.init(0, &Device::flex()).folded();
+                for patch in config.patches() {
+                    let counted = crate::kernels::counted(|| {
+                        let device = Device::flex();
+                        let x = Tensor::zeros([1, 4, 16, 16], &device);
+                        let (time, label) =
+                            (Tensor::zeros([1], &device), Tensor::zeros([1], &device));
+                        net.forward(x, time, label, patch);
+                    });
+                    let expected = config.flops(config.size, patch) / 2.0;
+                    assert_eq!(counted as f64, expected, "{patch} of {config:?}");
+                }
             }
         }
     }

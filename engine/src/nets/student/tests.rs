@@ -257,6 +257,25 @@ fn operations_and_parameters_are_the_published_ones() {
 }
 
 #[test]
+fn the_products_of_every_step_are_those_of_the_formula() {
+    for history in HISTORIES {
+        for preserved in [false, true] {
+            let config = DitConfig { student: Some(student(4, history, 2)), ..small(preserved) };
+            let net = net(config.clone()).folded();
+            let mut memory = Memory::default();
+            let expected = config.student_flops(config.size);
+            for (step, (x, flops)) in points(4).into_iter().zip(expected).enumerate() {
+                let (x, label) = (x.narrow(0, 0, 1), labels().narrow(0, 0, 1));
+                let counted = crate::kernels::counted(|| {
+                    net.step(x, label, step, &mut memory);
+                });
+                assert_eq!(counted as f64, flops / 2.0, "{history:?}, step {step}");
+            }
+        }
+    }
+}
+
+#[test]
 fn impossible_students_are_refused() {
     let check = |student| DitConfig { student: Some(student), ..small(false) }.check();
     let fits = student(4, History::All, 4);
