@@ -75,7 +75,7 @@ impl Denoiser for DitDenoiser<'_> {
 }
 
 /// Labels as a tensor, `[labels]`.
-fn ids(labels: &[usize], device: &Device) -> Tensor<1, Int> {
+pub(crate) fn ids(labels: &[usize], device: &Device) -> Tensor<1, Int> {
     let ids: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
     Tensor::from_data(TensorData::new(ids, [labels.len()]), device)
 }

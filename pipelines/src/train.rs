@@ -4,11 +4,13 @@
 mod average;
 mod checkpoint;
 mod config;
+mod critic;
 mod latents;
 mod log;
 mod material;
 mod samples;
 mod start;
+mod student;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,15 +23,18 @@ use pyrograph_engine::train::Trainer;
 use pyrograph_weights::FloatDtype;
 
 pub use average::reconstruct;
-pub use config::{Kind, ModelShape, PatchPhase, StudentShape, TrainConfig};
+pub use config::{Kind, ModelShape, PatchPhase, TrainConfig};
 pub use material::Source;
+pub use student::{Adversarial, StudentShape};
 
 use crate::data::Order;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
+use critic::{Critic, Session};
 use log::Log;
-use material::Material;
+use material::{Material, Pictures};
 use start::Start;
+use student::Beginning;
 
 /// What a running training reports.
 #[derive(Debug)]
@@ -57,6 +62,7 @@ pub struct Run {
     material: Material,
     vae: Option<Vae>,
     trainer: Trainer<Dit>,
+    critic: Option<Critic>,
     device: Device,
 }
 
@@ -75,19 +81,30 @@ impl Run {
     ) -> Result<Self> {
         std::fs::create_dir_all(folder)
             .map_err(|source| Error::File { path: folder.to_owned(), source })?;
-        let (start, material) = match source {
+        let (start, material, critic) = match source {
             Source::Images(data) => {
+                if config.student.is_some() || config.adversarial.is_some() {
+                    let reason = "`student` and `adversarial` are for trajectories".into();
+                    return Err(Error::Config { reason });
+                }
                 let vae = config.vae.as_ref();
                 let vae = vae.map(|path| crate::model::open_autoencoder(path, device));
                 let vae = vae.transpose()?;
-                let start =
-                    start::images(&config, data.classes(), vae.as_ref().map(|v| &v.0), device)?;
-                let material = Material::images(folder, &config, data, vae.as_ref(), device)?;
-                (Start { vae: vae.map(|(vae, _)| vae), ..start }, material)
+                let named = vae.as_ref().map(|(vae, name)| (vae, name.as_str()));
+                let start = start::images(&config, data.classes(), named.map(|vae| vae.0), device)?;
+                let pictures = Pictures::new(folder, data, config.flip, named, device)?;
+                let start = Start { vae: vae.map(|(vae, _)| vae), ..start };
+                (start, Material::Images(pictures), None)
             }
             Source::Trajectories(set) => {
-                let (start, picks) = start::student(&config, &set, device)?;
-                (start, Material::Trajectories { set, picks })
+                let Beginning { start, picks, teacher, cleanest } =
+                    student::begin(&config, &set, device)?;
+                let critic = config.adversarial.as_ref().map(|adversarial| {
+                    let vae = start.vae.as_ref().map(|vae| (vae, set.spec().teacher.as_str()));
+                    let seen = (teacher, &start.model.process, &cleanest);
+                    Critic::new(folder, &config, adversarial, seen, vae, device)
+                });
+                (start, Material::Trajectories { set, picks }, critic.transpose()?)
             }
         };
         let Start { net, model, vae } = start;
@@ -99,6 +116,7 @@ impl Run {
             material,
             vae,
             trainer,
+            critic,
             device: device.clone(),
         };
         let newest = checkpoint::newest(folder)?;
@@ -193,7 +211,7 @@ impl Run {
     }
 
     fn one_step(&mut self, order: &Order) -> Result<Tensor<1>> {
-        let Self { config, material, trainer, device, vae, model, .. } = self;
+        let Self { config, material, trainer, critic, device, vae, model, .. } = self;
         let step = trainer.step;
         let indices = order.indices(step * config.batch as u64, config.batch);
         // Every part of every step has a stream of its own, so that a run can go on anywhere.
@@ -203,9 +221,14 @@ impl Run {
         };
         let patch = config.patch(&model.net, step, stream(u64::MAX).uniform());
         let material = material.prepared(&indices, config, model, vae.as_ref(), device)?;
+        let session = critic.as_ref().map(Critic::session);
         let report = trainer.step(config.micro_batches, |net, i| {
-            material.loss(net, i, patch, &mut stream(i as u64))
+            material.loss(net, i, patch, &mut stream(i as u64), session.as_ref())
         });
+        let fakes = session.map(Session::fakes);
+        if let Some((critic, fakes)) = critic.as_mut().zip(fakes) {
+            critic.learn(fakes, vae.as_ref(), &stream, device);
+        }
         Ok(report.loss)
     }
 

@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::diffusion::{Grid, NoiseSource};
 use pyrograph_engine::nets::Points;
 use pyrograph_engine::process::Process;
+use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
@@ -115,17 +116,6 @@ pub struct Trajectories {
     spec: TrajectorySpec,
 }
 
-/// Some trajectories in memory.
-#[derive(Debug, Clone)]
-pub struct TrajectoryBatch {
-    /// The first noise, `[batch, channels, height, width]`.
-    pub noise: Tensor<4>,
-    /// The points in order, each like `noise`.
-    pub points: Vec<Tensor<4>>,
-    /// One class per trajectory.
-    pub labels: Vec<usize>,
-}
-
 impl Trajectories {
     /// Opens a whole set.
     ///
@@ -164,7 +154,7 @@ impl Trajectories {
         indices: &[usize],
         picks: &[usize],
         device: &Device,
-    ) -> Result<TrajectoryBatch> {
+    ) -> Result<StudentBatch> {
         let [channels, height, width] = self.spec.shape;
         let size = channels * height * width;
         let mut noise = Vec::new();
@@ -180,7 +170,7 @@ impl Trajectories {
         }
         let shape = [indices.len(), channels, height, width];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
-        Ok(TrajectoryBatch {
+        Ok(StudentBatch {
             noise: Tensor::cat(noise, 0),
             points: points.into_iter().map(tensor).collect(),
             labels: indices.iter().map(|index| index % self.spec.classes).collect(),

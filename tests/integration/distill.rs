@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use burn::tensor::{Int, Tensor};
+use image::{Rgb, RgbImage};
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::train::{Event, Run, Source, TrainConfig};
@@ -309,6 +310,59 @@ fn students_learn_and_open_like_any_model() {
         );
         assert!(far < 0.5 * size, "{name}: {far} from the teacher, whose images vary by {size}");
     }
+}
+
+/// Five pictures of each of some classes.
+fn pictures(folder: &Path, classes: usize) {
+    for class in 0..classes {
+        let folder = folder.join(format!("class {class}"));
+        std::fs::create_dir_all(&folder).expect("created");
+        for i in 0..5u8 {
+            let at = |x: u32, y: u32| (x * 31 + y * 17 + u32::from(i) * 40) as u8;
+            let picture =
+                RgbImage::from_fn(8, 8, |x, y| Rgb([at(x, y), at(y, x), 60 * class as u8]));
+            picture.save(folder.join(format!("{i}.png"))).expect("written");
+        }
+    }
+}
+
+#[test]
+fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path();
+    teacher(&path.join("teacher"), 1, true);
+    let teacher = pipeline(&path.join("teacher"));
+    record(&path.join("set"), &teacher, spec(&teacher, 10));
+    distill(path, &[], ["regression", "set"], (false, 0));
+    pictures(&path.join("data"), CLASSES);
+    let set = |key: &str, value: &str| format!("{key}={}", path.join(value).display());
+    let (init, data) = (set("student.init", "regression/model"), set("adversarial.data", "data"));
+    let changes = [init.as_str(), data.as_str(), "adversarial.warmup=3", "flip=true"];
+
+    let whole = distill(path, &changes, ["whole", "set"], (false, 0));
+    distill(path, &changes, ["parts", "set"], (false, 6));
+    let resumed = distill(path, &changes, ["parts", "set"], (true, 0));
+    let plain = distill(path, &[&init], ["plain", "set"], (false, 0));
+    let [whole, resumed, plain] = [whole, resumed, plain].map(|run| params::values(run.net()));
+    for (a, b) in whole.iter().zip(resumed) {
+        assert!(a.clone().equal(b).all().into_scalar::<bool>());
+    }
+    let same = |(a, b): (&Tensor<1>, Tensor<1>)| a.clone().equal(b).all().into_scalar::<bool>();
+    assert!(!whole.iter().zip(plain).all(same), "the heads pulled at nothing");
+
+    let refuse = |changes: &[&str], part: &str| {
+        let base = TrainConfig::distilling(path.join("teacher")).expect("settings");
+        let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
+        let config = base.with("", &changes).expect("settings");
+        let set = Trajectories::open(&path.join("set")).expect("a set");
+        let run = Run::new(&path.join("none"), config, Source::Trajectories(set), false, &device());
+        let error = run.map(drop).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    refuse(&[&init, "student.history_layers=2"], "history_layers: 2");
+    refuse(&[&set("student.init", "teacher")], "student: None");
+    pictures(&path.join("other"), 2);
+    refuse(&[&set("adversarial.data", "other")], "has 2 classes, the teacher 3");
 }
 
 #[test]

@@ -274,7 +274,7 @@ impl Dit {
     }
 
     /// The activated condition vector, `[batch, 1, hidden]`, from noise levels and labels, `[batch]`.
-    pub(super) fn condition(
+    pub(crate) fn condition(
         &self,
         embedder: &Embedder,
         time: Tensor<1>,

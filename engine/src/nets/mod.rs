@@ -1,6 +1,7 @@
 //! Networks.
 
 pub mod config;
+pub mod discriminator;
 pub mod dit;
 pub mod efficientnet;
 pub mod flexify;
@@ -9,6 +10,7 @@ pub mod student;
 pub mod vae;
 
 pub use config::{DitConfig, Norm};
+pub use discriminator::Discriminator;
 pub use dit::{Dit, DitBlock, Embedder};
 pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
 pub use flexify::flexify;

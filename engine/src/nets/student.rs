@@ -190,16 +190,28 @@ impl Dit {
         step: usize,
         memory: &mut Memory,
     ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let tokens = self.step_tokens(x, labels, step, memory);
+        self.step_output(tokens, step, [height, width])
+    }
+
+    /// [`Dit::step`] up to the head: the tokens and the activated condition.
+    pub(crate) fn step_tokens(
+        &self,
+        x: Tensor<4>,
+        labels: Tensor<1, Int>,
+        step: usize,
+        memory: &mut Memory,
+    ) -> [Tensor<3>; 2] {
         let student = self.config().student.as_ref().expect("a student");
-        let [batch, _, height, width] = x.dims();
-        let patch = student.patches[step];
-        let time = Tensor::full([batch], student.times[step], &x.device());
+        let time = Tensor::full([x.dims()[0]], student.times[step], &x.device());
         let keep = student.is_seen(step);
         if step == 0 && keep {
             memory.caches = vec![KvCache::default(); student.history_layers];
         }
         let caches = (memory.caches.as_mut_slice(), keep);
-        let [tokens, condition] = self.trunk(x, (time, labels), patch, caches, &mut |_, _| ());
+        let patch = student.patches[step];
+        let tokens = self.trunk(x, (time, labels), patch, caches, &mut |_, _| ());
         match student.history {
             // What is held is the point before and this one.
             History::Previous if step > 0 && keep => {
@@ -208,8 +220,27 @@ impl Dit {
             _ if step + 1 == student.steps() => *memory = Memory::default(),
             _ => (),
         }
-        let head = step.checked_sub(1).and_then(|later| self.later_heads.get(later));
-        self.unembed(tokens, condition, [height, width], patch, head)
+        tokens
+    }
+
+    /// The head of a step, on images of `size`.
+    pub(crate) fn step_output(
+        &self,
+        [tokens, condition]: [Tensor<3>; 2],
+        step: usize,
+        size: [usize; 2],
+    ) -> Tensor<4> {
+        let student = self.config().student.as_ref().expect("a student");
+        self.unembed(tokens, condition, size, student.patches[step], self.later_head(step))
+    }
+
+    /// The weight of the projection in the head of a step.
+    pub(crate) fn step_weight(&self, step: usize) -> Tensor<2> {
+        self.later_head(step).unwrap_or(&self.head).out.weight.val()
+    }
+
+    fn later_head(&self, step: usize) -> Option<&Head> {
+        step.checked_sub(1).and_then(|later| self.later_heads.get(later))
     }
 
     /// All steps of a student on given points: what training sees.

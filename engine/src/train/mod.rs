@@ -1,5 +1,6 @@
 //! Training: the optimiser, averages of weights, and the objectives.
 
+pub mod adversarial;
 pub mod ema;
 pub mod objective;
 pub mod optimizer;
@@ -7,6 +8,6 @@ pub mod params;
 pub mod trainer;
 
 pub use ema::{Average, Snapshot, reconstruction_weights};
-pub use objective::{Batch, Denoising, Target, regression};
+pub use objective::{Batch, Denoising, StudentBatch, Target, regression};
 pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Trainer, TrainerConfig};

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::diffusion::Level;
 use crate::diffusion::noise::Generator;
-use crate::nets::{Dit, Student};
-use crate::process::Process;
+use crate::nets::{Dit, Memory, Student};
+use crate::process::{Process, ids};
 
 /// A batch of clean images or latents with their classes.
 #[derive(Debug, Clone)]
@@ -88,33 +88,60 @@ impl Denoising {
     }
 }
 
+/// Trajectories of a teacher for the steps of its student.
+#[derive(Debug, Clone)]
+pub struct StudentBatch {
+    /// The first noise, `[batch, channels, height, width]`.
+    pub noise: Tensor<4>,
+    /// What each step predicts, each like `noise`.
+    pub points: Vec<Tensor<4>>,
+    /// One class per trajectory.
+    pub labels: Vec<usize>,
+}
+
+impl StudentBatch {
+    /// The same for a network in training.
+    pub fn autodiff(self) -> Self {
+        let points = self.points.into_iter().map(Tensor::autodiff).collect();
+        Self { noise: self.noise.autodiff(), points, labels: self.labels }
+    }
+
+    /// What each step predicts, the history being the teacher's, and the last head's input.
+    ///
+    /// # Panics
+    /// If the network is no student, or has another number of steps.
+    pub(super) fn outputs(&self, net: &Dit) -> (Vec<Tensor<4>>, [Tensor<3>; 2]) {
+        let [_, channels, height, width] = self.noise.dims();
+        let steps = net.config().student.as_ref().map(Student::steps);
+        assert_eq!(steps, Some(self.points.len()), "steps of the student, and points");
+        let labels = ids(&self.labels, &self.noise.device());
+        let inputs = std::iter::once(&self.noise).chain(&self.points);
+        let (mut memory, mut outputs, mut last) = (Memory::default(), Vec::new(), None);
+        for (step, x) in inputs.take(self.points.len()).enumerate() {
+            let tokens = net.step_tokens(x.clone(), labels.clone(), step, &mut memory);
+            let output = net.step_output(tokens.clone(), step, [height, width]);
+            outputs.push(output.narrow(1, 0, channels));
+            last = Some(tokens);
+        }
+        (outputs, last.expect("a student has steps"))
+    }
+
+    /// Mean over the steps of `mean ‖o − x‖²`, `[1]`.
+    pub(super) fn errors(&self, outputs: Vec<Tensor<4>>) -> Tensor<1> {
+        let steps = outputs.len() as f64;
+        let pairs = outputs.into_iter().zip(&self.points);
+        let errors = pairs.map(|(output, point)| (output - point.clone()).square().mean());
+        errors.reduce(|a, b| a + b).expect("a student has steps") * (1.0 / steps)
+    }
+}
+
 /// Mean over a student's steps of `mean ‖o − x‖²`: what each step predicts against the next point of the
 /// teacher's trajectory, the history being the teacher's (ARD Eq. 6), `[1]`.
 ///
-/// # Shapes
-/// `noise` and each of `points`, one per step: `[batch, channels, height, width]`
-///
 /// # Panics
 /// If the network is no student, or has another number of steps.
-pub fn regression(
-    net: &Dit,
-    noise: Tensor<4>,
-    points: Vec<Tensor<4>>,
-    labels: &[usize],
-) -> Tensor<1> {
-    let device = noise.device();
-    let labels: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
-    let labels = Tensor::from_data(TensorData::new(labels, [noise.dims()[0]]), &device);
-    let (channels, steps) = (noise.dims()[1], points.len());
-    let inputs = std::iter::once(noise).chain(points.iter().take(steps - 1).cloned());
-    let student = net.config().student.as_ref().map(Student::steps);
-    assert_eq!(student, Some(steps), "steps of the student, and points");
-    let outputs = net.steps(inputs.collect(), &labels);
-    let error = |(output, point): (Tensor<4>, Tensor<4>)| {
-        (output.narrow(1, 0, channels) - point).square().mean()
-    };
-    let sum = outputs.into_iter().zip(points).map(error).reduce(|a, b| a + b);
-    sum.expect("a student has steps") * (1.0 / steps as f64)
+pub fn regression(net: &Dit, batch: &StudentBatch) -> Tensor<1> {
+    batch.errors(batch.outputs(net).0)
 }
 
 /// One number per image, `[batch, 1, 1, 1]`.

@@ -135,6 +135,12 @@ struct StudentArgs {
     /// One head for all steps
     #[arg(long)]
     shared_head: bool,
+    /// Trained student of the same shape to go on from, instead of from the teacher
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// Folder of real images: heads on the teacher's features judge the student's by these
+    #[arg(long, value_name = "FOLDER")]
+    adversarial: Option<PathBuf>,
 }
 
 impl StudentArgs {
@@ -147,6 +153,8 @@ impl StudentArgs {
             self.history.as_ref().map(|history| format!("student.history={history}")),
             self.history_layers.map(|layers| format!("student.history_layers={layers}")),
             own_heads,
+            self.init.as_ref().map(|model| format!("student.init={}", model.display())),
+            self.adversarial.as_ref().map(|data| format!("adversarial.data={}", data.display())),
         ]
         .into_iter()
         .flatten()

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::nets::Dit;
-use pyrograph_engine::train::params;
+use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,9 @@ const KEPT: usize = 1;
 pub(super) const SNAPSHOTS: &str = "snapshots";
 /// Key of the JSON in the header of a checkpoint.
 const STATE_KEY: &str = "pyrograph.training";
+
+/// Before the names of the tensors of a critic.
+const CRITIC: &str = "critic.";
 
 /// What a checkpoint holds besides tensors. Data order, noise, dropout and flips are functions of the
 /// seed and the step, so that this is all.
@@ -48,9 +52,8 @@ fn all(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Groups of tensors in a checkpoint and where they are in the trainer.
-fn groups(run: &Run) -> Vec<(String, Vec<Tensor<1>>)> {
-    let trainer = &run.trainer;
+/// The tensors of a trainer under their names in a checkpoint.
+fn tensors<M: Module + Send>(trainer: &Trainer<M>, prefix: &str) -> Vec<(String, TensorData)> {
     let mut groups = vec![
         ("model".to_owned(), params::values(&trainer.model)),
         ("first".to_owned(), trainer.optimizer.first.clone()),
@@ -58,7 +61,45 @@ fn groups(run: &Run) -> Vec<(String, Vec<Tensor<1>>)> {
     ];
     let averages = trainer.averages.iter().enumerate();
     groups.extend(averages.map(|(i, average)| (format!("average.{i}"), average.clone())));
-    groups
+    let names = params::names(&trainer.model);
+    let mut tensors = Vec::new();
+    for (group, values) in groups {
+        let named = names.iter().zip(values);
+        let full = |name: &String| format!("{prefix}{group}/{name}");
+        tensors.extend(named.map(|(name, value)| (full(name), value.into_data())));
+    }
+    tensors
+}
+
+/// Puts those tensors into a fresh trainer.
+fn restore<M: Module + Send>(
+    trainer: &mut Trainer<M>,
+    prefix: &str,
+    checkpoint: &Checkpoint,
+    device: &Device,
+) -> Result<()> {
+    let names = params::names(&trainer.model);
+    let lengths: Vec<usize> =
+        params::values(&trainer.model).iter().map(|value| value.dims()[0]).collect();
+    let group = |group: &str| -> Result<Vec<Tensor<1>>> {
+        let read = |(name, &length): (&String, &usize)| {
+            let (values, _) = checkpoint.read_f32(&format!("{prefix}{group}/{name}"))?;
+            match values.len() == length {
+                true => Ok(Tensor::from_data(TensorData::new(values, [length]), device)),
+                false => Err(Error::Resume {
+                    path: checkpoint.path().to_owned(),
+                    reason: format!("{name} has {} values, expected {length}", values.len()),
+                }),
+            }
+        };
+        names.iter().zip(&lengths).map(read).collect()
+    };
+    let (model, first, second) = (group("model")?, group("first")?, group("second")?);
+    let averages = (0..trainer.averages.len()).map(|i| group(&format!("average.{i}")));
+    trainer.averages = averages.collect::<Result<_>>()?;
+    trainer.model = params::with_values(trainer.model.clone(), model);
+    (trainer.optimizer.first, trainer.optimizer.second) = (first, second);
+    Ok(())
 }
 
 /// Writes the state of a run and removes all but the last checkpoints.
@@ -67,13 +108,11 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
     let path = folder.join(format!("{:07}.safetensors", run.step()));
-    let names = params::names(&run.trainer.model);
-    let mut tensors: Vec<(String, TensorData)> = Vec::new();
-    for (group, values) in groups(run) {
-        let named = names.iter().zip(values);
-        tensors.extend(named.map(|(name, value)| (format!("{group}/{name}"), value.into_data())));
-    }
+    let mut tensors = tensors(&run.trainer, "");
     tensors.extend(frozen(&run.trainer.model));
+    if let Some(critic) = &run.critic {
+        tensors.extend(self::tensors(&critic.trainer, CRITIC));
+    }
     let state = State { step: run.step(), images: run.material.len(), config: run.config.clone() };
     let state = serde_json::to_string(&state).expect("a configuration serialises");
     write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
@@ -116,6 +155,11 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
     for (what, then, now) in [
         ("model", format!("{:?}", state.config.model), format!("{:?}", run.config.model)),
         ("student", format!("{:?}", state.config.student), format!("{:?}", run.config.student)),
+        (
+            "adversarial",
+            format!("{:?}", state.config.adversarial),
+            format!("{:?}", run.config.adversarial),
+        ),
         ("init", format!("{:?}", state.config.init), format!("{:?}", run.config.init)),
         ("averages", format!("{:?}", state.config.averages), format!("{:?}", run.config.averages)),
         ("seed", state.config.seed.to_string(), run.config.seed.to_string()),
@@ -125,28 +169,9 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
             return Err(fault(format!("{what} was {then}, is {now}")));
         }
     }
-    let names = params::names(&run.trainer.model);
     let device = run.device.clone();
-    let lengths: Vec<usize> =
-        params::values(&run.trainer.model).iter().map(|value| value.dims()[0]).collect();
-    let group = |group: &str| -> Result<Vec<Tensor<1>>> {
-        let read = |(name, &length): (&String, &usize)| {
-            let (values, _) = checkpoint.read_f32(&format!("{group}/{name}"))?;
-            match values.len() == length {
-                true => Ok(Tensor::from_data(TensorData::new(values, [length]), &device)),
-                false => {
-                    Err(fault(format!("{name} has {} values, expected {length}", values.len())))
-                }
-            }
-        };
-        names.iter().zip(&lengths).map(read).collect()
-    };
-    let (model, first, second) = (group("model")?, group("first")?, group("second")?);
-    let averages = (0..run.trainer.averages.len())
-        .map(|i| group(&format!("average.{i}")))
-        .collect::<Result<_>>()?;
     let trainer = &mut run.trainer;
-    trainer.model = params::with_values(trainer.model.clone(), model);
+    restore(trainer, "", &checkpoint, &device)?;
     if let Some(fourier) = &mut trainer.model.embedder.time.fourier {
         let read = |name: &str| -> Result<Tensor<1>> {
             let (values, shape) = checkpoint.read_f32(name)?;
@@ -161,10 +186,11 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
         fourier.scale = fourier.scale.clone().map(|_| scale);
         fourier.shift = fourier.shift.clone().map(|_| shift);
     }
-    trainer.optimizer.first = first;
-    trainer.optimizer.second = second;
-    trainer.averages = averages;
     trainer.step = state.step;
+    if let Some(critic) = &mut run.critic {
+        restore(&mut critic.trainer, CRITIC, &checkpoint, &device)?;
+        critic.trainer.step = state.step;
+    }
     Ok(())
 }
 

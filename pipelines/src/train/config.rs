@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
-use pyrograph_engine::nets::{DitConfig, Flexible, History};
+use pyrograph_engine::nets::{DitConfig, Flexible};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{Average, Decay, LearningRate, TrainerConfig};
 use serde::{Deserialize, Serialize};
+
+use super::student::{Adversarial, StudentShape};
 
 use crate::data::Background;
 use crate::error::{Error, Result};
@@ -57,6 +59,8 @@ pub struct TrainConfig {
     pub patches: Vec<PatchPhase>,
     /// The few-step student to make of the model that the run starts from.
     pub student: Option<StudentShape>,
+    /// What judges the student's images beside.
+    pub adversarial: Option<Adversarial>,
     /// Determines initial weights, order of the data, noise, dropout and flips.
     pub seed: u64,
     /// Steps between checkpoints.
@@ -79,34 +83,6 @@ pub struct PatchPhase {
     pub until: u64,
     /// Patch size and its share of the batches.
     pub shares: Vec<(usize, f64)>,
-}
-
-/// A few-step student (ARD, Kim et al. 2025).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StudentShape {
-    /// Number of steps, 1 to 8; divides that of the recorded points.
-    pub steps: usize,
-    /// Patch size of each step; without any, the model's own.
-    pub patches: Vec<usize>,
-    /// Earlier points that a step sees.
-    pub history: History,
-    /// Blocks, from the first, that see them; without, a fifth of all.
-    pub history_layers: Option<usize>,
-    /// Each step has a head of its own.
-    pub own_heads: bool,
-}
-
-impl Default for StudentShape {
-    fn default() -> Self {
-        Self {
-            steps: 4,
-            patches: Vec::new(),
-            history: History::All,
-            history_layers: None,
-            own_heads: true,
-        }
-    }
 }
 
 /// Shape and variant of the network to train.
@@ -209,6 +185,7 @@ impl Default for TrainConfig {
             init: None,
             patches: Vec::new(),
             student: None,
+            adversarial: None,
             seed: 0,
             checkpoint_every: 250,
             sample_every: 500,
@@ -233,31 +210,6 @@ impl TrainConfig {
     /// Unknown keys, wrong types, impossible values.
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
         Self::default().with(text, overrides)
-    }
-
-    /// The recipe of a student of the model at `teacher`.
-    ///
-    /// The learning rate is the published one, and fifty times that for a magnitude-preserving teacher, whose
-    /// weights are of unit size. The averages are short, so that the teacher's weights leave them soon.
-    ///
-    /// # Errors
-    /// If there is no model.
-    pub fn distilling(teacher: PathBuf) -> Result<Self> {
-        let preserved = crate::model::recognise(&teacher)?.config.net.magnitude.normalized_weights;
-        let learning_rate = LearningRate {
-            peak: if preserved { 5e-3 } else { 1e-4 },
-            warmup: 100,
-            decay: Decay::Cosine,
-        };
-        let base = Self {
-            steps: 4000,
-            learning_rate,
-            betas: [0.9, 0.999],
-            averages: vec![Average::Power(0.05)],
-            student: Some(StudentShape::default()),
-            ..Self::default()
-        };
-        base.starting_from(teacher)
     }
 
     /// These settings with those of a TOML text and of `key=value` overrides in their place.

@@ -5,14 +5,15 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::train::{Batch, Denoising, Target, regression};
+use pyrograph_engine::train::{Batch, Denoising, StudentBatch, Target, regression};
 
 use super::TrainConfig;
+use super::critic::Session;
 use super::latents::Latents;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::trajectories::{Trajectories, TrajectoryBatch};
+use crate::trajectories::Trajectories;
 
 /// Range of the numbers that choose a background.
 const COLOUR_DRAWS: f64 = 65536.0;
@@ -28,11 +29,7 @@ pub enum Source {
 
 /// What a run learns from, ready for its configuration.
 pub(super) enum Material {
-    Images {
-        data: Dataset,
-        /// Of all images, if the model works on latents.
-        latents: Option<Latents>,
-    },
+    Images(Pictures),
     Trajectories {
         set: Trajectories,
         /// Numbers of the recorded points that the student's steps predict.
@@ -40,45 +37,72 @@ pub(super) enum Material {
     },
 }
 
-impl Material {
-    /// Encodes the images where there is an autoencoder.
-    pub(super) fn images(
+/// Images, and their latents if the model works on those.
+pub(super) struct Pictures {
+    data: Dataset,
+    latents: Option<Latents>,
+    flip: bool,
+}
+
+impl Pictures {
+    /// Encodes the images where there is an autoencoder, whose latents are kept in `folder`.
+    pub(super) fn new(
         folder: &Path,
-        config: &TrainConfig,
         data: Dataset,
-        vae: Option<&(Vae, String)>,
+        flip: bool,
+        vae: Option<(&Vae, &str)>,
         device: &Device,
     ) -> Result<Self> {
-        let latents = vae.map(|(vae, fingerprint)| {
-            Latents::open(folder, &data, (vae, fingerprint), config.flip, device)
-        });
-        Ok(Self::Images { latents: latents.transpose()?, data })
+        let latents = vae.map(|vae| Latents::open(folder, &data, vae, flip, device));
+        Ok(Self { latents: latents.transpose()?, data, flip })
     }
 
-    /// Number of images or trajectories.
     pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Images { data, .. } => data.len(),
-            Self::Trajectories { set, .. } => set.spec().count,
-        }
+        self.data.len()
+    }
+
+    /// Some of the images, all randomness being that of `random`.
+    pub(super) fn batch(
+        &self,
+        indices: &[usize],
+        vae: Option<&Vae>,
+        random: &mut Generator,
+        device: &Device,
+    ) -> Batch {
+        let flips: Vec<bool> =
+            indices.iter().map(|_| self.flip && random.uniform() < 0.5).collect();
+        let colours: Vec<usize> =
+            indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
+        let clean = match vae.zip(self.latents.as_ref()) {
+            Some((vae, latents)) => vae.scale(latents.batch(indices, &flips, random, device)),
+            None => self.data.batch(indices, &flips, &colours, device),
+        };
+        Batch { clean, labels: indices.iter().map(|&index| self.data.label(index)).collect() }
     }
 }
 
 /// What one step learns from.
 pub(super) enum Prepared<'a> {
     Images {
-        data: &'a Dataset,
-        vae: Option<(&'a Vae, &'a Latents)>,
+        pictures: &'a Pictures,
+        vae: Option<&'a Vae>,
         objective: Denoising,
-        flip: bool,
         /// Numbers of the images of each part.
         parts: Vec<&'a [usize]>,
         device: &'a Device,
     },
-    Trajectories(Vec<TrajectoryBatch>),
+    Trajectories(Vec<StudentBatch>),
 }
 
 impl Material {
+    /// Number of images or trajectories.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Images(pictures) => pictures.len(),
+            Self::Trajectories { set, .. } => set.spec().count,
+        }
+    }
+
     /// The images or trajectories of one step, in parts that are computed side by side.
     ///
     /// # Errors
@@ -93,9 +117,9 @@ impl Material {
     ) -> Result<Prepared<'a>> {
         let parts = indices.chunks(config.batch / config.micro_batches);
         Ok(match self {
-            Self::Images { data, latents } => Prepared::Images {
-                data,
-                vae: vae.zip(latents.as_ref()),
+            Self::Images(pictures) => Prepared::Images {
+                pictures,
+                vae,
                 objective: Denoising {
                     process: model.process.clone(),
                     label_dropout: config.label_dropout,
@@ -104,12 +128,11 @@ impl Material {
                         None => Target::Data,
                     },
                 },
-                flip: config.flip,
                 parts: parts.collect(),
                 device,
             },
             Self::Trajectories { set, picks } => {
-                let read = |part: &[usize]| set.batch(part, picks, device);
+                let read = |part: &[usize]| Ok(set.batch(part, picks, device)?.autodiff());
                 Prepared::Trajectories(parts.map(read).collect::<Result<_>>()?)
             }
         })
@@ -117,35 +140,26 @@ impl Material {
 }
 
 impl Prepared<'_> {
-    /// Loss of one part, `[1]`; of images at a patch size, all randomness being that of `random`.
+    /// Loss of one part, `[1]`; of images at a patch size, all randomness being that of `random`. Of a
+    /// student with a critic, what it came to is left there.
     pub(super) fn loss(
         &self,
         net: &Dit,
         part: usize,
         patch: usize,
         random: &mut Generator,
+        critic: Option<&Session<'_>>,
     ) -> Tensor<1> {
         match self {
-            Self::Images { data, vae, objective, flip, parts, device } => {
-                let indices = parts[part];
-                let flips: Vec<bool> =
-                    indices.iter().map(|_| *flip && random.uniform() < 0.5).collect();
-                let colours: Vec<usize> =
-                    indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
-                let clean = match vae {
-                    Some((vae, latents)) => {
-                        vae.scale(latents.batch(indices, &flips, random, device))
-                    }
-                    None => data.batch(indices, &flips, &colours, device),
-                };
-                let labels = indices.iter().map(|&index| data.label(index)).collect();
-                objective.loss(net, &Batch { clean: clean.autodiff(), labels }, patch, random)
+            Self::Images { pictures, vae, objective, parts, device } => {
+                let Batch { clean, labels } = pictures.batch(parts[part], *vae, random, device);
+                let batch = Batch { clean: clean.autodiff(), labels };
+                objective.loss(net, &batch, patch, random)
             }
-            Self::Trajectories(parts) => {
-                let TrajectoryBatch { noise, points, labels } = &parts[part];
-                let points = points.iter().map(|point| point.clone().autodiff()).collect();
-                regression(net, noise.clone().autodiff(), points, labels)
-            }
+            Self::Trajectories(parts) => match critic {
+                Some(critic) => critic.loss(net, &parts[part], part),
+                None => regression(net, &parts[part]),
+            },
         }
     }
 }

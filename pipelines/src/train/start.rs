@@ -1,21 +1,15 @@
 //! Where a run starts: fresh weights, or those of a model.
 
 use burn::tensor::Device;
-use pyrograph_engine::diffusion::{Level, Spacing};
 use pyrograph_engine::layers::TimeCode;
-use pyrograph_engine::nets::{Dit, Points, Student, Vae, distillable};
+use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::process::TimeInput;
 use pyrograph_weights::FloatDtype;
 
 use super::TrainConfig;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::{Model, ModelConfig, recognise};
-use crate::settings::Defaults;
-use crate::trajectories::Trajectories;
-
-/// One block of this many sees the history of a student: 6 of 28 in the paper.
-const HISTORY_SHARE: usize = 5;
+use crate::model::{ModelConfig, recognise};
 
 /// What a run starts from.
 pub(super) struct Start {
@@ -79,83 +73,4 @@ pub(super) fn images(
     config.check_patches(&model.net)?;
     let net = if model.net.adapter_rank().is_some() { net.freeze_native() } else { net };
     Ok(Start { net, model, vae: None })
-}
-
-/// The start of a student on its teacher's trajectories, and the recorded points that its steps predict.
-///
-/// # Errors
-/// No teacher, another than the one of the trajectories, a student that does not fit either.
-pub(super) fn student(
-    config: &TrainConfig,
-    set: &Trajectories,
-    device: &Device,
-) -> Result<(Start, Vec<usize>)> {
-    let fault = |reason: String| Err(Error::Config { reason });
-    let (Some(path), Some(shape)) = (&config.init, &config.student) else {
-        return fault("trajectories need `init`, their teacher, and `student`".into());
-    };
-    let recognised = recognise(path)?;
-    let (spec, found) = (set.spec(), recognised.net.checkpoint.fingerprint());
-    if spec.teacher != found {
-        return fault(format!(
-            "the trajectories are those of a teacher with fingerprint {}, {} has {found}",
-            spec.teacher,
-            path.display()
-        ));
-    }
-    let recorded = spec.after.len();
-    if shape.steps == 0 || !recorded.is_multiple_of(shape.steps) {
-        return fault(format!(
-            "a student of {} steps on trajectories of {recorded} points, expected a divisor",
-            shape.steps
-        ));
-    }
-    let Model { net, vae, config: teacher } =
-        recognised.load(FloatDtype::F32, device, &mut |_| ())?;
-    let picks: Vec<usize> =
-        (1..=shape.steps).map(|step| step * recorded / shape.steps - 1).collect();
-
-    // Where the teacher stood when the input of each step was recorded.
-    let grid = spec.grid(&teacher.process)?;
-    let inputs = picks.iter().take(shape.steps - 1).map(|&pick| spec.after[pick]);
-    let levels: Vec<Level> = std::iter::once(grid.steps[0][0])
-        .chain(inputs.map(|taken| match spec.points {
-            Points::Estimates => grid.steps[taken - 1][0],
-            Points::States => grid.steps[taken - 1][1],
-        }))
-        .collect();
-    let (times, spacing) = match teacher.process.time {
-        TimeInput::Timestep => {
-            let timesteps = Student::even_times(shape.steps, levels[0].timestep);
-            (timesteps, Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()))
-        }
-        TimeInput::LogSigma => (
-            levels.iter().map(|level| teacher.process.time_input(level)).collect(),
-            Spacing::Sigmas(levels.iter().map(Level::ve_sigma).collect()),
-        ),
-    };
-    let patches = match shape.patches.is_empty() {
-        true => vec![teacher.net.patch; shape.steps],
-        false => shape.patches.clone(),
-    };
-    let net = distillable(
-        net,
-        Student {
-            times,
-            patches,
-            history: shape.history,
-            history_layers: shape
-                .history_layers
-                .unwrap_or(teacher.net.depth.div_ceil(HISTORY_SHARE)),
-            own_heads: shape.own_heads,
-            points: spec.points,
-        },
-    );
-    let net = net.map_err(|reason| Error::Config { reason })?;
-    let model = ModelConfig {
-        net: net.config().clone(),
-        defaults: Defaults::student(shape.steps, spacing),
-        ..teacher
-    };
-    Ok((Start { net, model, vae }, picks))
 }
