@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use image::{Rgba, RgbaImage};
 use pyrograph::data::{Background, Dataset};
@@ -144,8 +145,10 @@ fn averages_of_any_width_come_from_the_snapshots() {
     // Both widths were tracked, so that the truth is known.
     for (i, width) in [0.10, 0.05].into_iter().enumerate() {
         let found = reconstruct(&path, width, None, &device).expect("an average");
-        let tracked = params::values(&run.averaged(i).net);
-        for (found, tracked) in params::values(&found.net).into_iter().zip(tracked) {
+        let tracked = params::values(&run.averaged(i).net.train());
+        let found = params::values(&found.net.train());
+        assert!(found.len() == tracked.len() && found.len() > 10, "{} values", found.len());
+        for (found, tracked) in found.into_iter().zip(tracked) {
             let far: f32 = (found - tracked.clone()).abs().max().into_scalar();
             let size: f32 = tracked.abs().max().into_scalar();
             assert!(far <= 2e-3 * size.max(1e-3), "{far} of {size}");

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::train::{Average, Snapshot, params, reconstruction_weights};
 use pyrograph_weights::Checkpoint;
@@ -41,9 +42,11 @@ pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -
         .ok_or_else(|| fault("two snapshots have the same step and width".into()))?;
 
     let mut model = crate::model::open(&run.join("model"), device)?;
-    let old = params::values(&model.net);
+    // What is trained is marked in a network in training only.
+    let net = model.net.train();
+    let old = params::values(&net);
     let mut values = Vec::with_capacity(old.len());
-    for (name, old) in params::names(&model.net).iter().zip(old) {
+    for (name, old) in params::names(&net).iter().zip(old) {
         let mut sum = vec![0f64; old.dims()[0]];
         for (Stored { file, .. }, weight) in stored.iter().zip(&weights) {
             let (part, _) = file.read_f32(name)?;
@@ -56,7 +59,7 @@ pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -
         let sum: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
         values.push(Tensor::from_data(TensorData::new(sum, old.dims()), device));
     }
-    model.net = params::with_values(model.net, values);
+    model.net = params::with_values(net, values).valid();
     Ok(model)
 }
 
