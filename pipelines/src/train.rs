@@ -193,7 +193,7 @@ impl Run {
                 saved = step;
                 let _ = observe(Event::Wrote(&path));
             }
-            if every(self.config.sample_every) || last {
+            if every(self.config.sample_every) || (last && self.config.sample_every > 0) {
                 let path = samples::write(self)?;
                 let _ = observe(Event::Wrote(&path));
             }

@@ -22,8 +22,18 @@ const TEACHER_STEPS: usize = 25;
 pub(super) struct Distill {
     #[command(subcommand)]
     part: Option<Part>,
+    /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short, required = true)]
+    model: Option<PathBuf>,
+    /// Folder of the run, with the trajectories in `trajectories` and the student in `model`
+    #[arg(long, short, required = true)]
+    output: Option<PathBuf>,
     #[command(flatten)]
-    both: Option<Both>,
+    recording: Recording,
+    #[command(flatten)]
+    student: StudentArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Subcommand)]
@@ -32,22 +42,6 @@ enum Part {
     Record(Record),
     /// Train a student on recorded trajectories only
     Train(Train),
-}
-
-#[derive(Args)]
-struct Both {
-    /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
-    #[arg(long, short)]
-    model: PathBuf,
-    /// Folder of the run, with the trajectories in `trajectories` and the student in `model`
-    #[arg(long, short)]
-    output: PathBuf,
-    #[command(flatten)]
-    recording: Recording,
-    #[command(flatten)]
-    student: StudentArgs,
-    #[command(flatten)]
-    run: RunArgs,
 }
 
 #[derive(Args)]
@@ -163,19 +157,21 @@ impl StudentArgs {
 }
 
 pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
-    match (&args.part, &args.both) {
-        (Some(Part::Record(Record { model, output, recording, worker })), _) => {
+    match &args.part {
+        Some(Part::Record(Record { model, output, recording, worker })) => {
             record(&find_model(model)?, output, recording, *worker, common)
         }
-        (Some(Part::Train(Train { trajectories, model, output, student, run })), _) => {
+        Some(Part::Train(Train { trajectories, model, output, student, run })) => {
             train(&find_model(model)?, trajectories, output, (student, run), common)
         }
-        (None, Some(Both { model, output, recording, student, run })) => {
+        None => {
+            let (Some(model), Some(output)) = (&args.model, &args.output) else {
+                unreachable!("both are required without a subcommand");
+            };
             let (model, trajectories) = (find_model(model)?, output.join("trajectories"));
-            record(&model, &trajectories, recording, [0, 1], common)?;
-            train(&model, &trajectories, output, (student, run), common)
+            record(&model, &trajectories, &args.recording, [0, 1], common)?;
+            train(&model, &trajectories, output, (&args.student, &args.run), common)
         }
-        (None, None) => anyhow::bail!("--model and --output are missing"),
     }
 }
 

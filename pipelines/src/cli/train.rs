@@ -9,6 +9,7 @@ use pyrograph::data::Dataset;
 use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
 use pyrograph_weights::FloatDtype;
 
+use super::bench::peak_memory;
 use super::{Common, find_model, interrupted};
 
 /// Options of every training run.
@@ -91,6 +92,11 @@ pub(super) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
     match flow.is_break() {
         true => common.say(&format!("stopped and saved at step {}", run.step())),
         false => common.say(&format!("finished: {}", run.folder().join("model").display())),
+    }
+    if common.verbose
+        && let Some(megabytes) = peak_memory()
+    {
+        common.say(&format!("peak memory: {megabytes:.0} MB"));
     }
     Ok(())
 }
