@@ -380,7 +380,7 @@ mod tests {
         let shared = Sharing::Kernels { underlying: 4 };
         let adapted = Sharing::Adapters { rank: 8 };
         for base in [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)] {
-            for sharing in [shared.clone(), adapted.clone()] {
+            for sharing in [shared, adapted] {
                 let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };
                 let config = DitConfig {
                     size: [16, 16],

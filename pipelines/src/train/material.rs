@@ -20,6 +20,7 @@ const COLOUR_DRAWS: f64 = 65536.0;
 
 /// What the caller gives a run to learn from.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per run")]
 pub enum Source {
     /// Pictures.
     Images(Dataset),
