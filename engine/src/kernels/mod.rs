@@ -202,7 +202,7 @@ pub fn attention(packed: Tensor<3>, past: Vec<Tensor<3>>, heads: usize, cosine: 
     run(attention::Attention { heads, cosine }, inputs.collect())
 }
 
-/// [`attention`] in which not every token sees every other.
+/// [`attention()`] in which not every token sees every other.
 ///
 /// # Shapes
 /// `hidden`: `[batch, heads | 1, tokens, tokens]`, `true` = not seen

@@ -107,7 +107,7 @@ fn unpack<const N: usize>(packed: Tensor<3>, heads: usize) -> [Tensor<4>; N] {
     std::array::from_fn(|i| parts.clone().narrow(0, i * batch, batch))
 }
 
-/// See [`super::attention`] and [`super::masked_attention`].
+/// See [`super::attention()`] and [`super::masked_attention`].
 pub(super) fn attention(
     packed: Tensor<3>,
     mut past: Vec<Tensor<3>>,
