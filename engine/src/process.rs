@@ -135,20 +135,24 @@ impl Denoiser for StudentDenoiser<'_> {
             (_, 0) => x_t.clone() * (1.0 / self.grid.initial_scale),
             (point, _) => point.clone().expect("what the step before predicted"),
         };
-        let output = self.net.step(input, self.labels.clone(), self.step, &mut self.memory);
+        let output = self.net.step(input.clone(), self.labels.clone(), self.step, &mut self.memory);
         let predicted = output.narrow(1, 0, channels);
+        let student = self.net.config().student.as_ref().expect("a student");
+        let scale = self.process.prediction.coefficients(&to).c_in;
         let point = match (self.step, self.point.take()) {
+            (0, Some(image)) if student.points == Points::States => {
+                (image * to.alpha + input * to.sigma) * scale
+            }
             (0, Some(image)) => image,
             _ => predicted,
         };
         self.step += 1;
         self.point = Some(point.clone());
-        let student = self.net.config().student.as_ref().expect("a student");
         let last = self.step == student.steps();
         let clean = match student.points {
             Points::States if !last => {
                 // DDIM goes to α' x̂ + σ' (x - α x̂) / σ; solved for x̂.
-                let next = point * (1.0 / self.process.prediction.coefficients(&to).c_in);
+                let next = point * (1.0 / scale);
                 let ratio = to.sigma / from.sigma;
                 (next - x_t * ratio) * (1.0 / (to.alpha - ratio * from.alpha))
             }

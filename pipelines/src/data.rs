@@ -205,6 +205,22 @@ fn listed(folder: &Path, list: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(files.into_iter().collect())
 }
 
+/// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`,
+/// `[1, 3, height, width]`.
+///
+/// # Errors
+/// A file that is no picture.
+pub fn read_picture(path: &Path, size: [usize; 2], device: &Device) -> Result<Tensor<4>> {
+    let data = Dataset {
+        size,
+        classes: vec![String::new()],
+        labels: vec![0],
+        pixels: fit(&decode(path)?, size),
+        background: Background(vec![[255; 3]]),
+    };
+    Ok(data.batch(&[0], &[false], &[0], device))
+}
+
 fn decode(path: &Path) -> Result<RgbaImage> {
     let picture = image::ImageReader::open(path)
         .and_then(image::ImageReader::with_guessed_format)

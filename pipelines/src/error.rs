@@ -163,6 +163,12 @@ pub enum Error {
         /// The setting, what was asked for and what the student has.
         reason: String,
     },
+    /// A picture to start from that cannot be.
+    #[error("picture to start from: {reason}")]
+    Picture {
+        /// What is wrong.
+        reason: String,
+    },
     /// Stopped by the caller.
     #[error("cancelled")]
     Cancelled,

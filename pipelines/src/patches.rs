@@ -185,6 +185,21 @@ impl PatchPlan {
         (used(&self.main) + used(&self.guide)) / native
     }
 
+    /// The plan of the last `steps` steps alone.
+    pub fn last(&self, steps: usize) -> Self {
+        let last = |sizes: &[(usize, usize)]| {
+            let mut left = steps;
+            let mut kept: Vec<(usize, usize)> = Vec::new();
+            for &(patch, count) in sizes.iter().rev() {
+                kept.push((patch, count.min(left)));
+                left -= count.min(left);
+            }
+            kept.reverse();
+            kept
+        };
+        Self { main: last(&self.main), guide: last(&self.guide) }
+    }
+
     /// Calls of the network at each patch size in a run with guidance, or without.
     pub fn calls(&self, guided: bool) -> BTreeMap<usize, usize> {
         let guide = self.guide.iter().filter(|_| guided);

@@ -25,7 +25,16 @@ pub struct ClassPipeline {
     vae: Option<Vae>,
     config: ModelConfig,
     guide: Option<Box<(Dit, Process)>>,
+    start: Option<Start>,
     device: Device,
+}
+
+/// An image to start from.
+#[derive(Debug)]
+struct Start {
+    /// `[1, channels, height, width]`
+    latent: Tensor<4>,
+    strength: Option<f64>,
 }
 
 /// What a run gives back.
@@ -82,7 +91,7 @@ impl ClassPipeline {
     /// Wraps an opened model.
     pub fn new(model: Model, device: &Device) -> Self {
         let Model { net, vae, config } = model;
-        Self { net: net.folded(), vae, config, guide: None, device: device.clone() }
+        Self { net: net.folded(), vae, config, guide: None, start: None, device: device.clone() }
     }
 
     /// Guides by a second, weaker model instead of by the null class (autoguidance, Karras et al. 2024).
@@ -99,6 +108,48 @@ impl ClassPipeline {
         }
         self.guide = Some(Box::new((guide.net.folded(), guide.config.process)));
         Ok(self)
+    }
+
+    /// Starts every run from a picture instead of noise alone (SDEdit, Meng et al. 2022).
+    ///
+    /// `strength`, above 0 and up to 1, is the share of the steps that are taken; the picture gets the noise
+    /// of where they begin. A student takes the picture for its own first prediction instead, and has no
+    /// strength.
+    ///
+    /// # Shapes
+    /// `picture`: `[1, 3, height, width]` in [-1, 1], in the size of the images
+    ///
+    /// # Errors
+    /// A strength that cannot be, a student of one step.
+    pub fn with_picture(mut self, picture: Tensor<4>, strength: Option<f64>) -> Result<Self> {
+        let fault = |reason: String| Err(Error::Picture { reason });
+        match (&self.net.config().student, strength) {
+            (Some(student), _) if student.steps() == 1 => {
+                return fault("a student of one step has none after a picture".into());
+            }
+            (Some(_), Some(strength)) => {
+                return fault(format!("strength is {strength}, a student has none"));
+            }
+            (None, Some(strength)) if !(strength > 0.0 && strength <= 1.0) => {
+                return fault(format!("strength is {strength}, expected above 0 and up to 1"));
+            }
+            _ => (),
+        }
+        let latent = match &self.vae {
+            Some(vae) => vae.scale(vae.encode(picture).mean),
+            None => picture,
+        };
+        self.start = Some(Start { latent, strength });
+        Ok(self)
+    }
+
+    /// Steps that are taken of `steps`: all, but from a picture.
+    pub fn taken(&self, steps: usize) -> usize {
+        let strength = self.start.as_ref().and_then(|start| {
+            let student = self.net.config().student.is_some();
+            (!student).then_some(start.strength.unwrap_or(STRENGTH))
+        });
+        strength.map_or(steps, |strength| ((steps as f64 * strength).round() as usize).max(1))
     }
 
     /// Description of the model.
@@ -162,7 +213,8 @@ impl ClassPipeline {
             let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
-        let plan = self.plan(settings, steps);
+        let plan = self.plan(settings, steps).last(self.taken(steps));
+        let steps = self.taken(steps);
         let calls = plan.calls(settings.guidance.scale != 1.0);
         let gmacs =
             |(&patch, &count): (&usize, &usize)| net.flops(size, patch) / 2e9 * count as f64;
@@ -260,6 +312,13 @@ impl ClassPipeline {
         {
             return Err(Error::NoiseShape { expected: shape, found: noise.dims() });
         }
+        if let Some(start) = &self.start {
+            let [_, channels, height, width] = shape;
+            let [_, found @ ..] = start.latent.dims();
+            if found != [channels, height, width] {
+                return Err(Error::NoiseShape { expected: shape, found: start.latent.dims() });
+            }
+        }
         if let Some(student) = &self.net.config().student {
             self.check_student(student, settings)?;
         }
@@ -328,6 +387,9 @@ impl ClassPipeline {
         if self.net.config().student.is_some() {
             let process = &self.config.process;
             let mut student = StudentDenoiser::new(&self.net, process, classes, grid, &self.device);
+            if let Some(start) = &self.start {
+                student = student.from_image(start.latent.clone().expand(x.dims()));
+            }
             let sampled = sampler.sample(&mut student, x, grid, source, on_step);
             return sampled.map_err(|_| Error::Cancelled);
         }
@@ -341,7 +403,18 @@ impl ClassPipeline {
         };
         let guided = |phase: &Phase| (self.guided(classes, settings, *phase), end(phase));
         let mut denoiser = Phased { phases: phases.iter().map(guided).collect() };
-        sampler.sample(&mut denoiser, x, grid, source, on_step).map_err(|_| Error::Cancelled)
+        let sampled = match &self.start {
+            None => sampler.sample(&mut denoiser, x, grid, source, on_step),
+            Some(start) => {
+                let rest = grid.steps[steps - self.taken(steps)..].to_vec();
+                let level = rest[0][0];
+                let picture = start.latent.clone().expand(x.dims());
+                let x = picture * level.alpha + x * level.sigma;
+                let rest = Grid { steps: rest, initial_scale: 1.0 };
+                sampler.sample(&mut denoiser, x, &rest, source, on_step)
+            }
+        };
+        sampled.map_err(|_| Error::Cancelled)
     }
 
     /// The network with its guidance for some of the steps.
@@ -409,6 +482,9 @@ impl ClassPipeline {
         Tensor::cat((0..count).map(decode).collect(), 0)
     }
 }
+
+/// Share of the steps taken from a picture, where nothing is said.
+const STRENGTH: f64 = 0.75;
 
 /// Channels guided by the original DiT, which keeps the fourth as it is.
 pub const DIT_GUIDED_CHANNELS: GuidedChannels = GuidedChannels::First(3);

@@ -10,6 +10,7 @@ mod distill;
 mod flexible;
 mod metrics;
 mod parity;
+mod picture;
 mod robustness;
 mod samplers;
 mod signal;

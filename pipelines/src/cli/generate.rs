@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use burn::tensor::{Tensor, TensorData};
 use clap::Args;
 use image::RgbImage;
+use pyrograph::data::read_picture;
 use pyrograph::image::{check_output_path, contact_sheet, output_path, write_image};
 use pyrograph::metadata::{self, Parameters};
 use pyrograph::pipeline::{ClassPipeline, Progress};
@@ -76,6 +77,12 @@ pub(super) struct Class {
     /// Seed of the first image; image i has seed + i; -1 is random
     #[arg(long, short, default_value = "-1", allow_hyphen_values = true)]
     seed: i128,
+    /// Picture to start from, in place of noise alone
+    #[arg(long, short = 'i', visible_alias = "init-img")]
+    init_image: Option<PathBuf>,
+    /// Share of the steps taken from there, above 0 and up to 1 [default: 0.75]
+    #[arg(long, requires = "init_image")]
+    strength: Option<f64>,
     /// Width in pixels [default: the model's]
     #[arg(long, short = 'W')]
     width: Option<usize>,
@@ -131,7 +138,16 @@ struct Request {
     classes: Vec<usize>,
     device: String,
     dtype: FloatDtype,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    picture: Option<Picture>,
     settings: Settings,
+}
+
+/// What a run starts from.
+#[derive(Clone, Serialize, Deserialize)]
+struct Picture {
+    file: PathBuf,
+    strength: Option<f64>,
 }
 
 pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
@@ -162,7 +178,17 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         common.say(&format!("opened {kind} in {:.2} s", started.elapsed().as_secs_f64()));
     }
 
+    let picture = match &args.init_image {
+        Some(file) => Some(Picture { file: file.clone(), strength: args.strength }),
+        None => earlier.as_ref().and_then(|request| request.picture.clone()),
+    };
     let (settings, classes) = resolve(args, earlier, &pipeline)?;
+    if let Some(Picture { file, strength }) = &picture {
+        let [_, _, height, width] = pipeline.latent_shape(1, settings.size)?;
+        let size = [height, width].map(|side| side * pipeline.factor());
+        let picture = read_picture(file, size, &opened.device)?;
+        pipeline = pipeline.with_picture(picture, *strength)?;
+    }
     let noise = args.noise.as_deref().map(|path| read_noise(path, &opened.device)).transpose()?;
     let classes = match &noise {
         Some(noise) => classes.iter().copied().cycle().take(noise.dims()[0]).collect(),
@@ -175,6 +201,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         classes,
         device: opened.to_string(),
         dtype: args.dtype,
+        picture,
         settings,
     };
 
@@ -182,7 +209,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let mut trajectory = Vec::new();
     let result = {
         let length = (request.classes.len().div_ceil(request.settings.batch)
-            * request.settings.steps) as u64;
+            * pipeline.taken(request.settings.steps)) as u64;
         let bar = common.progress_bar(length, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
         let mut on_step = |progress: Progress<'_>| {
             bar.inc(1);
@@ -397,6 +424,7 @@ fn write(
             weights: request.weights.clone(),
             device: request.device.clone(),
             dtype: request.dtype,
+            picture: request.picture.clone(),
         };
         own.settings.seed = own.settings.seed.wrapping_add(first as u64);
         let names: Vec<String> = classes.iter().map(|&c| pipeline.labels().name(c)).collect();
