@@ -16,7 +16,7 @@ use pyrograph_engine::nets::{DitConfig, Points};
 use pyrograph_engine::train::params;
 use pyrograph_weights::{Checkpoint, FloatDtype};
 
-use crate::util::{assert_close, device, opened, program, tolerance};
+use crate::util::{assert_close, device, first_and_last_loss, opened, program, tolerance};
 
 const CLASSES: usize = 3;
 const STEPS: usize = 8;
@@ -280,15 +280,7 @@ fn students_learn_and_open_like_any_model() {
         record(&folder.path().join(&set), &teacher, spec);
         let changes = ["steps=150", "learning_rate.peak=0.01", "log_every=1"];
         distill(folder.path(), &changes, [&name, &set], (false, 0));
-        let log =
-            std::fs::read_to_string(folder.path().join(&name).join("log.csv")).expect("a log");
-        let losses: Vec<f64> = log
-            .lines()
-            .skip(1)
-            .map(|line| line.split(',').nth(1).expect("a loss").parse().expect("a number"))
-            .collect();
-        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        let (start, end) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
+        let [start, end] = first_and_last_loss(&folder.path().join(&name));
         assert!(end < 0.5 * start, "{name}: {start} to {end}");
 
         // From the noise of a trajectory it comes to what the teacher came to, nearer than one that was
@@ -301,13 +293,10 @@ fn students_learn_and_open_like_any_model() {
         let run = student.latents(&batch.labels, &settings, Some(&batch.noise), &mut |_| {
             ControlFlow::Continue(())
         });
-        let end: Tensor<4> = batch.points[0].clone();
-        let far: f32 = (run.expect("images") - end.clone()).square().mean().into_scalar();
-        let size: f32 = end.var(0).mean().into_scalar();
-        println!(
-            "{name}: {start:.4} to {:.4}, {far:.4} from the teacher of {size:.4}",
-            losses[149]
-        );
+        let images: Tensor<4> = batch.points[0].clone();
+        let far: f32 = (run.expect("images") - images.clone()).square().mean().into_scalar();
+        let size: f32 = images.var(0).mean().into_scalar();
+        println!("{name}: {start:.4} to {end:.4}, {far:.4} from the teacher of {size:.4}");
         assert!(far < 0.5 * size, "{name}: {far} from the teacher, whose images vary by {size}");
     }
 }

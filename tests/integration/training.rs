@@ -13,7 +13,7 @@ use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
 use pyrograph_engine::train::params;
 use pyrograph_weights::Checkpoint;
 
-use crate::util::{goldens, program};
+use crate::util::{first_and_last_loss, goldens, program};
 
 /// Two classes of tiny pictures.
 fn data(folder: &Path) -> Dataset {
@@ -115,14 +115,7 @@ fn losses_fall() {
     let data = data(&folder.path().join("data"));
     let path = folder.path().join("run");
     run(&data, &path, 60, false, None);
-    let text = std::fs::read_to_string(path.join("log.csv")).expect("a log");
-    let losses: Vec<f64> = text
-        .lines()
-        .skip(1)
-        .map(|line| line.split(',').nth(1).expect("a loss").parse().expect("a number"))
-        .collect();
-    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-    let (start, end) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
+    let [start, end] = first_and_last_loss(&path);
     assert!(end < 0.8 * start, "{start} to {end}");
 }
 

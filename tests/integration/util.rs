@@ -137,3 +137,12 @@ pub fn opened(net: Dit) -> Dit {
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_pyrograph"))
 }
+
+/// Means of the first five and of the last five losses that a run has logged.
+pub fn first_and_last_loss(run: &Path) -> [f64; 2] {
+    let log = std::fs::read_to_string(run.join("log.csv")).expect("a log");
+    let loss = |line: &str| line.split(',').nth(1).expect("a loss").parse().expect("a number");
+    let losses: Vec<f64> = log.lines().skip(1).map(loss).collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    [mean(&losses[..5]), mean(&losses[losses.len() - 5..])]
+}

@@ -242,7 +242,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         save_latents(path, result.latents, trajectory, request.settings.batch)?;
     }
     let written = write(args, &request, &pipeline, &result.images, as_grid)?;
-    report(common, &request, &written, seconds);
+    report(common, &request, &written, pipeline.taken(request.settings.steps), seconds);
     if args.show {
         show(&result.images)?;
     }
@@ -459,7 +459,7 @@ fn write(
     Ok(written)
 }
 
-fn report(common: &Common, request: &Request, written: &[PathBuf], seconds: f64) {
+fn report(common: &Common, request: &Request, written: &[PathBuf], steps: usize, seconds: f64) {
     let settings = &request.settings;
     for path in written {
         if common.json {
@@ -473,10 +473,9 @@ fn report(common: &Common, request: &Request, written: &[PathBuf], seconds: f64)
         }
     }
     common.say(&format!(
-        "{} images, seed {}, {} steps of {}, cfg {}, {seconds:.1} s",
+        "{} images, seed {}, {steps} steps of {}, cfg {}, {seconds:.1} s",
         request.classes.len(),
         settings.seed,
-        settings.steps,
         settings.sampler,
         settings.guidance.scale,
     ));
