@@ -393,6 +393,36 @@ fn a_student_that_predicts_states_passes_through_them() {
     }
 }
 
+#[test]
+fn one_command_makes_a_student_that_generates() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (bundle, run) = (folder.path().join("teacher"), folder.path().join("run"));
+    teacher(&bundle, 1, true);
+    let distill = |options: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(["distill", "--device", "cpu", "-n", "6", "--teacher-steps", "4"]);
+        command.args(["--student-steps", "2", "--history", "noise", "--batch", "4"]);
+        command.args(["--set", "micro_batches=1", "--set", "sample_every=0"]).args(options);
+        command.arg("-m").arg(&bundle).arg("-o").arg(&run).output().expect("the program runs")
+    };
+    let first = distill(&["--steps", "2"]);
+    let said = String::from_utf8_lossy(&first.stderr).into_owned();
+    assert!(first.status.success(), "{said}");
+    assert!(said.contains("6 of 6 trajectories to record") && said.contains("9.00 KiB"), "{said}");
+    let again = distill(&["--steps", "3", "--resume"]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(said.contains("0 of 6 trajectories") && said.contains("resumed at step 2"), "{said}");
+
+    let picture = folder.path().join("picture.png");
+    let mut command = Command::new(program());
+    command.args(["generate", "class", "--device", "cpu", "-c", "1", "-s", "3"]);
+    let output = command.arg("-m").arg(run.join("model")).arg("-o").arg(&picture).output();
+    let output = output.expect("the program runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("2 steps of ddim, cfg 1"), "{said}");
+    assert!(picture.is_file());
+}
+
 /// Least kills of a recording; each leaves a folder from which the next goes on.
 const KILLS: u64 = 12;
 
