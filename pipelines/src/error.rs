@@ -111,7 +111,7 @@ pub enum Error {
     #[error("the device cannot compute in {dtype}, expected --dtype f32")]
     UnsupportedDtype {
         /// The type.
-        dtype: pyrograph_weights::FloatDtype,
+        dtype: String,
     },
     /// Noise of another shape.
     #[error("noise has shape {found:?}, expected {expected:?}")]

@@ -25,5 +25,16 @@ fn keep_memory() {
     }
 }
 
+/// Gives what is freed by now back to the system after all.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn give_memory_back() {
+    // SAFETY: may be called at any time.
+    unsafe { libc::malloc_trim(0) };
+}
+
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_memory() {}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_memory_back() {}

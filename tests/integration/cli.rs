@@ -252,7 +252,7 @@ fn half_precision_is_close_to_single() {
     for model in [text(&golden), "emoji-class"] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut pictures = Vec::new();
-        for dtype in ["f32", "f16", "bf16"] {
+        for dtype in ["f32", "f16", "bf16", "int8"] {
             let name = format!("{dtype}.png");
             let args = ["generate", "class", "-m", model, "-c", "1", "-s", "1", "--steps", "8"];
             let args = [&args[..], &["--dtype", dtype, "-o", &name]].concat();

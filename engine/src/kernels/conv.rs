@@ -40,47 +40,52 @@ pub(super) fn conv3x3(
     let blocks = height.div_ceil(rows);
     // The rows of a block and one on each side, and a few zeros where the widest shift ends.
     let plane = (rows + 2) * line + 2;
-    let parts: Vec<Vec<f32>> = (0..batch * blocks)
-        .into_par_iter()
-        .map(|i| {
-            let (image, first) = (i / blocks, i % blocks * rows);
-            let mut window = vec![0.0; inputs * plane];
-            let small = small_height * small_width;
-            let planes = values(&x)[image * inputs * small..].chunks_exact(small);
-            for (window, x) in window.chunks_exact_mut(plane).zip(planes) {
-                for (i, out) in window.chunks_exact_mut(line).take(rows + 2).enumerate() {
-                    let Some(row) = (first + i).checked_sub(1).filter(|&row| row < height) else {
-                        continue;
-                    };
-                    let x = &x[row / factor * small_width..][..small_width];
-                    for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
-                        out.fill(*x);
-                    }
+    let part = |task: usize| {
+        let (image, first) = (task / blocks, task % blocks * rows);
+        let mut window = vec![0.0; inputs * plane];
+        let small = small_height * small_width;
+        let planes = values(&x)[image * inputs * small..].chunks_exact(small);
+        for (window, x) in window.chunks_exact_mut(plane).zip(planes) {
+            for (i, out) in window.chunks_exact_mut(line).take(rows + 2).enumerate() {
+                let Some(row) = (first + i).checked_sub(1).filter(|&row| row < height) else {
+                    continue;
+                };
+                let x = &x[row / factor * small_width..][..small_width];
+                for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
+                    out.fill(*x);
                 }
             }
-            let count = rows.min(height - first) * line;
-            let mut sums = buffer(outputs * count);
-            for tap in 0..9 {
-                let window = &window[tap / 3 * line + tap % 3..];
-                let window = Matrix::strided(window, inputs, count, plane);
-                let tap_weight = &taps[tap * outputs * inputs..][..outputs * inputs];
-                let tap_weight = Matrix::new(tap_weight, outputs, inputs);
-                multiply(&mut sums, count, tap_weight, window, tap > 0, false);
-            }
-            sums
-        })
-        .collect();
-    let mut out = buffer(batch * outputs * height * width);
-    out.par_chunks_mut(height * width).enumerate().for_each(|(i, out)| {
-        let (image, channel) = (i / outputs, i % outputs);
-        let bias = bias.as_ref().map_or(0.0, |bias| values(bias)[channel]);
-        for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            let part = &parts[image * blocks + row / rows];
-            let count = part.len() / outputs;
-            let sums = &part[channel * count + row % rows * line..][..width];
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + bias);
         }
-    });
+        let count = rows.min(height - first) * line;
+        let mut sums = buffer(outputs * count);
+        for tap in 0..9 {
+            let window = &window[tap / 3 * line + tap % 3..];
+            let window = Matrix::strided(window, inputs, count, plane);
+            let tap_weight = &taps[tap * outputs * inputs..][..outputs * inputs];
+            let tap_weight = Matrix::new(tap_weight, outputs, inputs);
+            multiply(&mut sums, count, tap_weight, window, tap > 0, false);
+        }
+        sums
+    };
+    let mut out = buffer(batch * outputs * height * width);
+    // A few tasks at a time: the sums of all together would be as large as the images.
+    let wave = 4 * rayon::current_num_threads();
+    for first in (0..batch * blocks).step_by(wave) {
+        let tasks = first..(batch * blocks).min(first + wave);
+        let parts: Vec<Vec<f32>> = tasks.into_par_iter().map(part).collect();
+        out.par_chunks_mut(height * width).enumerate().for_each(|(i, out)| {
+            let (image, channel) = (i / outputs, i % outputs);
+            let bias = bias.as_ref().map_or(0.0, |bias| values(bias)[channel]);
+            let own = (first..).zip(&parts).filter(|(task, _)| task / blocks == image);
+            for (task, part) in own {
+                let out = out[task % blocks * rows * width..].chunks_exact_mut(width);
+                let sums = part[channel * (part.len() / outputs)..].chunks_exact(line);
+                for (out, sums) in out.take(rows).zip(sums) {
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + bias);
+                }
+            }
+        });
+    }
     tensor(out, &[batch, outputs, height, width])
 }
 

@@ -90,8 +90,18 @@ pub fn pack(weight: Tensor<2>) -> Tensor<2> {
     device(packed::pack(host(weight)))
 }
 
-/// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`], in f32: of a weight of
-/// half precision only the products are in its type, and their sums are f32.
+/// Whether [`quantize`] takes what [`pack`] made.
+pub fn quantizes(packed: &Tensor<2>) -> bool {
+    packed.dtype() == DType::F16 && packs(packed)
+}
+
+/// An f16 weight from [`pack`] in 8 bits, with a scale for every 32 inputs of each output: a half of the memory.
+pub fn quantize(packed: Tensor<2>) -> Tensor<2> {
+    device(packed::quantize(&host(packed)))
+}
+
+/// `activation(x · weight + bias)` with a weight of `outputs` columns from [`pack`] or [`quantize`], in f32:
+/// of a weight of half precision only the products are in its type, and their sums are f32.
 ///
 /// # Shapes
 /// `x`: `[.., in]`, `bias`: `[outputs]`, output: `[.., outputs]`

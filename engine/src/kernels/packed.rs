@@ -1,4 +1,4 @@
-//! Products with weights that are laid out for them once, in f32 or half precision.
+//! Products with weights that are laid out for them once, in f32, half precision or 8 bits.
 //!
 //! A weight `[in, out]` is kept in panels of [`COLUMNS`] columns, which a product reads from first to last.
 //! Where the machine has dot products of bf16, the rows of a panel are woven in pairs, as their instruction
@@ -18,6 +18,12 @@ use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
 
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
 const DEPTH: usize = 1536;
+/// Rows of a weight in 8 bits that share the scales of their columns; some may be of the next panel.
+const GROUP: usize = 32;
+/// Bytes of these scales, one f32 per column, which precede the rows.
+const SCALES: usize = size_of::<f32>() * COLUMNS;
+/// Bytes of a group. A tensor of floats has no 8 bits: it holds them as f16, in rows of this length.
+const RECORD: usize = SCALES + GROUP * COLUMNS;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -73,6 +79,31 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
     let shape = Shape::from(vec![panels * depth, COLUMNS]);
     let layout = Layout::new(shape, vec![COLUMNS as isize, 1], start);
     FlexTensor::new(Bytes::from_elems(memory), layout, weight.dtype())
+}
+
+/// A weight that was packed in f16, as whole numbers of 8 bits and their scales.
+pub(super) fn quantize(packed: &FlexTensor) -> FlexTensor {
+    let rows = packed.layout().shape()[0];
+    let groups = rows.div_ceil(GROUP);
+    let mut memory = vec![f16::ZERO; groups * RECORD / 2];
+    let bytes: &mut [i8] = bytemuck::cast_slice_mut(memory.reinterpret_cast_mut());
+    bytes.par_chunks_exact_mut(RECORD).enumerate().for_each(|(i, record)| {
+        let mut rows = vec![[0; COLUMNS]; GROUP.min(rows - i * GROUP)];
+        let rows: &[[f32; COLUMNS]] = bytemuck::cast_slice(widened(packed, i * GROUP, &mut rows));
+        let (scales, values) = record.split_at_mut(SCALES);
+        let scales = bytemuck::cast_slice_mut::<i8, [u8; 4]>(scales);
+        for (column, stored) in scales.iter_mut().enumerate() {
+            let largest = rows.iter().map(|row| row[column].abs()).fold(0.0, f32::max);
+            let scale = largest / f32::from(i8::MAX);
+            *stored = scale.to_ne_bytes();
+            for (row, values) in rows.iter().zip(values.chunks_exact_mut(COLUMNS)) {
+                // A column of zeros gives 0 / 0, which becomes 0.
+                values[column] = (row[column] / scale).round() as i8;
+            }
+        }
+    });
+    let layout = Layout::contiguous(Shape::from(vec![groups, RECORD / 2]));
+    FlexTensor::new(Bytes::from_elems(memory), layout, DType::F16)
 }
 
 /// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
@@ -165,13 +196,35 @@ fn steps_of(packed: &FlexTensor, method: Method) -> Option<&[Weights]> {
     })
 }
 
-/// Rows of a half-precision weight, from `first` on, as f32.
+/// Rows of a weight of fewer than 32 bits, from `first` on, as f32.
 fn widened<'a>(packed: &FlexTensor, first: usize, memory: &'a mut [Weights]) -> &'a [Weights] {
-    let bits = &elements::<u16>(packed)[first * COLUMNS..][..memory.len() * COLUMNS];
     let out: &mut [f32] = bytemuck::cast_slice_mut(memory);
+    if packed.layout().shape()[1] == RECORD / 2 {
+        dequantized(bytemuck::cast_slice(elements::<u16>(packed)), first, out);
+        return memory;
+    }
+    let bits = &elements::<u16>(packed)[first * COLUMNS..][..out.len()];
     match packed.dtype() {
         DType::BF16 => bits.reinterpret_cast::<bf16>().convert_to_f32_slice(out),
         _ => bits.reinterpret_cast::<f16>().convert_to_f32_slice(out),
     }
     memory
+}
+
+/// Rows of a weight in 8 bits, from `first` on.
+fn dequantized(records: &[i8], first: usize, out: &mut [f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (row, out) in (first..).zip(out.chunks_exact_mut(COLUMNS)) {
+                let record = &records[row / GROUP * RECORD..][..RECORD];
+                let (scales, values) = record.split_at(SCALES);
+                let scales = bytemuck::cast_slice::<i8, [u8; 4]>(scales);
+                let values = &values[row % GROUP * COLUMNS..][..COLUMNS];
+                for ((out, value), scale) in out.iter_mut().zip(values).zip(scales) {
+                    *out = f32::from(*value) * f32::from_ne_bytes(*scale);
+                }
+            }
+        },
+    );
 }

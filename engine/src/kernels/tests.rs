@@ -216,6 +216,16 @@ fn packed_weights() {
                 difference(found.clone(), plain(rounded)).min(difference(found, plain(x.clone())));
             assert!(worst < 1e-5, "{rows} x {inputs} x {outputs} {dtype:?}: {worst:e}");
         }
+        // 8 bits: a weight is off by at most half a step of the coarsest scale, and as f16 before.
+        let weight = random([inputs, outputs]);
+        let packed = super::pack(weight.clone().cast(FloatDType::F16));
+        assert!(super::quantizes(&packed));
+        let identity = Tensor::eye(inputs, &Device::flex());
+        let found: Tensor<2> =
+            super::packed_linear(identity, super::quantize(packed), outputs, None, None);
+        let step: f32 = weight.clone().abs().max().into_scalar::<f32>() / 127.0;
+        let off: f32 = (found - weight).abs().max().into_scalar::<f32>() / step;
+        assert!(off < 0.6, "{inputs} x {outputs}: {off} steps");
     }
 }
 

@@ -184,7 +184,15 @@ impl Dense {
 /// that gains, biases and free layers are left alone; tables are normalised when they are
 /// [`Table`](super::time::Table)s.
 #[derive(Debug, Default)]
-pub struct ForceNorm {
+pub struct ForceNorm(Place);
+
+/// Brings the weight of every [folded](Dense::folded) [`Dense`] on the CPU from f16 to 8 bits.
+#[derive(Debug, Default)]
+pub struct Quantize(Place);
+
+/// Where a mapper is in a module.
+#[derive(Debug, Default)]
+struct Place {
     containers: Vec<&'static str>,
     names: Vec<bool>,
 }
@@ -192,28 +200,66 @@ pub struct ForceNorm {
 const DENSE: &str = "Struct:Dense";
 const TABLE: &str = "Struct:Table";
 
-impl ModuleMapper for ForceNorm {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.containers.push(match container_type {
-            DENSE => DENSE,
-            TABLE => TABLE,
-            _ => "",
-        });
+impl Place {
+    fn enter(&mut self, name: &str, container: &str) {
+        let known = [DENSE, TABLE].into_iter().find(|known| *known == container);
+        self.containers.push(known.unwrap_or_default());
         self.names.push(name == "weight");
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+    fn exit(&mut self) {
         self.containers.pop();
         self.names.pop();
     }
 
+    /// The kind of layer whose weight this is.
+    fn weight_of(&self) -> Option<&'static str> {
+        self.names.last()?.then(|| *self.containers.last().expect("one per name"))
+    }
+}
+
+impl ModuleMapper for Quantize {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.0.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.0.exit();
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let dim = match self.containers.last().copied() {
+        if D != 2 || self.0.weight_of() != Some(DENSE) {
+            return param;
+        }
+        param.map(|weight| {
+            let mut shape = weight.dims();
+            let weight: Tensor<2> = weight.reshape([shape[0], shape[1]]);
+            let weight = match kernels::quantizes(&weight) {
+                true => kernels::quantize(weight),
+                false => weight,
+            };
+            shape.copy_from_slice(&weight.dims());
+            weight.reshape(shape)
+        })
+    }
+}
+
+impl ModuleMapper for ForceNorm {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.0.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.0.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let dim = match self.0.weight_of() {
             Some(DENSE) => 0,
             Some(TABLE) => 1,
             _ => return param,
         };
-        if D != 2 || self.names.last() != Some(&true) {
+        if D != 2 {
             return param;
         }
         let value = param.val();

@@ -16,9 +16,9 @@ use pyrograph_engine::kernels;
 use pyrograph_engine::nets::{Dit, DitConfig};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig};
-use pyrograph_weights::FloatDtype;
 use serde_json::{Map, Value, json};
 
+use super::weight_type::WeightType;
 use super::{Common, find_model};
 
 #[derive(Args)]
@@ -29,9 +29,9 @@ pub(super) struct Bench {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short, default_value = super::generate::DEFAULT_MODEL)]
     model: PathBuf,
-    /// Type of the weights: f32, f16 or bf16
+    /// Type of the weights: f32, f16, bf16 or int8
     #[arg(long, default_value = "f32")]
-    dtype: FloatDtype,
+    dtype: WeightType,
     /// Images per network call, or per training step
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -100,7 +100,7 @@ pub(super) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
 
 fn open(path: &Path, args: &Bench, device: &Device) -> anyhow::Result<Model> {
     let mut ignore = |_: String| ();
-    Ok(pyrograph::model::recognise(path)?.load(args.dtype, device, &mut ignore)?)
+    args.dtype.load(pyrograph::model::recognise(path)?, device, &mut ignore)
 }
 
 struct Timer<'a> {

@@ -15,9 +15,10 @@ use pyrograph::metadata::{self, Parameters};
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
-use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
+use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
 
+use super::weight_type::WeightType;
 use super::{Common, find_model, interrupted};
 
 /// Name of the shipped model.
@@ -106,9 +107,9 @@ pub(super) struct Class {
     /// Show the result in the terminal
     #[arg(long)]
     show: bool,
-    /// Type of the weights: f32, f16 or bf16
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8
     #[arg(long, default_value = "f32")]
-    dtype: FloatDtype,
+    dtype: WeightType,
     /// Images per network call
     #[arg(long)]
     batch_size: Option<usize>,
@@ -137,7 +138,7 @@ struct Request {
     weights: String,
     classes: Vec<usize>,
     device: String,
-    dtype: FloatDtype,
+    dtype: WeightType,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     picture: Option<Picture>,
     settings: Settings,
@@ -168,11 +169,12 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     }
     let (kind, weights) = (recognised.kind.clone(), recognised.net.checkpoint.fingerprint());
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
-    let model_state = recognised.load(args.dtype, &opened.device, &mut warn)?;
+    let model_state = args.dtype.load(recognised, &opened.device, &mut warn)?;
     let mut pipeline = ClassPipeline::new(model_state, &opened.device);
     if let Some(guide) = &args.guide_model {
         let guide = pyrograph::model::recognise(&find_model(guide)?)?;
-        pipeline = pipeline.with_guide(guide.load(args.dtype, &opened.device, &mut warn)?)?;
+        let guide = args.dtype.load(guide, &opened.device, &mut warn)?;
+        pipeline = pipeline.with_guide(guide)?;
     }
     if common.verbose {
         common.say(&format!("opened {kind} in {:.2} s", started.elapsed().as_secs_f64()));

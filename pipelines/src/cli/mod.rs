@@ -13,6 +13,7 @@ mod inspect;
 mod patches;
 mod sweep;
 mod train;
+mod weight_type;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
