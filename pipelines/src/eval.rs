@@ -2,12 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
-use pyrograph_engine::nets::{EfficientNetLite0, FoldedEfficientNet};
-use pyrograph_weights::{Checkpoint, FloatDtype, convert, write_safetensors};
+use pyrograph_engine::nets::{
+    EfficientNetLite0, FoldedEfficientNet, FoldedInception, Inception, inception,
+};
+use pyrograph_weights::{
+    Checkpoint, FloatDtype, Layout, Rule, Transform, convert, write_safetensors,
+};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -15,10 +22,8 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::image::to_images;
 
-/// Side to which images are resized for the network.
+/// Side to which images are resized for EfficientNet-Lite0.
 const SIDE: usize = 128;
-/// Images per call of the network, and calls side by side.
-const BATCH: usize = 16;
 /// Neighbours that make a neighbourhood for precision and recall.
 const NEIGHBOURS: usize = 3;
 /// A generated image nearer to the reference than all but this share of the reference's own images are to
@@ -28,12 +33,18 @@ const COPY_QUANTILE: f64 = 0.01;
 /// A network that turns images into features.
 #[derive(Debug)]
 pub struct FeatureNet {
-    net: FoldedEfficientNet,
+    net: Net,
     fingerprint: String,
     device: Device,
 }
 
-/// What two sets of images are compared by; the names say which network's features they are of.
+#[derive(Debug)]
+enum Net {
+    EfficientNetLite0(FoldedEfficientNet),
+    Inception(FoldedInception),
+}
+
+/// What two sets of images are compared by.
 #[derive(Debug, Clone, Serialize)]
 pub struct Scores {
     /// Generated images.
@@ -41,9 +52,11 @@ pub struct Scores {
     /// Reference images.
     pub reference: usize,
     /// Fréchet distance, with the half-width of its 95 % interval.
-    pub fd_efflite0: Estimate,
+    #[serde(skip)]
+    pub frechet: Estimate,
     /// Kernel distance (squared MMD).
-    pub kid_efflite0: Estimate,
+    #[serde(skip)]
+    pub kernel: Estimate,
     /// Precision, recall, density, coverage.
     #[serde(flatten)]
     pub coverage: Coverage,
@@ -53,39 +66,66 @@ pub struct Scores {
 }
 
 impl FeatureNet {
-    /// Opens the weights of EfficientNet-Lite0.
+    /// Opens the weights of EfficientNet-Lite0, or those of Inception-v3 that PyTorch's measures of the
+    /// Fréchet inception distance share (`pt_inception-2015-12-05`).
     ///
     /// # Errors
     /// A file of anything else.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let (net, _) = pyrograph_weights::load(
-            EfficientNetLite0::new(device),
-            &checkpoint,
-            &convert::efficientnet_lite(),
-            FloatDtype::F32,
-            device,
-        )?;
-        Ok(Self {
-            net: net.folded(),
-            fingerprint: checkpoint.fingerprint(),
-            device: device.clone(),
-        })
+        let is_inception = checkpoint.tensors().keys().any(|name| name.starts_with("Mixed_"));
+        let net = match is_inception {
+            true => {
+                let fresh = Inception::new(device);
+                Net::Inception(load(fresh, &checkpoint, &inception_layout(), device)?.folded())
+            }
+            false => {
+                let (fresh, layout) =
+                    (EfficientNetLite0::new(device), convert::efficientnet_lite());
+                Net::EfficientNetLite0(load(fresh, &checkpoint, &layout, device)?.folded())
+            }
+        };
+        Ok(Self { net, fingerprint: checkpoint.fingerprint(), device: device.clone() })
     }
 
-    /// Features of images, one row each.
+    /// What the Fréchet and the kernel distance in its features are called.
+    pub fn distances(&self) -> [&'static str; 2] {
+        match self.net {
+            Net::EfficientNetLite0(_) => ["fd_efflite0", "kid_efflite0"],
+            Net::Inception(_) => ["fid", "kid"],
+        }
+    }
+
+    /// Images per call of the network, and calls side by side.
+    fn batch(&self) -> usize {
+        match self.net {
+            Net::EfficientNetLite0(_) => 16,
+            Net::Inception(_) => 4,
+        }
+    }
+
+    /// Features of images of one size, one row each.
     pub fn rows(&self, images: &[RgbImage]) -> Vec<Vec<f32>> {
         let of = |images: &[RgbImage]| -> Vec<Vec<f32>> {
-            let values: Vec<f32> = images.iter().flat_map(planes).collect();
-            let shape = [images.len(), 3, SIDE, SIDE];
-            let x = Tensor::<4>::from_data(TensorData::new(values, shape), &self.device);
-            let features: Vec<f32> =
-                self.net.forward(x).into_data().try_into_vec().expect("f32 features");
+            let features = match &self.net {
+                Net::EfficientNetLite0(net) => {
+                    let resized: Vec<RgbImage> = images.iter().map(resized).collect();
+                    net.forward(tensor(&resized, &self.device))
+                }
+                Net::Inception(net) => {
+                    // Between the four nearest pixels, as the published numbers were made.
+                    let options = InterpolateOptions::new(InterpolateMode::Bilinear)
+                        .with_align_corners(false)
+                        .with_output_size([inception::SIDE; 2]);
+                    net.forward(interpolate(tensor(images, &self.device), options))
+                }
+            };
+            let features: Vec<f32> = features.into_data().try_into_vec().expect("f32 features");
             features.chunks(features.len() / images.len()).map(<[f32]>::to_vec).collect()
         };
         match pyrograph_engine::device::is_host(&self.device) {
-            true => images.par_chunks(BATCH).flat_map_iter(of).collect(),
-            false => images.chunks(BATCH).flat_map(of).collect(),
+            true => images.par_chunks(self.batch()).flat_map_iter(of).collect(),
+            false => images.chunks(self.batch()).flat_map(of).collect(),
         }
     }
 
@@ -110,7 +150,7 @@ impl FeatureNet {
         }
         let mut rows = Vec::with_capacity(data.len());
         let indices: Vec<usize> = (0..data.len()).collect();
-        for indices in indices.chunks(BATCH * rayon::current_num_threads()) {
+        for indices in indices.chunks(self.batch() * rayon::current_num_threads()) {
             rows.extend(self.rows(&pictures(data, indices, &self.device)?));
             on_image(rows.len());
         }
@@ -135,16 +175,53 @@ pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Ve
     to_images(data.batch(indices, &vec![false; count], &vec![0; count], device))
 }
 
-/// An image of the network's size, channel by channel, in [-1, 1].
-fn planes(image: &RgbImage) -> Vec<f32> {
+fn resized(image: &RgbImage) -> RgbImage {
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     let mut resized = RgbImage::new(SIDE as u32, SIDE as u32);
     Resizer::new().resize(image, &mut resized, &options).expect("both are RGB");
-    let channel = |c: usize| {
-        let values = resized.as_raw().iter().skip(c).step_by(3);
+    resized
+}
+
+/// Images of one size as `[images, 3, height, width]` in [-1, 1].
+fn tensor(images: &[RgbImage], device: &Device) -> Tensor<4> {
+    let channel = |image: &RgbImage, c: usize| {
+        let values = image.as_raw().iter().skip(c).step_by(3);
         values.map(|value| f32::from(*value) / 127.5 - 1.0).collect::<Vec<_>>()
     };
-    [0, 1, 2].map(channel).concat()
+    let planes = images.iter().flat_map(|image| [0, 1, 2].map(|c| channel(image, c)));
+    let values: Vec<f32> = planes.flatten().collect();
+    let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
+    let shape = [images.len(), 3, height as usize, width as usize];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn load<M: Module>(net: M, file: &Checkpoint, layout: &Layout, device: &Device) -> Result<M> {
+    Ok(pyrograph_weights::load(net, file, layout, FloatDtype::F32, device)?.0)
+}
+
+/// PyTorch's names; the classifiers are left out.
+fn inception_layout() -> Layout {
+    let parts = [
+        ("conv", "conv.weight"),
+        ("gain", "bn.weight"),
+        ("bias", "bn.bias"),
+        ("mean", "bn.running_mean"),
+        ("variance", "bn.running_var"),
+    ];
+    let rules = Inception::names().into_iter().enumerate().flat_map(|(i, name)| {
+        parts.map(|(ours, theirs)| {
+            Rule::new(&format!("units.{i}.{ours}"), &format!("{name}.{theirs}"), Transform::Copy)
+        })
+    });
+    let unused = [
+        "fc.weight",
+        "fc.bias",
+        "*.bn.num_batches_tracked",
+        "*.*.bn.num_batches_tracked",
+        "AuxLogits.*.*",
+        "AuxLogits.*.*.*",
+    ];
+    Layout::new("Inception-v3", rules.collect(), unused.to_vec())
 }
 
 /// The reference image nearest to each generated one, and their distance, nearest first.
@@ -174,8 +251,8 @@ pub fn compare(
     let scores = Scores {
         images: generated.count(),
         reference: reference.count(),
-        fd_efflite0: metrics::frechet(&reference, &generated, resamples, 0),
-        kid_efflite0: metrics::kernel(&reference, &generated, resamples, 0),
+        frechet: metrics::frechet(&reference, &generated, resamples, 0),
+        kernel: metrics::kernel(&reference, &generated, resamples, 0),
         coverage: metrics::coverage(&reference, &generated, NEIGHBOURS),
         copies: copies as f64 / generated.count() as f64,
     };

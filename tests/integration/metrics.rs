@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph::eval::FeatureNet;
 use pyrograph_engine::layers::Init;
 use pyrograph_engine::layers::dense::DenseConfig;
 use pyrograph_engine::layers::resize::resize_embedding;
 use pyrograph_engine::metrics::{Features, coverage, frechet, kernel};
-use pyrograph_weights::Checkpoint;
+use pyrograph_engine::nets::Inception;
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::util::{Case, assert_close, cases, device, json, program, tolerance};
 
@@ -77,24 +78,69 @@ fn patch_kernels_are_resized_by_the_pseudo_inverse() {
     }
 }
 
-/// The features of one picture, computed in PyTorch from the same weights.
-#[test]
-fn features_of_the_reference_implementation() {
-    let net = FeatureNet::open(&root().join(FEATURES), &device()).expect("the shipped features");
-    let picture = image::RgbImage::from_fn(128, 128, |x, y| {
+/// A smooth picture of which PyTorch has computed features.
+fn waves(width: u32, height: u32) -> image::RgbImage {
+    image::RgbImage::from_fn(width, height, |x, y| {
         let value = |c: f64| {
             let phase = 0.11 * (c + 1.0) * f64::from(y) + 0.07 * f64::from(x) + c;
             (127.5 + 120.0 * phase.sin()).round_ties_even() as u8
         };
         image::Rgb([value(0.0), value(1.0), value(2.0)])
-    });
+    })
+}
+
+fn assert_features(net: &FeatureNet, picture: image::RgbImage, fixture: &str) {
     let found = Tensor::<1>::from_floats(net.rows(&[picture])[0].as_slice(), &Device::flex());
-    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/fixtures/features/efficientnet_lite0.safetensors");
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/features").join(fixture);
     let (expected, _) =
         Checkpoint::open(&file).expect("a fixture").read_f32("features").expect("f32");
     let expected = Tensor::<1>::from_floats(expected.as_slice(), &Device::flex());
     assert_close("features", found, expected, tolerance(1e-4));
+}
+
+/// The features of one picture, computed in PyTorch from the same weights.
+#[test]
+fn features_of_the_reference_implementation() {
+    let net = FeatureNet::open(&root().join(FEATURES), &device()).expect("the shipped features");
+    assert_features(&net, waves(128, 128), "efficientnet_lite0.safetensors");
+}
+
+/// Those of the inception distance, from weights that a formula gives on both sides.
+#[test]
+fn inception_features_of_the_reference_implementation() {
+    let noise = |count: usize, seed: usize| {
+        (0..count as u32).map(move |i| {
+            let x = i.wrapping_mul(2654435761).wrapping_add((seed as u32).wrapping_mul(40503));
+            let x = (x ^ (x >> 15)).wrapping_mul(2246822519);
+            f64::from(x ^ (x >> 13)) / 2f64.powi(32) - 0.5
+        })
+    };
+    let net = Inception::new(&Device::flex());
+    let mut order: Vec<(String, usize)> = Inception::names().into_iter().zip(0..).collect();
+    order.sort();
+    let mut tensors = Vec::new();
+    for (seed, (name, unit)) in order.into_iter().enumerate() {
+        let shape = net.units[unit].conv.dims();
+        let (count, inputs) = (shape.iter().product(), shape[1..].iter().product::<usize>());
+        let scale = (24.0 / inputs as f64).sqrt();
+        let conv: Vec<f32> = noise(count, seed).map(|x| (x * scale) as f32).collect();
+        tensors.push((format!("{name}.conv.weight"), TensorData::new(conv, shape)));
+        let parts = [("weight", 1.0, 0.5), ("bias", 0.1, 0.5)];
+        let parts =
+            parts.into_iter().chain([("running_mean", 0.0, 0.5), ("running_var", 1.0, 0.5)]);
+        for (i, (part, mean, width)) in parts.enumerate() {
+            let values = noise(shape[0], 1000 * (i + 1) + seed);
+            let values: Vec<f32> = values.map(|x| (mean + width * x) as f32).collect();
+            tensors.push((format!("{name}.bn.{part}"), TensorData::new(values, [shape[0]])));
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("inception.safetensors");
+    write_safetensors(&path, &tensors, &Default::default()).expect("room for it");
+    let net = FeatureNet::open(&path, &device()).expect("an inception network");
+    assert_eq!(net.distances(), ["fid", "kid"]);
+    assert_features(&net, waves(64, 80), "inception.safetensors");
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub(super) struct Judging {
     /// Random parts of the images behind the intervals
     #[arg(long, default_value_t = 20)]
     pub(super) resamples: usize,
-    /// Weights of EfficientNet-Lite0
+    /// Weights of EfficientNet-Lite0, or `pt_inception-2015-12-05-6726825d.pth` for the inception distance
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
     /// Folder in which the features of reference images are kept
@@ -163,8 +163,11 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
         write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?;
     }
     let mut line = serde_json::to_value(&scores)?;
-    if let (Some(line), Some(making)) = (line.as_object_mut(), making) {
-        line.insert("making".into(), making);
+    if let Some(line) = line.as_object_mut() {
+        for (name, distance) in net.distances().into_iter().zip([&scores.frechet, &scores.kernel]) {
+            line.insert(name.into(), json!(distance));
+        }
+        line.extend(making.map(|making| ("making".to_owned(), making)));
     }
     println!("{line}");
     Ok(())

@@ -76,7 +76,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         let each = |images: &[image::RgbImage]| net.rows(images);
         let (rows, making) = make(&pipeline, &settings, args.count, &reference, common, each)?;
         let (scores, _) = compare(&real, &rows, args.judging.resamples)?;
-        let (fd, kid, sets) = (scores.fd_efflite0, scores.kid_efflite0, scores.coverage);
+        let (fd, kid, sets) = (scores.frechet, scores.kernel, scores.coverage);
         common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
         let numbers = [
             making.compute.share,

@@ -1,0 +1,94 @@
+//! Convolutions with batch norms, of the classifiers whose features measure pictures.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, s};
+
+use crate::kernels;
+use crate::layers::{Fresh, Init};
+
+/// ε of the batch norms.
+const EPSILON: f64 = 1e-3;
+
+/// A convolution and its batch norm.
+#[derive(Module, Debug)]
+pub struct Unit {
+    /// `[out, in / groups, rows, columns]`.
+    pub conv: Param<Tensor<4>>,
+    /// `[channels]`.
+    pub gain: Param<Tensor<1>>,
+    /// `[channels]`.
+    pub bias: Param<Tensor<1>>,
+    /// `[channels]`: mean over the training set.
+    pub mean: Param<Tensor<1>>,
+    /// `[channels]`: variance over the training set.
+    pub variance: Param<Tensor<1>>,
+}
+
+/// A convolution with a bias.
+#[derive(Debug, Clone)]
+pub(super) struct Folded {
+    /// `[taps · in, out]`, of a filter per channel `[taps, out]`.
+    pub(super) weight: Tensor<2>,
+    /// `[out]`.
+    pub(super) bias: Tensor<1>,
+}
+
+impl Unit {
+    /// Fresh weights of a kernel `[rows, columns]`.
+    pub(super) fn new(
+        [inputs, outputs]: [usize; 2],
+        [rows, columns]: [usize; 2],
+        groups: usize,
+        init: &Init<'_>,
+    ) -> Self {
+        let each = |value| init.param(Fresh::Constant(value), [outputs]);
+        Self {
+            conv: init.param(Fresh::Constant(0.0), [outputs, inputs / groups, rows, columns]),
+            gain: each(1.0),
+            bias: each(0.0),
+            mean: each(0.0),
+            variance: each(1.0),
+        }
+    }
+
+    /// The batch norm multiplied into the convolution.
+    pub(super) fn folded(&self) -> Folded {
+        let factor = self.gain.val() / (self.variance.val() + EPSILON).sqrt();
+        let bias = self.bias.val() - self.mean.val() * factor.clone();
+        let [outputs, inputs, rows, columns] = self.conv.dims();
+        let weight = self.conv.val() * factor.reshape([outputs, 1, 1, 1]);
+        // Of a filter per channel, `inputs` is 1.
+        let weight = weight.permute([2, 3, 1, 0]).reshape([rows * columns * inputs, outputs]);
+        Folded { weight, bias }
+    }
+}
+
+impl Folded {
+    /// The convolution with a kernel over [`windows`] of the input, or of 1 x 1 over the input itself.
+    ///
+    /// # Shapes
+    /// `[batch, height, width, taps · in]` to `[batch, height, width, out]`
+    pub(super) fn pointwise(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, height, width, channels] = x.dims();
+        let x = x.reshape([batch, height * width, channels]);
+        let y = kernels::linear(x, self.weight.clone(), Some(self.bias.clone()), None);
+        let outputs = y.dims()[2];
+        y.reshape([batch, height, width, outputs])
+    }
+}
+
+/// What each tap of a kernel `[rows, columns]` sees of an image, `stride` apart.
+///
+/// # Shapes
+/// `[batch, height, width, channels]` to as many of `[batch, rows that fit, columns that fit, channels]`
+pub(super) fn windows(x: &Tensor<4>, [rows, columns]: [usize; 2], stride: usize) -> Vec<Tensor<4>> {
+    let [_, height, width, _] = x.dims();
+    let (down, across) = (height - rows + 1, width - columns + 1);
+    let tap = |i: usize| {
+        let (row, column) = (i / columns, i % columns);
+        let (to_row, to_column) = (row + down, column + across);
+        let step = stride as isize;
+        x.clone().slice([s![..], s![row..to_row;step], s![column..to_column;step], s![..]])
+    };
+    (0..rows * columns).map(tap).collect()
+}
