@@ -40,7 +40,7 @@ pub struct FeatureNet {
 
 #[derive(Debug)]
 enum Net {
-    EfficientNetLite0(FoldedEfficientNet),
+    EfficientNetLite0(Box<FoldedEfficientNet>),
     Inception(FoldedInception),
 }
 
@@ -82,7 +82,9 @@ impl FeatureNet {
             false => {
                 let (fresh, layout) =
                     (EfficientNetLite0::new(device), convert::efficientnet_lite());
-                Net::EfficientNetLite0(load(fresh, &checkpoint, &layout, device)?.folded())
+                Net::EfficientNetLite0(Box::new(
+                    load(fresh, &checkpoint, &layout, device)?.folded(),
+                ))
             }
         };
         Ok(Self { net, fingerprint: checkpoint.fingerprint(), device: device.clone() })
