@@ -10,6 +10,8 @@ pub mod layers;
 pub mod metrics;
 pub mod nets;
 pub mod process;
+#[cfg(test)]
+mod testing;
 pub mod train;
 
 pub use error::{Error, Result};

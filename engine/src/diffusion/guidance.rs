@@ -105,7 +105,6 @@ impl<M, G> Guided<M, G> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, Distribution};
 
     struct Constant(Tensor<4>, usize);
 
@@ -117,7 +116,7 @@ mod tests {
     }
 
     fn random() -> Tensor<4> {
-        Tensor::random([2, 4, 3, 3], Distribution::Normal(0.0, 1.0), &Device::flex())
+        crate::testing::random([2, 4, 3, 3])
     }
 
     fn guided(scale: f64) -> Guided<Constant, Constant> {

@@ -1,13 +1,10 @@
 //! Every kernel against the plain operations: values and gradients.
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::{AdamStep, plain};
 use crate::layers::Activation;
-
-fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
-}
+use crate::testing::random;
 
 /// Largest difference relative to the largest value.
 fn difference<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
@@ -170,8 +167,7 @@ fn attention() {
 
 #[test]
 fn updates() {
-    let device = Device::flex();
-    let values = |n: usize| Tensor::<1>::random([n], Distribution::Normal(0.0, 1.0), &device);
+    let values = |n: usize| random([n]);
     let step = AdamStep { betas: [0.9, 0.99], rate: 0.01, root: 3.0, epsilon: 1e-8, keep: 0.999 };
     let (value, gradient, factor) = (values(40_001), values(40_001), values(1).abs());
     let moments = [values(40_001), values(40_001).square()];
@@ -270,7 +266,7 @@ fn filters_per_channel() {
 #[test]
 fn gradient_checkpointing_is_left_to_burn() {
     let device = Device::flex().autodiff().gradient_checkpointing();
-    let x = Tensor::<3>::random([2, 3, 8], Distribution::Default, &device).require_grad();
+    let x = Tensor::<3>::ones([2, 3, 8], &device).require_grad();
     let y = super::pointwise(x.clone(), Activation::Silu);
     let gradient = x.grad(&y.sum().backward()).expect("recorded");
     let plain = random([2, 3, 8]).autodiff();

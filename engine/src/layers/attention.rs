@@ -126,7 +126,7 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, Distribution, TensorData};
+    use burn::tensor::{Device, TensorData};
 
     fn layer(cosine: bool) -> Attention {
         let device = Device::flex();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn tokens(n: usize) -> Tensor<3> {
-        Tensor::random([2, n, 32], Distribution::Normal(0.0, 1.0), &Device::flex())
+        crate::testing::random([2, n, 32])
     }
 
     #[test]

@@ -286,7 +286,8 @@ impl ModuleMapper for ForceNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, Distribution};
+    use crate::testing::random;
+    use burn::tensor::Device;
 
     fn rms(x: &Tensor<2>) -> f32 {
         x.clone().square().mean().sqrt().into_scalar()
@@ -297,7 +298,7 @@ mod tests {
         let device = Device::flex();
         for width in [32, 256, 1024] {
             let layer = DenseConfig::new(width, 256, true).init(&Init::new(0, &device));
-            let x = Tensor::random([512, width], Distribution::Normal(0.0, 1.0), &device);
+            let x = random([512, width]);
             let y = rms(&layer.forward(x));
             assert!((y - 1.0).abs() < 0.03, "{width}: {y}");
         }
@@ -309,7 +310,7 @@ mod tests {
         let layer = DenseConfig::new(64, 32, true).init(&Init::new(0, &device));
         let mut scaled = layer.clone();
         scaled.weight = scaled.weight.map(|w| w * 1000.0);
-        let x = Tensor::<2>::random([8, 64], Distribution::Normal(0.0, 1.0), &device);
+        let x = random([8, 64]);
         let (a, b) = (layer.forward(x.clone()), scaled.forward(x));
         assert!(a.all_close(b, Some(1e-3), Some(1e-3)));
     }
@@ -318,7 +319,7 @@ mod tests {
     fn gradients_are_orthogonal_to_each_unit() {
         let device = Device::flex().autodiff();
         let layer = DenseConfig::new(48, 24, true).init(&Init::new(0, &device));
-        let x = Tensor::<2>::random([16, 48], Distribution::Normal(0.0, 1.0), &device);
+        let x = random([16, 48]);
         let grads = layer.forward(x).square().sum().backward();
         let weight = layer.weight.val();
         let grad = weight.grad(&grads).expect("weights are trained");
@@ -334,7 +335,7 @@ mod tests {
         let device = Device::flex();
         let config = DenseConfig { ones: true, gain: Some(0.7), ..DenseConfig::new(20, 8, true) };
         let layer = config.init(&Init::new(0, &device));
-        let x = Tensor::<2>::random([4, 20], Distribution::Normal(0.0, 1.0), &device);
+        let x = random([4, 20]);
         let extended = Tensor::cat(vec![x.clone(), Tensor::ones([4, 1], &device)], 1);
         let expected = extended.matmul(layer.effective_weight());
         let y = layer.forward(x.clone());

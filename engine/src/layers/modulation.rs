@@ -209,11 +209,11 @@ pub fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::Device;
     use std::f32::consts::PI;
 
     fn random(shape: [usize; 3]) -> Tensor<3> {
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+        crate::testing::random(shape)
     }
 
     fn norms(x: Tensor<3>) -> Tensor<3> {

@@ -170,11 +170,7 @@ impl LocalNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
-
-    fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
-    }
+    use crate::testing::random;
 
     fn close<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> bool {
         (a - b).abs().max().into_scalar::<f32>() < 1e-5
@@ -193,7 +189,7 @@ mod tests {
     #[test]
     fn groups_of_images_are_normalised_apart() {
         let norm = LocalNorm::new(6, &Init::new(0, &Device::flex()));
-        let (a, b) = (random([8, 5, 6]) * 3.0, random([8, 5, 6]) + 2.0);
+        let (a, b): (Tensor<3>, _) = (random([8, 5, 6]) * 3.0, random([8, 5, 6]) + 2.0);
         let both = norm.forward(Tensor::cat(vec![a.clone(), b.clone()], 0));
         let apart = Tensor::cat(vec![norm.forward(a.clone()), norm.forward(b)], 0);
         assert!(close(both, apart));

@@ -143,23 +143,12 @@ pub fn adversarial_regression(
 
 #[cfg(test)]
 mod tests {
-    use burn::module::{ModuleMapper, Param};
-    use burn::tensor::Distribution;
-
     use super::*;
     use crate::diffusion::{NoiseSchedule, Prediction};
     use crate::nets::{DitConfig, History, Points, Student, distillable};
     use crate::process::TimeInput;
+    use crate::testing::Draws;
     use crate::train::{params, regression};
-
-    /// Random weights throughout, those of the comparison with the condition times a factor.
-    struct Noise(f64);
-
-    impl ModuleMapper for Noise {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|x| x.random_like(Distribution::Normal(0.0, 0.3)) * self.0)
-        }
-    }
 
     fn process() -> Process {
         Process {
@@ -177,8 +166,7 @@ mod tests {
     fn teacher() -> Dit {
         let base = DitConfig::dit(32, 3, 4);
         let config = DitConfig { size: [8, 8], classes: 3, learned_variance: false, ..base };
-        Device::flex().seed(4);
-        config.init(0, &Device::flex()).map(&mut Noise(1.0))
+        config.init(0, &Device::flex()).map(&mut Draws::new(4, 0.3))
     }
 
     fn student(teacher: Dit) -> Dit {
@@ -194,8 +182,8 @@ mod tests {
     }
 
     fn batch() -> StudentBatch {
-        let random =
-            || Tensor::random([2, 4, 8, 8], Distribution::Normal(0.0, 1.0), &Device::flex());
+        let mut draws = Draws::new(5, 1.0);
+        let mut random = || draws.tensor([2, 4, 8, 8]);
         StudentBatch { noise: random(), points: vec![random(), random()], labels: vec![0, 2] }
             .autodiff()
     }
@@ -273,9 +261,8 @@ mod tests {
     fn heads_learn_to_tell_two_kinds_of_images() {
         use crate::train::{LearningRate, Trainer, TrainerConfig};
         let features = features(teacher());
-        let images = |mean: f64| {
-            Tensor::random([4, 4, 8, 8], Distribution::Normal(mean, 0.3), &Device::flex())
-        };
+        let mut draws = Draws::new(6, 0.3);
+        let mut images = |mean: f64| draws.tensor([4, 4, 8, 8]) + mean;
         let labels = [0, 1, 2, 0];
         let [real, fake] = [0.5, -0.5].map(|mean| features.of(images(mean), &labels).autodiff());
         let config = TrainerConfig {

@@ -1,12 +1,13 @@
 //! Students against one pass over all tokens with a dense mask, and against the published numbers.
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use super::{History, Memory, Points, Student, distillable};
 use crate::layers::Attend;
 use crate::nets::modes::BlockMode;
 use crate::nets::{Dit, DitConfig, Flexible, Sharing};
+use crate::testing::Draws;
 use crate::train::params;
 
 const HISTORIES: [History; 4] = [History::Newest, History::Previous, History::Noise, History::All];
@@ -24,14 +25,7 @@ fn student(steps: usize, history: History, history_layers: usize) -> Student {
 
 /// A network of random weights throughout, with adaLN or magnitude-preserving.
 fn net(config: DitConfig) -> Dit {
-    struct Noise;
-    impl ModuleMapper for Noise {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|x| x.random_like(Distribution::Normal(0.0, 0.2)))
-        }
-    }
-    Device::flex().seed(3);
-    config.init(0, &Device::flex()).map(&mut Noise)
+    config.init(0, &Device::flex()).map(&mut Draws::new(3, 0.2))
 }
 
 fn small(preserved: bool) -> DitConfig {
@@ -42,16 +36,13 @@ fn small(preserved: bool) -> DitConfig {
     DitConfig { size: [8, 8], classes: 3, learned_variance: false, ..base }
 }
 
-fn random(shape: [usize; 4]) -> Tensor<4> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
-}
-
 fn labels() -> Tensor<1, Int> {
     Tensor::from_data([0, 2], &Device::flex())
 }
 
 fn points(steps: usize) -> Vec<Tensor<4>> {
-    (0..steps).map(|_| random([2, 4, 8, 8])).collect()
+    let mut draws = Draws::new(7, 1.0);
+    (0..steps).map(|_| draws.tensor([2, 4, 8, 8])).collect()
 }
 
 /// Largest difference as a share of the largest value.
