@@ -18,8 +18,9 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::kernels;
 use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::train::Trainer;
+use pyrograph_engine::train::{Precision, Trainer};
 use pyrograph_weights::FloatDtype;
 
 pub use average::reconstruct;
@@ -79,6 +80,10 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
+        if config.precision == Precision::Bf16 && !kernels::mixes(device) {
+            let reason = "precision is bf16, in which this device does not train: set f32";
+            return Err(Error::Config { reason: reason.into() });
+        }
         std::fs::create_dir_all(folder)
             .map_err(|source| Error::File { path: folder.to_owned(), source })?;
         let (start, material, critic) = match source {

@@ -157,6 +157,7 @@ fn trainer_config() -> TrainerConfig {
         clip: None,
         averages: Vec::new(),
         forced_normalization: true,
+        precision: Default::default(),
     }
 }
 

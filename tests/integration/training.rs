@@ -10,7 +10,8 @@ use burn::tensor::Device;
 use image::{Rgba, RgbaImage};
 use pyrograph::data::{Background, Dataset};
 use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
-use pyrograph_engine::train::params;
+use pyrograph_engine::kernels;
+use pyrograph_engine::train::{Precision, params};
 use pyrograph_weights::Checkpoint;
 
 use crate::util::{first_and_last_loss, goldens, program};
@@ -117,6 +118,33 @@ fn losses_fall() {
     run(&data, &path, 60, false, None);
     let [start, end] = first_and_last_loss(&path);
     assert!(end < 0.8 * start, "{start} to {end}");
+}
+
+#[test]
+fn mixed_precision_goes_nearly_the_same_way_or_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(&folder.path().join("data"));
+    let device = Device::flex();
+    let train = |precision: Precision| {
+        let path = folder.path().join(format!("{precision:?}"));
+        let config = TrainConfig { precision, ..config(60) };
+        let mut run = Run::new(&path, config, Source::Images(data.clone()), false, &device)?;
+        let _ = run.train(&mut |_| ControlFlow::Continue(()))?;
+        Ok::<_, pyrograph::Error>(first_and_last_loss(&path))
+    };
+    let [start, end] = train(Precision::F32).expect("trains");
+    match train(Precision::Bf16) {
+        Ok(mixed) => {
+            assert!(kernels::mixes(&device));
+            assert!(mixed != [start, end], "nothing was rounded");
+            assert!((mixed[0] - start).abs() < 0.01 * start, "{} and {start}", mixed[0]);
+            assert!((mixed[1] - end).abs() < 0.1 * end, "{} and {end}", mixed[1]);
+        }
+        Err(error) => {
+            assert!(!kernels::mixes(&device), "{error}");
+            assert!(error.to_string().contains("bf16"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -103,7 +103,9 @@ fn prepared<'a>(
                         true => root / (dot(row, row).sqrt() + EPSILON as f32),
                         false => 1.0,
                     };
-                    out.iter_mut().zip(row).for_each(|(out, x)| *out = x * factor);
+                    for (out, x) in out.iter_mut().zip(row) {
+                        *out = x * factor;
+                    }
                 },
             );
         }
@@ -122,7 +124,9 @@ fn through_norm(x: Matrix<'_>, gradient: &mut [f32]) {
                 let norm = dot(row, row).sqrt().max(1e-12);
                 let factor = root / (norm + EPSILON as f32);
                 let along = dot(row, g) * factor / ((norm + EPSILON as f32) * norm);
-                g.iter_mut().zip(row).for_each(|(g, x)| *g = *g * factor - x * along);
+                for (g, x) in g.iter_mut().zip(row) {
+                    *g = *g * factor - x * along;
+                }
             },
         );
     }
@@ -150,7 +154,9 @@ fn through_softmax(shares: &[f32], gradient: &mut [f32], columns: usize, scale: 
             #[inline(always)]
             || {
                 let mean = dot(p, g);
-                g.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - mean) * scale);
+                for (g, p) in g.iter_mut().zip(p) {
+                    *g = p * (*g - mean) * scale;
+                }
             },
         );
     }

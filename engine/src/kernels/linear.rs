@@ -7,6 +7,7 @@ use super::bridge::Kernel;
 use super::math::{add_scaled, column_sums, simd};
 use super::matrix::{Matrix, multiply};
 use super::memory::{buffer, shape, tensor, values};
+use super::mixed;
 use super::packed::product;
 use super::pointwise::activate;
 use crate::layers::Activation;
@@ -16,6 +17,20 @@ use crate::layers::Activation;
 pub(super) struct Linear {
     /// `f`; only without gradients.
     pub(super) activation: Option<Activation>,
+    /// Products in bf16.
+    pub(super) mixed: bool,
+}
+
+impl Linear {
+    /// `a · b`.
+    fn product(&self, a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+        if self.mixed {
+            return mixed::multiply(a, b);
+        }
+        let mut out = buffer(a.rows * b.columns);
+        multiply(&mut out, b.columns, a, b, false, true);
+        out
+    }
 }
 
 /// Rows of the output that one task finishes.
@@ -28,9 +43,7 @@ impl Kernel for Linear {
         let mut dims = shape(&x);
         let weight = matrix(&inputs[1]);
         let (width, rows) = (weight.columns, values(&x).len() / weight.rows.max(1));
-        let mut y = buffer(rows * width);
-        let lhs = Matrix::new(values(&x), rows, weight.rows);
-        multiply(&mut y, width, lhs, weight, false, true);
+        let mut y = self.product(Matrix::new(values(&x), rows, weight.rows), weight);
         finish(&mut y, width, bias.as_ref().map(values), self.activation);
         *dims.last_mut().expect("at least one dimension") = width;
         tensor(y, &dims)
@@ -48,16 +61,10 @@ impl Kernel for Linear {
         let (inner, width) = (weight.rows, weight.columns);
         let rows = values(&x).len() / inner.max(1);
         let given = Matrix::new(values(&gradient), rows, width);
-        let for_x = wanted[0].then(|| {
-            let mut out = buffer(rows * inner);
-            multiply(&mut out, inner, given, weight.transposed(), false, true);
-            tensor(out, &shape(&x))
-        });
+        let for_x = wanted[0].then(|| tensor(self.product(given, weight.transposed()), &shape(&x)));
         let for_weight = wanted[1].then(|| {
-            let mut out = buffer(inner * width);
-            let lhs = Matrix::new(values(&x), rows, inner).transposed();
-            multiply(&mut out, width, lhs, given, false, true);
-            tensor(out, &[inner, width])
+            let x = Matrix::new(values(&x), rows, inner).transposed();
+            tensor(self.product(x, given), &[inner, width])
         });
         let mut found = vec![for_x, for_weight];
         if wanted.len() > 2 {

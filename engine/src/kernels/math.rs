@@ -9,7 +9,7 @@ use rayon::prelude::*;
 const LANES: usize = 16;
 
 /// Runs a closure compiled for the best instruction set of this machine. The loops inside must be
-/// inlined into it.
+/// inlined into it: `for`, not `for_each`, whose own function may be compiled for any machine.
 #[inline(always)]
 pub(super) fn simd<R>(work: impl FnOnce() -> R) -> R {
     static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
@@ -97,8 +97,11 @@ pub(super) fn column_sums(a: &[f32], b: Option<&[f32]>, width: usize) -> Vec<f32
                     .for_each(|row| add_scaled(sums, 1.0, &row[columns.clone()])),
                 Some(b) => {
                     for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
-                        let products = a[columns.clone()].iter().zip(&b[columns.clone()]);
-                        sums.iter_mut().zip(products).for_each(|(sum, (a, b))| *sum += a * b);
+                        for ((sum, a), b) in
+                            sums.iter_mut().zip(&a[columns.clone()]).zip(&b[columns.clone()])
+                        {
+                            *sum += a * b;
+                        }
                     }
                 }
             },

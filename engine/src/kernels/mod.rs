@@ -13,6 +13,7 @@ mod linear;
 mod math;
 mod matrix;
 mod memory;
+mod mixed;
 mod modulate;
 mod packed;
 mod plain;
@@ -27,12 +28,13 @@ mod weight;
 pub(crate) use matrix::counted;
 pub use update::AdamStep;
 
+use std::cell::Cell;
 use std::sync::LazyLock;
 
 use burn::backend::{DispatchAutodiffContext, GradientCheckpointingStrategy};
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
-use burn::tensor::{Bool, DType, FloatDType, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 use crate::device::is_host;
 use crate::layers::Activation;
@@ -50,6 +52,25 @@ fn available<const D: usize>(x: &Tensor<D>) -> bool {
         && !(x.is_autodiff() && x.clone().into_dispatch().autodiff == checkpointed)
 }
 
+thread_local! {
+    /// Whether the linear layers that are recorded on this thread multiply in bf16.
+    static MIXED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether [`mixed`] changes anything on this device.
+pub fn mixes(device: &Device) -> bool {
+    *ON && is_host(device) && mixed::available()
+}
+
+/// `f`, in which the products of linear layers whose gradients are recorded take bf16 in place of f32, those of
+/// the gradients too; the sums stay f32 (mixed precision, Micikevicius et al. 2018).
+pub fn mixed<R>(f: impl FnOnce() -> R) -> R {
+    let before = MIXED.replace(mixed::available());
+    let result = f();
+    MIXED.set(before);
+    result
+}
+
 /// `activation(x · weight + bias)`.
 ///
 /// # Shapes
@@ -64,13 +85,15 @@ pub fn linear<const D: usize>(
         return plain::linear(x, weight, bias, activation);
     }
     // The backward pass needs the activation's input, which a fused one does not keep.
-    let (fused, after) = match x.is_autodiff() || weight.is_autodiff() {
+    let recorded = x.is_autodiff() || weight.is_autodiff();
+    let (fused, after) = match recorded {
         true => (None, activation),
         false => (activation, None),
     };
+    let mixed = recorded && MIXED.get();
     let mut inputs = vec![x.into(), weight.into()];
     inputs.extend(bias.map(Operand::from));
-    let y = run(linear::Linear { activation: fused }, inputs);
+    let y = run(linear::Linear { activation: fused, mixed }, inputs);
     match after {
         Some(activation) => pointwise(y, activation),
         None => y,

@@ -89,7 +89,9 @@ fn rotate(y: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
 #[inline(always)]
 fn apply(factors: &Factors, batch: usize, token: usize, y: &mut [f32]) {
     if let Some(scale) = &factors.scale {
-        y.iter_mut().zip(scale.row(batch, token)).for_each(|(y, scale)| *y *= scale);
+        for (y, scale) in y.iter_mut().zip(scale.row(batch, token)) {
+            *y *= scale;
+        }
     }
     if let Some(shift) = &factors.shift {
         add_scaled(y, 1.0, shift.row(batch, token));
@@ -170,11 +172,12 @@ impl Kernel for Modulate {
                         }
                         if let (Some(sums), Some(scale)) = (&mut scale, &factors.scale) {
                             let sums = slot(sums, token, width);
-                            sums.iter_mut()
-                                .zip(&*out)
-                                .zip(&clean)
-                                .for_each(|((s, g), x)| *s += g * x);
-                            out.iter_mut().zip(scale.row(batch, token)).for_each(|(g, s)| *g *= s);
+                            for ((sum, g), x) in sums.iter_mut().zip(&*out).zip(&clean) {
+                                *sum += g * x;
+                            }
+                            for (g, scale) in out.iter_mut().zip(scale.row(batch, token)) {
+                                *g *= scale;
+                            }
                         }
                         if let Some(epsilon) = self.norm {
                             let (_, factor) = moments(x, epsilon);
@@ -223,11 +226,15 @@ impl Kernel for Join {
                     #[inline(always)]
                     || match gate {
                         Some(gate) => {
-                            pairs.zip(gate.row(batch, token)).for_each(|(((y, x), f), gate)| {
-                                *y = self.keep * x + self.share * gate * f
-                            })
+                            for (((y, x), f), gate) in pairs.zip(gate.row(batch, token)) {
+                                *y = self.keep * x + self.share * gate * f;
+                            }
                         }
-                        None => pairs.for_each(|((y, x), f)| *y = self.keep * x + self.share * f),
+                        None => {
+                            for ((y, x), f) in pairs {
+                                *y = self.keep * x + self.share * f;
+                            }
+                        }
                     },
                 );
             }
@@ -266,17 +273,19 @@ impl Kernel for Join {
                         || match &gate {
                             Some(gate) => {
                                 let sums = slot(sums, token, width);
-                                sums.iter_mut()
-                                    .zip(g)
-                                    .zip(f)
-                                    .for_each(|((s, g), f)| *s += self.share * g * f);
+                                for ((sum, g), f) in sums.iter_mut().zip(g).zip(f) {
+                                    *sum += self.share * g * f;
+                                }
                                 let gate = gate.row(batch, token);
-                                out.iter_mut()
-                                    .zip(g)
-                                    .zip(gate)
-                                    .for_each(|((o, g), gate)| *o = self.share * g * gate);
+                                for ((out, g), gate) in out.iter_mut().zip(g).zip(gate) {
+                                    *out = self.share * g * gate;
+                                }
                             }
-                            None => out.iter_mut().zip(g).for_each(|(o, g)| *o = self.share * g),
+                            None => {
+                                for (out, g) in out.iter_mut().zip(g) {
+                                    *out = self.share * g;
+                                }
+                            }
                         },
                     );
                 }

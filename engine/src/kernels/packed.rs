@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
 use super::memory::buffer;
+use super::mixed::in_rows;
 use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
 
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
@@ -112,7 +113,7 @@ pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: us
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
     #[cfg(test)]
     super::matrix::count(rows * inputs * outputs);
-    let pairs = (method == Method::Dot).then(|| rounded(x, inputs));
+    let pairs = (method == Method::Dot).then(|| in_rows(Matrix::new(x, rows, inputs)));
     let words: &[u32] = pairs.as_deref().unwrap_or(bytemuck::cast_slice(x));
     let mut y = buffer(rows * outputs);
     let all = Output::new(&mut y);
@@ -163,28 +164,6 @@ pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: us
         }
     });
     y
-}
-
-/// Each row as pairs of bf16, the first of a pair in the lower bits: `[rows, ⌈inputs / 2⌉]`.
-fn rounded(x: &[f32], inputs: usize) -> Vec<u32> {
-    let pairs = inputs.div_ceil(2);
-    let mut words = vec![0; x.len() / inputs.max(1) * pairs];
-    words.par_chunks_mut(pairs).zip(x.par_chunks(inputs)).for_each(|(words, x)| {
-        simd(
-            #[inline(always)]
-            || {
-                let low = |x: f32| u32::from(bf16::from_f32(x).to_bits());
-                let whole = x.chunks_exact(2);
-                if let ([last], Some(word)) = (whole.remainder(), words.last_mut()) {
-                    *word = low(*last);
-                }
-                for (word, pair) in words.iter_mut().zip(whole) {
-                    *word = low(pair[0]) | low(pair[1]) << 16;
-                }
-            },
-        );
-    });
-    words
 }
 
 /// The packed rows as they are multiplied, if they are kept so.

@@ -56,9 +56,21 @@ fn chain(activation: Activation, x: &[f32], gradient: &mut [f32]) {
     simd(
         #[inline(always)]
         || match activation {
-            Activation::GeluTanh => pairs.for_each(|(g, &x)| *g *= gelu_slope(x)),
-            Activation::Silu => pairs.for_each(|(g, &x)| *g *= silu_slope(x)),
-            Activation::MpSilu => pairs.for_each(|(g, &x)| *g *= silu_slope(x) * unit),
+            Activation::GeluTanh => {
+                for (g, &x) in pairs {
+                    *g *= gelu_slope(x);
+                }
+            }
+            Activation::Silu => {
+                for (g, &x) in pairs {
+                    *g *= silu_slope(x);
+                }
+            }
+            Activation::MpSilu => {
+                for (g, &x) in pairs {
+                    *g *= silu_slope(x) * unit;
+                }
+            }
         },
     );
 }

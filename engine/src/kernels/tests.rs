@@ -1,6 +1,6 @@
 //! Every kernel against the plain operations: values and gradients.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{AdamStep, plain};
 use crate::layers::Activation;
@@ -85,6 +85,42 @@ fn linear() {
         |x| super::linear(call(x).0, call(x).1, None, None),
         |x| plain::linear(call(x).0, call(x).1, None, None),
     );
+}
+
+#[test]
+fn products_in_mixed_precision() {
+    if !super::mixes(&Device::flex()) {
+        return;
+    }
+    let weight = |x: &Tensor<3>| x.clone().squeeze_dim::<2>(0);
+    // Sizes with parts of tiles, of panels and of pairs.
+    for (tokens, inner, outer) in [(33, 47, 81), (64, 96, 48), (150, 1100, 20)] {
+        let inputs = [random([2, tokens, inner]), random([1, inner, outer])];
+        let rounded = inputs.clone().map(|x| x.cast(FloatDType::BF16).cast(FloatDType::F32));
+        let direction = random([2, tokens, outer]).cast(FloatDType::BF16).cast(FloatDType::F32);
+        let gradients = |inputs: [Tensor<3>; 2], mixed: bool| {
+            let leaves = inputs.map(|x| x.autodiff().require_grad());
+            let call = || super::linear(leaves[0].clone(), weight(&leaves[1]), None, None);
+            let y = if mixed { super::mixed(call) } else { call() };
+            let found = (y.clone() * direction.clone().autodiff()).sum().backward();
+            let of = |x: &Tensor<3>| x.grad(&found).expect("every input has a gradient");
+            [y.inner(), of(&leaves[0]), of(&leaves[1])]
+        };
+        let found = gradients(inputs, true);
+        let expected = gradients(rounded, false);
+        for (i, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+            let worst = difference(found, expected);
+            assert!(worst < 1e-5, "{i} of {tokens} {inner} {outer} differs by {worst:e}");
+        }
+    }
+    // Of a transposed weight, as that of the gradient's gradient; without gradients nothing changes.
+    let (x, w) = (random([1, 9, 21]), random::<3>([1, 33, 21]));
+    let call = |x: Tensor<3>| super::linear(x, weight(&w).transpose(), None, None);
+    let plain = call(x.clone());
+    assert!(difference(super::mixed(|| call(x.clone())), plain.clone()) == 0.0);
+    let mixed = super::mixed(|| call(x.autodiff().require_grad())).inner();
+    let worst = difference(mixed, plain);
+    assert!((1e-5..1e-2).contains(&worst), "{worst:e}");
 }
 
 #[test]

@@ -71,7 +71,11 @@ pub(super) fn blend(average: FlexTensor, value: &FlexTensor, keep: f64) -> FlexT
     pairs.zip(values(&value).par_chunks(GRAIN)).for_each(|(average, value)| {
         simd(
             #[inline(always)]
-            || average.iter_mut().zip(value).for_each(|(a, v)| *a = *a * keep + v * rest),
+            || {
+                for (average, value) in average.iter_mut().zip(value) {
+                    *average = *average * keep + value * rest;
+                }
+            },
         );
     });
     average

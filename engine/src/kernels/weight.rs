@@ -33,8 +33,9 @@ impl Kernel for NormalizedColumns {
                 #[inline(always)]
                 || {
                     for (out, row) in out.chunks_exact_mut(width).zip(source.chunks_exact(width)) {
-                        let pairs = out.iter_mut().zip(row).zip(&factors);
-                        pairs.for_each(|((out, w), factor)| *out = w * factor);
+                        for ((out, w), factor) in out.iter_mut().zip(row).zip(&factors) {
+                            *out = w * factor;
+                        }
                     }
                 },
             );

@@ -274,6 +274,7 @@ mod tests {
             clip: None,
             averages: Vec::new(),
             forced_normalization: false,
+            precision: Default::default(),
         };
         let judge = features.discriminator(2, &Device::flex());
         let mut trainer = Trainer::new(judge, config);

@@ -10,4 +10,4 @@ pub mod trainer;
 pub use ema::{Average, Snapshot, reconstruction_weights};
 pub use objective::{Batch, Denoising, StudentBatch, Target, regression};
 pub use optimizer::{AdamW, Decay, LearningRate};
-pub use trainer::{Trainer, TrainerConfig};
+pub use trainer::{Precision, Trainer, TrainerConfig};

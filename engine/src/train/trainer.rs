@@ -12,6 +12,17 @@ use crate::device::is_host;
 use crate::kernels;
 use crate::layers::dense::ForceNorm;
 
+/// Type in which the linear layers multiply in training; their sums, all else and the weights are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Mixed precision with bf16, where the device has it: see [`mixes`](kernels::mixes).
+    Bf16,
+}
+
 /// Settings of a run that do not depend on the objective.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +43,8 @@ pub struct TrainerConfig {
     pub averages: Vec<Average>,
     /// Normalise the weights of preserved layers after each step.
     pub forced_normalization: bool,
+    /// Type of the products.
+    pub precision: Precision,
 }
 
 /// A model in training.
@@ -93,7 +106,10 @@ impl<M: Module + Send> Trainer<M> {
     ) -> StepReport {
         let share = 1.0 / micro_batches as f64;
         let part = |(i, model): (usize, M)| {
-            let loss = loss(&model, i) * share;
+            let loss = match self.config.precision {
+                Precision::F32 => loss(&model, i),
+                Precision::Bf16 => kernels::mixed(|| loss(&model, i)),
+            } * share;
             let gradients = params::gradients(&model, &loss.backward());
             (loss.without_autodiff(), gradients)
         };

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
@@ -15,7 +15,10 @@ use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, parse_sampler};
 use pyrograph_engine::kernels;
 use pyrograph_engine::nets::{Dit, DitConfig};
 use pyrograph_engine::process::{Process, TimeInput};
-use pyrograph_engine::train::{Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig};
+use pyrograph_engine::train::{
+    Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
+};
+use pyrograph_weights::FloatDtype;
 use serde_json::{Map, Value, json};
 
 use super::weight_type::WeightType;
@@ -235,7 +238,15 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
         clip: None,
         averages: Vec::new(),
         forced_normalization: args.mp,
+        precision: match args.dtype {
+            WeightType::Float(FloatDtype::Bf16) => Precision::Bf16,
+            WeightType::Float(FloatDtype::F32) => Precision::F32,
+            other => bail!("training in {other}, expected f32 or bf16"),
+        },
     };
+    if settings.precision == Precision::Bf16 && !kernels::mixes(bench.device) {
+        bail!("no products of bf16 on this device");
+    }
     let mut trainer = Trainer::new(config.init(0, &device), settings);
     let process = Process {
         schedule: NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false },

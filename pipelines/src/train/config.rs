@@ -6,7 +6,7 @@ use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
 use pyrograph_engine::nets::{DitConfig, Flexible};
 use pyrograph_engine::process::{Process, TimeInput};
-use pyrograph_engine::train::{Average, Decay, LearningRate, TrainerConfig};
+use pyrograph_engine::train::{Average, Decay, LearningRate, Precision, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
 use super::student::{Adversarial, StudentShape};
@@ -34,6 +34,8 @@ pub struct TrainConfig {
     /// Parts into which a batch is split; the CPU computes them side by side, a GPU one after the other to
     /// save memory.
     pub micro_batches: usize,
+    /// Type in which linear layers multiply; bf16 is mixed precision, on a CPU that has it.
+    pub precision: Precision,
     /// Share of labels replaced by the null class.
     pub label_dropout: f64,
     /// Mirrors half of the images.
@@ -169,6 +171,7 @@ impl Default for TrainConfig {
             steps: 2000,
             batch: 16,
             micro_batches: 2,
+            precision: Precision::F32,
             label_dropout: 0.1,
             flip: false,
             background: Background::default(),
@@ -349,6 +352,7 @@ impl TrainConfig {
             clip: (self.clip > 0.0).then_some(self.clip),
             averages: self.averages.clone(),
             forced_normalization: net.magnitude.forced_normalization,
+            precision: self.precision,
         }
     }
 }

@@ -76,6 +76,7 @@ impl Critic {
             clip: None,
             averages: Vec::new(),
             forced_normalization: false,
+            precision: config.precision,
         };
         let judge = features.discriminator(config.seed ^ SEED, device);
         let trainer = Trainer::new(judge, settings);
