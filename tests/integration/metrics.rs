@@ -209,13 +209,12 @@ fn a_sweep_goes_on_where_it_stopped() {
         assert!(output.status.success(), "{said}");
         said
     };
-    let (model, table, cache) = (path("flexible"), path("sweep.csv"), path("cache"));
-    run(&["flexify", "emoji-class", "--patches", "16", "-o", &model]);
+    let (table, cache) = (path("sweep.csv"), path("cache"));
     let sweep = |schedules: &str| {
         run(&[
             "sweep",
             "-m",
-            &model,
+            "emoji-class",
             "--reference",
             "assets/data/emoji",
             "-n",
@@ -244,4 +243,12 @@ fn a_sweep_goes_on_where_it_stopped() {
     });
     assert!(compute.into_iter().all(|share| share > 0.5 && share < 0.7), "{rows}");
     assert!(folder.path().join("sweep.png").is_file());
+    let said = run(&["sweep", "-m", "emoji-class", "--reference", "assets/data/emoji", "-n", "8"]
+        .iter()
+        .chain(&["--steps", "2", "--cfg-scale", "1", "--schedules", "100%", "--dtype", "bf16"])
+        .chain(&["--against", "seconds", "-o", &path("other.csv"), "--cache", &cache])
+        .copied()
+        .collect::<Vec<_>>());
+    assert!(said.contains("1 of 1"), "{said}");
+    assert!(folder.path().join("other.png").is_file());
 }

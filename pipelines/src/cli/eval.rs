@@ -16,6 +16,7 @@ use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::parse_sampler;
 use serde_json::json;
 
+use super::weight_type::WeightType;
 use super::{Common, find_model, interrupted};
 
 /// Weights of the shipped feature network.
@@ -84,6 +85,28 @@ impl Judging {
     }
 }
 
+/// How a model is held while it makes images to judge.
+#[derive(Args)]
+pub(super) struct Judged {
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8
+    #[arg(long, default_value = "f32")]
+    dtype: WeightType,
+    /// Images per network call
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+}
+
+impl Judged {
+    pub(super) fn open(&self, model: &Path, device: &Device) -> anyhow::Result<ClassPipeline> {
+        let model = pyrograph::model::recognise(&find_model(model)?)?;
+        Ok(ClassPipeline::new(self.dtype.load(model, device, &mut |_| ())?, device))
+    }
+
+    pub(super) fn batch(&self) -> usize {
+        self.batch_size.max(1)
+    }
+}
+
 /// How images to judge are made.
 #[derive(Args)]
 struct Making {
@@ -99,9 +122,8 @@ struct Making {
     /// Seed of the first image
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images per network call
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
+    #[command(flatten)]
+    judged: Judged,
     #[command(flatten)]
     patches: super::patches::Patches,
 }
@@ -110,10 +132,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let net = args.judging.open(&device)?;
     let pipeline = match &args.model {
-        Some(model) => {
-            let model = pyrograph::model::open(&find_model(model)?, &device)?;
-            Some(ClassPipeline::new(model, &device))
-        }
+        Some(model) => Some(args.making.judged.open(model, &device)?),
         None => None,
     };
     let size = match (args.size, &pipeline, &args.images) {
@@ -178,7 +197,7 @@ impl Making {
         let net = &pipeline.config().net;
         let mut settings = pipeline.config().defaults.settings(self.seed);
         settings.steps = self.steps.unwrap_or(settings.steps);
-        settings.batch = self.batch_size.max(1);
+        settings.batch = self.judged.batch();
         settings.guidance.scale = self.cfg_scale.unwrap_or(settings.guidance.scale);
         if let Some(name) = &self.sampler {
             (settings.sampler, settings.spacing) = parse_sampler(name)?;

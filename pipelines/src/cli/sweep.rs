@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pyrograph::eval::compare;
 use pyrograph::image::{write_image, write_whole};
 use pyrograph::patches::PatchPlan;
@@ -13,9 +13,9 @@ use pyrograph::plot::{Series, scatter};
 use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::parse_sampler;
 
-use super::eval::{Judging, make};
+use super::Common;
+use super::eval::{Judged, Judging, make};
 use super::patches::parse_share;
-use super::{Common, find_model};
 
 /// First line of the table.
 const HEADER: &str = "schedule,steps,sampler,cfg_scale,images,compute,gmacs,seconds,fd,fd_margin,kid,\
@@ -46,22 +46,42 @@ pub(super) struct Sweep {
     /// Seed of the first image of every point
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images per network call
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
+    #[command(flatten)]
+    judged: Judged,
     /// Table to write; points that it holds already are not made again
     #[arg(long, short, default_value = "sweep.csv")]
     output: PathBuf,
-    /// Plot of the Fréchet distance against the operations per image [default: beside the table]
+    /// Plot of the Fréchet distance [default: beside the table]
     #[arg(long)]
     plot: Option<PathBuf>,
+    /// What it is plotted against
+    #[arg(long, value_enum, default_value = "operations")]
+    against: Against,
+}
+
+/// What images cost.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Against {
+    /// Multiplications with an addition per image
+    Operations,
+    /// Seconds per image
+    Seconds,
+}
+
+impl Against {
+    /// Name of the axis, and column of the table.
+    fn axis(self) -> (&'static str, usize) {
+        match self {
+            Self::Operations => ("GMAC per image", 6),
+            Self::Seconds => ("seconds per image", 7),
+        }
+    }
 }
 
 pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let net = args.judging.open(&device)?;
-    let model = pyrograph::model::open(&find_model(&args.model)?, &device)?;
-    let pipeline = ClassPipeline::new(model, &device);
+    let pipeline = args.judged.open(&args.model, &device)?;
     let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
 
@@ -99,8 +119,9 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         write_whole(&args.output, text.as_bytes())?;
     }
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
-    let axes = ["GMAC per image", "FD-EffLite0"];
-    write_image(&plot, &scatter(&series(&table)?, axes)?, &[])?;
+    let (axis, column) = args.against.axis();
+    let curves = series(&table, pipeline.config().net.patch, column)?;
+    write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;
     common.say(&format!("{} and {}", args.output.display(), plot.display()));
     Ok(())
 }
@@ -124,16 +145,18 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
             for &scale in &scales {
                 for schedule in &args.schedules {
                     let mut settings =
-                        Settings { steps, batch: args.batch_size, ..defaults.clone() };
+                        Settings { steps, batch: args.judged.batch(), ..defaults.clone() };
                     settings.guidance.scale = scale;
                     if let Some(name) = sampler {
                         (settings.sampler, settings.spacing) = parse_sampler(name)?;
                     }
                     let net = &pipeline.config().net;
-                    settings.patches = Some(match parse_share(schedule) {
-                        Ok(share) => PatchPlan::for_compute(net, net.size, share, steps)?,
-                        Err(_) => PatchPlan::parse(schedule, steps)?,
-                    });
+                    settings.patches = match parse_share(schedule) {
+                        // What a student has, too.
+                        Ok(1.0) => None,
+                        Ok(share) => Some(PatchPlan::for_compute(net, net.size, share, steps)?),
+                        Err(_) => Some(PatchPlan::parse(schedule, steps)?),
+                    };
                     let name = schedule.replace(',', " ");
                     let key = format!("{name},{steps},{},{scale},{}", settings.sampler, args.count);
                     points.push((key, settings));
@@ -156,8 +179,9 @@ fn read(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// One series per solver, number of steps and guidance scale.
-fn series(table: &[String]) -> anyhow::Result<Vec<Series>> {
+/// The points by what changes from one to the next: the share of steps with larger patches than the `native`
+/// ones, in the first or in the last steps, or the number of steps alone. `column` is their place.
+fn series(table: &[String], native: usize, column: usize) -> anyhow::Result<Vec<Series>> {
     let mut found: BTreeMap<String, Vec<[f64; 3]>> = BTreeMap::new();
     for row in table {
         let cells: Vec<&str> = row.split(',').collect();
@@ -165,9 +189,26 @@ fn series(table: &[String]) -> anyhow::Result<Vec<Series>> {
             let cell = cells.get(i).with_context(|| format!("row `{row}` is too short"))?;
             cell.parse().with_context(|| format!("`{cell}` in row `{row}`"))
         };
-        let name =
-            format!("{}, {} steps, cfg {}", cells[2.min(cells.len() - 1)], number(1)?, number(3)?);
-        found.entry(name).or_default().push([number(6)?, number(8)?, number(9)?]);
+        let point = [number(column)?, number(8)?, number(9)?];
+        let of_all = format!("{}, cfg {}", cells[2], number(3)?);
+        let of_steps =
+            |which: &str| format!("{} steps, larger patches {which}; {of_all}", cells[1]);
+        let schedule = cells[0].replace(' ', ",");
+        let plan = PatchPlan::parse(&schedule, number(1)? as usize);
+        let sizes = plan.map_or(Vec::new(), |plan| plan.main);
+        let names = match sizes.as_slice() {
+            _ if parse_share(&schedule) == Ok(1.0) => {
+                vec![format!("fewer steps; {of_all}"), of_steps("first")]
+            }
+            [(patch, _), .., (last, _)] if patch < last => vec![of_steps("last")],
+            [(patch, _)] if *patch == native => vec![format!("fewer steps; {of_all}")],
+            _ => vec![of_steps("first")],
+        };
+        names.into_iter().for_each(|name| found.entry(name).or_default().push(point));
+    }
+    // A point alone is part of another curve, unless there is none.
+    if found.values().any(|points| points.len() > 1) {
+        found.retain(|_, points| points.len() > 1);
     }
     Ok(found.into_iter().map(|(name, points)| Series { name, points }).collect())
 }
