@@ -26,11 +26,12 @@ pub(super) fn available() -> bool {
 
 /// `a · b` of both rounded to bf16, `[a.rows, b.columns]`.
 ///
-/// Each matrix has rows or columns whose elements lie next to each other.
-///
 /// # Panics
-/// Without dot products of bf16 on this machine.
+/// Without dot products of bf16 on this machine, and for matrices neither of whose rows nor of whose columns
+/// the elements lie next to each other.
 pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    assert!(available(), "products of bf16");
+    assert!(a.strides.contains(&1) && b.strides.contains(&1), "{:?}, {:?}", a.strides, b.strides);
     assert_eq!(a.columns, b.rows, "inner dimensions");
     let (rows, steps, outputs) = (a.rows, a.columns.div_ceil(2), b.columns);
     #[cfg(test)]
@@ -49,7 +50,7 @@ pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
                 let weights = &weights[start..steps.min(start + DEPTH)];
                 for row in (block..rows.min(block + BLOCK)).step_by(ROWS) {
                     // SAFETY: the product's memory is borrowed for all tasks, this panel's columns
-                    // are this task's alone, and the caller has found the method.
+                    // are this task's alone, and the machine was found to have the method.
                     #[allow(unsafe_code)]
                     unsafe {
                         let y = all.at(row * outputs + panel * COLUMNS);
