@@ -57,7 +57,7 @@ thread_local! {
     static MIXED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether [`mixed`] changes anything on this device.
+/// Whether [`mixed()`] changes anything on this device.
 pub fn mixes(device: &Device) -> bool {
     *ON && is_host(device) && mixed::available()
 }
