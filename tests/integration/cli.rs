@@ -248,14 +248,26 @@ fn an_interrupted_run_leaves_nothing() {
 #[test]
 fn half_precision_is_close_to_single() {
     let golden = cases("dit-pipeline").remove(0);
-    // A DiT with an autoencoder, and the magnitude-preserving network of pixels that ships.
-    for model in [text(&golden), "emoji-class"] {
+    // A DiT with an autoencoder, alone and with adapters of another patch size, and the flexible
+    // magnitude-preserving network of pixels that ships.
+    let folder = tempfile::tempdir().expect("a folder");
+    let adapted = folder.path().join("adapted");
+    let flexify =
+        ["flexify", text(&golden), "--patches", "4", "--adapters", "2", "-o", text(&adapted)];
+    succeeded(&run(folder.path(), &flexify));
+    let models: [(&str, &[&str]); 4] = [
+        (text(&golden), &[]),
+        (text(&adapted), &["--weak-steps", "4"]),
+        ("emoji-class", &[]),
+        ("emoji-class", &["--weak-steps", "4"]),
+    ];
+    for (model, further) in models {
         let folder = tempfile::tempdir().expect("a folder");
         let mut pictures = Vec::new();
         for dtype in ["f32", "f16", "bf16", "int8"] {
             let name = format!("{dtype}.png");
             let args = ["generate", "class", "-m", model, "-c", "1", "-s", "1", "--steps", "8"];
-            let args = [&args[..], &["--dtype", dtype, "-o", &name]].concat();
+            let args = [&args[..], further, &["--dtype", dtype, "-o", &name]].concat();
             let output = run(folder.path(), &args);
             // A GPU without the type says so.
             if tolerance(0.0) > 0.0 && dtype != "f32" && !output.status.success() {

@@ -1,7 +1,7 @@
 //! Further patch sizes of one network (FlexiDiT, Anagnostidis et al. 2025).
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::config::{DitConfig, Norm};
@@ -214,12 +214,23 @@ impl Affine {
     }
 }
 
+/// Brings all parameters to a type.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0))
+    }
+}
+
 impl Mode {
     /// See [`Dit::folded`](super::Dit::folded); `ends` resizes the network's own.
     pub(super) fn folded(mut self, ends: impl Fn(usize) -> Ends) -> Self {
-        let Ends { patch, out } = self.ends.unwrap_or_else(|| ends(self.patch));
-        self.ends = Some(Ends { patch: patch.folded(), out: out.folded() });
-        self
+        let Ends { patch, out } = self.ends.take().unwrap_or_else(|| ends(self.patch));
+        let ends = Ends { patch: patch.folded(), out: out.folded() };
+        // The layers may compute in another type than that of their weights.
+        let rest = self.map(&mut Cast(ends.patch.dtype()));
+        Self { ends: Some(ends), ..rest }
     }
 
     /// Side of its patches.
