@@ -206,9 +206,9 @@ fn series(table: &[String], native: usize, column: usize) -> anyhow::Result<Vec<
         };
         names.into_iter().for_each(|name| found.entry(name).or_default().push(point));
     }
-    // A point alone is part of another curve, unless there is none.
-    if found.values().any(|points| points.len() > 1) {
-        found.retain(|_, points| points.len() > 1);
-    }
+    // A point alone that is part of a curve is not named twice.
+    let joined: Vec<[f64; 3]> =
+        found.values().filter(|points| points.len() > 1).flatten().copied().collect();
+    found.retain(|_, points| points.len() > 1 || !joined.contains(&points[0]));
     Ok(found.into_iter().map(|(name, points)| Series { name, points }).collect())
 }
