@@ -105,6 +105,10 @@ impl Judged {
     pub(super) fn batch(&self) -> usize {
         self.batch_size.max(1)
     }
+
+    pub(super) fn dtype(&self) -> WeightType {
+        self.dtype
+    }
 }
 
 /// How images to judge are made.

@@ -19,7 +19,7 @@ use super::patches::parse_share;
 
 /// First line of the table.
 const HEADER: &str = "schedule,steps,sampler,cfg_scale,images,compute,gmacs,seconds,fd,fd_margin,kid,\
-                      kid_margin,precision,recall,density,coverage,copies";
+                      kid_margin,precision,recall,density,coverage,copies,dtype";
 
 #[derive(Args)]
 pub(super) struct Sweep {
@@ -89,7 +89,9 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
     for (i, (key, settings)) in points.into_iter().enumerate() {
-        if table.iter().any(|row| row.starts_with(&format!("{key},"))) {
+        let dtype = args.judged.dtype();
+        let (starts, ends) = (format!("{key},"), format!(",{dtype}"));
+        if table.iter().any(|row| row.starts_with(&starts) && row.ends_with(&ends)) {
             common.say(&format!("{} of {count}: {key}: in the table already", i + 1));
             continue;
         }
@@ -113,7 +115,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
             scores.copies,
         ];
         let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
-        table.push(format!("{key},{}", numbers.join(",")));
+        table.push(format!("{key},{},{dtype}", numbers.join(",")));
         let text = format!("{HEADER}\n{}\n", table.join("\n"));
         // Whole or not at all, so that a sweep can go on after any interruption.
         write_whole(&args.output, text.as_bytes())?;
