@@ -2,7 +2,7 @@
 # Trains the variants of the ablation with three seeds each and measures them:
 #   docs/experiments/ablation.sh CIFAR10_TRAIN_FOLDER WORK_FOLDER [OPTIONS OF TRAIN]
 # Can be stopped and started again; the table is WORK_FOLDER/ablation.jsonl. COUNT is the number of images made
-# of each model.
+# of each model. The rates of C and D, and of each modulation but scale-rotation-gate, are not tuned.
 set -euo pipefail
 data=$1 work=$2
 shift 2
