@@ -192,10 +192,10 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// An average that cannot be made from the snapshots of a run.
+    /// An average of weights that cannot be made.
     #[error("{}: {reason}", path.display())]
     Average {
-        /// Run or snapshot.
+        /// Run, snapshot or model.
         path: PathBuf,
         /// Why.
         reason: String,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod eval;
 pub mod image;
 pub mod labels;
+pub mod merge;
 pub mod metadata;
 pub mod model;
 pub mod patches;

@@ -9,6 +9,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use image::{Rgba, RgbaImage};
 use pyrograph::data::{Background, Dataset};
+use pyrograph::merge::merge;
+use pyrograph::model::open;
 use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
 use pyrograph_engine::kernels;
 use pyrograph_engine::train::{Precision, params};
@@ -178,6 +180,40 @@ fn averages_of_any_width_come_from_the_snapshots() {
     for (width, step) in [(0.0, None), (0.3, None), (0.1, Some(13)), (0.1, Some(0))] {
         assert!(reconstruct(&path, width, step, &device).is_err(), "{width} {step:?}");
     }
+}
+
+#[test]
+fn models_from_one_start_merge_into_the_mean_of_their_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(&folder.path().join("data"));
+    let train = |name: &str, setting: &str| {
+        let path = folder.path().join(name);
+        let config = config(4).with("", &[setting.to_owned()]).expect("valid");
+        let source = Source::Images(data.clone());
+        let mut run = Run::new(&path, config, source, false, &Device::flex()).expect("a run");
+        let _ = run.train(&mut |_| ControlFlow::Continue(())).expect("trains");
+        path.join("model")
+    };
+    let (a, b) = (train("a", "betas=[0.9, 0.99]"), train("b", "betas=[0.5, 0.9]"));
+    let device = Device::flex();
+    let values = |net: pyrograph_engine::nets::Dit| params::values(&net.train());
+    let merged =
+        merge(&[(a.clone(), 3.0), (b.clone(), 1.0)], &device).expect("models of one start");
+    let [from, to] = [&a, &b].map(|path| values(open(path, &device).expect("a model").net));
+    let mut moved = false;
+    for ((found, from), to) in values(merged.net).into_iter().zip(from).zip(to) {
+        moved |= !from.clone().equal(to.clone()).all().into_scalar::<bool>();
+        assert!(found.all_close(from * 0.75 + to * 0.25, Some(1e-5), Some(1e-6)));
+    }
+    assert!(moved, "two runs that came to the same");
+
+    let (seed, width) = (train("c", "seed=1"), train("d", "model.hidden=8"));
+    for (other, part) in [(&seed, "constants"), (&width, "another kind")] {
+        let error = merge(&[(a.clone(), 1.0), (other.clone(), 1.0)], &device).expect_err(part);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let error = merge(&[(a, 1.0), (b, -1.0)], &device).expect_err("nothing in all");
+    assert!(error.to_string().contains("add up to 0"), "{error}");
 }
 
 #[test]

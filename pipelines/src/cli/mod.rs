@@ -10,6 +10,7 @@ mod flexify;
 mod generate;
 mod health;
 mod inspect;
+mod merge;
 mod patches;
 mod sweep;
 mod train;
@@ -55,6 +56,8 @@ enum Command {
     Sweep(Box<sweep::Sweep>),
     /// Give a model further patch sizes
     Flexify(flexify::Flexify),
+    /// Average the weights of several models
+    Merge(merge::Merge),
     /// Time a model on this machine, as JSON lines
     Bench(bench::Bench),
     /// Show the settings stored in an image
@@ -198,6 +201,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Eval(eval) => eval::run(eval, &cli.common),
         Command::Sweep(sweep) => sweep::run(sweep, &cli.common),
         Command::Flexify(flexify) => flexify::run(flexify, &cli.common),
+        Command::Merge(merge) => merge::run(merge, &cli.common),
         Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),
         Command::Devices { check: true, no_fusion } => health::check(&cli.common, !no_fusion),

@@ -1,0 +1,60 @@
+//! Models of one shape, such as those of several runs from the same start, merged into the mean of their weights
+//! (Wortsman et al. 2022).
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use pyrograph_engine::nets::Dit;
+use pyrograph_engine::train::params;
+
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig, open};
+
+/// The first model with the mean of all networks, each with its share; the shares are scaled to add up to 1.
+///
+/// # Errors
+/// No models, shares that are not finite or add up to nothing, models that are not to be found, that differ in more
+/// than their sampling defaults, or whose constants differ, as those of runs from different seeds do.
+pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
+    let fault =
+        |path: &Path, reason: &str| Error::Average { path: path.into(), reason: reason.into() };
+    let total: f64 = models.iter().map(|(_, share)| share).sum();
+    let Some(((first, share), rest)) = models.split_first() else {
+        return Err(fault(Path::new(""), "no models to merge"));
+    };
+    if total == 0.0 || !total.is_finite() {
+        return Err(fault(first, &format!("shares that add up to {total}")));
+    }
+    let mut merged = open(first, device)?;
+    let mut sum = scaled(&merged.net, share / total);
+    for (path, share) in rest {
+        let model = open(path, device)?;
+        let config = ModelConfig { defaults: merged.config.defaults.clone(), ..model.config };
+        if config != merged.config {
+            return Err(fault(path, &format!("another kind of model than {}", first.display())));
+        }
+        if constants(&model.net) != constants(&merged.net) {
+            let reason = format!(
+                "does not come from the same start as {}: its constants differ",
+                first.display()
+            );
+            return Err(fault(path, &reason));
+        }
+        let parts = scaled(&model.net, share / total);
+        sum = sum.into_iter().zip(parts).map(|(sum, part)| sum + part).collect();
+    }
+    merged.net = params::with_values(merged.net.train(), sum).valid();
+    Ok(merged)
+}
+
+/// What is trained, times `share`.
+fn scaled(net: &Dit, share: f64) -> Vec<Tensor<1>> {
+    params::values(&net.clone().train()).into_iter().map(|value| value * share).collect()
+}
+
+/// What is drawn once and never trained.
+fn constants(net: &Dit) -> Option<[TensorData; 2]> {
+    let fourier = net.embedder.time.fourier.as_ref()?;
+    Some([&fourier.scale, &fourier.shift].map(|param| param.val().into_data()))
+}
