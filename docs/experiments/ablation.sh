@@ -7,14 +7,15 @@
 set -euo pipefail
 list=$1 data=$2 table=$3
 shift 3
-options=$* here=$(dirname "$0")
+here=$(dirname "$0")
 run=${PYROGRAPH:-pyrograph} count=${COUNT:-5000} jobs=${JOBS:-1} work=${WORK:-runs/ablation}
-export data table options here run count jobs work
+export data table here run count jobs work
 mkdir -p "$work"
 touch "$table"
 
 one() {
     IFS='|' read -r -a line <<<"$1"
+    shift
     seed=${line[0]} name=${line[1]} rate=${line[2]} settings=()
     grep -q "\"name\":\"$name\",\"seed\":$seed,\"rate\":$rate," "$table" && return
     for setting in "${line[@]:3}"; do
@@ -22,9 +23,8 @@ one() {
     done
     folder="$work/$name-$rate-$seed"
     common=(--threads "$((($(nproc) + jobs - 1) / jobs))" --device cpu -q)
-    # shellcheck disable=SC2086 # several options
     "$run" train class --data "$data/train" --config "$here/cifar10.toml" -o "$folder" --seed "$seed" \
-        --lr "$rate" "${settings[@]}" "${common[@]}" $options --resume
+        --lr "$rate" "${settings[@]}" "${common[@]}" "$@" --resume
     scores=$("$run" eval --reference "$data/test" -m "$folder/model" -n "$count" --steps 20 --cfg-scale 1 \
         --cache "$work/features" --batch-size 50 "${common[@]}")
     parameters=$("$run" inspect "$folder/model" --json | grep -o '"parameters":[0-9]*' | head -n 1)
@@ -35,4 +35,4 @@ export -f one
 
 for seed in ${SEEDS:-0 1 2}; do
     grep -v '^#' "$list" | sed "s/^/$seed|/"
-done | xargs -d '\n' -P "$jobs" -I{} bash -euo pipefail -c 'one "$1"' _ {}
+done | xargs -d '\n' -P "$jobs" -I{} bash -euo pipefail -c 'one "$@"' _ {} "$@"
