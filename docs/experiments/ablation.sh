@@ -25,7 +25,7 @@ one() {
     common=(--threads "$((($(nproc) + jobs - 1) / jobs))" --device cpu -q)
     "$run" train class --data "$data/train" --config "$here/cifar10.toml" -o "$folder" --seed "$seed" \
         --lr "$rate" "${settings[@]}" "${common[@]}" "$@" --resume
-    scores=$("$run" eval --reference "$data/test" -m "$folder/model" -n "$count" --steps 20 --cfg-scale 1 \
+    scores=$("$run" eval --reference "$data/test" -m "$folder/model" -n "$count" --steps 10 --cfg-scale 1 --dtype bf16 \
         --cache "$work/features" --batch-size 50 "${common[@]}")
     parameters=$("$run" inspect "$folder/model" --json | grep -o '"parameters":[0-9]*' | head -n 1)
     echo "{\"name\":\"$name\",\"seed\":$seed,\"rate\":$rate,$parameters,\"scores\":$scores}" >>"$table"

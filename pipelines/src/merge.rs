@@ -11,7 +11,8 @@ use pyrograph_engine::train::params;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, open};
 
-/// The first model with the mean of all networks, each with its share; the shares are scaled to add up to 1.
+/// The first model with the mean of all networks, each with its share; the shares are scaled to add up to 1. An
+/// autoencoder is that of the first.
 ///
 /// # Errors
 /// No models, shares that are not finite or add up to nothing, models that are not to be found, that differ in more

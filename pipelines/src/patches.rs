@@ -63,28 +63,16 @@ impl PatchPlan {
     }
 
     /// Reads `PATCH:STEPS,..` from noise to data, such as `8:12,4:8`; the last number of steps can be left
-    /// out.
+    /// out. The sizes of the guiding call follow after a `/` where they are others: `8:12,4:8/8`.
     ///
     /// # Errors
     /// Anything else, and steps that do not add up.
     pub fn parse(text: &str, steps: usize) -> Result<Self> {
-        let fault = |reason: &str| Error::Patches { reason: format!("`{text}`: {reason}") };
-        let number = |text: &str| text.trim().parse().map_err(|_| fault("expected PATCH:STEPS,.."));
-        let mut sizes: Vec<(usize, usize)> = Vec::new();
-        let mut left = steps;
-        for item in text.split(',') {
-            let (patch, count) = match item.split_once(':') {
-                Some((patch, count)) => (number(patch)?, number(count)?),
-                None => (number(item)?, left),
-            };
-            left = left
-                .checked_sub(count)
-                .ok_or_else(|| fault(&format!("more than the {steps} steps of the run")))?;
-            sizes.push((patch, count));
-        }
-        match left {
-            0 => Ok(Self::both(sizes)),
-            _ => Err(fault(&format!("{left} of {steps} steps are left over"))),
+        match text.split_once('/') {
+            None => Ok(Self::both(parse_sizes(text, steps)?)),
+            Some((main, guide)) => {
+                Ok(Self { main: parse_sizes(main, steps)?, guide: parse_sizes(guide, steps)? })
+            }
         }
     }
 
@@ -213,6 +201,28 @@ impl PatchPlan {
     }
 }
 
+/// The patch sizes of one call, and their steps.
+fn parse_sizes(text: &str, steps: usize) -> Result<Vec<(usize, usize)>> {
+    let fault = |reason: &str| Error::Patches { reason: format!("`{text}`: {reason}") };
+    let number = |text: &str| text.trim().parse().map_err(|_| fault("expected PATCH:STEPS,.."));
+    let mut sizes: Vec<(usize, usize)> = Vec::new();
+    let mut left = steps;
+    for item in text.split(',') {
+        let (patch, count) = match item.split_once(':') {
+            Some((patch, count)) => (number(patch)?, number(count)?),
+            None => (number(item)?, left),
+        };
+        left = left
+            .checked_sub(count)
+            .ok_or_else(|| fault(&format!("more than the {steps} steps of the run")))?;
+        sizes.push((patch, count));
+    }
+    match left {
+        0 => Ok(sizes),
+        _ => Err(fault(&format!("{left} of {steps} steps are left over"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,7 +283,15 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert_eq!(PatchPlan::parse("4:12,2", 20).expect("a plan").main, [(4, 12), (2, 8)]);
-        for (text, part) in [("4:12,2:9", "more than"), ("4:3", "left over"), ("a", "expected")] {
+        let guided = PatchPlan::parse("4:12,2/4", 20).expect("a plan");
+        assert_eq!((guided.main, guided.guide), (vec![(4, 12), (2, 8)], vec![(4, 20)]));
+        let mistakes = [
+            ("4:12,2:9", "more than"),
+            ("4:3", "left over"),
+            ("4/4:3", "left over"),
+            ("a", "expected"),
+        ];
+        for (text, part) in mistakes {
             let error = PatchPlan::parse(text, 20).expect_err(text);
             assert!(error.to_string().contains(part), "{error}");
         }

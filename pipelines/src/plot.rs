@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// Size of a plot in pixels.
 const SIZE: (u32, u32) = (900, 520);
+/// Height of a line of the legend in pixels.
+const LINE: i32 = 20;
 /// Share of an older value in the smoothed curve, per point.
 const SMOOTHING: f64 = 0.95;
 
@@ -48,7 +50,7 @@ pub struct Series {
     pub points: Vec<[f64; 3]>,
 }
 
-/// Series of points with their intervals, joined in order of their places.
+/// Series of points with their intervals, joined in order of their places, over a legend.
 ///
 /// # Errors
 /// If there is nothing to draw.
@@ -66,7 +68,9 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
     };
     let (xs, ys) = (range(&|p| [p[0], p[0]]), range(&|p| [p[1] - p[2], p[1] + p[2]]));
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
+        let lines = i32::try_from(series.len())?;
+        let (above, legend) = area.split_vertically(SIZE.1 as i32 - LINE * lines - 10);
+        let mut chart = ChartBuilder::on(&above)
             .margin(14)
             .x_label_area_size(40)
             .y_label_area_size(64)
@@ -84,21 +88,15 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
             let mut points = points.clone();
             points.sort_by(|a, b| a[0].total_cmp(&b[0]));
             let line = points.iter().map(|point| (point[0], point[1]));
-            chart
-                .draw_series(LineSeries::new(line.clone(), colour))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour));
+            chart.draw_series(LineSeries::new(line.clone(), colour))?;
             chart.draw_series(line.map(|at| Circle::new(at, 4, colour.filled())))?;
             chart.draw_series(points.iter().map(|[x, y, margin]| {
                 PathElement::new(vec![(*x, y - margin), (*x, y + margin)], colour)
             }))?;
+            let top = i32::try_from(i)? * LINE;
+            legend.draw(&PathElement::new(vec![(78, top + 9), (98, top + 9)], colour))?;
+            legend.draw(&Text::new(name.clone(), (106, top), ("sans-serif", 15)))?;
         }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE)
-            .border_style(RGBColor(200, 200, 200))
-            .label_font(("sans-serif", 15))
-            .draw()?;
         Ok(())
     })
 }

@@ -234,14 +234,19 @@ fn a_sweep_goes_on_where_it_stopped() {
         ])
     };
     sweep("100%");
-    let said = sweep("100%;16:1,8:1");
+    let said = sweep("100%;16:1,8:1;16:1,8:1/16");
     assert_eq!(said.matches("in the table already").count(), 2, "{said}");
     let rows = std::fs::read_to_string(&table).expect("a table");
-    assert_eq!(rows.lines().count(), 5, "{rows}");
-    let compute = rows.lines().filter(|row| row.starts_with("16:1 8:1")).map(|row| {
-        row.split(',').nth(5).and_then(|cell| cell.parse::<f64>().ok()).expect("a share")
-    });
-    assert!(compute.into_iter().all(|share| share > 0.5 && share < 0.7), "{rows}");
+    assert_eq!(rows.lines().count(), 7, "{rows}");
+    let place = |name: &str| rows.split(['\n', ',']).position(|cell| cell == name).expect(name);
+    let cell = |row: &str, name: &str| row.split(',').nth(place(name)).expect(name).to_owned();
+    let weak: Vec<_> = rows.lines().filter(|row| cell(row, "schedule") == "16:1 8:1").collect();
+    assert_eq!(weak.len(), 2, "{rows}");
+    for row in weak {
+        let compute: f64 = cell(row, "compute").parse().expect("a share");
+        assert!(compute > 0.5 && compute < 0.7, "{row}");
+        assert_eq!(cell(row, "model"), "emoji-class");
+    }
     assert!(folder.path().join("sweep.png").is_file());
     // Weights of another type are other points, also in a table that has them in f32.
     std::fs::copy(&table, path("other.csv")).expect("copied");

@@ -97,9 +97,15 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn open(&self, model: &Path, device: &Device) -> anyhow::Result<ClassPipeline> {
+    /// The pipeline of a model, and the fingerprint of its weights.
+    pub(super) fn open(
+        &self,
+        model: &Path,
+        device: &Device,
+    ) -> anyhow::Result<(ClassPipeline, String)> {
         let model = pyrograph::model::recognise(&find_model(model)?)?;
-        Ok(ClassPipeline::new(self.dtype.load(model, device, &mut |_| ())?, device))
+        let weights = model.net.checkpoint.fingerprint();
+        Ok((ClassPipeline::new(self.dtype.load(model, device, &mut |_| ())?, device), weights))
     }
 
     pub(super) fn batch(&self) -> usize {
@@ -136,7 +142,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let net = args.judging.open(&device)?;
     let pipeline = match &args.model {
-        Some(model) => Some(args.making.judged.open(model, &device)?),
+        Some(model) => Some(args.making.judged.open(model, &device)?.0),
         None => None,
     };
     let size = match (args.size, &pipeline, &args.images) {

@@ -131,7 +131,7 @@ pub(super) struct Class {
 }
 
 /// Everything that determines a run: stored in each PNG.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Request {
     version: String,
     model: String,
@@ -418,16 +418,7 @@ fn write(
         if args.no_metadata {
             return Ok(Vec::new());
         }
-        let mut own = Request {
-            classes: classes.to_vec(),
-            settings: request.settings.clone(),
-            version: request.version.clone(),
-            model: request.model.clone(),
-            weights: request.weights.clone(),
-            device: request.device.clone(),
-            dtype: request.dtype,
-            picture: request.picture.clone(),
-        };
+        let mut own = Request { classes: classes.to_vec(), ..request.clone() };
         own.settings.seed = own.settings.seed.wrapping_add(first as u64);
         let names: Vec<String> = classes.iter().map(|&c| pipeline.labels().name(c)).collect();
         let parameters = Parameters {

@@ -35,10 +35,9 @@ pub(super) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
         shares if shares.len() == args.models.len() => shares.to_vec(),
         shares => bail!("{} shares of {} models", shares.len(), args.models.len()),
     };
-    let models = args.models.iter().map(|model| find_model(model));
-    let models: Vec<_> = models.collect::<anyhow::Result<_>>()?;
-    let models: Vec<_> = models.into_iter().zip(shares).collect();
-    let model = merge(&models, &Device::flex())?;
+    let models = args.models.iter().zip(shares);
+    let models = models.map(|(model, share)| Ok((find_model(model)?, share)));
+    let model = merge(&models.collect::<anyhow::Result<Vec<_>>>()?, &Device::flex())?;
     model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));
     Ok(())

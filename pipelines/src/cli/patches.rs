@@ -21,7 +21,7 @@ pub(super) struct Patches {
     /// Larger patch size of --weak-steps [default: the next after the model's own]
     #[arg(long, value_name = "PATCH")]
     weak_patch: Option<usize>,
-    /// Patch sizes and their steps from noise to data, such as 8:12,4:8
+    /// Patch sizes and their steps from noise to data, such as 8:12,4:8, or 8:12,4:8/8 with those of guidance
     #[arg(long, value_name = "PATCH:STEPS,..")]
     patch_schedule: Option<String>,
 }

@@ -18,8 +18,11 @@ use super::eval::{Judged, Judging, make};
 use super::patches::parse_share;
 
 /// First line of the table.
-const HEADER: &str = "schedule,steps,sampler,cfg_scale,images,compute,gmacs,seconds,fd,fd_margin,kid,\
-                      kid_margin,precision,recall,density,coverage,copies,dtype";
+const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images,dtype,compute,gmacs,seconds,\
+                      fd,fd_margin,kid,kid_margin,precision,recall,density,coverage,copies";
+
+/// Digits of the fingerprint of the weights in it.
+const HASH: usize = 10;
 
 #[derive(Args)]
 pub(super) struct Sweep {
@@ -31,7 +34,7 @@ pub(super) struct Sweep {
     /// Images per point
     #[arg(long, short = 'n', default_value_t = 5000)]
     count: usize,
-    /// Patch sizes, separated by `;`: shares of compute such as 60%, or schedules such as 8:12,4:8
+    /// Patch sizes, separated by `;`: shares of compute such as 60%, or schedules such as 8:12,4:8 or 8:12,4:8/8
     #[arg(long, value_delimiter = ';', default_value = "100%")]
     schedules: Vec<String>,
     /// Sampling steps, separated by commas [default: the model's]
@@ -70,10 +73,10 @@ enum Against {
 
 impl Against {
     /// Name of the axis, and column of the table.
-    fn axis(self) -> (&'static str, usize) {
+    fn axis(self) -> [&'static str; 2] {
         match self {
-            Self::Operations => ("GMAC per image", 6),
-            Self::Seconds => ("seconds per image", 7),
+            Self::Operations => ["GMAC per image", "gmacs"],
+            Self::Seconds => ["seconds per image", "seconds"],
         }
     }
 }
@@ -81,17 +84,16 @@ impl Against {
 pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let net = args.judging.open(&device)?;
-    let pipeline = args.judged.open(&args.model, &device)?;
-    let points = points(args, &pipeline)?;
+    let (pipeline, weights) = args.judged.open(&args.model, &device)?;
+    let points = points(args, &pipeline, &weights[..HASH])?;
     let mut table = read(&args.output)?;
 
     let size = pipeline.config().net.size.map(|side| side * pipeline.factor());
     let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
     for (i, (key, settings)) in points.into_iter().enumerate() {
-        let dtype = args.judged.dtype();
-        let (starts, ends) = (format!("{key},"), format!(",{dtype}"));
-        if table.iter().any(|row| row.starts_with(&starts) && row.ends_with(&ends)) {
+        let start = format!("{key},");
+        if table.iter().any(|row| row.starts_with(&start)) {
             common.say(&format!("{} of {count}: {key}: in the table already", i + 1));
             continue;
         }
@@ -115,13 +117,13 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
             scores.copies,
         ];
         let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
-        table.push(format!("{key},{},{dtype}", numbers.join(",")));
+        table.push(start + &numbers.join(","));
         let text = format!("{HEADER}\n{}\n", table.join("\n"));
         // Whole or not at all, so that a sweep can go on after any interruption.
         write_whole(&args.output, text.as_bytes())?;
     }
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
-    let (axis, column) = args.against.axis();
+    let [axis, column] = args.against.axis();
     let curves = series(&table, pipeline.config().net.patch, column)?;
     write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;
     common.say(&format!("{} and {}", args.output.display(), plot.display()));
@@ -129,7 +131,11 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
 }
 
 /// Every combination, with what names it in the table.
-fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String, Settings)>> {
+fn points(
+    args: &Sweep,
+    pipeline: &ClassPipeline,
+    weights: &str,
+) -> anyhow::Result<Vec<(String, Settings)>> {
     let defaults = pipeline.config().defaults.settings(args.seed);
     let or =
         |given: &[usize], own: usize| if given.is_empty() { vec![own] } else { given.to_vec() };
@@ -159,9 +165,18 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
                         Ok(share) => Some(PatchPlan::for_compute(net, net.size, share, steps)?),
                         Err(_) => Some(PatchPlan::parse(schedule, steps)?),
                     };
-                    let name = schedule.replace(',', " ");
-                    let key = format!("{name},{steps},{},{scale},{}", settings.sampler, args.count);
-                    points.push((key, settings));
+                    let key = [
+                        args.model.display().to_string().replace(',', " "),
+                        weights.to_owned(),
+                        schedule.replace(',', " "),
+                        steps.to_string(),
+                        settings.sampler.to_string(),
+                        scale.to_string(),
+                        args.seed.to_string(),
+                        args.count.to_string(),
+                        args.judged.dtype().to_string(),
+                    ];
+                    points.push((key.join(","), settings));
                 }
             }
         }
@@ -181,36 +196,68 @@ fn read(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
     }
 }
 
+/// A row of the table by the names of its columns.
+struct Row<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Row<'a> {
+    fn new(row: &'a str) -> Self {
+        Self(HEADER.split(',').zip(row.split(',')).collect())
+    }
+
+    fn text(&self, name: &str) -> anyhow::Result<&'a str> {
+        self.0.get(name).copied().with_context(|| format!("a row of the table has no {name}"))
+    }
+
+    fn number(&self, name: &str) -> anyhow::Result<f64> {
+        let cell = self.text(name)?;
+        cell.parse().with_context(|| format!("{name} `{cell}` in the table"))
+    }
+}
+
 /// The points by what changes from one to the next: the share of steps with larger patches than the `native`
-/// ones, in the first or in the last steps, or the number of steps alone. `column` is their place.
-fn series(table: &[String], native: usize, column: usize) -> anyhow::Result<Vec<Series>> {
+/// ones, in the first steps, those and guidance, or the last steps, or the number of steps alone. `column` names
+/// their place. Names leave out what all rows have in common.
+fn series(table: &[String], native: usize, column: &str) -> anyhow::Result<Vec<Series>> {
+    let rows: Vec<Row<'_>> = table.iter().map(|row| Row::new(row)).collect();
+    let differs = |name: &&str| {
+        let first = rows.first().map(|row| row.0.get(*name));
+        rows.iter().any(|row| Some(row.0.get(*name)) != first)
+    };
+    let different: Vec<&str> =
+        ["model", "sampler", "cfg_scale"].into_iter().filter(differs).collect();
     let mut found: BTreeMap<String, Vec<[f64; 3]>> = BTreeMap::new();
-    for row in table {
-        let cells: Vec<&str> = row.split(',').collect();
-        let number = |i: usize| -> anyhow::Result<f64> {
-            let cell = cells.get(i).with_context(|| format!("row `{row}` is too short"))?;
-            cell.parse().with_context(|| format!("`{cell}` in row `{row}`"))
-        };
-        let point = [number(column)?, number(8)?, number(9)?];
-        let of_all = format!("{}, cfg {}", cells[2], number(3)?);
-        let of_steps =
-            |which: &str| format!("{} steps, larger patches {which}; {of_all}", cells[1]);
-        let schedule = cells[0].replace(' ', ",");
-        let plan = PatchPlan::parse(&schedule, number(1)? as usize);
-        let sizes = plan.map_or(Vec::new(), |plan| plan.main);
-        let names = match sizes.as_slice() {
-            _ if parse_share(&schedule) == Ok(1.0) => {
-                vec![format!("fewer steps; {of_all}"), of_steps("first")]
+    for row in &rows {
+        let point = [row.number(column)?, row.number("fd")?, row.number("fd_margin")?];
+        let with = |start: String| -> anyhow::Result<String> {
+            let mut name = start;
+            for column in &different {
+                let before = if *column == "cfg_scale" { ", cfg " } else { ", " };
+                name = name + before + row.text(column)?;
             }
-            [(patch, _), .., (last, _)] if patch < last => vec![of_steps("last")],
-            [(patch, _)] if *patch == native => vec![format!("fewer steps; {of_all}")],
-            _ => vec![of_steps("first")],
+            Ok(name)
+        };
+        let (steps, schedule) = (row.number("steps")?, row.text("schedule")?.replace(' ', ","));
+        let of_steps = |which: &str| with(format!("{steps} steps, larger patches {which}"));
+        let fewer = || with("fewer steps".to_owned());
+        let plan = PatchPlan::parse(&schedule, steps as usize);
+        let (sizes, guide) =
+            plan.map_or_else(|_| Default::default(), |plan| (plan.main, plan.guide));
+        let names = match sizes.as_slice() {
+            _ if sizes != guide => vec![of_steps("first and in guidance")?],
+            _ if parse_share(&schedule) == Ok(1.0) => vec![fewer()?, of_steps("first")?],
+            [(patch, _), .., (last, _)] if patch < last => vec![of_steps("last")?],
+            [(patch, _)] if *patch == native => vec![fewer()?],
+            _ => vec![of_steps("first")?],
         };
         names.into_iter().for_each(|name| found.entry(name).or_default().push(point));
     }
-    // A point alone that is part of a curve is not named twice.
-    let joined: Vec<[f64; 3]> =
+    // A point alone that is part of a curve, or was named before, is not named again.
+    let mut named: Vec<[f64; 3]> =
         found.values().filter(|points| points.len() > 1).flatten().copied().collect();
-    found.retain(|_, points| points.len() > 1 || !joined.contains(&points[0]));
+    found.retain(|_, points| {
+        let known = points.len() == 1 && named.contains(&points[0]);
+        named.extend_from_slice(points);
+        !known
+    });
     Ok(found.into_iter().map(|(name, points)| Series { name, points }).collect())
 }
