@@ -4,7 +4,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::diffusion::{Denoised, Denoiser, Grid, Level, NoiseSchedule, Prediction};
-use crate::nets::{Dit, Memory, Points};
+use crate::layers::TimeCode;
+use crate::nets::{Dit, DitConfig, Memory, Points};
 
 /// What the network is told about the noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,20 @@ impl Process {
         match self.time {
             TimeInput::Timestep => level.timestep,
             TimeInput::LogSigma => level.ve_sigma().ln() / 4.0,
+        }
+    }
+
+    /// Says why a network cannot be told the noise levels of this process, if it cannot: a table has a row per
+    /// timestep.
+    pub fn check(&self, net: &DitConfig) -> Result<(), String> {
+        let numbered =
+            self.time == TimeInput::Timestep && !matches!(self.schedule, NoiseSchedule::Edm { .. });
+        match net.time {
+            TimeCode::Table { steps } if !numbered => Err(format!(
+                "a table of {steps} timesteps is told {:?} of the schedule {:?}, expected timesteps",
+                self.time, self.schedule
+            )),
+            _ => Ok(()),
         }
     }
 }

@@ -102,6 +102,7 @@ pub fn recognise(path: &Path) -> Result<Recognised> {
     };
     let fault = |reason| Error::NotAModel { path: path.to_owned(), reason };
     recognised.config.net.check().map_err(fault)?;
+    recognised.config.process.check(&recognised.config.net).map_err(fault)?;
     if let Some(vae) = &recognised.config.vae {
         vae.check().map_err(fault)?;
     }

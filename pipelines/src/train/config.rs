@@ -299,6 +299,7 @@ impl TrainConfig {
             ..base
         };
         net.check().map_err(|reason| Error::Config { reason })?;
+        self.process.check(&net).map_err(|reason| Error::Config { reason })?;
         Ok(net)
     }
 
@@ -431,6 +432,10 @@ mod tests {
         assert!(fault("stepz = 7").contains("stepz"));
         assert!(fault("batch = 10\nmicro_batches = 3").contains("micro_batches"));
         assert!(TrainConfig::parse("", &["steps".into()]).is_err());
+        // Its table of timesteps has no row for ln σ.
+        let ladder = TrainConfig::parse("", &["model.kind=ladder-e".into()]).expect("valid alone");
+        let error = ladder.net(3, [64, 64], 10).expect_err("no timesteps").to_string();
+        assert!(error.contains("table of 1000") && error.contains("LogSigma"), "{error}");
     }
 
     #[test]
