@@ -8,18 +8,19 @@ use plotters::style::{FontStyle, register_font};
 
 use crate::error::{Error, Result};
 
-/// Size of a plot in pixels.
+/// Size of a plot in pixels, without a legend.
 const SIZE: (u32, u32) = (900, 520);
 /// Height of a line of the legend in pixels.
-const LINE: i32 = 20;
+const LINE: u32 = 20;
 /// Share of an older value in the smoothed curve, per point.
 const SMOOTHING: f64 = 0.95;
 
 /// Area of a plot in memory.
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
-/// The picture that `draw` makes on a white area.
+/// The picture of a height that `draw` makes on a white area.
 fn picture(
+    height: u32,
     draw: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Result<RgbImage> {
     static FONT: Once = Once::new();
@@ -28,9 +29,9 @@ fn picture(
         let _ = register_font("sans-serif", FontStyle::Normal, ttf_noto_sans::REGULAR);
     });
     let fault = |reason: String| Error::Plot { reason };
-    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
+    let mut pixels = vec![0; (SIZE.0 * height * 3) as usize];
     {
-        let area = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
+        let area = BitMapBackend::with_buffer(&mut pixels, (SIZE.0, height)).into_drawing_area();
         let whole = || {
             area.fill(&WHITE)?;
             draw(&area)?;
@@ -38,7 +39,7 @@ fn picture(
         };
         whole().map_err(|error: Box<dyn std::error::Error>| fault(error.to_string()))?;
     }
-    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| fault("a buffer too small".into()))
+    RgbImage::from_raw(SIZE.0, height, pixels).ok_or_else(|| fault("a buffer too small".into()))
 }
 
 /// Points that belong together.
@@ -67,9 +68,10 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
         low - margin..high + margin
     };
     let (xs, ys) = (range(&|p| [p[0], p[0]]), range(&|p| [p[1] - p[2], p[1] + p[2]]));
-    picture(|area| {
-        let lines = i32::try_from(series.len())?;
-        let (above, legend) = area.split_vertically(SIZE.1 as i32 - LINE * lines - 10);
+    // The legend adds to the height, so that any number of series leaves room for the plot.
+    let height = SIZE.1 + LINE * series.len() as u32;
+    picture(height, |area| {
+        let (above, legend) = area.split_vertically(SIZE.1);
         let mut chart = ChartBuilder::on(&above)
             .margin(14)
             .x_label_area_size(40)
@@ -93,7 +95,7 @@ pub fn scatter(series: &[Series], [x_name, y_name]: [&str; 2]) -> Result<RgbImag
             chart.draw_series(points.iter().map(|[x, y, margin]| {
                 PathElement::new(vec![(*x, y - margin), (*x, y + margin)], colour)
             }))?;
-            let top = i32::try_from(i)? * LINE;
+            let top = i as i32 * LINE as i32;
             legend.draw(&PathElement::new(vec![(78, top + 9), (98, top + 9)], colour))?;
             legend.draw(&Text::new(name.clone(), (106, top), ("sans-serif", 15)))?;
         }
@@ -119,7 +121,7 @@ pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
     let high = sorted[(sorted.len() - 1) * 99 / 100].max(low + 1e-9);
     let margin = (high - low) * 0.05;
 
-    picture(|area| {
+    picture(SIZE.1, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption("training loss", ("sans-serif", 22))
             .margin(14)
@@ -168,6 +170,16 @@ mod tests {
         assert!(count([20, 80, 160]) > 200, "{}", count([20, 80, 160]));
         assert!(plot.pixels().filter(|pixel| pixel.0[0] < 100).count() > 800, "no text");
         assert!(loss_curve(&[]).is_err());
+    }
+
+    #[test]
+    fn any_number_of_series_leaves_room_for_the_plot() {
+        let one = |i: usize| Series { name: format!("{i}"), points: vec![[i as f64, 1.0, 0.5]] };
+        let height = |count| {
+            let series: Vec<Series> = (0..count).map(one).collect();
+            scatter(&series, ["x", "y"]).expect("points").height()
+        };
+        assert_eq!(height(40) - height(2), 38 * LINE);
     }
 
     #[test]
