@@ -25,7 +25,7 @@ one() {
     # shellcheck disable=SC2086
     "$run" $train -o "$folder" --seed "$seed" --lr "$rate" "${settings[@]}" "${common[@]}" --resume
     # shellcheck disable=SC2086
-    scores=$("$run" eval $measure -m "$folder/model" -n "$count" --dtype bf16 --cache "$work/features" --batch-size 50 \
+    scores=$("$run" eval $measure -m "$folder/model" -n "$count" --cache "$work/features" --batch-size 50 \
         "${common[@]}")
     parameters=$("$run" inspect "$folder/model" --json | grep -o '"parameters":[0-9]*' | head -n 1)
     echo "{\"name\":\"$name\",\"seed\":$seed,\"rate\":$rate,$parameters,\"scores\":$scores}" >>"$table"
