@@ -1,7 +1,5 @@
 //! Patch sizes over the steps of a generation (FlexiDiT sections 7, 8 and 10 of the paper).
 
-use std::collections::BTreeMap;
-
 use pyrograph_engine::nets::DitConfig;
 use serde::{Deserialize, Serialize};
 
@@ -172,33 +170,6 @@ impl PatchPlan {
         let native = 2.0 * steps as f64 * net.trunk_flops(size, net.patch);
         (used(&self.main) + used(&self.guide)) / native
     }
-
-    /// The plan of the last `steps` steps alone.
-    pub fn last(&self, steps: usize) -> Self {
-        let last = |sizes: &[(usize, usize)]| {
-            let mut left = steps;
-            let mut kept: Vec<(usize, usize)> = Vec::new();
-            for &(patch, count) in sizes.iter().rev() {
-                kept.push((patch, count.min(left)));
-                left -= count.min(left);
-            }
-            kept.reverse();
-            kept
-        };
-        Self { main: last(&self.main), guide: last(&self.guide) }
-    }
-
-    /// Calls of the network at each patch size in a run with guidance, or without.
-    pub fn calls(&self, guided: bool) -> BTreeMap<usize, usize> {
-        let guide = self.guide.iter().filter(|_| guided);
-        let mut calls = BTreeMap::new();
-        for (patch, count) in self.main.iter().chain(guide) {
-            if *count > 0 {
-                *calls.entry(*patch).or_default() += count;
-            }
-        }
-        calls
-    }
 }
 
 /// The patch sizes of one call, and their steps.
@@ -263,7 +234,6 @@ mod tests {
         let expected =
             [Phase { main: 4, guide: 4, end: 220 }, Phase { main: 2, guide: 4, end: 250 }];
         assert_eq!(phases, expected);
-        assert_eq!(plan.calls(true), BTreeMap::from([(2, 30), (4, 470)]));
         assert_eq!((phases[0].scale(4.0), phases[1].scale(4.0)), (4.0, 2.2));
     }
 
@@ -272,10 +242,8 @@ mod tests {
         let plan = PatchPlan::for_compute(&xl(), [32, 32], 0.6, 20).expect("within reach");
         assert_eq!(plan.main, [(4, 11), (2, 9)]);
         assert!(plan.share(&xl(), [32, 32], 20) <= 0.6);
-        assert_eq!(
-            PatchPlan::for_compute(&xl(), [32, 32], 1.0, 20).expect("everything").calls(true),
-            BTreeMap::from([(2, 40)])
-        );
+        let all = PatchPlan::for_compute(&xl(), [32, 32], 1.0, 20).expect("everything");
+        assert_eq!(all, PatchPlan::constant(2, 20));
         let error = PatchPlan::for_compute(&xl(), [32, 32], 0.2, 20).expect_err("too little");
         assert!(error.to_string().contains("24.3 to 100"), "{error}");
     }

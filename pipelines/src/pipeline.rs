@@ -1,6 +1,9 @@
 //! From a request to images.
 
-use std::collections::BTreeMap;
+mod compute;
+
+pub use compute::Compute;
+
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
@@ -46,31 +49,17 @@ pub struct Generated {
     pub latents: Tensor<4>,
 }
 
-/// What one image takes; solvers that call the network twice per step take twice as much.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Compute {
-    /// Billions of multiplications with additions, in the network.
-    pub gmacs: f64,
-    /// Share of the same steps at the native patch size, as FlexiDiT counts it.
-    pub share: f64,
-    /// Calls of the network at each patch size.
-    pub calls: BTreeMap<usize, usize>,
+/// A network that a run calls.
+#[derive(Debug, Clone, Copy)]
+enum Role {
+    /// The model's own.
+    Main,
+    /// The weaker one to guide away from, if there is one.
+    Guide,
 }
 
-impl std::fmt::Display for Compute {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let call =
-            |(patch, count): (&usize, &usize)| format!("{count} calls with patches of {patch}");
-        let calls: Vec<String> = self.calls.iter().map(call).collect();
-        write!(
-            f,
-            "{}: {:.1} GMAC, {:.2} % of compute",
-            calls.join(" and "),
-            self.gmacs,
-            100.0 * self.share
-        )
-    }
-}
+/// Binds one of the networks to labels, one per image, and a patch size.
+type Bind<'a> = dyn Fn(Role, &[usize], usize) -> Box<dyn Denoiser + 'a> + 'a;
 
 /// State after a step of one batch.
 #[derive(Debug)]
@@ -197,34 +186,6 @@ impl ClassPipeline {
         settings.patches.clone().unwrap_or_else(native)
     }
 
-    /// What one image takes.
-    ///
-    /// # Errors
-    /// A size that the model cannot make.
-    pub fn compute(&self, settings: &Settings) -> Result<Compute> {
-        let net = self.net.config();
-        let [_, _, height, width] = self.latent_shape(1, settings.size)?;
-        let (size, steps) = ([height, width], settings.steps);
-        if let Some(student) = &net.student {
-            let mut calls = BTreeMap::new();
-            for patch in &student.patches {
-                *calls.entry(*patch).or_default() += 1;
-            }
-            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
-            return Ok(Compute { gmacs, share: 1.0, calls });
-        }
-        let plan = self.plan(settings, steps).last(self.taken(steps));
-        let steps = self.taken(steps);
-        let calls = plan.calls(settings.guidance.scale != 1.0);
-        let gmacs =
-            |(&patch, &count): (&usize, &usize)| net.flops(size, patch) / 2e9 * count as f64;
-        Ok(Compute {
-            gmacs: calls.iter().map(gmacs).sum(),
-            share: plan.share(net, size, steps),
-            calls,
-        })
-    }
-
     /// Makes one image per entry of `classes`.
     ///
     /// `noise`, `[images, channels, height, width]` from N(0, 1), replaces the noise of the seed.
@@ -322,8 +283,7 @@ impl ClassPipeline {
         if let Some(student) = &self.net.config().student {
             self.check_student(student, settings)?;
         }
-        let schedule = &self.config.process.schedule;
-        let grid = settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps)?;
+        let grid = self.grid(settings)?;
 
         let mut latents = Vec::new();
         let batch = settings.batch.max(1);
@@ -393,7 +353,59 @@ impl ClassPipeline {
             let sampled = sampler.sample(&mut student, x, grid, source, on_step);
             return sampled.map_err(|_| Error::Cancelled);
         }
-        let (steps, size) = (grid.steps.len(), [x.dims()[2], x.dims()[3]]);
+        let bind = |role: Role, labels: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
+            let (net, process) = self.network(role);
+            Box::new(DitDenoiser::new(net, process, labels, &self.device).at(patch))
+        };
+        let size = [x.dims()[2], x.dims()[3]];
+        let mut denoiser = self.phased(classes, settings, size, grid, &bind)?;
+        let rest = self.rest(grid);
+        let x = match &self.start {
+            None => x,
+            Some(start) => {
+                let level = rest.steps[0][0];
+                start.latent.clone().expand(x.dims()) * level.alpha + x * level.sigma
+            }
+        };
+        let sampled = sampler.sample(&mut denoiser, x, &rest, source, on_step);
+        sampled.map_err(|_| Error::Cancelled)
+    }
+
+    /// The steps of a run from noise.
+    fn grid(&self, settings: &Settings) -> Result<Grid> {
+        let schedule = &self.config.process.schedule;
+        Ok(settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps)?)
+    }
+
+    /// The steps of `grid` that are taken.
+    fn rest(&self, grid: &Grid) -> Grid {
+        let steps = grid.steps.len();
+        match self.start {
+            None => grid.clone(),
+            Some(_) => {
+                let rest = grid.steps[steps - self.taken(steps)..].to_vec();
+                Grid { steps: rest, initial_scale: 1.0 }
+            }
+        }
+    }
+
+    fn network(&self, role: Role) -> (&Dit, &Process) {
+        match (role, self.guide.as_deref()) {
+            (Role::Guide, Some((net, process))) => (net, process),
+            _ => (&self.net, &self.config.process),
+        }
+    }
+
+    /// The networks with their guidance, at the patch sizes of each step of `grid`.
+    fn phased<'a>(
+        &self,
+        classes: &[usize],
+        settings: &Settings,
+        size: [usize; 2],
+        grid: &Grid,
+        bind: &Bind<'a>,
+    ) -> Result<Phased<Box<dyn Denoiser + 'a>>> {
+        let steps = grid.steps.len();
         let phases = self.plan(settings, steps).phases(self.net.config(), size, steps)?;
         let sigma = |step: usize| grid.steps[step][0].ve_sigma();
         // Between the levels of the last step of a phase and of the next one.
@@ -401,51 +413,37 @@ impl ClassPipeline {
             true => sigma(phase.end) * (sigma(phase.end - 1) / sigma(phase.end)).sqrt().min(2.0),
             false => 0.0,
         };
-        let guided = |phase: &Phase| (self.guided(classes, settings, *phase), end(phase));
-        let mut denoiser = Phased { phases: phases.iter().map(guided).collect() };
-        let sampled = match &self.start {
-            None => sampler.sample(&mut denoiser, x, grid, source, on_step),
-            Some(start) => {
-                let rest = grid.steps[steps - self.taken(steps)..].to_vec();
-                let level = rest[0][0];
-                let picture = start.latent.clone().expand(x.dims());
-                let x = picture * level.alpha + x * level.sigma;
-                let rest = Grid { steps: rest, initial_scale: 1.0 };
-                sampler.sample(&mut denoiser, x, &rest, source, on_step)
-            }
-        };
-        sampled.map_err(|_| Error::Cancelled)
+        let guided = |phase: &Phase| (self.guided(classes, settings, *phase, bind), end(phase));
+        Ok(Phased { phases: phases.iter().map(guided).collect() })
     }
 
-    /// The network with its guidance for some of the steps.
+    /// The networks with their guidance for some of the steps.
     fn guided<'a>(
-        &'a self,
+        &self,
         classes: &[usize],
         settings: &Settings,
         phase: Phase,
+        bind: &Bind<'a>,
     ) -> Box<dyn Denoiser + 'a> {
-        let bind = |labels: &[usize], patch: usize| {
-            DitDenoiser::new(&self.net, &self.config.process, labels, &self.device).at(patch)
-        };
         let guidance = &settings.guidance;
+        let own = || bind(Role::Main, classes, phase.main);
         if guidance.scale == 1.0 {
-            return Box::new(bind(classes, phase.main));
+            return own();
         }
-        let (main, guide) = match self.guide.as_deref() {
-            Some((other, process)) => {
-                let own = other.config();
+        let (main, guide) = match &self.guide {
+            Some(guide) => {
+                let other = guide.0.config();
                 let patch =
-                    if own.patches().contains(&phase.guide) { phase.guide } else { own.patch };
-                let guide = DitDenoiser::new(other, process, classes, &self.device).at(patch);
-                (bind(classes, phase.main), Some(guide))
+                    if other.patches().contains(&phase.guide) { phase.guide } else { other.patch };
+                (own(), Some(bind(Role::Guide, classes, patch)))
             }
             None if phase.main != phase.guide => {
-                (bind(classes, phase.main), Some(bind(classes, phase.guide)))
+                (own(), Some(bind(Role::Main, classes, phase.guide)))
             }
             None => {
                 let null = std::iter::repeat_n(self.classes(), classes.len());
                 let labels: Vec<usize> = classes.iter().copied().chain(null).collect();
-                (bind(&labels, phase.main), None)
+                (bind(Role::Main, &labels, phase.main), None)
             }
         };
         let scale = match self.guide {

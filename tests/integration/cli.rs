@@ -196,6 +196,37 @@ fn same_seed_same_bytes() {
     assert!(tolerance(0.0) > 0.0 || bytes("single.png") == bytes("again.png"));
     let told = succeeded(&run(folder.path(), &["metadata", "single.png"]));
     assert!(told.contains("Seed: 11") && told.contains("Steps: 3"), "{told}");
+    assert!(told.contains("\"calls\"") && told.contains("\"gmacs\""), "{told}");
+}
+
+/// What else a picture was made with, and what is no longer there.
+#[test]
+fn pictures_remember_their_guide_and_type() {
+    let golden = &cases("dit-pipeline")[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["generate", "class", "-m", text(golden)];
+    let made = |extra: &[&str]| run(folder.path(), &[&base[..], extra].concat());
+    let options = ["--class", "5", "--steps", "2", "--seed", "3", "--cfg-scale", "3"];
+    let with = |extra: &[&str]| succeeded(&made(&[&options[..], extra].concat()));
+    // Guided by itself there is no guidance.
+    with(&["--guide-model", text(golden), "--dtype", "f16", "-o", "guided.png"]);
+    with(&["--dtype", "f16", "-o", "plain.png"]);
+    let again = made(&["--from-metadata", "guided.png", "-o", "again.png"]);
+    succeeded(&again);
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("warning"));
+    let path = |name: &str| folder.path().join(name);
+    assert_same_picture(&path("guided.png"), &path("again.png"));
+    let bytes = |name: &str| std::fs::read(path(name)).expect(name);
+    assert_ne!(bytes("guided.png"), bytes("plain.png"));
+    let told = succeeded(&run(folder.path(), &["metadata", "again.png"]));
+    assert!(told.contains("\"f16\""), "{told}");
+
+    let other =
+        ["generate", "class", "--from-metadata", "plain.png", "-o", "o.png", "-m", "emoji-class"];
+    let output = run(folder.path(), &other);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("was made by weights"));
+    let twisted = run(folder.path(), &[&base[..], &["--cfg-interval", "2,1"]].concat());
+    assert!(String::from_utf8_lossy(&twisted.stderr).contains("LO up to HI"));
 }
 
 #[test]

@@ -10,8 +10,8 @@ use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
-use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::diffusion::{NoiseSource, Sampler};
 use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
 use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
@@ -215,9 +215,50 @@ fn schedules_of_patch_sizes_act_step_by_step() {
         }
     }
     let plan = PatchPlan::parse("8:2,4:2,2:2", 6).expect("a plan");
-    assert_eq!(plan.calls(true), BTreeMap::from([(2, 4), (4, 4), (8, 4)]));
     assert_eq!(plan.phases(&net, [16, 16], 6).expect("phases").len(), 3);
     assert!(plan.phases(&net, [12, 12], 6).is_err());
+}
+
+#[test]
+fn every_call_of_the_network_is_counted() {
+    let own = pipeline();
+    let mut settings = own.config().defaults.settings(3);
+    (settings.steps, settings.guidance.scale) = (6, 2.0);
+    let count = |pipeline: &ClassPipeline, settings: &Settings| {
+        pipeline.compute(settings).expect("settings that fit")
+    };
+    let flops = |patch: usize| own.config().net.flops([16, 16], patch) / 2e9;
+
+    let plan = PatchPlan::parse("8:2,4:2,2:2", 6).expect("a plan");
+    let found = count(&own, &Settings { patches: Some(plan.clone()), ..settings.clone() });
+    assert_eq!(found.calls, BTreeMap::from([(2, 4), (4, 4), (8, 4)]));
+    let expected = 4.0 * (flops(2) + flops(4) + flops(8));
+    assert!((found.gmacs / expected - 1.0).abs() < 1e-12, "{} {expected}", found.gmacs);
+    let share = plan.share(&own.config().net, [16, 16], 6);
+    assert!((found.share - share).abs() < 1e-12, "{} {share}", found.share);
+
+    // A solver of two calls per step, but for the last; guidance in the middle steps only.
+    settings.sampler = Sampler::Heun { churn: None };
+    assert_eq!(count(&own, &settings).calls, BTreeMap::from([(2, 22)]));
+    settings.sampler = Sampler::DpmPp2m;
+    let schedule = &own.config().process.schedule;
+    let grid = settings.sampler.grid(schedule, settings.spacing.as_ref(), 6).expect("a grid");
+    let sigma = |step: usize| grid.steps[step][0].ve_sigma();
+    settings.guidance.interval = Some([sigma(4), sigma(2)]);
+    assert_eq!(count(&own, &settings).calls, BTreeMap::from([(2, 8)]));
+
+    // A guide of another size.
+    settings.guidance.interval = None;
+    let small =
+        DitConfig { size: [16, 16], classes: CLASSES, channels: 3, ..DitConfig::dit(32, 1, 2) };
+    let net = DitConfig { learned_variance: false, ..small }.init(2, &device());
+    let guide_flops = net.config().flops([16, 16], 2) / 2e9;
+    let config = ModelConfig { net: net.config().clone(), ..model_config() };
+    let guided =
+        pipeline().with_guide(Model { net, vae: None, config }).expect("a guide that fits");
+    let found = count(&guided, &settings);
+    let expected = 6.0 * (flops(2) + guide_flops);
+    assert!((found.gmacs / expected - 1.0).abs() < 1e-12, "{} {expected}", found.gmacs);
 }
 
 #[test]

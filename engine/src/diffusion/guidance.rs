@@ -60,9 +60,10 @@ impl<M: Denoiser, G: Denoiser> Denoiser for Guided<M, G> {
         if self.rescale > 0.0 && level.alpha > 0.0 {
             clean = self.rescaled(clean, &main.clean, x_t, level);
         }
-        if let GuidedChannels::First(count) = self.channels {
-            let channels = clean.dims()[1];
-            let count = count.min(channels);
+        let channels = clean.dims()[1];
+        if let GuidedChannels::First(count) = self.channels
+            && count < channels
+        {
             let rest = main.clean.narrow(1, count, channels - count);
             clean = Tensor::cat(vec![clean.narrow(1, 0, count), rest], 1);
         }
@@ -183,6 +184,12 @@ mod tests {
         let main = guided.main.0.clone();
         assert!(same(clean.clone().narrow(1, 3, 1), main.clone().narrow(1, 3, 1)));
         assert!(!same(clean.narrow(1, 0, 3), main.narrow(1, 0, 3)));
+        guided.channels = GuidedChannels::All;
+        let all = guided.denoise(random(), &level(1.0)).clean;
+        for count in [4, 5] {
+            guided.channels = GuidedChannels::First(count);
+            assert!(same(guided.denoise(random(), &level(1.0)).clean, all.clone()), "{count}");
+        }
     }
 
     #[test]

@@ -11,13 +11,13 @@ use clap::Args;
 use image::RgbImage;
 use pyrograph::data::read_picture;
 use pyrograph::image::{check_output_path, contact_sheet, output_path, write_image};
-use pyrograph::metadata::{self, Parameters};
+use pyrograph::metadata::Parameters;
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::settings::Settings;
 use pyrograph_engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
-use pyrograph_weights::{Checkpoint, write_safetensors};
-use serde::{Deserialize, Serialize};
+use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
 
+use super::request::{Picture, Request};
 use super::weight_type::WeightType;
 use super::{Common, find_model, interrupted};
 
@@ -25,8 +25,6 @@ use super::{Common, find_model, interrupted};
 pub(super) const DEFAULT_MODEL: &str = "emoji-class";
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
-/// Key of the complete settings in a PNG.
-const SETTINGS_KEY: &str = "pyrograph";
 
 #[derive(Args)]
 pub(super) struct Class {
@@ -49,7 +47,7 @@ pub(super) struct Class {
     #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
     cfg_scale: Option<f64>,
     /// Noise levels LO,HI (as σ) between which guidance acts
-    #[arg(long, value_parser = parse_pair::<f64>)]
+    #[arg(long, value_parser = parse_interval)]
     cfg_interval: Option<[f64; 2]>,
     /// Share of guidance rescaling, 0 to 1
     #[arg(long)]
@@ -107,9 +105,9 @@ pub(super) struct Class {
     /// Show the result in the terminal
     #[arg(long)]
     show: bool,
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8
-    #[arg(long, default_value = "f32")]
-    dtype: WeightType,
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 [default: f32]
+    #[arg(long)]
+    dtype: Option<WeightType>,
     /// Images per network call
     #[arg(long)]
     batch_size: Option<usize>,
@@ -130,50 +128,40 @@ pub(super) struct Class {
     no_metadata: bool,
 }
 
-/// Everything that determines a run: stored in each PNG.
-#[derive(Clone, Serialize, Deserialize)]
-struct Request {
-    version: String,
-    model: String,
-    weights: String,
-    classes: Vec<usize>,
-    device: String,
-    dtype: WeightType,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    picture: Option<Picture>,
-    settings: Settings,
-}
-
-/// What a run starts from.
-#[derive(Clone, Serialize, Deserialize)]
-struct Picture {
-    file: PathBuf,
-    strength: Option<f64>,
-}
-
 pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
-    let earlier: Option<Request> = args.from_metadata.as_deref().map(read_request).transpose()?;
+    let earlier: Option<Request> = args.from_metadata.as_deref().map(Request::read).transpose()?;
     let as_grid = args.grid.is_some() || (args.class.is_none() && earlier.is_none());
     for path in [Some(&args.output), args.preview.as_ref()].into_iter().flatten() {
         check_output_path(path)?;
     }
-    let named = earlier.as_ref().map(|request| PathBuf::from(&request.model));
-    let model = args.model.clone().or(named).unwrap_or_else(|| DEFAULT_MODEL.into());
+    let from_earlier = |field: fn(&Request) -> Option<PathBuf>| earlier.as_ref().and_then(field);
+    let named = || from_earlier(|request| Some(PathBuf::from(&request.model)));
+    let model = args.model.clone().or_else(named).unwrap_or_else(|| DEFAULT_MODEL.into());
     let model = find_model(&model)?;
+    let vae = args.vae.clone().or_else(|| from_earlier(|request| request.vae.clone()));
+    let guide = args.guide_model.clone().or_else(|| from_earlier(|request| request.guide.clone()));
+    let earlier_dtype = earlier.as_ref().map(|request| request.dtype);
+    let dtype = args.dtype.or(earlier_dtype).unwrap_or(WeightType::Float(FloatDtype::F32));
 
     let opened = common.open()?;
     let started = Instant::now();
     let mut recognised = pyrograph::model::recognise(&model)?;
-    if let Some(vae) = &args.vae {
+    if let Some(vae) = &vae {
         recognised = recognised.with_vae(vae)?;
     }
     let (kind, weights) = (recognised.kind.clone(), recognised.net.checkpoint.fingerprint());
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
-    let model_state = args.dtype.load(recognised, &opened.device, &mut warn)?;
+    if let Some(Request { weights: before, .. }) = &earlier
+        && *before != weights
+    {
+        let model = model.display();
+        warn(format!("the picture was made by weights {before}, those of {model} are {weights}"));
+    }
+    let model_state = dtype.load(recognised, &opened.device, &mut warn)?;
     let mut pipeline = ClassPipeline::new(model_state, &opened.device);
-    if let Some(guide) = &args.guide_model {
+    if let Some(guide) = &guide {
         let guide = pyrograph::model::recognise(&find_model(guide)?)?;
-        let guide = args.dtype.load(guide, &opened.device, &mut warn)?;
+        let guide = dtype.load(guide, &opened.device, &mut warn)?;
         pipeline = pipeline.with_guide(guide)?;
     }
     if common.verbose {
@@ -202,8 +190,11 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         weights,
         classes,
         device: opened.to_string(),
-        dtype: args.dtype,
+        dtype,
+        vae,
+        guide,
         picture,
+        compute: Some(pipeline.compute(&settings)?),
         settings,
     };
 
@@ -236,8 +227,10 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
         result?
     };
     let seconds = started.elapsed().as_secs_f64();
-    if common.verbose {
-        common.say(&pipeline.compute(&request.settings)?.to_string());
+    if common.verbose
+        && let Some(compute) = &request.compute
+    {
+        common.say(&compute.to_string());
     }
 
     if let Some(path) = &args.save_latents {
@@ -350,14 +343,6 @@ fn random_class(seed: u64, classes: usize) -> usize {
     ((z ^ (z >> 31)) % classes as u64) as usize
 }
 
-fn read_request(path: &Path) -> anyhow::Result<Request> {
-    let chunks = metadata::read(path)?;
-    let text = chunks
-        .get(SETTINGS_KEY)
-        .with_context(|| format!("{} holds no pyrograph settings", path.display()))?;
-    serde_json::from_str(text).with_context(|| format!("settings in {}", path.display()))
-}
-
 fn read_noise(path: &Path, device: &burn::tensor::Device) -> anyhow::Result<Tensor<4>> {
     let checkpoint = Checkpoint::open(path)?;
     let (values, shape) = checkpoint.read_f32("noise")?;
@@ -431,10 +416,7 @@ fn write(
             model: own.model.clone(),
             model_hash: own.weights.chars().take(10).collect(),
         };
-        Ok(vec![
-            ("parameters".to_owned(), parameters.to_string()),
-            (SETTINGS_KEY.to_owned(), serde_json::to_string(&own)?),
-        ])
+        Ok(vec![("parameters".to_owned(), parameters.to_string()), own.text()?])
     };
     if as_grid {
         let grid = sheet(images, args.grid.unwrap_or(0));
@@ -485,7 +467,9 @@ fn base_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn parse_pair<T: std::str::FromStr>(text: &str) -> Result<[T; 2], String> {
-    let numbers: Vec<T> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
-    <[T; 2]>::try_from(numbers).map_err(|_| format!("`{text}`, expected LO,HI"))
+fn parse_interval(text: &str) -> Result<[f64; 2], String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let pair = numbers.and_then(|numbers| <[f64; 2]>::try_from(numbers).ok());
+    pair.filter(|[low, high]| low <= high)
+        .ok_or_else(|| format!("`{text}`, expected LO,HI with LO up to HI"))
 }

@@ -12,6 +12,7 @@ mod health;
 mod inspect;
 mod merge;
 mod patches;
+mod request;
 mod sweep;
 mod train;
 mod weight_type;

@@ -1,0 +1,107 @@
+//! What a generation takes.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+use pyrograph_engine::diffusion::{Denoised, Denoiser, Level, NoiseSource, Step};
+use pyrograph_engine::nets::DitConfig;
+use serde::{Deserialize, Serialize};
+
+use super::{ClassPipeline, Role};
+use crate::error::{Error, Result};
+use crate::settings::Settings;
+
+/// What one image takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Compute {
+    /// Billions of multiplications with additions, in the network.
+    pub gmacs: f64,
+    /// Share of the same calls at the native patch size, as FlexiDiT counts it: token-wise layers and
+    /// attention.
+    pub share: f64,
+    /// Calls of the network at each patch size.
+    pub calls: BTreeMap<usize, usize>,
+}
+
+impl std::fmt::Display for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let call =
+            |(patch, count): (&usize, &usize)| format!("{count} calls with patches of {patch}");
+        let calls: Vec<String> = self.calls.iter().map(call).collect();
+        write!(
+            f,
+            "{}: {:.1} GMAC, {:.2} % of compute",
+            calls.join(" and "),
+            self.gmacs,
+            100.0 * self.share
+        )
+    }
+}
+
+impl ClassPipeline {
+    /// What one image takes.
+    ///
+    /// # Errors
+    /// Settings that the model cannot follow.
+    pub fn compute(&self, settings: &Settings) -> Result<Compute> {
+        let net = self.net.config();
+        let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
+        let size = [height, width];
+        if let Some(student) = &net.student {
+            let mut calls = BTreeMap::new();
+            for patch in &student.patches {
+                *calls.entry(*patch).or_default() += 1;
+            }
+            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
+            return Ok(Compute { gmacs, share: 1.0, calls });
+        }
+        let tally = RefCell::default();
+        let bind = |role: Role, _: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
+            Box::new(Counter { net: self.network(role).0.config(), size, patch, tally: &tally })
+        };
+        let grid = self.grid(settings)?;
+        let mut denoiser = self.phased(&[0], settings, size, &grid, &bind)?;
+        let x = Tensor::zeros([1, channels, 1, 1], &Device::flex());
+        let mut source = NoiseSource::new(0, 1);
+        let on_step = &mut |_: Step<'_>| ControlFlow::Continue(());
+        let rest = self.rest(&grid);
+        let sampled = settings.sampler.sample(&mut denoiser, x, &rest, &mut source, on_step);
+        sampled.map_err(|_| Error::Cancelled)?;
+        drop(denoiser);
+        let Tally { all, trunk, native_trunk, calls } = tally.into_inner();
+        Ok(Compute { gmacs: all / 2e9, share: trunk / native_trunk, calls })
+    }
+}
+
+/// Operations of the calls so far, two per multiplication with an addition.
+#[derive(Debug, Default)]
+struct Tally {
+    all: f64,
+    trunk: f64,
+    native_trunk: f64,
+    calls: BTreeMap<usize, usize>,
+}
+
+/// Stands for a network in a run without one, and counts what its calls would take.
+struct Counter<'a> {
+    net: &'a DitConfig,
+    /// Of the latents.
+    size: [usize; 2],
+    patch: usize,
+    tally: &'a RefCell<Tally>,
+}
+
+impl Denoiser for Counter<'_> {
+    /// Returns its input, of any height and width.
+    fn denoise(&mut self, x_t: Tensor<4>, _: &Level) -> Denoised {
+        let images = x_t.dims()[0];
+        let mut tally = self.tally.borrow_mut();
+        tally.all += images as f64 * self.net.flops(self.size, self.patch);
+        tally.trunk += images as f64 * self.net.trunk_flops(self.size, self.patch);
+        tally.native_trunk += images as f64 * self.net.trunk_flops(self.size, self.net.patch);
+        *tally.calls.entry(self.patch).or_default() += images;
+        Denoised { clean: x_t, variance: None }
+    }
+}
