@@ -100,12 +100,14 @@ pub enum Error {
         known: Vec<String>,
     },
     /// A picture size that the model cannot make.
-    #[error("size {}x{}, expected multiples of {step}", size[1], size[0])]
+    #[error("size {}x{}, expected multiples of {step} up to {limit}", size[1], size[0])]
     Size {
         /// `[height, width]`.
         size: [usize; 2],
         /// What both must be multiples of.
         step: usize,
+        /// The largest side.
+        limit: usize,
     },
     /// A type that the device does not compute in.
     #[error("the device cannot compute in {dtype}, expected --dtype f32")]

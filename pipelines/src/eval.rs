@@ -240,7 +240,10 @@ pub fn compare(
     resamples: usize,
 ) -> Result<(Scores, Nearest)> {
     let features = |rows: &[Vec<f32>], what: &str| {
-        let reason = format!("{} {what} images, or their features are not finite", rows.len());
+        let reason = match rows.len() {
+            count @ ..2 => format!("{count} {what} images, expected at least 2"),
+            count => format!("the features of {count} {what} images are not all finite"),
+        };
         Features::new(rows).ok_or(Error::Eval { reason })
     };
     let reference = features(reference, "reference")?;

@@ -90,6 +90,14 @@ fn format(path: &Path) -> Result<ImageFormat> {
 /// An unknown extension, or a folder that is not there.
 pub fn check_output_path(path: &Path) -> Result<()> {
     format(path)?;
+    check_folder_of(path)
+}
+
+/// The part of [`check_output_path`] that holds for a file of any kind.
+///
+/// # Errors
+/// A missing folder.
+pub fn check_folder_of(path: &Path) -> Result<()> {
     let folder = folder_of(path);
     match folder.is_dir() {
         true => Ok(()),

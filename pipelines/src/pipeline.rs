@@ -164,15 +164,16 @@ impl ClassPipeline {
     /// Shape of the latents of `count` images, `[images, channels, height, width]`.
     ///
     /// # Errors
-    /// If the size asked for is not a multiple of what the model needs.
+    /// If the size asked for is not a multiple of what the model needs, or too large.
     pub fn latent_shape(&self, count: usize, size: Option<[usize; 2]>) -> Result<[usize; 4]> {
         let net = self.net.config();
         let [height, width] = match size {
             None => net.size,
             Some(size) => {
                 let step = self.factor() * net.patch;
-                if size.iter().any(|side| *side == 0 || side % step != 0) {
-                    return Err(Error::Size { size, step });
+                let possible = |side: usize| (1..=SIDE_LIMIT).contains(&side) && side % step == 0;
+                if !size.iter().all(|side| possible(*side)) {
+                    return Err(Error::Size { size, step, limit: SIDE_LIMIT });
                 }
                 size.map(|side| side / self.factor())
             }
@@ -480,6 +481,9 @@ impl ClassPipeline {
         Tensor::cat((0..count).map(decode).collect(), 0)
     }
 }
+
+/// Longest side of a picture, in pixels.
+const SIDE_LIMIT: usize = 16_384;
 
 /// Share of the steps taken from a picture, where nothing is said.
 const STRENGTH: f64 = 0.75;

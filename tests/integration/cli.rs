@@ -239,9 +239,15 @@ fn mistakes_are_named_and_leave_no_files() {
     assert!(with(&["--class", "unicorn"]).contains("unicorn"));
     assert!(with(&["--class", "1", "--sampler", "plms"]).contains("dpmpp_2m"));
     assert!(with(&["--class", "1", "-W", "65"]).contains("65"));
+    assert!(with(&["--class", "1", "-W", "1000000000"]).contains("up to 16384"));
+    assert!(with(&["--class", "1", "--seed", "-2"]).contains("18446744073709551615"));
     assert!(with(&["--class", "1", "-o", "a.gif"]).contains("a.gif"));
     assert!(with(&["--class", "1", "-o", "no/such/a.png"]).contains("no/such"));
     assert!(with(&["--class", "1", "--noise", "none.safetensors"]).contains("none.safetensors"));
+    let sweep = ["sweep", "-m", "emoji-class", "--reference", ".", "-o", "no/such/a.csv"];
+    assert!(failed(&run(folder.path(), &sweep)).contains("no/such"));
+    let train = ["train", "class", "--data", ".", "--set", "betas=[1, 1]"];
+    assert!(failed(&run(folder.path(), &train)).contains("betas"));
     let none = failed(&run(folder.path(), &["generate", "class", "-m", "nowhere"]));
     assert!(none.contains("nowhere"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();

@@ -63,7 +63,7 @@ pub enum GridError {
     /// Noise levels that do not fall.
     #[error("noise levels must be finite, positive and falling, found {found:?}")]
     Order {
-        /// The offending neighbours.
+        /// The offending neighbours, or all.
         found: Vec<f64>,
     },
     /// A timestep outside the schedule.
@@ -125,6 +125,11 @@ impl Grid {
         let limit = schedule.steps().unwrap_or(STEP_LIMIT);
         if steps == 0 || steps > limit {
             return Err(GridError::Steps { steps, limit });
+        }
+        if let Spacing::Sigmas(sigmas) = spacing
+            && sigmas.iter().any(|sigma| !(sigma.is_finite() && *sigma >= 0.0))
+        {
+            return Err(GridError::Order { found: sigmas.clone() });
         }
         let grid = match schedule {
             NoiseSchedule::RectifiedFlow { shift } => Self::flow(*shift, spacing, steps)?,
@@ -449,7 +454,10 @@ mod tests {
         let make = |spacing, steps| Grid::new(Family::Ddim, &linear(), &spacing, steps);
         assert!(matches!(make(Spacing::Trailing, 0), Err(GridError::Steps { steps: 0, .. })));
         assert!(matches!(make(Spacing::Trailing, 1001), Err(GridError::Steps { .. })));
-        assert!(matches!(make(Spacing::Sigmas(vec![1.0, 2.0]), 2), Err(GridError::Order { .. })));
+        for sigmas in [[1.0, 2.0], [f64::INFINITY, 1.0], [1.0, f64::NAN], [1.0, -1.0]] {
+            let found = make(Spacing::Sigmas(sigmas.to_vec()), 2);
+            assert!(matches!(found, Err(GridError::Order { .. })), "{sigmas:?}");
+        }
         let late = Spacing::Timesteps(vec![1000.0, 3.0]);
         assert!(matches!(make(late, 2), Err(GridError::Timestep { .. })));
         assert!("karas".parse::<Spacing>().is_err());

@@ -261,7 +261,11 @@ fn resolve(
     match args.seed {
         -1 if earlier.is_some() => (),
         -1 => settings.seed = random(),
-        seed => settings.seed = u64::try_from(seed).with_context(|| format!("seed {seed}"))?,
+        seed => {
+            let found = u64::try_from(seed).ok();
+            settings.seed =
+                found.with_context(|| format!("seed {seed}, expected -1, or 0 to {}", u64::MAX))?;
+        }
     }
     if let Some(name) = &args.sampler {
         let (sampler, spacing) = parse_sampler(name)?;
@@ -286,7 +290,7 @@ fn resolve(
         settings.spacing = Some(name.parse()?);
     }
     if let Some(sigmas) = &args.sigmas {
-        settings.steps = sigmas.iter().filter(|sigma| **sigma > 0.0).count();
+        settings.steps = sigmas.iter().filter(|sigma| **sigma != 0.0).count();
         settings.spacing = Some(Spacing::Sigmas(sigmas.clone()));
     }
     settings.steps = args.steps.unwrap_or(settings.steps);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use pyrograph::eval::compare;
-use pyrograph::image::{write_image, write_whole};
+use pyrograph::image::{check_folder_of, check_output_path, write_image, write_whole};
 use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::plot::{Series, scatter};
@@ -82,6 +82,9 @@ impl Against {
 }
 
 pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
+    check_folder_of(&args.output)?;
+    let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
+    check_output_path(&plot)?;
     let device = common.open()?.device;
     let net = args.judging.open(&device)?;
     let (pipeline, weights) = args.judged.open(&args.model, &device)?;
@@ -122,7 +125,6 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         // Whole or not at all, so that a sweep can go on after any interruption.
         write_whole(&args.output, text.as_bytes())?;
     }
-    let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
     let [axis, column] = args.against.axis();
     let curves = series(&table, pipeline.config().net.patch, column)?;
     write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;

@@ -262,6 +262,7 @@ impl TrainConfig {
                 "micro_batches must divide batch",
             ),
             (!(0.0..=1.0).contains(&self.label_dropout), "label_dropout is outside [0, 1]"),
+            (!self.betas.iter().all(|beta| (0.0..1.0).contains(beta)), "betas are outside [0, 1)"),
         ];
         match bad.into_iter().find(|(bad, _)| *bad) {
             Some((_, reason)) => Err(Error::Config { reason: reason.into() }),
