@@ -171,7 +171,8 @@ impl ClassPipeline {
             None => net.size,
             Some(size) => {
                 let step = self.factor() * net.patch;
-                let possible = |side: usize| (1..=SIDE_LIMIT).contains(&side) && side % step == 0;
+                let possible =
+                    |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
                 if !size.iter().all(|side| possible(*side)) {
                     return Err(Error::Size { size, step, limit: SIDE_LIMIT });
                 }
