@@ -285,7 +285,7 @@ impl ClassPipeline {
         if let Some(student) = &self.net.config().student {
             self.check_student(student, settings)?;
         }
-        let grid = self.grid(settings)?;
+        let grid = settings.grid(&self.config.process)?;
 
         let mut latents = Vec::new();
         let batch = settings.batch.max(1);
@@ -371,12 +371,6 @@ impl ClassPipeline {
         };
         let sampled = sampler.sample(&mut denoiser, x, &rest, source, on_step);
         sampled.map_err(|_| Error::Cancelled)
-    }
-
-    /// The steps of a run from noise.
-    fn grid(&self, settings: &Settings) -> Result<Grid> {
-        let schedule = &self.config.process.schedule;
-        Ok(settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps)?)
     }
 
     /// The steps of `grid` that are taken.

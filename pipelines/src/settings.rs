@@ -1,8 +1,10 @@
 //! Settings of one generation run.
 
-use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
+use pyrograph_engine::diffusion::{Grid, GuidedChannels, Sampler, Spacing};
+use pyrograph_engine::process::Process;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::patches::PatchPlan;
 
 /// How to make images, beyond which ones.
@@ -28,6 +30,16 @@ pub struct Settings {
     /// Patch sizes over the steps; `None` is the model's own throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patches: Option<PatchPlan>,
+}
+
+impl Settings {
+    /// The levels of all steps, from noise.
+    ///
+    /// # Errors
+    /// Settings that do not go with the process.
+    pub fn grid(&self, process: &Process) -> Result<Grid> {
+        Ok(self.sampler.grid(&process.schedule, self.spacing.as_ref(), self.steps)?)
+    }
 }
 
 /// Classifier-free guidance, or autoguidance when a guide model is given.

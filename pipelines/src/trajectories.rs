@@ -10,9 +10,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::diffusion::{Grid, NoiseSource};
+use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::nets::Points;
-use pyrograph_engine::process::Process;
 use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -76,15 +75,6 @@ impl TrajectorySpec {
 
     fn path(&self, folder: &Path, shard: usize) -> PathBuf {
         folder.join(format!("{shard:06}.safetensors"))
-    }
-
-    /// The teacher's grid.
-    ///
-    /// # Errors
-    /// Settings that do not go with the process.
-    pub fn grid(&self, process: &Process) -> Result<Grid> {
-        let Settings { sampler, spacing, steps, .. } = &self.settings;
-        Ok(sampler.grid(&process.schedule, spacing.as_ref(), *steps)?)
     }
 
     /// Says what is wrong with the numbers, if anything.

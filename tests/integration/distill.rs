@@ -101,7 +101,7 @@ fn trajectories_are_those_of_the_pipeline() {
         for (i, index) in [4, 1].into_iter().enumerate() {
             let mut settings = spec.settings.clone();
             settings.seed += index;
-            let grid = spec.grid(&teacher.0.config().process).expect("a grid");
+            let grid = spec.settings.grid(&teacher.0.config().process).expect("a grid");
             let mut expected = Vec::new();
             let run = teacher.0.latents(&[1], &settings, None, &mut |progress: Progress<'_>| {
                 if progress.step + 1 == spec.after[0] {

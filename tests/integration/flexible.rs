@@ -241,8 +241,7 @@ fn every_call_of_the_network_is_counted() {
     settings.sampler = Sampler::Heun { churn: None };
     assert_eq!(count(&own, &settings).calls, BTreeMap::from([(2, 22)]));
     settings.sampler = Sampler::DpmPp2m;
-    let schedule = &own.config().process.schedule;
-    let grid = settings.sampler.grid(schedule, settings.spacing.as_ref(), 6).expect("a grid");
+    let grid = settings.grid(&own.config().process).expect("a grid");
     let sigma = |step: usize| grid.steps[step][0].ve_sigma();
     settings.guidance.interval = Some([sigma(4), sigma(2)]);
     assert_eq!(count(&own, &settings).calls, BTreeMap::from([(2, 8)]));

@@ -26,8 +26,7 @@ fn random(model: &ClassPipeline, seed: u64, count: usize) -> Tensor<4> {
 }
 
 fn grid(pipeline: &ClassPipeline, settings: &Settings) -> Grid {
-    let schedule = &pipeline.config().process.schedule;
-    settings.sampler.grid(schedule, settings.spacing.as_ref(), settings.steps).expect("a grid")
+    settings.grid(&pipeline.config().process).expect("a grid")
 }
 
 /// States after each step, and the end.

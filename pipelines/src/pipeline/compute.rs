@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::settings::Settings;
 
 /// What one image takes.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Compute {
     /// Billions of multiplications with additions, in the network.
     pub gmacs: f64,
@@ -61,7 +61,7 @@ impl ClassPipeline {
         let bind = |role: Role, _: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
             Box::new(Counter { net: self.network(role).0.config(), size, patch, tally: &tally })
         };
-        let grid = self.grid(settings)?;
+        let grid = settings.grid(&self.config.process)?;
         let mut denoiser = self.phased(&[0], settings, size, &grid, &bind)?;
         let x = Tensor::zeros([1, channels, 1, 1], &Device::flex());
         let mut source = NoiseSource::new(0, 1);

@@ -156,7 +156,7 @@ pub(super) fn begin(
         (1..=shape.steps).map(|step| step * recorded / shape.steps - 1).collect();
 
     // Where the teacher stood when the input of each step was recorded.
-    let grid = spec.grid(&teacher.process)?;
+    let grid = spec.settings.grid(&teacher.process)?;
     let inputs = picks.iter().take(shape.steps - 1).map(|&pick| spec.after[pick]);
     let levels: Vec<Level> = std::iter::once(grid.steps[0][0])
         .chain(inputs.map(|taken| match spec.points {

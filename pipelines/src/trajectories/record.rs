@@ -73,7 +73,7 @@ impl<'a> Recorder<'a> {
         let [first, every] = worker;
         let is_missing = |shard: &usize| holds(&spec.path(folder, *shard), &spec, *shard).is_err();
         let missing = (first..spec.shards()).step_by(every.max(1)).filter(is_missing).collect();
-        let grid = spec.grid(&pipeline.config().process)?;
+        let grid = spec.settings.grid(&pipeline.config().process)?;
         Ok(Self { folder, pipeline, spec, grid, missing })
     }
 
