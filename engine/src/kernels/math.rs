@@ -17,7 +17,7 @@ pub(super) fn simd<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// The least exponent whose power is not taken for 0: 2e-22. Products of lesser ones with gradients are subnormal
-/// numbers, in which matrix products take eight times as long.
+/// numbers, which slow matrix products many times.
 const LEAST_EXPONENT: f32 = -50.0;
 
 /// `eˣ` with a relative error of 2e-7; 0 below [`LEAST_EXPONENT`], `e⁸⁸` above 88.
