@@ -41,10 +41,10 @@ pub(super) fn exp(x: f32) -> f32 {
     if negligible { 0.0 } else { (p * r * r + r + 1.0) * power }
 }
 
+/// 0 below [`LEAST_EXPONENT`].
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
-    let power = exp(x);
-    power / (1.0 + power)
+    if x < LEAST_EXPONENT { 0.0 } else { 1.0 / (1.0 + exp(-x)) }
 }
 
 /// `Σ f(i)`, in the same order on every machine.
