@@ -64,6 +64,15 @@ pub struct Estimate {
 /// Standard deviations of the normal distribution within which 95 % lie.
 const WITHIN: f64 = 1.96;
 
+impl Estimate {
+    /// The mean of what values were drawn from.
+    pub fn mean(values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let value = values.iter().sum::<f64>() / count;
+        Self { value, margin: WITHIN * deviation(values) / count.sqrt() }
+    }
+}
+
 fn deviation(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

@@ -4,6 +4,7 @@
 //! from the noise of seed `settings.seed + i`, which is remade instead of stored, and its class is
 //! `i mod classes`.
 
+mod deviation;
 mod record;
 
 use std::ops::Range;
@@ -16,6 +17,7 @@ use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
+pub use deviation::Deviation;
 pub use record::{Estimate, Recorder};
 
 use crate::error::{Error, Result};
@@ -65,6 +67,20 @@ impl TrajectorySpec {
     pub fn bytes(&self) -> u64 {
         let point: usize = self.shape.iter().product();
         (self.count * self.after.len() * point * BYTES) as u64
+    }
+
+    /// Numbers of the points that a student of `steps` steps predicts.
+    ///
+    /// # Errors
+    /// A number of steps that does not divide that of the points.
+    pub fn picks(&self, steps: usize) -> Result<Vec<usize>, String> {
+        let points = self.after.len();
+        match steps > 0 && points.is_multiple_of(steps) {
+            true => Ok((1..=steps).map(|step| step * points / steps - 1).collect()),
+            false => Err(format!(
+                "a student of {steps} steps on trajectories of {points} points, expected a divisor"
+            )),
+        }
     }
 
     /// Trajectories of a shard.

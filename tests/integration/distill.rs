@@ -12,6 +12,7 @@ use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::train::{Event, Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
+use pyrograph_engine::metrics::Estimate;
 use pyrograph_engine::nets::{DitConfig, Points};
 use pyrograph_engine::train::params;
 use pyrograph_weights::{Checkpoint, FloatDtype};
@@ -286,7 +287,8 @@ fn students_learn_and_open_like_any_model() {
         // From the noise of a trajectory it comes to what the teacher came to, nearer than one that was
         // not trained.
         let set = Trajectories::open(&folder.path().join(&set)).expect("a set");
-        let batch = set.batch(&[0, 1, 2], &[3], &device()).expect("three of them");
+        let all: Vec<usize> = (0..12).collect();
+        let batch = set.batch(&all, &[3], &device()).expect("all of them");
         let (student, _) = pipeline(&folder.path().join(&name).join("model"));
         let settings = student.config().defaults.settings(0);
         assert_eq!(settings.steps, 4);
@@ -298,6 +300,46 @@ fn students_learn_and_open_like_any_model() {
         let size: f32 = images.var(0).mean().into_scalar();
         println!("{name}: {start:.4} to {end:.4}, {far:.4} from the teacher of {size:.4}");
         assert!(far < 0.5 * size, "{name}: {far} from the teacher, whose images vary by {size}");
+
+        // The same, measured step by step. The first step has no past; to the others the teacher's points are
+        // a help.
+        let net = model::open(&folder.path().join(&name).join("model"), &device()).expect("it").net;
+        let deviation = set
+            .deviation(&net, 5, &device(), &mut |_| ControlFlow::Continue(()))
+            .expect("a student of these");
+        let [forced, own] = [&deviation.forced, &deviation.own];
+        assert_eq!((deviation.trajectories, forced.len(), forced[0]), (12, 4, own[0]));
+        assert!((own[3].value / f64::from(far) - 1.0).abs() < 1e-3, "{:?}, {far}", own[3]);
+        let sum = |errors: &[Estimate]| errors.iter().map(|error| error.value).sum::<f64>();
+        assert!(sum(own) > sum(forced), "{name}: {own:?} and {forced:?}");
+    }
+}
+
+#[test]
+fn only_a_student_is_compared_with_trajectories_and_only_with_its_own_kind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    teacher(&path("teacher"), 1, true);
+    let teacher = pipeline(&path("teacher"));
+    let spec = spec(&teacher, 3);
+    record(&path("set"), &teacher, spec.clone());
+    record(&path("states"), &teacher, TrajectorySpec { points: Points::States, ..spec.clone() });
+    record(&path("three"), &teacher, TrajectorySpec { after: vec![2, 4, 8], ..spec });
+    distill(folder.path(), &["steps=1"], ["run", "set"], (false, 0));
+    let compare = |model: &str, set: &str| {
+        let net = model::open(&path(model), &device()).expect("a model").net;
+        let set = Trajectories::open(&path(set)).expect("a set");
+        let result = set.deviation(&net, 2, &device(), &mut |_| ControlFlow::Continue(()));
+        result.map(|deviation| deviation.trajectories).map_err(|error| error.to_string())
+    };
+    assert_eq!(compare("run/model", "set"), Ok(3));
+    for (model, set, reason) in [
+        ("teacher", "set", "the model is none"),
+        ("run/model", "states", "the trajectories are of ([3, 8, 8], 3, States)"),
+        ("run/model", "three", "a student of 4 steps on trajectories of 3 points"),
+    ] {
+        let error = compare(model, set).expect_err("it does not fit");
+        assert!(error.contains(reason), "{error}");
     }
 }
 
@@ -412,6 +454,14 @@ fn one_command_makes_a_student_that_generates() {
     let again = distill(&["--steps", "3", "--resume"]);
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(said.contains("0 of 6 trajectories") && said.contains("resumed at step 2"), "{said}");
+
+    let mut command = Command::new(program());
+    command.args(["distill", "compare", "--device", "cpu", "--json", "-m"]).arg(run.join("model"));
+    let output = command.arg("--trajectories").arg(run.join("trajectories")).output();
+    let output = output.expect("the program runs");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(found["trajectories"], 6);
+    assert!(found["own"][1]["value"].as_f64().is_some_and(|error| error > 0.0), "{found}");
 
     let picture = folder.path().join("picture.png");
     let mut command = Command::new(program());

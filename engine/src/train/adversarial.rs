@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::objective::StudentBatch;
+use super::objective::{Past, StudentBatch};
 use crate::diffusion::Level;
 use crate::nets::{Discriminator, Dit};
 use crate::process::{Process, ids};
@@ -106,7 +106,7 @@ pub fn adversarial_regression(
     (features, judge): (&Features, &Discriminator),
     weight: f64,
 ) -> (Tensor<1>, Tensor<4>) {
-    let (outputs, tokens) = batch.outputs(net);
+    let (outputs, tokens) = batch.outputs(net, Past::Teacher);
     let (channels, size) = (batch.noise.dims()[1], [batch.noise.dims()[2], batch.noise.dims()[3]]);
     let step = batch.points.len() - 1;
     let last = outputs[step].clone();

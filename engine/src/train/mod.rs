@@ -8,6 +8,6 @@ pub mod params;
 pub mod trainer;
 
 pub use ema::{Average, Snapshot, reconstruction_weights};
-pub use objective::{Batch, Denoising, StudentBatch, Target, regression};
+pub use objective::{Batch, Denoising, Past, StudentBatch, Target, regression, step_errors};
 pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Precision, Trainer, TrainerConfig};

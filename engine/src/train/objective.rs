@@ -88,6 +88,15 @@ impl Denoising {
     }
 }
 
+/// Whose points the steps of a student see, after the noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// The teacher's, as in training.
+    Teacher,
+    /// Its own, as in sampling.
+    Own,
+}
+
 /// Trajectories of a teacher for the steps of its student.
 #[derive(Debug, Clone)]
 pub struct StudentBatch {
@@ -106,21 +115,26 @@ impl StudentBatch {
         Self { noise: self.noise.autodiff(), points, labels: self.labels }
     }
 
-    /// What each step predicts, the history being the teacher's, and the last head's input.
+    /// What each step predicts, and the last head's input.
     ///
     /// # Panics
     /// If the network is no student, or has another number of steps.
-    pub(super) fn outputs(&self, net: &Dit) -> (Vec<Tensor<4>>, [Tensor<3>; 2]) {
+    pub(super) fn outputs(&self, net: &Dit, past: Past) -> (Vec<Tensor<4>>, [Tensor<3>; 2]) {
         let [_, channels, height, width] = self.noise.dims();
         let steps = net.config().student.as_ref().map(Student::steps);
         assert_eq!(steps, Some(self.points.len()), "steps of the student, and points");
         let labels = ids(&self.labels, &self.noise.device());
-        let inputs = std::iter::once(&self.noise).chain(&self.points);
         let (mut memory, mut outputs, mut last) = (Memory::default(), Vec::new(), None);
-        for (step, x) in inputs.take(self.points.len()).enumerate() {
-            let tokens = net.step_tokens(x.clone(), labels.clone(), step, &mut memory);
+        let mut x = self.noise.clone();
+        for (step, point) in self.points.iter().enumerate() {
+            let tokens = net.step_tokens(x, labels.clone(), step, &mut memory);
             let output = net.step_output(tokens.clone(), step, [height, width]);
-            outputs.push(output.narrow(1, 0, channels));
+            let output = output.narrow(1, 0, channels);
+            x = match past {
+                Past::Teacher => point.clone(),
+                Past::Own => output.clone(),
+            };
+            outputs.push(output);
             last = Some(tokens);
         }
         (outputs, last.expect("a student has steps"))
@@ -141,7 +155,21 @@ impl StudentBatch {
 /// # Panics
 /// If the network is no student, or has another number of steps.
 pub fn regression(net: &Dit, batch: &StudentBatch) -> Tensor<1> {
-    batch.errors(batch.outputs(net).0)
+    batch.errors(batch.outputs(net, Past::Teacher).0)
+}
+
+/// The squared error of every step of a student against the next point of the teacher's trajectory, mean over
+/// channels and pixels: for each step one number per image, `[batch]`.
+///
+/// # Panics
+/// If the network is no student, or has another number of steps.
+pub fn step_errors(net: &Dit, batch: &StudentBatch, past: Past) -> Vec<Tensor<1>> {
+    let pairs = batch.outputs(net, past).0.into_iter().zip(&batch.points);
+    let error = |(output, point): (Tensor<4>, &Tensor<4>)| {
+        let squares: Tensor<2> = (output - point.clone()).square().flatten(1, 3);
+        squares.mean_dim(1).squeeze_dim(1)
+    };
+    pairs.map(error).collect()
 }
 
 /// One number per image, `[batch, 1, 1, 1]`.

@@ -9,6 +9,7 @@ use pyrograph::pipeline::ClassPipeline;
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::{Sampler, parse_sampler};
+use pyrograph_engine::metrics::Estimate;
 use pyrograph_engine::nets::Points;
 
 use super::train::{RunArgs, follow};
@@ -42,6 +43,8 @@ enum Part {
     Record(Record),
     /// Train a student on recorded trajectories only
     Train(Train),
+    /// Measure how far a student strays from its teacher's trajectories
+    Compare(Compare),
 }
 
 #[derive(Args)]
@@ -74,6 +77,19 @@ struct Train {
     student: StudentArgs,
     #[command(flatten)]
     run: RunArgs,
+}
+
+#[derive(Args)]
+struct Compare {
+    /// Folder of trajectories that the student has not seen: recorded with another --first-seed
+    #[arg(long)]
+    trajectories: PathBuf,
+    /// The student
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Trajectories per network call
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
 }
 
 #[derive(Args)]
@@ -164,6 +180,9 @@ pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
             train(&find_model(model)?, trajectories, output, (student, run), common)
         }
+        Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
+            compare(&find_model(model)?, trajectories, *batch_size, common)
+        }
         None => {
             let (Some(model), Some(output)) = (&args.model, &args.output) else {
                 unreachable!("both are required without a subcommand");
@@ -253,6 +272,29 @@ fn train(
     let config = run.settle(&base, student.overrides())?;
     let mut run = Run::new(output, config, Source::Trajectories(set), run.resume, &device)?;
     follow(&mut run, common)
+}
+
+fn compare(model: &Path, trajectories: &Path, batch: usize, common: &Common) -> anyhow::Result<()> {
+    let device = common.open()?.device;
+    let set = Trajectories::open(trajectories)?;
+    let student = pyrograph::model::open(model, &device)?.net;
+    let bar = common.progress_bar(set.spec().count as u64, "{bar:30} {pos}/{len} trajectories");
+    let deviation = set.deviation(&student, batch, &device, &mut |done| {
+        bar.set_position(done as u64);
+        interrupted()
+    })?;
+    bar.finish_and_clear();
+    if common.json {
+        println!("{}", serde_json::to_string(&deviation)?);
+        return Ok(());
+    }
+    println!("squared error of {} trajectories", deviation.trajectories);
+    println!("step  from the teacher's points  from its own");
+    for (i, (forced, own)) in deviation.forced.iter().zip(&deviation.own).enumerate() {
+        let text = |e: &Estimate| format!("{:.5} ± {:.5}", e.value, e.margin);
+        println!("{:>4}  {:25}  {}", i + 1, text(forced), text(own));
+    }
+    Ok(())
 }
 
 /// The part of one of several workers, such as `0/4`.

@@ -143,17 +143,9 @@ pub(super) fn begin(
             path.display()
         ));
     }
-    let recorded = spec.after.len();
-    if shape.steps == 0 || !recorded.is_multiple_of(shape.steps) {
-        return fault(format!(
-            "a student of {} steps on trajectories of {recorded} points, expected a divisor",
-            shape.steps
-        ));
-    }
+    let picks = spec.picks(shape.steps).map_err(|reason| Error::Config { reason })?;
     let Model { net, vae, config: teacher } =
         recognised.load(FloatDtype::F32, device, &mut |_| ())?;
-    let picks: Vec<usize> =
-        (1..=shape.steps).map(|step| step * recorded / shape.steps - 1).collect();
 
     // Where the teacher stood when the input of each step was recorded.
     let grid = spec.settings.grid(&teacher.process)?;
