@@ -4,7 +4,8 @@
 # A line of LIST is `name|learning rate|setting|..`. TRAIN is the command of pyrograph that trains, with its options, and
 # MEASURE are the options by which a model is compared. Every model is a line of TABLE, which is gone on with after an
 # interruption.
-# SEEDS is "0 1 2", COUNT the images made of each model, JOBS the runs side by side, WORK the folder of runs.
+# SEEDS is "0 1 2", COUNT the images made of each model, JOBS the runs side by side, WORK the folder of runs. With
+# TRAJECTORIES, a folder of them, the models are students that are compared with these too.
 set -euo pipefail
 list=$1 table=$2 train=$3 measure=$4
 run=${PYROGRAPH:-pyrograph} count=${COUNT:-5000} jobs=${JOBS:-1} work=${WORK:-runs/ablation}
@@ -27,6 +28,10 @@ one() {
     # shellcheck disable=SC2086
     scores=$("$run" eval $measure -m "$folder/model" -n "$count" --cache "$work/features" --batch-size 50 \
         "${common[@]}")
+    if [ -n "${TRAJECTORIES:-}" ]; then
+        strays=$("$run" distill compare --trajectories "$TRAJECTORIES" -m "$folder/model" --json "${common[@]}")
+        scores+=",\"deviation\":$strays"
+    fi
     parameters=$("$run" inspect "$folder/model" --json | grep -o '"parameters":[0-9]*' | head -n 1)
     echo "{\"name\":\"$name\",\"seed\":$seed,\"rate\":$rate,$parameters,\"scores\":$scores}" >>"$table"
     rm -r "$folder/checkpoints"
