@@ -16,4 +16,5 @@ mod samplers;
 mod signal;
 mod student;
 mod training;
+mod trajectories;
 mod util;
