@@ -44,8 +44,7 @@ fn distill(
 #[test]
 fn a_resumed_student_equals_one_without_a_break_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    teacher(&folder.path().join("teacher"), 1, true);
-    let teacher = pipeline(&folder.path().join("teacher"));
+    let teacher = teacher(&folder.path().join("teacher"), 1, true);
     record(&folder.path().join("set"), &teacher, spec(&teacher, 10));
     let whole = distill(folder.path(), &[], ["whole", "set"], (false, 0));
     distill(folder.path(), &[], ["parts", "set"], (false, 6));
@@ -62,8 +61,7 @@ fn students_learn_and_open_like_any_model() {
         [(true, Points::Estimates), (false, Points::Estimates), (true, Points::States)]
     {
         let name = format!("{kind} {points:?}");
-        teacher(&folder.path().join("teacher"), 3, kind);
-        let teacher = pipeline(&folder.path().join("teacher"));
+        let teacher = teacher(&folder.path().join("teacher"), 3, kind);
         let set = format!("set of {name}");
         let spec = TrajectorySpec { points, ..spec(&teacher, 12) };
         record(&folder.path().join(&set), &teacher, spec);
@@ -107,8 +105,7 @@ fn students_learn_and_open_like_any_model() {
 fn only_a_student_is_compared_with_trajectories_and_only_with_its_own_kind() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
-    teacher(&path("teacher"), 1, true);
-    let teacher = pipeline(&path("teacher"));
+    let teacher = teacher(&path("teacher"), 1, true);
     let spec = spec(&teacher, 3);
     record(&path("set"), &teacher, spec.clone());
     record(&path("states"), &teacher, TrajectorySpec { points: Points::States, ..spec.clone() });
@@ -149,8 +146,7 @@ fn pictures(folder: &Path, classes: usize) {
 fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
-    teacher(&path.join("teacher"), 1, true);
-    let teacher = pipeline(&path.join("teacher"));
+    let teacher = teacher(&path.join("teacher"), 1, true);
     record(&path.join("set"), &teacher, spec(&teacher, 10));
     distill(path, &[], ["regression", "set"], (false, 0));
     pictures(&path.join("data"), CLASSES);
@@ -188,8 +184,8 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
 fn a_student_that_predicts_states_passes_through_them() {
     let folder = tempfile::tempdir().expect("a folder");
     for preserved in [true, false] {
-        teacher(&folder.path().join("teacher"), 3, preserved);
-        let (bundle, name) = (pipeline(&folder.path().join("teacher")), format!("{preserved}"));
+        let bundle = teacher(&folder.path().join("teacher"), 3, preserved);
+        let name = format!("{preserved}");
         let set = format!("set of {name}");
         let spec = TrajectorySpec { points: Points::States, ..spec(&bundle, 6) };
         record(&folder.path().join(&set), &bundle, spec);

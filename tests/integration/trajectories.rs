@@ -18,8 +18,8 @@ use crate::util::{assert_close, device, opened, program, tolerance};
 pub(crate) const CLASSES: usize = 3;
 const STEPS: usize = 8;
 
-/// Writes a small teacher on pixels as a bundle.
-pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) {
+/// Writes a small teacher on pixels as a bundle, and opens it.
+pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) -> (ClassPipeline, String) {
     let (base, kind) = match preserved {
         true => (DitConfig::mp_dit(32, 3, 2), "mp-dit"),
         false => (DitConfig::dit(32, 3, 2), "dit"),
@@ -45,6 +45,7 @@ pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) {
     let model = Model { net, vae: None, config };
     let manifest = model.manifest().expect("a description");
     model.save(folder, manifest, FloatDtype::F32, true).expect("written");
+    pipeline(folder)
 }
 
 pub(crate) fn pipeline(folder: &Path) -> (ClassPipeline, String) {
@@ -89,8 +90,7 @@ fn trajectories_are_those_of_the_pipeline() {
     for points in [Points::Estimates, Points::States] {
         let path = folder.path().join(format!("{points:?}"));
         let bundle = path.join("teacher");
-        teacher(&bundle, 1, true);
-        let teacher = pipeline(&bundle);
+        let teacher = teacher(&bundle, 1, true);
         let spec = TrajectorySpec { points, ..spec(&teacher, 6) };
         record(&path.join("set"), &teacher, spec.clone());
         let set = Trajectories::open(&path.join("set")).expect("a set");
@@ -127,8 +127,7 @@ fn trajectories_are_those_of_the_pipeline() {
 fn a_recording_goes_on_where_it_was_left_and_mends_what_is_broken() {
     let folder = tempfile::tempdir().expect("a folder");
     let bundle = folder.path().join("teacher");
-    teacher(&bundle, 1, true);
-    let teacher = pipeline(&bundle);
+    let teacher = teacher(&bundle, 1, true);
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     record(&whole, &teacher, spec(&teacher, 10));
 
@@ -177,8 +176,7 @@ fn a_recording_goes_on_where_it_was_left_and_mends_what_is_broken() {
 fn workers_share_a_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     let bundle = folder.path().join("teacher");
-    teacher(&bundle, 1, false);
-    let teacher = pipeline(&bundle);
+    let teacher = teacher(&bundle, 1, false);
     let path = folder.path().join("set");
     for worker in 0..2 {
         assert!(Trajectories::open(&path).is_err(), "before worker {worker}");
@@ -192,10 +190,8 @@ fn workers_share_a_folder() {
 #[test]
 fn recordings_that_cannot_be_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    for seed in [1, 2] {
-        teacher(&folder.path().join(format!("teacher-{seed}")), seed, true);
-    }
-    let [one, two] = [1, 2].map(|seed| pipeline(&folder.path().join(format!("teacher-{seed}"))));
+    let [one, two] =
+        [1, 2].map(|seed| teacher(&folder.path().join(format!("teacher-{seed}")), seed, true));
     let path = folder.path().join("set");
     record(&path, &one, spec(&one, 4));
     let refuse = |teacher: &(ClassPipeline, String), spec: TrajectorySpec, part: &str| {
