@@ -20,9 +20,11 @@ mod weight_type;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 use pyrograph::error::Error;
 use pyrograph_engine::device::{self, DeviceChoice, Opened};
@@ -121,6 +123,7 @@ impl Common {
             None => true,
         };
         let opened = device::open(adapter, fusion)?;
+        let _ = OPENED.set(opened.device.clone());
         if choice == DeviceChoice::Auto && opened.adapter.is_none() {
             self.say("no GPU found, running on the CPU");
         }
@@ -150,6 +153,9 @@ impl Common {
 /// Set by Ctrl-C.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// The device in use.
+static OPENED: OnceLock<Device> = OnceLock::new();
+
 /// Stop as soon as possible, or go on.
 fn interrupted() -> ControlFlow<()> {
     match INTERRUPTED.load(Ordering::Relaxed) {
@@ -173,7 +179,12 @@ pub fn main() -> ExitCode {
     if let Err(error) = handler {
         eprintln!("warning: Ctrl-C will end at once: {error}");
     }
-    match run(&cli) {
+    let result = run(&cli);
+    // Drivers crash when the process ends under a GPU at work, as it may be after an error.
+    if let Some(device) = OPENED.get() {
+        let _ = device.sync();
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
