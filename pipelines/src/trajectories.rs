@@ -72,15 +72,24 @@ impl TrajectorySpec {
     /// Numbers of the points that a student of `steps` steps predicts.
     ///
     /// # Errors
-    /// A number of steps that does not divide that of the points.
+    /// A number of steps that does not divide that of the points, or a second step that would start from the
+    /// estimate of pure noise.
     pub fn picks(&self, steps: usize) -> Result<Vec<usize>, String> {
         let points = self.after.len();
-        match steps > 0 && points.is_multiple_of(steps) {
-            true => Ok((1..=steps).map(|step| step * points / steps - 1).collect()),
-            false => Err(format!(
+        if steps == 0 || !points.is_multiple_of(steps) {
+            return Err(format!(
                 "a student of {steps} steps on trajectories of {points} points, expected a divisor"
-            )),
+            ));
         }
+        let picks: Vec<_> = (1..=steps).map(|step| step * points / steps - 1).collect();
+        if steps > 1 && self.points == Points::Estimates && self.after[picks[0]] == 1 {
+            return Err(format!(
+                "the first step of the student would end after 1 of {} of the teacher's, where its estimate \
+                 is that of pure noise: expected 2 or more",
+                self.settings.steps
+            ));
+        }
+        Ok(picks)
     }
 
     /// Trajectories of a shard.

@@ -227,15 +227,22 @@ fn one_command_makes_a_student_that_generates() {
     let distill = |options: &[&str]| {
         let mut command = Command::new(program());
         command.args(["distill", "--device", "cpu", "-n", "6", "--teacher-steps", "4"]);
-        command.args(["--student-steps", "2", "--history", "noise", "--batch", "4"]);
+        command.args(["--history", "noise", "--batch", "4"]);
         command.args(["--set", "micro_batches=1", "--set", "sample_every=0"]).args(options);
         command.arg("-m").arg(&bundle).arg("-o").arg(&run).output().expect("the program runs")
     };
-    let first = distill(&["--steps", "2"]);
+    // Told before anything is recorded.
+    for (steps, reason) in [("3", "of 4 points"), ("4", "after 1 of 4")] {
+        let refused = distill(&["--student-steps", steps]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains(reason) && !run.exists(), "{said}");
+    }
+    let first = distill(&["--student-steps", "2", "--steps", "2"]);
     let said = String::from_utf8_lossy(&first.stderr).into_owned();
     assert!(first.status.success(), "{said}");
     assert!(said.contains("6 of 6 trajectories to record") && said.contains("9.00 KiB"), "{said}");
-    let again = distill(&["--steps", "3", "--resume"]);
+    let again = distill(&["--student-steps", "2", "--steps", "3", "--resume"]);
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(said.contains("0 of 6 trajectories") && said.contains("resumed at step 2"), "{said}");
 

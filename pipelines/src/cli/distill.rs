@@ -175,10 +175,11 @@ impl StudentArgs {
 pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Record(Record { model, output, recording, worker })) => {
-            record(&find_model(model)?, output, recording, *worker, common)
+            record(&find_model(model)?, output, (recording, None), *worker, common)
         }
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
-            train(&find_model(model)?, trajectories, output, (student, run), common)
+            let config = settle(&find_model(model)?, student, run)?;
+            train(trajectories, output, (config, run.resume), common)
         }
         Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
             compare(&find_model(model)?, trajectories, *batch_size, common)
@@ -188,16 +189,25 @@ pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
                 unreachable!("both are required without a subcommand");
             };
             let (model, trajectories) = (find_model(model)?, output.join("trajectories"));
-            record(&model, &trajectories, &args.recording, [0, 1], common)?;
-            train(&model, &trajectories, output, (&args.student, &args.run), common)
+            let config = settle(&model, &args.student, &args.run)?;
+            let student = config.student.as_ref().map(|student| student.steps);
+            record(&model, &trajectories, (&args.recording, student), [0, 1], common)?;
+            train(&trajectories, output, (config, args.run.resume), common)
         }
     }
 }
 
+/// The settings of a student.
+fn settle(teacher: &Path, student: &StudentArgs, run: &RunArgs) -> anyhow::Result<TrainConfig> {
+    let base = TrainConfig::distilling(teacher.to_owned())?;
+    run.settle(&base, student.overrides())
+}
+
+/// Records trajectories, for a student of so many steps if that is known.
 fn record(
     model: &Path,
     folder: &Path,
-    args: &Recording,
+    (args, student): (&Recording, Option<usize>),
     worker: [usize; 2],
     common: &Common,
 ) -> anyhow::Result<()> {
@@ -234,6 +244,9 @@ fn record(
         count: args.count,
         shard: args.shard,
     };
+    if let Some(steps) = student {
+        spec.picks(steps).map_err(|reason| pyrograph::Error::Config { reason })?;
+    }
     let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
     let estimate = recorder.estimate()?;
     common.say(&format!(
@@ -260,17 +273,14 @@ fn record(
 }
 
 fn train(
-    teacher: &Path,
     trajectories: &Path,
     output: &Path,
-    (student, run): (&StudentArgs, &RunArgs),
+    (config, resume): (TrainConfig, bool),
     common: &Common,
 ) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let set = Trajectories::open(trajectories)?;
-    let base = TrainConfig::distilling(teacher.to_owned())?;
-    let config = run.settle(&base, student.overrides())?;
-    let mut run = Run::new(output, config, Source::Trajectories(set), run.resume, &device)?;
+    let mut run = Run::new(output, config, Source::Trajectories(set), resume, &device)?;
     follow(&mut run, common)
 }
 
