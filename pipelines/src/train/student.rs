@@ -86,7 +86,7 @@ impl Adversarial {
 impl TrainConfig {
     /// The recipe of a student of the model at `teacher`.
     ///
-    /// The learning rate is the published one, and fifty times that for a magnitude-preserving teacher,
+    /// The learning rate is the published one, and a hundred times that for a magnitude-preserving teacher,
     /// whose weights are of unit size. The averages are short, so that the teacher's weights leave them
     /// soon.
     ///
@@ -95,7 +95,7 @@ impl TrainConfig {
     pub fn distilling(teacher: PathBuf) -> Result<Self> {
         let preserved = recognise(&teacher)?.config.net.magnitude.normalized_weights;
         let learning_rate = LearningRate {
-            peak: if preserved { 5e-3 } else { 1e-4 },
+            peak: if preserved { 1e-2 } else { 1e-4 },
             warmup: 100,
             decay: Decay::Cosine,
         };
