@@ -349,26 +349,54 @@ fn a_folder_with_a_solver_and_infinities_opens() {
     assert_eq!(model.config.defaults.sampler.to_string(), "dpmpp_3m");
 }
 
+/// The 16 pictures of a default grid: tiles of 64 with a gap of 2 around each.
+fn tiles(path: &Path) -> Vec<Vec<f32>> {
+    let picture = image::open(path).expect("a picture").into_rgb8();
+    assert_eq!(picture.dimensions(), (4 * 66 + 2, 4 * 66 + 2));
+    let tile = |i: u32| {
+        let (x, y) = (2 + i % 4 * 66, 2 + i / 4 * 66);
+        image::imageops::crop_imm(&picture, x, y, 64, 64).to_image()
+    };
+    (0..16).map(|i| tile(i).into_raw().into_iter().map(f32::from).collect()).collect()
+}
+
+/// How far two tiles are apart, in levels.
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f32>() / a.len() as f32
+}
+
 #[test]
 fn the_first_command_makes_distinct_pictures_of_every_class() {
     let folder = tempfile::tempdir().expect("a folder");
-    let output = run(folder.path(), &["generate", "class", "--seed", "3", "-o", "first.png"]);
-    succeeded(&output);
-    let picture = image::open(folder.path().join("first.png")).expect("a picture").into_rgb8();
-    // Tiles of 64 with a gap of 2 around each.
-    assert_eq!(picture.dimensions(), (4 * 66 + 2, 4 * 66 + 2));
-    let tile = |i: u32| -> Vec<f32> {
-        let (x, y) = (2 + i % 4 * 66, 2 + i / 4 * 66);
-        let view = image::imageops::crop_imm(&picture, x, y, 64, 64);
-        view.to_image().into_raw().into_iter().map(f32::from).collect()
-    };
-    for i in 0..16 {
-        let mean = tile(i).iter().sum::<f32>() / tile(i).len() as f32;
-        let spread = tile(i).iter().map(|v| (v - mean).powi(2)).sum::<f32>() / tile(i).len() as f32;
+    succeeded(&run(folder.path(), &["generate", "class", "--seed", "3", "-o", "first.png"]));
+    let tiles = tiles(&folder.path().join("first.png"));
+    for (i, tile) in tiles.iter().enumerate() {
+        let mean = tile.iter().sum::<f32>() / tile.len() as f32;
+        let spread = tile.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / tile.len() as f32;
         assert!(spread.sqrt() > 10.0, "picture {i} is flat");
-        for j in 0..i {
-            let apart = tile(i).iter().zip(&tile(j)).map(|(a, b)| (a - b).abs()).sum::<f32>();
-            assert!(apart / tile(i).len() as f32 > 5.0, "pictures {i} and {j} are the same");
+        for (j, other) in tiles[..i].iter().enumerate() {
+            assert!(apart(tile, other) > 5.0, "pictures {i} and {j} are the same");
         }
     }
+}
+
+/// From the same noise the shipped student makes the pictures of its teacher.
+#[test]
+fn the_fast_model_follows_its_teacher() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["generate", "class", "--seed", "3", "-o"];
+    succeeded(&run(folder.path(), &[&base[..], &["first.png"]].concat()));
+    succeeded(&run(folder.path(), &[&base[..], &["fast.png", "--fast"]].concat()));
+    let settings = succeeded(&run(folder.path(), &["metadata", "fast.png"]));
+    assert!(settings.contains("emoji-4step"), "{settings}");
+    let teacher = tiles(&folder.path().join("first.png"));
+    let student = tiles(&folder.path().join("fast.png"));
+    let nearest = |tile: &[f32]| {
+        (0..16).min_by(|i, j| apart(tile, &teacher[*i]).total_cmp(&apart(tile, &teacher[*j])))
+    };
+    let followed = (0..16).filter(|i| nearest(&student[*i]) == Some(*i)).count();
+    assert!(followed >= 15, "{followed} of 16 pictures are their teacher's");
+    let both = [&base[..], &["x.png", "--fast", "-m", "emoji-class"]].concat();
+    let refused = run(folder.path(), &both);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
 }

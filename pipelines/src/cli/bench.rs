@@ -11,7 +11,7 @@ use cpu_time::ProcessTime;
 use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph_engine::diffusion::noise::Generator;
-use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, parse_sampler};
+use pyrograph_engine::diffusion::{NoiseSchedule, Prediction};
 use pyrograph_engine::kernels;
 use pyrograph_engine::nets::{Dit, DitConfig};
 use pyrograph_engine::process::{Process, TimeInput};
@@ -41,12 +41,12 @@ pub(super) struct Bench {
     /// Timed runs, after one that is not
     #[arg(long, default_value_t = 7)]
     runs: usize,
-    /// Sampling steps of a generation
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
-    /// Guidance scale of a generation
-    #[arg(long, default_value_t = 4.0)]
-    cfg_scale: f64,
+    /// Sampling steps of a generation [default: the model's]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance scale of a generation [default: the model's]
+    #[arg(long)]
+    cfg_scale: Option<f64>,
     /// Width of the network that `train` makes
     #[arg(long, default_value_t = 192)]
     hidden: usize,
@@ -203,10 +203,9 @@ fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
     let args = bench.args;
     let pipeline = ClassPipeline::new(open(path, args, bench.device)?, bench.device);
     let mut settings = pipeline.config().defaults.settings(0);
-    settings.steps = args.steps;
+    settings.steps = args.steps.unwrap_or(settings.steps);
+    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
     settings.batch = args.batch;
-    settings.guidance.scale = args.cfg_scale;
-    settings.sampler = parse_sampler("dpmpp_2m")?.0;
     let classes = vec![0; args.batch];
     bench.report("generate", None, || {
         // Random weights make no picture worth checking.

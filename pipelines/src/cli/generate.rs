@@ -23,6 +23,8 @@ use super::{Common, find_model, interrupted};
 
 /// Name of the shipped model.
 pub(super) const DEFAULT_MODEL: &str = "emoji-class";
+/// Its few-step student.
+const FAST_MODEL: &str = "emoji-4step";
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
 
@@ -31,6 +33,9 @@ pub(super) struct Class {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short)]
     model: Option<PathBuf>,
+    /// The four-step student of the shipped model, instead of the model itself
+    #[arg(long, conflicts_with_all = ["model", "from_metadata"])]
+    fast: bool,
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
     #[arg(long)]
     vae: Option<PathBuf>,
@@ -136,7 +141,8 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     }
     let from_earlier = |field: fn(&Request) -> Option<PathBuf>| earlier.as_ref().and_then(field);
     let named = || from_earlier(|request| Some(PathBuf::from(&request.model)));
-    let model = args.model.clone().or_else(named).unwrap_or_else(|| DEFAULT_MODEL.into());
+    let shipped = if args.fast { FAST_MODEL } else { DEFAULT_MODEL };
+    let model = args.model.clone().or_else(named).unwrap_or_else(|| shipped.into());
     let model = find_model(&model)?;
     let vae = args.vae.clone().or_else(|| from_earlier(|request| request.vae.clone()));
     let guide = args.guide_model.clone().or_else(|| from_earlier(|request| request.guide.clone()));
