@@ -153,6 +153,9 @@ impl Common {
 /// Set by Ctrl-C.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Bytes of the stack of each thread, as many as the first one of a process has.
+const STACK: usize = 8 << 20;
+
 /// The device in use.
 static OPENED: OnceLock<Device> = OnceLock::new();
 
@@ -179,12 +182,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = handler {
         eprintln!("warning: Ctrl-C will end at once: {error}");
     }
-    let result = run(&cli);
-    // Drivers crash when the process ends under a GPU at work, as it may be after an error.
-    if let Some(device) = OPENED.get() {
-        let _ = device.sync();
-    }
-    match result {
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -197,12 +195,23 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    if let Some(threads) = cli.common.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("could not set the number of threads")?;
-    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(cli.common.threads.unwrap_or(0))
+        .stack_size(STACK)
+        .build_global()
+        .context("could not set the number of threads")?;
+    // On a thread of the pool: any other would have to wake one for every short loop, and wait.
+    rayon::scope(|_| {
+        let result = dispatch(cli);
+        // Drivers crash when the process ends under a GPU at work, as it may be after an error.
+        if let Some(device) = OPENED.get() {
+            let _ = device.sync();
+        }
+        result
+    })
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(Generate::Class(class)) => generate::run(class, &cli.common),
         Command::Train(Train::Class(class)) => train::run(class, &cli.common),
