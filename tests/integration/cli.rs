@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use pyrograph_weights::Checkpoint;
 
-use crate::util::{Case, assert_close, cases, device, json, program, tolerance};
+use crate::util::{Case, assert_close, assets, cases, device, json, program, tolerance};
 
 /// Runs `pyrograph` in `folder` on the device under test.
 fn run(folder: &Path, args: &[&str]) -> Output {
@@ -252,6 +252,23 @@ fn mistakes_are_named_and_leave_no_files() {
     assert!(none.contains("nowhere"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Drivers of GPUs crash when the process ends while they are at work on the weights.
+#[test]
+fn a_run_that_fails_with_an_open_model_ends_in_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let student = assets().join("models/emoji-4step");
+    std::fs::copy(student.join("dit.safetensors"), folder.path().join("dit.safetensors"))
+        .expect("copied");
+    let mut bundle = json(&student.join("model.json"));
+    let levels = &mut bundle["config"]["defaults"]["spacing"]["sigmas"];
+    levels[1] = levels[0].clone();
+    std::fs::write(folder.path().join("model.json"), bundle.to_string()).expect("written");
+    for _ in 0..4 {
+        let said = failed(&run(folder.path(), &["generate", "class", "-m", "."]));
+        assert!(said.contains("noise levels must be"), "{said}");
+    }
 }
 
 #[test]

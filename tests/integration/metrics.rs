@@ -1,7 +1,7 @@
 //! Distances between sets of images, and the resizing of patch kernels, against the reference
 //! implementations.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph::eval::FeatureNet;
@@ -12,14 +12,10 @@ use pyrograph_engine::metrics::{Features, coverage, frechet, kernel};
 use pyrograph_engine::nets::Inception;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::util::{Case, assert_close, cases, device, json, program, tolerance};
+use crate::util::{Case, assert_close, assets, cases, device, json, program, tolerance};
 
 /// The shipped feature network.
 const FEATURES: &str = "models/efficientnet-lite0/efficientnet_lite0.safetensors";
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
-}
 
 fn features(case: &Case, name: &str) -> Features {
     let rows: Tensor<2> = case.tensor(name, &Device::flex());
@@ -102,7 +98,7 @@ fn assert_features(net: &FeatureNet, picture: image::RgbImage, fixture: &str) {
 /// The features of one picture, computed in PyTorch from the same weights.
 #[test]
 fn features_of_the_reference_implementation() {
-    let net = FeatureNet::open(&root().join(FEATURES), &device()).expect("the shipped features");
+    let net = FeatureNet::open(&assets().join(FEATURES), &device()).expect("the shipped features");
     assert_features(&net, waves(128, 128), "efficientnet_lite0.safetensors");
 }
 
@@ -145,7 +141,7 @@ fn inception_features_of_the_reference_implementation() {
 
 #[test]
 fn blurred_and_noisy_images_are_farther_from_real_ones() {
-    let root = root();
+    let root = assets();
     let net = FeatureNet::open(&root.join(FEATURES), &device()).expect("the shipped features");
     let images = |class: &str| -> Vec<image::RgbImage> {
         let size = [64, 64];
@@ -173,7 +169,7 @@ fn blurred_and_noisy_images_are_farther_from_real_ones() {
 #[test]
 fn eval_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/data/emoji");
+    let data = assets().join("data/emoji");
     let output = std::process::Command::new(program())
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])

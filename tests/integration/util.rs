@@ -10,6 +10,11 @@ use pyrograph_engine::diffusion::noise::Generator;
 use pyrograph_engine::nets::Dit;
 use pyrograph_weights::Checkpoint;
 
+/// Folder of what the project ships.
+pub fn assets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+}
+
 /// Folder of the golden cases.
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
