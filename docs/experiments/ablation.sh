@@ -4,8 +4,8 @@
 # A line of LIST is `name|learning rate|setting|..`. TRAIN is the command of pyrograph that trains, with its options, and
 # MEASURE are the options by which a model is compared. Every model is a line of TABLE, which is gone on with after an
 # interruption.
-# SEEDS is "0 1 2", COUNT the images made of each model, JOBS the runs side by side, DEVICE that of all ("cpu"), WORK the
-# folder of runs. With TRAJECTORIES, a folder of them, the models are students that are compared with these too.
+# SEEDS is "0 1 2", COUNT the images made of each model, JOBS the runs side by side, WORK the folder of runs. With
+# TRAJECTORIES, a folder of them, the models are students that are compared with these too.
 set -euo pipefail
 list=$1 table=$2 train=$3 measure=$4
 run=${PYROGRAPH:-pyrograph} count=${COUNT:-5000} jobs=${JOBS:-1} work=${WORK:-runs/ablation}
@@ -21,7 +21,7 @@ one() {
         settings+=(--set "$setting")
     done
     folder="$work/$name-$rate-$seed"
-    common=(--threads "$((($(nproc) + jobs - 1) / jobs))" --device "${DEVICE:-cpu}" -q)
+    common=(--threads "$((($(nproc) + jobs - 1) / jobs))" --device cpu -q)
     # Both are lists of words.
     # shellcheck disable=SC2086
     "$run" $train -o "$folder" --seed "$seed" --lr "$rate" "${settings[@]}" "${common[@]}" --resume
