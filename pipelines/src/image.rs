@@ -185,6 +185,11 @@ pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class:
     path.with_file_name(format!("{stem}-{index:03}.{extension}"))
 }
 
+/// Whether [`output_path`] gives each image a name of its own by `%d`, `{seed}` or `{class}` in `pattern`.
+pub fn is_output_pattern(pattern: &Path) -> bool {
+    output_path(pattern, 0, 1, 0, "a") != output_path(pattern, 1, 1, 1, "b")
+}
+
 /// Replaces the first `%d` or `%0Nd` by a number.
 fn fill_number(text: &str, number: usize) -> (String, bool) {
     for (at, _) in text.match_indices('%') {
@@ -235,6 +240,9 @@ mod tests {
         assert_eq!(name("%d.png", 9), "7.png");
         assert_eq!(name("{class}.png", 2), "a-b-c-007.png");
         assert_eq!(name("100%.png", 1), "100%.png");
+        for (pattern, expected) in [("{seed}.png", true), ("100%.png", false)] {
+            assert_eq!(is_output_pattern(Path::new(pattern)), expected, "{pattern}");
+        }
     }
 
     #[test]

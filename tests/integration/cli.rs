@@ -413,6 +413,8 @@ fn the_fast_model_follows_its_teacher() {
     };
     let followed = (0..16).filter(|i| nearest(&student[*i]) == Some(*i)).count();
     assert!(followed >= 15, "{followed} of 16 pictures are their teacher's");
+    succeeded(&run(folder.path(), &[&base[..], &["{seed}.png", "--fast", "-n", "2"]].concat()));
+    assert!(folder.path().join("3.png").exists() && folder.path().join("4.png").exists());
     let both = [&base[..], &["x.png", "--fast", "-m", "emoji-class"]].concat();
     let refused = run(folder.path(), &both);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");

@@ -10,7 +10,9 @@ use burn::tensor::{Tensor, TensorData};
 use clap::Args;
 use image::RgbImage;
 use pyrograph::data::read_picture;
-use pyrograph::image::{check_output_path, contact_sheet, output_path, write_image};
+use pyrograph::image::{
+    check_output_path, contact_sheet, is_output_pattern, output_path, write_image,
+};
 use pyrograph::metadata::Parameters;
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::settings::Settings;
@@ -93,7 +95,7 @@ pub(super) struct Class {
     /// Height in pixels [default: the model's]
     #[arg(long, short = 'H')]
     height: Option<usize>,
-    /// Output file; `%03d`, `{seed}` and `{class}` are filled in
+    /// Output file; with `%03d`, `{seed}` or `{class}`, which are filled in, one for each image
     #[arg(long, short, default_value = "output.png")]
     output: PathBuf,
     /// One picture with all images, with this many columns [default: square]
@@ -135,7 +137,8 @@ pub(super) struct Class {
 
 pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let earlier: Option<Request> = args.from_metadata.as_deref().map(Request::read).transpose()?;
-    let as_grid = args.grid.is_some() || (args.class.is_none() && earlier.is_none());
+    let every_class = args.class.is_none() && earlier.is_none();
+    let as_grid = args.grid.is_some() || (every_class && !is_output_pattern(&args.output));
     for path in [Some(&args.output), args.preview.as_ref()].into_iter().flatten() {
         check_output_path(path)?;
     }
@@ -430,8 +433,9 @@ fn write(
     };
     if as_grid {
         let grid = sheet(images, args.grid.unwrap_or(0));
-        write_image(&args.output, &grid, &text(0, &request.classes, &images[0])?)?;
-        return Ok(vec![args.output.clone()]);
+        let path = output_path(&args.output, 0, 1, request.settings.seed, "grid");
+        write_image(&path, &grid, &text(0, &request.classes, &images[0])?)?;
+        return Ok(vec![path]);
     }
     let mut written = Vec::new();
     for (i, (image, &class)) in images.iter().zip(&request.classes).enumerate() {
