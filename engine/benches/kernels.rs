@@ -7,7 +7,7 @@ use burn::nn::conv::Conv2dConfig;
 use burn::nn::{GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use divan::{Bencher, black_box};
-use pyrograph_engine::kernels;
+use pyrograph_engine::ops;
 use pyrograph_engine::layers::Activation;
 
 const BATCH: usize = 2;
@@ -32,19 +32,19 @@ fn linear_gelu(bencher: Bencher<'_, '_>) {
     let (x, weight, bias) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]), random([4 * HIDDEN]));
     bencher.bench_local(|| {
         let bias = Some(bias.clone());
-        black_box(kernels::linear(x.clone(), weight.clone(), bias, Some(Activation::GeluTanh)))
+        black_box(ops::linear(x.clone(), weight.clone(), bias, Some(Activation::GeluTanh)))
     });
 }
 
 #[divan::bench(args = [FloatDType::F32, FloatDType::BF16, FloatDType::F16])]
 fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
     let (x, weight) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]).cast(dtype));
-    if !kernels::packs(&weight) {
+    if !ops::packs(&weight) {
         return;
     }
-    let weight = kernels::pack(weight);
+    let weight = ops::pack(weight);
     bencher.bench_local(|| {
-        black_box(kernels::packed_linear(x.clone(), weight.clone(), 4 * HIDDEN, None, None))
+        black_box(ops::packed_linear(x.clone(), weight.clone(), 4 * HIDDEN, None, None))
     });
 }
 
@@ -52,7 +52,7 @@ fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
 fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
     let packed = tokens(3 * HIDDEN);
     bencher
-        .bench_local(|| black_box(kernels::attention(packed.clone(), Vec::new(), HEADS, cosine)));
+        .bench_local(|| black_box(ops::attention(packed.clone(), Vec::new(), HEADS, cosine)));
 }
 
 #[divan::bench]
@@ -60,7 +60,7 @@ fn modulate(bencher: Bencher<'_, '_>) {
     let (x, row) = (tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
     bencher.bench_local(|| {
         let factors = [Some(row.clone()), Some(row.clone()), None];
-        black_box(kernels::modulate(x.clone(), Some(1e-6), factors))
+        black_box(ops::modulate(x.clone(), Some(1e-6), factors))
     });
 }
 
@@ -68,20 +68,20 @@ fn modulate(bencher: Bencher<'_, '_>) {
 fn join(bencher: Bencher<'_, '_>) {
     let (x, branch, gate) = (tokens(HIDDEN), tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
     bencher.bench_local(|| {
-        black_box(kernels::join(x.clone(), branch.clone(), Some(gate.clone()), None))
+        black_box(ops::join(x.clone(), branch.clone(), Some(gate.clone()), None))
     });
 }
 
 #[divan::bench]
 fn gelu(bencher: Bencher<'_, '_>) {
     let x = tokens(4 * HIDDEN);
-    bencher.bench_local(|| black_box(kernels::pointwise(x.clone(), Activation::GeluTanh)));
+    bencher.bench_local(|| black_box(ops::pointwise(x.clone(), Activation::GeluTanh)));
 }
 
 #[divan::bench]
 fn normalized_weight(bencher: Bencher<'_, '_>) {
     let weight = random([HIDDEN, 4 * HIDDEN]);
-    bencher.bench_local(|| black_box(kernels::normalized_weight(weight.clone(), None)));
+    bencher.bench_local(|| black_box(ops::normalized_weight(weight.clone(), None)));
 }
 
 #[divan::bench]
@@ -90,12 +90,12 @@ fn conv3x3(bencher: Bencher<'_, '_>) {
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .init(&Device::flex());
     let x = random([1, 256, 64, 64]);
-    bencher.bench_local(|| black_box(kernels::conv3x3(&layer, x.clone(), false)));
+    bencher.bench_local(|| black_box(ops::conv3x3(&layer, x.clone(), false)));
 }
 
 #[divan::bench]
 fn norm_silu(bencher: Bencher<'_, '_>) {
     let layer = GroupNormConfig::new(32, 256).init(&Device::flex());
     let x = random([1, 256, 64, 64]);
-    bencher.bench_local(|| black_box(kernels::norm_silu(&layer, x.clone())));
+    bencher.bench_local(|| black_box(ops::norm_silu(&layer, x.clone())));
 }

@@ -3,7 +3,7 @@
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
-use crate::diffusion::noise::Generator;
+use crate::random::Generator;
 
 /// Rows of a block of pairs.
 const BLOCK: usize = 512;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::diffusion::noise::Generator;
+use crate::random::Generator;
 
 /// Draws from N(0, std²), for tensors or, as a mapper, for every weight of a module.
 pub(crate) struct Draws {

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::diffusion::noise::Generator;
-use pyrograph_engine::kernels;
+use pyrograph_engine::random::Generator;
+use pyrograph_engine::ops;
 use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::train::{Precision, Trainer};
 use pyrograph_weights::FloatDtype;
@@ -80,7 +80,7 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
-        if config.precision == Precision::Bf16 && !kernels::mixes(device) {
+        if config.precision == Precision::Bf16 && !ops::mixes(device) {
             let reason = "precision is bf16, in which this device does not train: set f32";
             return Err(Error::Config { reason: reason.into() });
         }

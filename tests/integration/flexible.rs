@@ -10,7 +10,7 @@ use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
 use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
 use pyrograph_engine::train::{

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::layers::ModulationConfig;
 use pyrograph_engine::layers::magnitude::magnitude;
 use pyrograph_engine::nets::{Dit, DitConfig};

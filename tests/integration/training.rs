@@ -12,7 +12,7 @@ use pyrograph::data::{Background, Dataset};
 use pyrograph::merge::merge;
 use pyrograph::model::open;
 use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
-use pyrograph_engine::kernels;
+use pyrograph_engine::ops;
 use pyrograph_engine::train::{Precision, params};
 use pyrograph_weights::Checkpoint;
 
@@ -137,13 +137,13 @@ fn mixed_precision_goes_nearly_the_same_way_or_is_refused() {
     let [start, end] = train(Precision::F32).expect("trains");
     match train(Precision::Bf16) {
         Ok(mixed) => {
-            assert!(kernels::mixes(&device));
+            assert!(ops::mixes(&device));
             assert!(mixed != [start, end], "nothing was rounded");
             assert!((mixed[0] - start).abs() < 0.01 * start, "{} and {start}", mixed[0]);
             assert!((mixed[1] - end).abs() < 0.1 * end, "{} and {end}", mixed[1]);
         }
         Err(error) => {
-            assert!(!kernels::mixes(&device), "{error}");
+            assert!(!ops::mixes(&device), "{error}");
             assert!(error.to_string().contains("bf16"), "{error}");
         }
     }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::device::{self, DeviceChoice};
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::nets::Dit;
 use pyrograph_weights::Checkpoint;
 

@@ -7,7 +7,7 @@
 pub mod denoiser;
 pub mod grid;
 pub mod guidance;
-pub mod noise;
+mod noise;
 pub mod prediction;
 pub mod sampler;
 pub mod schedule;

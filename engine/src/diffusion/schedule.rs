@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::noise::Generator;
+use crate::random::Generator;
 
 /// A point on the noising path: `x_t = alpha · x_0 + sigma · z`, and the number a network is told.
 ///

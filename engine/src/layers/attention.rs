@@ -7,7 +7,7 @@ use super::dense::{Dense, DenseConfig};
 use super::init::Init;
 use super::lora::Lora;
 use super::magnitude::{in_f32, normalize};
-use crate::kernels;
+use crate::ops;
 
 /// Self-attention with fused queries, keys and values.
 #[derive(Module, Debug)]
@@ -96,8 +96,8 @@ impl Attention {
         let (qkv, heads, cosine) =
             (self.qkv.adapted(x, None, adapters.map(|[qkv, _]| qkv)), self.heads, self.cosine);
         let mixed = match attend {
-            Attend::Full => kernels::attention(qkv, Vec::new(), heads, cosine),
-            Attend::Masked(mask) => kernels::masked_attention(qkv, mask.clone(), heads, cosine),
+            Attend::Full => ops::attention(qkv, Vec::new(), heads, cosine),
+            Attend::Masked(mask) => ops::masked_attention(qkv, mask.clone(), heads, cosine),
             Attend::Cached { cache, keep } => {
                 let past = cache.calls.clone();
                 if keep {
@@ -105,7 +105,7 @@ impl Attention {
                     let hidden = qkv.dims()[2] / 3;
                     cache.calls.push(qkv.clone().narrow(2, hidden, 2 * hidden) * 1.0);
                 }
-                kernels::attention(qkv, past, heads, cosine)
+                ops::attention(qkv, past, heads, cosine)
             }
         };
         let mixed = match incoming {

@@ -7,7 +7,7 @@ use super::init::{Fresh, Init};
 use super::lora::Lora;
 use super::magnitude::normalize;
 use super::mlp::Activation;
-use crate::kernels;
+use crate::ops;
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
 ///
@@ -25,7 +25,7 @@ pub struct Dense {
     preserved: bool,
     ones: bool,
     #[module(skip)]
-    /// Number of outputs of a weight that [`kernels::pack`] has rearranged.
+    /// Number of outputs of a weight that [`ops::pack`] has rearranged.
     packed: Option<usize>,
 }
 
@@ -97,10 +97,10 @@ impl Dense {
     ) -> Tensor<D> {
         if let Some(outputs) = self.packed {
             let bias = self.bias.as_ref().map(Param::val);
-            return kernels::packed_linear(x, self.weight.val(), outputs, bias, activation);
+            return ops::packed_linear(x, self.weight.val(), outputs, bias, activation);
         }
         let (weight, bias) = self.weight_and_bias();
-        kernels::linear(x, weight, bias, activation)
+        ops::linear(x, weight, bias, activation)
     }
 
     /// [`Dense::activated`] with what an adapter adds before the activation.
@@ -143,7 +143,7 @@ impl Dense {
         if !self.preserved {
             return weight;
         }
-        kernels::normalized_weight(weight, self.gain.as_ref().map(Param::val))
+        ops::normalized_weight(weight, self.gain.as_ref().map(Param::val))
     }
 
     /// The same function for inference: normalisation and gain are multiplied into the weight once, and
@@ -157,10 +157,10 @@ impl Dense {
         self.weight = self.weight.map(|old| {
             // So that a weight that is folded already can be packed in its place.
             drop(old);
-            match kernels::packs(&weight) {
+            match ops::packs(&weight) {
                 true => {
                     self.packed = Some(outputs);
-                    kernels::pack(weight)
+                    ops::pack(weight)
                 }
                 false => weight,
             }
@@ -234,8 +234,8 @@ impl ModuleMapper for Quantize {
         param.map(|weight| {
             let mut shape = weight.dims();
             let weight: Tensor<2> = weight.reshape([shape[0], shape[1]]);
-            let weight = match kernels::quantizes(&weight) {
-                true => kernels::quantize(weight),
+            let weight = match ops::quantizes(&weight) {
+                true => ops::quantize(weight),
                 false => weight,
             };
             shape.copy_from_slice(&weight.dims());
@@ -273,7 +273,7 @@ impl ModuleMapper for ForceNorm {
             let shape = weight.dims();
             let weight: Tensor<2> = weight.without_autodiff().reshape([shape[0], shape[1]]);
             let weight = match dim {
-                0 => kernels::unit_weight(weight),
+                0 => ops::unit_weight(weight),
                 _ => normalize(weight, dim),
             };
             let weight = weight.reshape(shape);

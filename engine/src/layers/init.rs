@@ -5,7 +5,7 @@ use std::cell::Cell;
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::diffusion::noise::Generator;
+use crate::random::Generator;
 
 /// Distribution of the fresh values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -28,7 +28,7 @@ impl Lora {
     /// # Shapes
     /// `[.., in]` to `[.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let down = crate::kernels::linear(x, self.down.val(), None, None);
-        crate::kernels::linear(down, self.up.val(), None, None)
+        let down = crate::ops::linear(x, self.down.val(), None, None);
+        crate::ops::linear(down, self.up.val(), None, None)
     }
 }

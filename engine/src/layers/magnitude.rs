@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use burn::tensor::{Device, TensorData};
 
-    use crate::diffusion::noise::Generator;
+    use crate::random::Generator;
 
     fn normal(n: usize, seed: u64) -> Tensor<2> {
         let values = Generator::new(seed).normal(n);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
 use super::lora::Lora;
-use crate::kernels;
+use crate::ops;
 
 /// Nonlinearity of an MLP or an embedder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub(crate) const GELU_CUBIC: f64 = 0.044715;
 impl Activation {
     /// Applies it to each element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        kernels::pointwise(x, self)
+        ops::pointwise(x, self)
     }
 }
 

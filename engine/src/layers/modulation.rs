@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::{Fresh, Init};
-use crate::kernels;
+use crate::ops;
 
 /// Which modulations a network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,7 +161,7 @@ impl Modulated {
     /// `[batch, tokens, hidden]` to the same
     pub fn input(&self, x: Tensor<3>, norm: Option<f64>) -> Tensor<3> {
         let factors = [self.scale.clone(), self.shift.clone(), self.angles.clone()];
-        kernels::modulate(x, norm, factors)
+        ops::modulate(x, norm, factors)
     }
 
     /// The same after `γ x + β` on the normalised input, both `[hidden]`.
@@ -190,7 +190,7 @@ impl Modulated {
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
     pub fn join(&self, x: Tensor<3>, branch: Tensor<3>, balance: Option<f64>) -> Tensor<3> {
-        kernels::join(x, branch, self.gate.clone(), balance)
+        ops::join(x, branch, self.gate.clone(), balance)
     }
 }
 

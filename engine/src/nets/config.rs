@@ -390,7 +390,7 @@ mod tests {
                 };
                 let net = config.init(0, &Device::flex()).folded();
                 for patch in config.patches() {
-                    let counted = crate::kernels::counted(|| {
+                    let counted = crate::ops::counted(|| {
                         let device = Device::flex();
                         let x = Tensor::zeros([1, 4, 16, 16], &device);
                         let (time, label) =

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::{Device, Tensor};
 
-use crate::kernels;
+use crate::ops;
 use crate::layers::{Fresh, Init};
 
 /// Neighbouring tokens that a head looks at.
@@ -110,7 +110,7 @@ impl Linear {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        kernels::linear(x, self.weight.val(), Some(self.bias.val()), None)
+        ops::linear(x, self.weight.val(), Some(self.bias.val()), None)
     }
 
     /// With the weight divided by its largest singular value (Miyato et al. 2018), which is estimated
@@ -118,7 +118,7 @@ impl Linear {
     fn spectral(&self, x: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.val();
         let norm = spectral_norm(weight.clone()).unsqueeze();
-        kernels::linear(x, weight / norm, Some(self.bias.val()), None)
+        ops::linear(x, weight / norm, Some(self.bias.val()), None)
     }
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::config::{DitConfig, Norm};
 use super::modes::{Affine, BlockMode, Ends, Mode};
-use crate::kernels;
+use crate::ops;
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
@@ -372,7 +372,7 @@ impl Dit {
     /// output has a scale. `None` but on the CPU.
     pub fn quantized(self) -> Option<Self> {
         let net = self.folded();
-        kernels::quantizes(&net.patch.weight.val()).then(|| net.map(&mut Quantize::default()))
+        ops::quantizes(&net.patch.weight.val()).then(|| net.map(&mut Quantize::default()))
     }
 }
 

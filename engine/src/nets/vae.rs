@@ -6,7 +6,7 @@ use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor, module::attention, ops::AttentionModuleOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{conv3x3, norm_silu};
+use crate::ops::{conv3x3, norm_silu};
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Dense, Init};
 

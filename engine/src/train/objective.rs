@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::diffusion::Level;
-use crate::diffusion::noise::Generator;
+use crate::random::Generator;
 use crate::nets::{Dit, Memory, Student};
 use crate::process::{Process, ids};
 

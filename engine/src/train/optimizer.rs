@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{self, AdamStep};
+use crate::ops::{self, AdamStep};
 
 /// Learning rate over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ impl AdamW {
         let (mut updated, mut seconds) = (Vec::new(), Vec::new());
         for ((value, gradient), (first, second)) in values.into_iter().zip(gradients).zip(moments) {
             let [value, first, second] =
-                kernels::adam(step, value, gradient, factor, [first, second]);
+                ops::adam(step, value, gradient, factor, [first, second]);
             updated.push(value);
             self.first.push(first);
             seconds.push(second);
@@ -112,7 +112,7 @@ impl AdamW {
 /// The factor on gradients that keeps their joint norm at or below `limit`, and the norm they have, both
 /// `[1]`.
 pub fn clip(gradients: &[Tensor<1>], limit: f64) -> [Tensor<1>; 2] {
-    let squares = gradients.iter().map(|grad| kernels::sum_of_squares(grad.clone()));
+    let squares = gradients.iter().map(|grad| ops::sum_of_squares(grad.clone()));
     let norm = squares.reduce(|a, b| a + b).expect("a module has parameters").sqrt();
     let factor = ((norm.clone() + 1e-12).recip() * limit).clamp_max(1.0);
     [factor, norm]

@@ -9,7 +9,7 @@ use super::ema::Average;
 use super::optimizer::{AdamW, LearningRate, clip};
 use super::params;
 use crate::device::is_host;
-use crate::kernels;
+use crate::ops;
 use crate::layers::dense::ForceNorm;
 
 /// Type in which the linear layers multiply in training; their sums, all else and the weights are f32.
@@ -19,7 +19,7 @@ pub enum Precision {
     /// Single precision.
     #[default]
     F32,
-    /// Mixed precision with bf16, where the device has it: see [`mixes`](kernels::mixes).
+    /// Mixed precision with bf16, where the device has it: see [`mixes`](ops::mixes).
     Bf16,
 }
 
@@ -108,7 +108,7 @@ impl<M: Module + Send> Trainer<M> {
         let part = |(i, model): (usize, M)| {
             let loss = match self.config.precision {
                 Precision::F32 => loss(&model, i),
-                Precision::Bf16 => kernels::mixed(|| loss(&model, i)),
+                Precision::Bf16 => ops::mixed(|| loss(&model, i)),
             } * share;
             let gradients = params::gradients(&model, &loss.backward());
             (loss.without_autodiff(), gradients)
@@ -147,7 +147,7 @@ impl<M: Module + Send> Trainer<M> {
         for (profile, average) in self.config.averages.iter().zip(&mut self.averages) {
             let keep = profile.keep(self.step);
             for (average, value) in average.iter_mut().zip(&values) {
-                average.inplace(|average| kernels::blend(average, value.clone(), keep));
+                average.inplace(|average| ops::blend(average, value.clone(), keep));
             }
         }
     }

@@ -10,9 +10,9 @@ use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
 use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction};
-use pyrograph_engine::kernels;
+use pyrograph_engine::ops;
 use pyrograph_engine::nets::{Dit, DitConfig};
 use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{
@@ -160,7 +160,7 @@ fn peak(device: &Device) -> f64 {
     let (a, b) = (matrix(), matrix());
     let once = || {
         let start = Instant::now();
-        let c = kernels::linear(a.clone(), b.clone(), None, None);
+        let c = ops::linear(a.clone(), b.clone(), None, None);
         // Reading one number waits for the device.
         let _: f32 = c.slice([0..1, 0..1]).into_scalar();
         start.elapsed().as_secs_f64()
@@ -243,7 +243,7 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
             other => bail!("training in {other}, expected f32 or bf16"),
         },
     };
-    if settings.precision == Precision::Bf16 && !kernels::mixes(bench.device) {
+    if settings.precision == Precision::Bf16 && !ops::mixes(bench.device) {
         bail!("no products of bf16 on this device");
     }
     let mut trainer = Trainer::new(config.init(0, &device), settings);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use pyrograph_engine::check::{TOLERANCE, difference};
+use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use pyrograph_engine::device::{self, Adapter, DeviceChoice};
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::Level;
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::nets::{Discriminator, Dit, Vae};
 use pyrograph_engine::process::Process;
 use pyrograph_engine::train::adversarial::{Features, adversarial_regression, discriminator_loss};

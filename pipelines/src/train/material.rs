@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::diffusion::noise::Generator;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::train::{Batch, Denoising, StudentBatch, Target, regression};
 

@@ -258,7 +258,7 @@ fn the_products_of_every_step_are_those_of_the_formula() {
             let expected = config.student_flops(config.size);
             for (step, (x, flops)) in points(4).into_iter().zip(expected).enumerate() {
                 let (x, label) = (x.narrow(0, 0, 1), labels().narrow(0, 0, 1));
-                let counted = crate::kernels::counted(|| {
+                let counted = crate::ops::counted(|| {
                     net.step(x, label, step, &mut memory);
                 });
                 assert_eq!(counted as f64, flops / 2.0, "{history:?}, step {step}");

@@ -5,16 +5,16 @@ use burn::tensor::DType;
 use super::matrix::Output;
 
 /// Columns of a tile: three AVX-512 registers of f32.
-pub(super) const COLUMNS: usize = 48;
+pub(in crate::ops) const COLUMNS: usize = 48;
 /// Rows of a tile.
-pub(super) const ROWS: usize = 8;
+pub(in crate::ops) const ROWS: usize = 8;
 
 /// What one step takes from each column: an f32, or a pair of bf16, the first in the lower bits.
-pub(super) type Weights = [u32; COLUMNS];
+pub(in crate::ops) type Weights = [u32; COLUMNS];
 
 /// How products with a weight are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(in crate::ops) enum Method {
     /// AVX-512 dot products of pairs of bf16, summed in f32.
     Dot,
     /// AVX-512 multiplications and additions of f32.
@@ -25,7 +25,7 @@ pub(super) enum Method {
 
 impl Method {
     /// The fastest of this machine; `None` if a weight of the type is best left as it is.
-    pub(super) fn of(dtype: DType) -> Option<Self> {
+    pub(in crate::ops) fn of(dtype: DType) -> Option<Self> {
         let half = matches!(dtype, DType::BF16 | DType::F16);
         #[cfg(target_arch = "x86_64")]
         {
@@ -41,7 +41,7 @@ impl Method {
     }
 
     /// Inputs that one step takes.
-    pub(super) fn inputs(self) -> usize {
+    pub(in crate::ops) fn inputs(self) -> usize {
         match self {
             Self::Dot => 2,
             Self::Fused | Self::Portable => 1,
@@ -50,13 +50,13 @@ impl Method {
 }
 
 /// Where a product of at most [`ROWS`] rows and [`COLUMNS`] columns is written.
-pub(super) struct Tile {
+pub(in crate::ops) struct Tile {
     /// The first element.
-    pub(super) y: Output,
+    pub(in crate::ops) y: Output,
     /// From one row to the next.
-    pub(super) stride: usize,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+    pub(in crate::ops) stride: usize,
+    pub(in crate::ops) rows: usize,
+    pub(in crate::ops) columns: usize,
 }
 
 impl Tile {
@@ -66,7 +66,7 @@ impl Tile {
     /// The memory of all rows and columns is borrowed for the tile, and [`Method::of`] has named the
     /// method.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn multiply(
+    pub(in crate::ops) unsafe fn multiply(
         self,
         method: Method,
         x: &[u32],
@@ -120,7 +120,7 @@ mod avx512 {
             /// As [`Tile::multiply`], which has checked the length of the rows.
             #[allow(unsafe_code)]
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $name<const R: usize>(
+            pub(in crate::ops) unsafe fn $name<const R: usize>(
                 tile: Tile,
                 x: Rows,
                 weights: &[Weights],

@@ -5,7 +5,7 @@ use burn::tensor::{Bytes, DType, Shape};
 
 /// Memory for `count` numbers, to be written before it is read.
 #[allow(unsafe_code, clippy::uninit_vec)]
-pub(super) fn buffer(count: usize) -> Vec<f32> {
+pub(in crate::ops) fn buffer(count: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(count);
     // SAFETY: the capacity is `count`, any bits are an f32, and every kernel writes each element of
     // its buffers before it reads it. Clearing first would cost as much as many of the kernels.
@@ -14,41 +14,41 @@ pub(super) fn buffer(count: usize) -> Vec<f32> {
 }
 
 /// A tensor from values in row-major order.
-pub(super) fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+pub(in crate::ops) fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
     let layout = Layout::contiguous(Shape::from(shape.to_vec()));
     FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
 }
 
 /// The tensor as the only contents of its memory, to be changed in place.
-pub(super) fn whole(x: FlexTensor) -> FlexTensor {
+pub(in crate::ops) fn whole(x: FlexTensor) -> FlexTensor {
     match x.is_contiguous() && x.storage::<f32>().len() == x.layout().num_elements() {
         true => x,
         false => tensor(values(&x.to_contiguous()).to_vec(), &shape(&x)),
     }
 }
 
-pub(super) fn shape(x: &FlexTensor) -> Vec<usize> {
+pub(in crate::ops) fn shape(x: &FlexTensor) -> Vec<usize> {
     x.layout().shape().to_vec()
 }
 
 /// Elements in row-major order of a tensor that is contiguous.
-pub(super) fn values(x: &FlexTensor) -> &[f32] {
+pub(in crate::ops) fn values(x: &FlexTensor) -> &[f32] {
     let start = x.layout().start_offset();
     &x.storage::<f32>()[start..start + x.layout().num_elements()]
 }
 
 /// A tensor `[batch, tokens, width]` whose rows lie in memory whole, read row by row. Both leading
 /// dimensions may be broadcast.
-pub(super) struct Rows {
+pub(in crate::ops) struct Rows {
     tensor: FlexTensor,
     start: usize,
     strides: [usize; 2],
     /// `[batch, tokens, width]`.
-    pub(super) shape: [usize; 3],
+    pub(in crate::ops) shape: [usize; 3],
 }
 
 impl Rows {
-    pub(super) fn new(x: FlexTensor) -> Self {
+    pub(in crate::ops) fn new(x: FlexTensor) -> Self {
         let layout = x.layout();
         let plain = layout.strides().iter().all(|&stride| stride >= 0);
         let x = match plain && (layout.strides()[2] == 1 || layout.shape()[2] == 1) {
@@ -63,7 +63,7 @@ impl Rows {
         Self { start, strides, shape: dims, tensor: x }
     }
 
-    pub(super) fn row(&self, batch: usize, token: usize) -> &[f32] {
+    pub(in crate::ops) fn row(&self, batch: usize, token: usize) -> &[f32] {
         let start = self.start + batch * self.strides[0] + token * self.strides[1];
         &self.tensor.storage::<f32>()[start..start + self.shape[2]]
     }

@@ -26,7 +26,7 @@ pub struct AdamStep {
 }
 
 /// New value and moments; the moments are changed in place.
-pub(super) fn adam(
+pub(in crate::ops) fn adam(
     step: AdamStep,
     value: &FlexTensor,
     gradient: &FlexTensor,
@@ -63,7 +63,7 @@ pub(super) fn adam(
 }
 
 /// `average · keep + value · (1 − keep)`, in place.
-pub(super) fn blend(average: FlexTensor, value: &FlexTensor, keep: f64) -> FlexTensor {
+pub(in crate::ops) fn blend(average: FlexTensor, value: &FlexTensor, keep: f64) -> FlexTensor {
     let mut average = whole(average);
     let value = value.to_contiguous();
     let (keep, rest) = (keep as f32, (1.0 - keep) as f32);
@@ -82,7 +82,7 @@ pub(super) fn blend(average: FlexTensor, value: &FlexTensor, keep: f64) -> FlexT
 }
 
 /// `Σ x²`, summed in the same order for any number of threads.
-pub(super) fn sum_of_squares(x: &FlexTensor) -> f32 {
+pub(in crate::ops) fn sum_of_squares(x: &FlexTensor) -> f32 {
     let x = x.to_contiguous();
     let parts: Vec<f32> = values(&x)
         .par_chunks(GRAIN)

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, s};
 
-use crate::kernels;
+use crate::ops;
 use crate::layers::{Fresh, Init};
 
 /// ε of the batch norms.
@@ -71,7 +71,7 @@ impl Folded {
     pub(super) fn pointwise(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let x = x.reshape([batch, height * width, channels]);
-        let y = kernels::linear(x, self.weight.clone(), Some(self.bias.clone()), None);
+        let y = ops::linear(x, self.weight.clone(), Some(self.bias.clone()), None);
         let outputs = y.dims()[2];
         y.reshape([batch, height, width, outputs])
     }

@@ -11,7 +11,7 @@ const LANES: usize = 16;
 /// Runs a closure compiled for the best instruction set of this machine. The loops inside must be
 /// inlined into it: `for`, not `for_each`, whose own function may be compiled for any machine.
 #[inline(always)]
-pub(super) fn simd<R>(work: impl FnOnce() -> R) -> R {
+pub(in crate::ops) fn simd<R>(work: impl FnOnce() -> R) -> R {
     static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
     ARCH.dispatch(work)
 }
@@ -22,7 +22,7 @@ const LEAST_EXPONENT: f32 = -50.0;
 
 /// `eˣ` with a relative error of 2e-7; 0 below [`LEAST_EXPONENT`], `e⁸⁸` above 88.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::ops) fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it rounds to a whole number, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let negligible = x < LEAST_EXPONENT;
@@ -43,13 +43,13 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// 0 below [`LEAST_EXPONENT`].
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
+pub(in crate::ops) fn sigmoid(x: f32) -> f32 {
     if x < LEAST_EXPONENT { 0.0 } else { 1.0 / (1.0 + exp(-x)) }
 }
 
 /// `Σ f(i)`, in the same order on every machine.
 #[inline(always)]
-pub(super) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(in crate::ops) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let whole = count / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
@@ -62,13 +62,13 @@ pub(super) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(in crate::ops) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
     sum(a.len(), |i| a[i] * b[i])
 }
 
 #[inline(always)]
-pub(super) fn max(x: &[f32]) -> f32 {
+pub(in crate::ops) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::MIN; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -82,14 +82,14 @@ pub(super) fn max(x: &[f32]) -> f32 {
 
 /// `y += a x`.
 #[inline(always)]
-pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
+pub(in crate::ops) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
 }
 
 /// Sum of each column of a matrix in rows of `width`, or of its products with another such matrix.
-pub(super) fn column_sums(a: &[f32], b: Option<&[f32]>, width: usize) -> Vec<f32> {
+pub(in crate::ops) fn column_sums(a: &[f32], b: Option<&[f32]>, width: usize) -> Vec<f32> {
     /// Columns that one task sums.
     const COLUMNS: usize = 128;
     let mut sums = vec![0.0; width];

@@ -5,28 +5,14 @@
 //! each other, values and gradients. The environment variable `PYROGRAPH_KERNELS=off` leaves the plain
 //! ones everywhere.
 
-mod attention;
-mod bridge;
-mod conv;
-mod depthwise;
-mod linear;
-mod math;
-mod matrix;
-mod memory;
-mod mixed;
-mod modulate;
-mod packed;
+mod cpu;
 mod plain;
-mod pointwise;
 #[cfg(test)]
 mod tests;
-mod tile;
-mod update;
-mod weight;
 
+pub use cpu::update::AdamStep;
 #[cfg(test)]
-pub(crate) use matrix::counted;
-pub use update::AdamStep;
+pub(crate) use cpu::matrix::counted;
 
 use std::cell::Cell;
 use std::sync::LazyLock;
@@ -38,7 +24,8 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 use crate::device::is_host;
 use crate::layers::Activation;
-use bridge::{Operand, device, host, run};
+use cpu::bridge::{Operand, device, host, run};
+use cpu::{attention, conv, depthwise, linear, memory, mixed, modulate, packed, pointwise, update, weight};
 
 /// Whether kernels are used at all.
 static ON: LazyLock<bool> =

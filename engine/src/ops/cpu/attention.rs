@@ -16,9 +16,9 @@ const TILE: usize = 128;
 /// `[batch, tokens, heads · d]`; with `cosine`, of queries and keys that are first brought to an RMS of
 /// 1. Further inputs are keys and values that are seen too, each `[batch, its tokens, 2 · heads · d]`.
 #[derive(Debug, Clone)]
-pub(super) struct Attention {
-    pub(super) heads: usize,
-    pub(super) cosine: bool,
+pub(in crate::ops) struct Attention {
+    pub(in crate::ops) heads: usize,
+    pub(in crate::ops) cosine: bool,
 }
 
 /// Sizes of the inputs.

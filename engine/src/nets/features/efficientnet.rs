@@ -4,8 +4,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::unit::{Folded, Unit, windows};
-use crate::kernels;
+use super::conv_norm::{Folded, Unit, windows};
+use crate::ops;
 use crate::layers::Init;
 
 /// Length of the features.
@@ -126,7 +126,7 @@ impl FoldedBlock {
             None => x.clone(),
         };
         let Folded { weight, bias } = self.depthwise.clone();
-        let y = self.project.pointwise(kernels::depthwise(inner, weight, bias, self.stride));
+        let y = self.project.pointwise(ops::depthwise(inner, weight, bias, self.stride));
         if self.residual { y + x } else { y }
     }
 }

@@ -14,11 +14,11 @@ use crate::layers::Activation;
 
 /// `f(x · W + b)` for `x` of `[.., in]`, `W` of `[in, out]` and, if given, `b` of `[out]`.
 #[derive(Debug, Clone)]
-pub(super) struct Linear {
+pub(in crate::ops) struct Linear {
     /// `f`; only without gradients.
-    pub(super) activation: Option<Activation>,
+    pub(in crate::ops) activation: Option<Activation>,
     /// Products in bf16.
-    pub(super) mixed: bool,
+    pub(in crate::ops) mixed: bool,
 }
 
 impl Linear {
@@ -94,7 +94,7 @@ fn finish(y: &mut [f32], width: usize, bias: Option<&[f32]>, activation: Option<
 }
 
 /// `f(x · W + b)` with a weight packed by [`pack`](super::packed::pack).
-pub(super) fn packed(
+pub(in crate::ops) fn packed(
     x: &FlexTensor,
     weight: &FlexTensor,
     outputs: usize,

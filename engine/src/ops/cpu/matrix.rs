@@ -5,32 +5,32 @@ use rayon::prelude::*;
 
 /// A view of a matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+pub(in crate::ops) struct Matrix<'a> {
+    pub(in crate::ops) values: &'a [f32],
+    pub(in crate::ops) rows: usize,
+    pub(in crate::ops) columns: usize,
     /// Distance in memory from one row, and one column, to the next.
-    pub(super) strides: [usize; 2],
+    pub(in crate::ops) strides: [usize; 2],
 }
 
 impl<'a> Matrix<'a> {
     /// A matrix in row-major order.
-    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(in crate::ops) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         Self { values, rows, columns, strides: [columns, 1] }
     }
 
     /// A row-major matrix whose rows are `stride` apart.
-    pub(super) fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    pub(in crate::ops) fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         Self { values, rows, columns, strides: [stride, 1] }
     }
 
-    pub(super) fn transposed(self) -> Self {
+    pub(in crate::ops) fn transposed(self) -> Self {
         let [row, column] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [column, row], ..self }
     }
 
     /// `count` rows from `start` on.
-    pub(super) fn rows_at(self, start: usize, count: usize) -> Self {
+    pub(in crate::ops) fn rows_at(self, start: usize, count: usize) -> Self {
         Self { values: &self.values[start * self.strides[0]..], rows: count, ..self }
     }
 
@@ -52,7 +52,7 @@ const GRAIN: usize = 16;
 ///
 /// With `parallel`, large products are shared among threads; the sums are the same for any number.
 #[allow(unsafe_code)]
-pub(super) fn multiply(
+pub(in crate::ops) fn multiply(
     c: &mut [f32],
     stride: usize,
     a: Matrix<'_>,
@@ -102,7 +102,7 @@ thread_local! {
 
 /// Notes a product of so many multiplications with an addition.
 #[cfg(test)]
-pub(super) fn count(operations: usize) {
+pub(in crate::ops) fn count(operations: usize) {
     COUNTED.set(COUNTED.get() + operations as u64);
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn counted(f: impl FnOnce() + Send) -> u64 {
 
 /// Where a product is written; several threads write disjoint parts of it.
 #[derive(Clone, Copy)]
-pub(super) struct Output(*mut f32);
+pub(in crate::ops) struct Output(*mut f32);
 
 // SAFETY: a pointer into memory that the caller of `multiply` has borrowed mutably for its duration.
 #[allow(unsafe_code)]
@@ -129,24 +129,24 @@ unsafe impl Sync for Output {}
 
 #[allow(unsafe_code)]
 impl Output {
-    pub(super) fn new(memory: &mut [f32]) -> Self {
+    pub(in crate::ops) fn new(memory: &mut [f32]) -> Self {
         Self(memory.as_mut_ptr())
     }
 
-    pub(super) fn pointer(self) -> *mut f32 {
+    pub(in crate::ops) fn pointer(self) -> *mut f32 {
         self.0
     }
 
     /// # Safety
     /// `offset` is inside the memory, or one past it.
-    pub(super) unsafe fn at(self, offset: usize) -> Self {
+    pub(in crate::ops) unsafe fn at(self, offset: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { self.0.add(offset) })
     }
 
     /// # Safety
     /// All elements of `a`, `b` and of the product lie in memory that is borrowed for them.
-    pub(super) unsafe fn product(
+    pub(in crate::ops) unsafe fn product(
         self,
         stride: usize,
         a: Matrix<'_>,

@@ -20,7 +20,7 @@ const BLOCK: usize = 256;
 const SQUARE: usize = 16;
 
 /// Whether this machine has dot products of bf16.
-pub(super) fn available() -> bool {
+pub(in crate::ops) fn available() -> bool {
     Method::of(DType::BF16) == Some(Method::Dot)
 }
 
@@ -29,7 +29,7 @@ pub(super) fn available() -> bool {
 /// # Panics
 /// Without dot products of bf16 on this machine, and for matrices neither of whose rows nor of whose columns
 /// the elements lie next to each other.
-pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+pub(in crate::ops) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     assert!(available(), "products of bf16");
     assert!(a.strides.contains(&1) && b.strides.contains(&1), "{:?}, {:?}", a.strides, b.strides);
     assert_eq!(a.columns, b.rows, "inner dimensions");
@@ -73,7 +73,7 @@ fn pair(first: f32, second: f32) -> u32 {
 }
 
 /// Each row as pairs: `[rows, ⌈columns / 2⌉]`.
-pub(super) fn in_rows(a: Matrix<'_>) -> Vec<u32> {
+pub(in crate::ops) fn in_rows(a: Matrix<'_>) -> Vec<u32> {
     let steps = a.columns.div_ceil(2);
     let mut words = vec![0; a.rows * steps];
     if steps == 0 {

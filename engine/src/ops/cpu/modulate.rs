@@ -15,12 +15,12 @@ const ROWS: usize = 8;
 /// Inputs are `x`, `[batch, tokens, width]`, then the factors that are on in the order above, each
 /// `[batch, 1 | tokens, width]`, the angles of half the width.
 #[derive(Debug, Clone)]
-pub(super) struct Modulate {
+pub(in crate::ops) struct Modulate {
     /// The layer norm's constant, if there is one.
-    pub(super) norm: Option<f32>,
-    pub(super) scale: bool,
-    pub(super) shift: bool,
-    pub(super) rotation: bool,
+    pub(in crate::ops) norm: Option<f32>,
+    pub(in crate::ops) scale: bool,
+    pub(in crate::ops) shift: bool,
+    pub(in crate::ops) rotation: bool,
 }
 
 /// The inputs of [`Modulate`] by name.
@@ -206,9 +206,9 @@ fn slot(sums: &mut [f32], token: usize, width: usize) -> &mut [f32] {
 ///
 /// `x` and `f` are `[batch, tokens, width]`; the gate, if there is one, `[batch, 1 | tokens, width]`.
 #[derive(Debug, Clone)]
-pub(super) struct Join {
-    pub(super) keep: f32,
-    pub(super) share: f32,
+pub(in crate::ops) struct Join {
+    pub(in crate::ops) keep: f32,
+    pub(in crate::ops) share: f32,
 }
 
 impl Kernel for Join {

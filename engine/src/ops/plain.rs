@@ -8,7 +8,7 @@ use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, InterpolateMode, In
 use burn::tensor::{Bool, Tensor, activation};
 
 use super::AdamStep;
-use super::depthwise::Side;
+use super::cpu::depthwise::Side;
 use crate::layers::Activation;
 use crate::layers::magnitude::{self, SILU_RMS, in_f32, mp_sum};
 use crate::layers::mlp::{GELU_CUBIC, GELU_SLOPE};

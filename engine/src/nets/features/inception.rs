@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::unit::{Folded, Unit, windows};
+use super::conv_norm::{Folded, Unit, windows};
 use crate::layers::Init;
 
 /// Side of the images it was trained on.

@@ -10,8 +10,8 @@ use crate::layers::magnitude::EPSILON;
 
 /// `w · length / (‖w‖ + ε)` for each column `w` of a weight `[in, out]`, times a gain `[1]` if given.
 #[derive(Debug, Clone)]
-pub(super) struct NormalizedColumns {
-    pub(super) length: f32,
+pub(in crate::ops) struct NormalizedColumns {
+    pub(in crate::ops) length: f32,
 }
 
 /// Rows that one task handles.

@@ -35,12 +35,12 @@ fn elements<T: Pod>(x: &FlexTensor) -> &[T] {
 }
 
 /// Whether panels of this type gain anything.
-pub(super) fn packs(dtype: DType) -> bool {
+pub(in crate::ops) fn packs(dtype: DType) -> bool {
     Method::of(dtype).is_some()
 }
 
 /// The weight in panels, in its own memory where they fit into it.
-pub(super) fn pack(mut weight: FlexTensor) -> FlexTensor {
+pub(in crate::ops) fn pack(mut weight: FlexTensor) -> FlexTensor {
     let method = Method::of(weight.dtype()).expect("a type of packed weights");
     if weight.dtype() != DType::F32 {
         return pack_as::<u16>(&weight, method);
@@ -83,7 +83,7 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
 }
 
 /// A weight that was packed in f16, as whole numbers of 8 bits and their scales.
-pub(super) fn quantize(packed: &FlexTensor) -> FlexTensor {
+pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
     let rows = packed.layout().shape()[0];
     let groups = rows.div_ceil(GROUP);
     let mut memory = vec![f16::ZERO; groups * RECORD / 2];
@@ -108,7 +108,7 @@ pub(super) fn quantize(packed: &FlexTensor) -> FlexTensor {
 }
 
 /// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
-pub(super) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
+pub(in crate::ops) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
     #[cfg(test)]

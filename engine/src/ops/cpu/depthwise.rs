@@ -8,7 +8,7 @@ use super::memory::{buffer, shape, tensor, values};
 
 /// Convolution of `[batch, height, width, channels]` with filters `[kernel · kernel, channels]`, plus a bias,
 /// clipped to [0, 6]; `stride` apart, with as much zero border as TensorFlow's `same`.
-pub(super) fn depthwise(
+pub(in crate::ops) fn depthwise(
     x: &FlexTensor,
     weight: &FlexTensor,
     bias: &FlexTensor,
@@ -49,17 +49,17 @@ pub(super) fn depthwise(
 
 /// One side of an image and what a convolution makes of it.
 #[derive(Clone, Copy)]
-pub(super) struct Side {
+pub(in crate::ops) struct Side {
     side: usize,
     kernel: usize,
     /// Length after the convolution.
-    pub(super) out: usize,
+    pub(in crate::ops) out: usize,
     /// Zeros before and after.
-    pub(super) border: [usize; 2],
+    pub(in crate::ops) border: [usize; 2],
 }
 
 impl Side {
-    pub(super) fn new(side: usize, kernel: usize, stride: usize) -> Self {
+    pub(in crate::ops) fn new(side: usize, kernel: usize, stride: usize) -> Self {
         let out = side.div_ceil(stride);
         let total = ((out - 1) * stride + kernel).saturating_sub(side);
         Self { side, kernel, out, border: [total / 2, total - total / 2] }

@@ -15,7 +15,7 @@ const SUMS: usize = 1 << 17;
 /// Convolution `[out, in, 3, 3]` with a border of zeros, of an image that may be doubled in size first.
 ///
 /// Each of the nine taps is a matrix product with the padded image, shifted.
-pub(super) fn conv3x3(
+pub(in crate::ops) fn conv3x3(
     x: &FlexTensor,
     weight: &FlexTensor,
     bias: Option<&FlexTensor>,
@@ -90,7 +90,7 @@ pub(super) fn conv3x3(
 }
 
 /// Group norm with the constant `epsilon`, then SiLU.
-pub(super) fn norm_silu(
+pub(in crate::ops) fn norm_silu(
     x: &FlexTensor,
     groups: usize,
     epsilon: f32,

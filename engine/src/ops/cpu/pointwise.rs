@@ -15,7 +15,7 @@ const GRAIN: usize = 1 << 14;
 
 /// `f(x)` of each element.
 #[derive(Debug, Clone)]
-pub(super) struct Pointwise(pub(super) Activation);
+pub(in crate::ops) struct Pointwise(pub(in crate::ops) Activation);
 
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
@@ -37,7 +37,7 @@ fn silu_slope(x: f32) -> f32 {
 }
 
 /// Replaces each element of a slice by its activation.
-pub(super) fn activate(activation: Activation, y: &mut [f32]) {
+pub(in crate::ops) fn activate(activation: Activation, y: &mut [f32]) {
     let unit = (1.0 / SILU_RMS) as f32;
     simd(
         #[inline(always)]

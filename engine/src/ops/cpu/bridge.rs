@@ -12,7 +12,7 @@ use burn::backend::{Autodiff, BackendTypes, Flex};
 use burn::tensor::Tensor;
 
 /// A fused operation on f32 tensors in this process's memory, with its derivative.
-pub(super) trait Kernel: fmt::Debug + Clone + Send + 'static {
+pub(in crate::ops) trait Kernel: fmt::Debug + Clone + Send + 'static {
     /// The output. Inputs that nobody else holds may be overwritten.
     fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor;
 
@@ -29,7 +29,7 @@ type WithGradients = Autodiff<Flex, NoCheckpointing>;
 type Tracked = <WithGradients as BackendTypes>::FloatTensorPrimitive;
 
 /// An input of a kernel, of any rank.
-pub(super) enum Operand {
+pub(in crate::ops) enum Operand {
     Plain(FlexTensor),
     Tracked(Tracked),
 }
@@ -37,19 +37,19 @@ pub(super) enum Operand {
 /// The memory of a tensor without gradients.
 ///
 /// # Panics
-/// If [`available`](super::available) is false for the tensor.
-pub(super) fn host<const D: usize>(x: Tensor<D>) -> FlexTensor {
+/// If `available` is false for the tensor.
+pub(in crate::ops) fn host<const D: usize>(x: Tensor<D>) -> FlexTensor {
     x.try_into_primitive::<Flex>().expect("on the CPU")
 }
 
 /// The tensor of a memory.
-pub(super) fn device<const D: usize>(x: FlexTensor) -> Tensor<D> {
+pub(in crate::ops) fn device<const D: usize>(x: FlexTensor) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(x)
 }
 
 impl<const D: usize> From<Tensor<D>> for Operand {
     /// # Panics
-    /// If [`available`](super::available) is false for the tensor.
+    /// If `available` is false for the tensor.
     fn from(x: Tensor<D>) -> Self {
         match x.is_autodiff() {
             true => Self::Tracked(x.try_into_primitive::<WithGradients>().expect("on the CPU")),
@@ -79,7 +79,7 @@ impl Operand {
 }
 
 /// Applies a kernel of up to 8 inputs; gradients are recorded if any input records them.
-pub(super) fn run<const D: usize>(kernel: impl Kernel, inputs: Vec<Operand>) -> Tensor<D> {
+pub(in crate::ops) fn run<const D: usize>(kernel: impl Kernel, inputs: Vec<Operand>) -> Tensor<D> {
     if !inputs.iter().any(Operand::is_tracked) {
         return device(kernel.forward(inputs.into_iter().map(Operand::plain).collect()));
     }

@@ -1,0 +1,8 @@
+//! Classifiers whose features measure pictures.
+
+mod conv_norm;
+mod efficientnet;
+mod inception;
+
+pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
+pub use inception::{FoldedInception, Inception};
