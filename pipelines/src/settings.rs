@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::patches::PatchPlan;
+use crate::request::Request;
 
 /// How to make images, beyond which ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,21 +94,6 @@ impl Defaults {
 
     /// Complete settings with these defaults.
     pub fn settings(&self, seed: u64) -> Settings {
-        Settings {
-            seed,
-            steps: self.steps,
-            sampler: self.sampler.clone(),
-            spacing: self.spacing.clone(),
-            guidance: GuidanceSettings {
-                scale: self.cfg_scale,
-                channels: self.cfg_channels,
-                interval: self.cfg_interval,
-                rescale: 0.0,
-            },
-            size: None,
-            batch: 8,
-            vae_tile: 64,
-            patches: None,
-        }
+        Request::<()> { seed, ..Request::new([]) }.settings(self)
     }
 }

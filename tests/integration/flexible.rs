@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use pyrograph::model::{Model, ModelConfig};
 use pyrograph::patches::PatchPlan;
-use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
+use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph::train::TrainConfig;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
@@ -181,12 +181,13 @@ fn pipeline() -> ClassPipeline {
         shared(&[4, 8], 4),
     ));
     let config = ModelConfig { net: net.config().clone(), ..model_config() };
-    ClassPipeline::new(Model { net, vae: None, config }, &device())
+    ClassPipeline::new(Model { net, vae: None, config }, &device()).expect("a class model")
 }
 
 fn latents(pipeline: &ClassPipeline, settings: &Settings) -> Tensor<4> {
-    let on_step = &mut |_: pyrograph::pipeline::Progress<'_>| ControlFlow::Continue(());
-    pipeline.generate(&[0, 2], settings, None, on_step).expect("pictures").latents
+    let on_step = &mut |_: Progress<'_>| ControlFlow::Continue(());
+    let request = Request::with([0, 2], settings);
+    pipeline.generate(&request, on_step).expect("pictures").latents
 }
 
 #[test]
@@ -225,7 +226,7 @@ fn every_call_of_the_network_is_counted() {
     let mut settings = own.config().defaults.settings(3);
     (settings.steps, settings.guidance.scale) = (6, 2.0);
     let count = |pipeline: &ClassPipeline, settings: &Settings| {
-        pipeline.compute(settings).expect("settings that fit")
+        pipeline.compute(&Request::with([0], settings)).expect("settings that fit")
     };
     let flops = |patch: usize| own.config().net.flops([16, 16], patch) / 2e9;
 

@@ -12,14 +12,14 @@ use pyrograph_weights::Checkpoint;
 
 /// Folder of what the project ships.
 pub fn assets() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets")
 }
 
 /// Folder of the golden cases.
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
         Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/goldens"),
     }
 }
 

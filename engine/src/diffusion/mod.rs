@@ -7,6 +7,7 @@
 pub mod denoiser;
 pub mod grid;
 pub mod guidance;
+mod inpaint;
 mod noise;
 pub mod prediction;
 pub mod sampler;
@@ -15,6 +16,7 @@ pub mod schedule;
 pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Grid, GridError, Spacing};
 pub use guidance::{Guided, GuidedChannels};
+pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
 pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
