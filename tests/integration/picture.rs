@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
+use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Grid, NoiseSource};
-use pyrograph_engine::nets::Points;
-use pyrograph_engine::process::DitDenoiser;
+use pyrograph_engine::nets::{Conditioning, Points};
 use pyrograph_weights::FloatDtype;
 
 use crate::util::{assert_close, cases, device, tolerance};
@@ -61,8 +61,9 @@ fn the_last_steps_alone_are_taken_from_a_noised_picture() {
             // One step is the network's estimate.
             let level = grid(&pipeline, &settings).steps[5][0];
             let x = picture.clone() * level.alpha + noise.clone() * level.sigma;
-            let mut denoiser = DitDenoiser::new(&net, &config.process, &[0, 1], &device());
-            let expected = denoiser.denoise(x, &level).clean;
+            let told = Conditioning::classes(&[0, 1], &device());
+            let mut denoiser = DitDenoiser::new(net.trunk(), &config.process, told);
+            let expected = denoiser.denoise(x, &level, 0).clean;
             assert_close("the estimate", found[1].clone(), expected, tolerance(1e-5));
         }
     }
