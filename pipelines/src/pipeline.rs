@@ -12,9 +12,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use pyrograph_engine::diffusion::GuidedChannels;
-use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::process::Process;
+use pyrograph_engine::diffusion::{GuidedChannels, Process};
+use pyrograph_engine::nets::{Dit, DitConfig, Net, Student, StudentConfig, Vae};
 
 use crate::error::{Error, Result};
 use crate::image::{check_picture, to_images};
@@ -30,7 +29,7 @@ use crate::threads;
 #[derive(Debug)]
 pub struct Pipeline<T> {
     task: T,
-    net: Dit,
+    net: Net,
     vae: Option<Vae>,
     config: ModelConfig,
     guide: Option<Box<(Dit, Process)>>,
@@ -124,14 +123,20 @@ impl<T: Task> Pipeline<T> {
     /// # Errors
     /// If the two do not share their latent space and classes.
     pub fn with_guide(mut self, guide: Model) -> Result<Self> {
-        let (main, other) = (self.net.config(), guide.net.config());
+        let Net::Dit(net) = guide.net else {
+            return Err(Error::GuideMismatch {
+                model: "denoising steps".into(),
+                guide: "those of a few-step student".into(),
+            });
+        };
+        let (main, other) = (self.net.trunk().config(), net.config());
         if (main.channels, main.size, main.classes) != (other.channels, other.size, other.classes) {
-            let describe = |c: &pyrograph_engine::nets::DitConfig| {
+            let describe = |c: &DitConfig| {
                 format!("{} channels, {:?}, {} classes", c.channels, c.size, c.classes)
             };
             return Err(Error::GuideMismatch { model: describe(main), guide: describe(other) });
         }
-        self.guide = Some(Box::new((guide.net.folded(), guide.config.process)));
+        self.guide = Some(Box::new((net.folded(), guide.config.process)));
         Ok(self)
     }
 
@@ -192,7 +197,7 @@ impl<T: Task> Pipeline<T> {
     ) -> Result<Generated> {
         self.work(|| {
             let job = self.prepare(request)?;
-            let channels = self.net.config().channels;
+            let channels = self.trunk().channels;
             if self.vae.is_none() && !matches!(channels, 1 | 3) {
                 return Err(Error::NoAutoencoder { channels });
             }
@@ -223,6 +228,16 @@ impl<T: Task> Pipeline<T> {
     /// `[images, channels, height, width]` to `[images, 3, height · f, width · f]`
     pub fn pixels(&self, latents: Tensor<4>, tile: usize) -> Tensor<4> {
         self.decoder(tile).pixels(latents)
+    }
+
+    /// Description of the transformer.
+    fn trunk(&self) -> &DitConfig {
+        self.net.trunk().config()
+    }
+
+    /// The steps of a few-step student.
+    fn student(&self) -> Option<&StudentConfig> {
+        self.net.student().map(Student::config)
     }
 
     fn decoder(&self, tile: usize) -> Decoder<'_> {

@@ -5,6 +5,7 @@ mod class;
 pub use class::ClassTask;
 
 use burn::tensor::Device;
+use pyrograph_engine::nets::Conditioning;
 
 use crate::error::Result;
 use crate::model::ModelConfig;
@@ -35,7 +36,3 @@ pub trait Task: Send + Sync + Sized {
     /// What it is told without a prompt, for guidance.
     fn null(&self, images: usize) -> Conditioning;
 }
-
-/// What a network is told of each image: its class.
-#[derive(Debug, Clone)]
-pub struct Conditioning(pub Vec<usize>);

@@ -8,9 +8,9 @@ use pyrograph::device::Opened;
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::settings::Settings;
 use pyrograph::{ClassPipeline, Noise, Picture, Request, StartPicture};
+use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Grid, NoiseSource, parse_sampler};
-use pyrograph_engine::nets::Points;
-use pyrograph_engine::process::DitDenoiser;
+use pyrograph_engine::nets::{Conditioning, Points};
 use pyrograph_weights::FloatDtype;
 
 use crate::util::{assert_close, cases, device, tolerance};
@@ -70,8 +70,9 @@ fn the_last_steps_alone_are_taken_from_a_noised_picture() {
             // One step is the network's estimate.
             let level = grid(&pipeline, &settings).steps[5][0];
             let x = picture.clone() * level.alpha + noise.clone() * level.sigma;
-            let mut denoiser = DitDenoiser::new(&net, &config.process, &[0, 1], &device());
-            let expected = denoiser.denoise(x, &level).clean;
+            let told = Conditioning::classes(&[0, 1], &device());
+            let mut denoiser = DitDenoiser::new(net.trunk(), &config.process, told);
+            let expected = denoiser.denoise(x, &level, 0).clean;
             assert_close("the estimate", found[1].clone(), expected, tolerance(1e-5));
         }
     }
@@ -192,7 +193,7 @@ fn masks_that_cannot_be_are_refused() {
     let alone = Request { mask: mask(8), ..Request::new([0]) };
     refuse(open("mp-dit-rotation", |_| ()), alone, "a mask of what to keep");
     let model = open("mp-dit-rotation", |_| ());
-    let net = &model.config.net;
+    let net = &model.config.net.dit;
     let picture = Tensor::zeros([1, net.channels, net.size[0], net.size[1]], &device());
     let small = Request { picture: from(&picture, None), mask: mask(2), ..Request::new([0]) };
     refuse(model, small.clone(), "the mask has shape [1, 1, 2, 2]");

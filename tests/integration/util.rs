@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::device::{self, DeviceChoice};
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::nets::Dit;
+use pyrograph_engine::random::Generator;
 use pyrograph_weights::Checkpoint;
 
 /// Folder of what the project ships.

@@ -21,8 +21,8 @@ pub struct Inpaint<D> {
 }
 
 impl<D: Denoiser> Denoiser for Inpaint<D> {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
-        let Denoised { clean, variance } = self.inner.denoise(x_t, level);
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
+        let Denoised { clean, variance } = self.inner.denoise(x_t, level, step);
         let known = self.picture.clone() * (1.0 - self.mask.clone());
         Denoised { clean: clean * self.mask.clone() + known, variance }
     }

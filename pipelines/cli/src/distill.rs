@@ -259,7 +259,7 @@ fn spec(args: &Recording, pipeline: &ClassPipeline) -> anyhow::Result<Trajectory
     settings.steps = steps;
     settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
     settings.batch = args.batch_size.max(1);
-    settings.patches = args.patches.plan(&config.net, config.net.size, steps)?;
+    settings.patches = args.patches.plan(&config.net.dit, config.net.dit.size, steps)?;
     let [_, channels, height, width] = pipeline.latent_shape(1, None)?;
     Ok(TrajectorySpec {
         teacher: pipeline.origin().weights.clone(),

@@ -141,7 +141,7 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let pipeline = args.model.as_ref().map(open).transpose()?;
     let size = match (args.size, &pipeline, &args.images) {
         (Some(side), ..) => [side, side],
-        (None, Some(pipeline), _) => pipeline.config().net.size.map(|s| s * pipeline.factor()),
+        (None, Some(pipeline), _) => pipeline.config().net.dit.size.map(|s| s * pipeline.factor()),
         (None, None, Some(folder)) => first_size(folder)?,
         (None, None, None) => bail!("neither --model nor --images"),
     };
@@ -211,8 +211,8 @@ impl Making {
             let (sampler, spacing) = parse_sampler(name)?;
             (request.sampler, request.spacing) = (Some(sampler), spacing);
         }
-        let steps = request.settings(&config.defaults).steps;
-        request.patches = self.patches.plan(&config.net, config.net.size, steps)?;
+        let (net, steps) = (&config.net.dit, request.settings(&config.defaults).steps);
+        request.patches = self.patches.plan(net, net.size, steps)?;
         Ok(request)
     }
 }

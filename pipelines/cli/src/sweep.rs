@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
 
-    let size = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    let size = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
     for (i, (key, request)) in points.into_iter().enumerate() {
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         write_whole(&args.output, text.as_bytes())?;
     }
     let [axis, column] = args.against.axis();
-    let curves = series(&table, pipeline.config().net.patch, column)?;
+    let curves = series(&table, pipeline.config().net.dit.patch, column)?;
     write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;
     common.say(&format!("{} and {}", args.output.display(), plot.display()));
     Ok(())
@@ -136,7 +136,7 @@ fn points(
     args: &Sweep,
     pipeline: &ClassPipeline,
 ) -> anyhow::Result<Vec<(String, Request<usize>)>> {
-    let (net, defaults) = (&pipeline.config().net, &pipeline.config().defaults);
+    let (net, defaults) = (&pipeline.config().net.dit, &pipeline.config().defaults);
     let weights = &pipeline.origin().weights[..HASH];
     let or =
         |given: &[usize], own: usize| if given.is_empty() { vec![own] } else { given.to_vec() };

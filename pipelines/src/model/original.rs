@@ -6,11 +6,11 @@
 
 use std::path::Path;
 
-use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
+use pyrograph_engine::diffusion::{
+    NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
+};
 use pyrograph_engine::layers::{ModulationConfig, TimeCode};
-use pyrograph_engine::nets::student::STEP_LIMIT;
-use pyrograph_engine::nets::{DitConfig, History, Points, Student};
-use pyrograph_engine::process::{Process, TimeInput};
+use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, StudentConfig};
 use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
 
@@ -74,22 +74,21 @@ impl Original<'_> {
             patch,
             classes: rows.saturating_sub(1),
             learned_variance: out == 2 * patch * patch * channels,
-            student: student.clone(),
             ..DitConfig::dit(hidden, depth, self.heads(hidden, depth)?)
         };
         let mut defaults = defaults();
         defaults.cfg_channels = DIT_GUIDED_CHANNELS;
-        let (kind, steps) = match student {
+        let (kind, steps) = match &student {
             None => ("original DiT checkpoint", 1),
             Some(student) => {
                 let steps = student.steps();
-                defaults = Defaults::student(steps, Spacing::Timesteps(student.times));
+                defaults = Defaults::student(steps, Spacing::Timesteps(student.times.clone()));
                 ("original ARD checkpoint", steps)
             }
         };
         Ok(Recognised {
             kind: kind.into(),
-            config: config(net, defaults),
+            config: config(NetConfig { dit: net, student }, defaults),
             net: Source::new(self.checkpoint, convert::dit_original(steps)),
             vae: None,
         })
@@ -97,13 +96,13 @@ impl Original<'_> {
 
     /// The steps of a student of the ARD code, which has a head for each, on the teacher's estimates of the
     /// clean image. How many blocks see its history is not in the file; the published number is 6.
-    fn student(&self, patch: usize, depth: usize) -> Option<Student> {
+    fn student(&self, patch: usize, depth: usize) -> Option<StudentConfig> {
         let holds = |step: &usize| {
             self.checkpoint.tensors().contains_key(&format!("final_layer{step}.linear.weight"))
         };
         let steps = (2..=STEP_LIMIT).take_while(holds).last()?;
-        Some(Student {
-            times: Student::even_times(steps, LAST_TIMESTEP),
+        Some(StudentConfig {
+            times: StudentConfig::even_times(steps, LAST_TIMESTEP),
             patches: vec![patch; steps],
             history: History::All,
             history_layers: self.hints.history_layers.unwrap_or(HISTORY_LAYERS.min(depth)),
@@ -139,7 +138,7 @@ impl Original<'_> {
             [modulation.scale, modulation.shift, modulation.gate, modulation.rotation];
         Ok(Recognised {
             kind: "MP-DiT checkpoint".into(),
-            config: config(net, defaults()),
+            config: config(net.into(), defaults()),
             net: Source::new(self.checkpoint, convert::mp_dit(scale, shift, gate, rotation)),
             vae: None,
         })
@@ -228,9 +227,9 @@ impl Original<'_> {
 }
 
 /// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
-fn config(net: DitConfig, defaults: Defaults) -> ModelConfig {
+fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
     let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
-    let labels = match net.classes {
+    let labels = match net.dit.classes {
         1000 => Labels(IMAGENET.lines().map(str::to_owned).collect()),
         _ => Labels::default(),
     };

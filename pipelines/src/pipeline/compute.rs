@@ -48,16 +48,16 @@ impl<T: Task> Pipeline<T> {
     /// # Errors
     /// See [`Pipeline::resolve`].
     pub fn compute(&self, request: &Request<T::Prompt>) -> Result<Compute> {
-        let net = self.net.config();
+        let net = self.trunk();
         let (settings, plan) = self.check(request)?;
         let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
         let size = [height, width];
-        if let Some(student) = &net.student {
+        if let Some(student) = self.student() {
             let mut calls = BTreeMap::new();
             for patch in &student.patches {
                 *calls.entry(*patch).or_default() += 1;
             }
-            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
+            let gmacs = student.flops(net, size).iter().sum::<f64>() / 2e9;
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
         let tally = RefCell::default();
@@ -96,7 +96,7 @@ struct Counter<'a> {
 
 impl Denoiser for Counter<'_> {
     /// Returns its input, of any height and width.
-    fn denoise(&mut self, x_t: Tensor<4>, _: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, _: &Level, _: usize) -> Denoised {
         let images = x_t.dims()[0];
         let mut tally = self.tally.borrow_mut();
         tally.all += images as f64 * self.net.flops(self.size, self.patch);

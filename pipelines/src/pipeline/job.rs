@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use image::buffer::ConvertBuffer;
 use pyrograph_engine::diffusion::Grid;
-use pyrograph_engine::nets::Student;
+use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
 
 use super::{Decoder, Pipeline};
@@ -39,11 +39,9 @@ pub(super) struct Job<'a, P> {
 
 /// The steps of a run.
 pub(super) struct Plan {
-    /// Of the steps that are taken.
+    /// Levels of the steps that are taken.
     pub(super) grid: Grid,
-    /// Of all steps, those that a picture spares included.
-    pub(super) full: Grid,
-    /// Patch sizes over all steps.
+    /// Patch sizes of these steps.
     pub(super) phases: Vec<Phase>,
 }
 
@@ -53,7 +51,7 @@ impl<T: Task> Pipeline<T> {
     /// # Errors
     /// If the size asked for is not a multiple of what the model needs, or too large.
     pub fn latent_shape(&self, count: usize, size: Option<[usize; 2]>) -> Result<[usize; 4]> {
-        let net = self.net.config();
+        let net = self.trunk();
         let [height, width] = match size {
             None => net.size,
             Some(size) => {
@@ -99,7 +97,7 @@ impl<T: Task> Pipeline<T> {
             );
             return Err(Error::Guidance { reason });
         }
-        if let Some(student) = &self.net.config().student {
+        if let Some(student) = self.student() {
             self.check_student(student, request, &settings)?;
         }
         self.check_picture(request)?;
@@ -110,7 +108,7 @@ impl<T: Task> Pipeline<T> {
     /// A student has its steps, and guidance inside them.
     fn check_student(
         &self,
-        student: &Student,
+        student: &StudentConfig,
         request: &Request<T::Prompt>,
         settings: &Settings,
     ) -> Result<()> {
@@ -147,7 +145,7 @@ impl<T: Task> Pipeline<T> {
                 None => Ok(()),
             };
         };
-        match (&self.net.config().student, strength) {
+        match (self.student(), strength) {
             (Some(student), _) if student.steps() == 1 => {
                 fault("a student of one step has none after a picture".into())
             }
@@ -167,25 +165,26 @@ impl<T: Task> Pipeline<T> {
         request: &Request<T::Prompt>,
         settings: &Settings,
     ) -> Result<Plan> {
-        let net = self.net.config();
+        let net = self.trunk();
         let [_, _, height, width] = self.latent_shape(1, settings.size)?;
         let full = settings.grid(&self.config.process)?;
         let steps = full.steps.len();
-        if net.student.is_some() {
-            return Ok(Plan { grid: full.clone(), full, phases: Vec::new() });
+        if self.student().is_some() {
+            return Ok(Plan { grid: full, phases: Vec::new() });
         }
         let native = || PatchPlan::constant(net.patch, steps);
         let sizes = settings.patches.clone().unwrap_or_else(native);
-        let phases = sizes.phases(net, [height, width], steps)?;
-        let grid = match &request.picture {
-            None => full.clone(),
-            Some(StartPicture { strength, .. }) => {
-                let share = strength.unwrap_or(STRENGTH);
-                let taken = ((steps as f64 * share).round() as usize).max(1);
-                Grid { steps: full.steps[steps - taken..].to_vec(), initial_scale: 1.0 }
-            }
+        let mut phases = sizes.phases(net, [height, width], steps)?;
+        let Some(StartPicture { strength, .. }) = &request.picture else {
+            return Ok(Plan { grid: full, phases });
         };
-        Ok(Plan { grid, full, phases })
+        let share = strength.unwrap_or(STRENGTH);
+        let taken = ((steps as f64 * share).round() as usize).max(1);
+        let spared = steps - taken;
+        phases.retain(|phase| phase.end > spared);
+        phases.iter_mut().for_each(|phase| phase.end -= spared);
+        let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0 };
+        Ok(Plan { grid, phases })
     }
 
     /// Checks a request and reads its files.

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
-use pyrograph_engine::diffusion::{Denoiser, Guided, Inpaint, NoiseSource, Phased, Step};
-use pyrograph_engine::nets::Dit;
-use pyrograph_engine::process::{DitDenoiser, Process, StudentDenoiser};
+use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
+use pyrograph_engine::diffusion::{
+    Apart, Denoiser, Guided, Inpaint, NoiseSource, Pair, Phased, Process, Step, Together,
+};
+use pyrograph_engine::nets::{Dit, Net};
 
 use super::job::{Job, Plan};
 use super::{OnStep, Pipeline, Progress};
@@ -26,7 +28,7 @@ pub(super) enum Call {
 }
 
 /// Makes a denoiser of a call with a patch size.
-pub(super) type Bind<'a> = dyn Fn(Call, usize) -> Box<dyn Denoiser + 'a> + 'a;
+pub(super) type Bind<'a, 'b> = dyn Fn(Call, usize) -> Box<dyn Denoiser + 'a> + 'b;
 
 impl<T: Task> Pipeline<T> {
     /// Final latents, each batch shown to `done` as soon as it is there.
@@ -72,51 +74,55 @@ impl<T: Task> Pipeline<T> {
         source: &mut NoiseSource,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>> {
-        let (sampler, grid) = (&job.settings.sampler, &job.plan.grid);
-        let condition = self.task.encode(prompts)?;
-        let shape = noise.dims();
-        if self.net.config().student.is_some() {
-            let process = &self.config.process;
-            let mut student =
-                StudentDenoiser::new(&self.net, process, &condition.0, grid, &self.device);
-            if let Some(picture) = &job.picture {
-                student = student.from_image(picture.clone().expand(shape));
+        let grid = &job.plan.grid;
+        let mut denoiser = self.denoiser(job, prompts)?;
+        let x = match (&self.net, &job.picture) {
+            (Net::Dit(_), Some(picture)) => {
+                let level = grid.steps[0][0];
+                picture.clone().expand(noise.dims()) * level.alpha + noise * level.sigma
             }
-            let sampled = sampler.sample(&mut student, noise, grid, source, on_step);
-            return sampled.map_err(|_| Error::Cancelled);
+            _ => noise,
+        };
+        let sampled = job.settings.sampler.sample(&mut denoiser, x, grid, source, on_step);
+        sampled.map_err(|_| Error::Cancelled)
+    }
+
+    /// The networks bound to some of the prompts.
+    fn denoiser<'a>(
+        &'a self,
+        job: &'a Job<'_, T::Prompt>,
+        prompts: &[T::Prompt],
+    ) -> Result<Box<dyn Denoiser + 'a>> {
+        let told = self.task.encode(prompts)?;
+        if let Net::Student(net) = &self.net {
+            let student = StudentDenoiser::new(net, &self.config.process, told, &job.plan.grid);
+            let [_, channels, height, width] = job.shape;
+            let shape = [prompts.len(), channels, height, width];
+            return Ok(match &job.picture {
+                Some(picture) => Box::new(student.from_image(picture.clone().expand(shape))),
+                None => Box::new(student),
+            });
         }
         let null = self.task.null(prompts.len());
-        let both = [&condition.0[..], &null.0].concat();
-        let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + '_> {
+        let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + 'a> {
             let (net, process) = self.network(call);
-            let labels = match call {
-                Call::Main | Call::Guide => &condition.0,
-                Call::Both => &both,
+            let told = match call {
+                Call::Main | Call::Guide => told.clone(),
+                Call::Both => told.clone().followed_by(null.clone()),
             };
-            Box::new(DitDenoiser::new(net, process, labels, &self.device).at(patch))
+            Box::new(DitDenoiser::new(net, process, told).at(patch))
         };
-        let mut denoiser = self.phased(&job.settings.guidance, &job.plan, &bind);
-        let Some(picture) = &job.picture else {
-            let sampled = sampler.sample(&mut denoiser, noise, grid, source, on_step);
-            return sampled.map_err(|_| Error::Cancelled);
-        };
-        let level = grid.steps[0][0];
-        let x = picture.clone().expand(shape) * level.alpha + noise * level.sigma;
-        let sampled = match &job.mask {
-            None => sampler.sample(&mut denoiser, x, grid, source, on_step),
-            Some(mask) => {
-                let (picture, mask) = (picture.clone(), mask.clone());
-                let mut denoiser = Inpaint { inner: denoiser, picture, mask };
-                sampler.sample(&mut denoiser, x, grid, source, on_step)
-            }
-        };
-        sampled.map_err(|_| Error::Cancelled)
+        let inner = self.phased(&job.settings.guidance, &job.plan, &bind);
+        Ok(match (job.picture.clone(), job.mask.clone()) {
+            (Some(picture), Some(mask)) => Box::new(Inpaint { inner, picture, mask }),
+            _ => Box::new(inner),
+        })
     }
 
     pub(super) fn network(&self, call: Call) -> (&Dit, &Process) {
         match (call, self.guide.as_deref()) {
             (Call::Guide, Some((net, process))) => (net, process),
-            _ => (&self.net, &self.config.process),
+            _ => (self.net.trunk(), &self.config.process),
         }
     }
 
@@ -124,18 +130,11 @@ impl<T: Task> Pipeline<T> {
     pub(super) fn phased<'a>(
         &self,
         guidance: &GuidanceSettings,
-        Plan { full, phases, .. }: &Plan,
-        bind: &Bind<'a>,
+        plan: &Plan,
+        bind: &Bind<'a, '_>,
     ) -> Phased<Box<dyn Denoiser + 'a>> {
-        let steps = full.steps.len();
-        let sigma = |step: usize| full.steps[step][0].ve_sigma();
-        // Between the levels of the last step of a phase and of the next one.
-        let end = |phase: &Phase| match phase.end < steps {
-            true => sigma(phase.end) * (sigma(phase.end - 1) / sigma(phase.end)).sqrt().min(2.0),
-            false => 0.0,
-        };
-        let guided = |phase: &Phase| (self.guided(guidance, *phase, bind), end(phase));
-        Phased { phases: phases.iter().map(guided).collect() }
+        let guided = |phase: &Phase| (self.guided(guidance, *phase, bind), phase.end);
+        Phased { phases: plan.phases.iter().map(guided).collect() }
     }
 
     /// The networks with their guidance for some of the steps.
@@ -143,34 +142,37 @@ impl<T: Task> Pipeline<T> {
         &self,
         guidance: &GuidanceSettings,
         phase: Phase,
-        bind: &Bind<'a>,
+        bind: &Bind<'a, '_>,
     ) -> Box<dyn Denoiser + 'a> {
+        let main = bind(Call::Main, phase.main);
         if guidance.scale == 1.0 {
-            return bind(Call::Main, phase.main);
+            return main;
         }
-        let (main, guide) = match &self.guide {
+        match &self.guide {
             Some(guide) => {
                 let other = guide.0.config();
                 let patch =
                     if other.patches().contains(&phase.guide) { phase.guide } else { other.patch };
-                (bind(Call::Main, phase.main), Some(bind(Call::Guide, patch)))
+                let guide = bind(Call::Guide, patch);
+                guided(guidance, guidance.scale, Apart { main, guide })
             }
             None if phase.main != phase.guide => {
-                (bind(Call::Main, phase.main), Some(bind(Call::Main, phase.guide)))
+                let guide = bind(Call::Main, phase.guide);
+                guided(guidance, phase.scale(guidance.scale), Apart { main, guide })
             }
-            None => (bind(Call::Both, phase.main), None),
-        };
-        let scale = match self.guide {
-            Some(_) => guidance.scale,
-            None => phase.scale(guidance.scale),
-        };
-        Box::new(Guided {
-            main,
-            guide,
-            scale,
-            channels: guidance.channels,
-            interval: guidance.interval,
-            rescale: guidance.rescale,
-        })
+            None => {
+                let both = bind(Call::Both, phase.main);
+                guided(guidance, guidance.scale, Together { main, both })
+            }
+        }
     }
+}
+
+fn guided<'a>(
+    settings: &GuidanceSettings,
+    scale: f64,
+    pair: impl Pair + 'a,
+) -> Box<dyn Denoiser + 'a> {
+    let GuidanceSettings { channels, interval, rescale, .. } = *settings;
+    Box::new(Guided { pair, scale, channels, interval, rescale })
 }

@@ -1,8 +1,9 @@
 //! Images of given classes.
 
 use burn::tensor::Device;
+use pyrograph_engine::nets::Conditioning;
 
-use super::{Conditioning, Task};
+use super::Task;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::ModelConfig;
@@ -12,6 +13,7 @@ use crate::model::ModelConfig;
 pub struct ClassTask {
     classes: usize,
     labels: Labels,
+    device: Device,
 }
 
 impl ClassTask {
@@ -29,8 +31,10 @@ impl ClassTask {
 impl Task for ClassTask {
     type Prompt = usize;
 
-    fn of(config: &ModelConfig, _device: &Device) -> Result<Self> {
-        Ok(Self { classes: config.net.classes, labels: config.labels.clone() })
+    fn of(config: &ModelConfig, device: &Device) -> Result<Self> {
+        let ModelConfig { net, labels, .. } = config;
+        let (classes, labels) = (net.dit.classes, labels.clone());
+        Ok(Self { classes, labels, device: device.clone() })
     }
 
     fn check(&self, prompts: &[usize]) -> Result<()> {
@@ -41,11 +45,11 @@ impl Task for ClassTask {
     }
 
     fn encode(&self, prompts: &[usize]) -> Result<Conditioning> {
-        Ok(Conditioning(prompts.to_vec()))
+        Ok(Conditioning::classes(prompts, &self.device))
     }
 
     /// The class after the last one.
     fn null(&self, images: usize) -> Conditioning {
-        Conditioning(vec![self.classes; images])
+        Conditioning::classes(&vec![self.classes; images], &self.device)
     }
 }

@@ -29,13 +29,13 @@ pub(super) fn request(
     guidance(args, &mut request);
     pictures(args, &mut request);
 
-    let native = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    let native = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     if args.width.is_some() || args.height.is_some() {
         request.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
     }
     let [_, _, height, width] = pipeline.latent_shape(1, request.size)?;
     let steps = request.settings(defaults).steps;
-    let plan = args.patches.plan(&pipeline.config().net, [height, width], steps)?;
+    let plan = args.patches.plan(&pipeline.config().net.dit, [height, width], steps)?;
     request.patches = plan.or(request.patches);
     request.batch = args.batch_size.or(request.batch);
     request.vae_tile = args.vae_tile.or(request.vae_tile);
