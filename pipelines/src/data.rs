@@ -118,11 +118,12 @@ impl Dataset {
         device: &Device,
     ) -> Tensor<4> {
         let plane = self.size[0] * self.size[1];
-        let drawn = indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
-            rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
-            background: self.background.0[colour % self.background.0.len()],
-            flip,
-        });
+        let drawn =
+            indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
+                rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
+                background: self.background.0[colour % self.background.0.len()],
+                flip,
+            });
         to_tensor(drawn, self.size, device)
     }
 }

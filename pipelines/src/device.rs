@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device;
 
 pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host, wait};
@@ -104,6 +105,15 @@ pub fn open(choice: DeviceChoice, hooks: &Hooks<'_>) -> Result<Opened> {
         return Ok(device::open(None, true)?);
     };
     health::open(adapter, hooks)
+}
+
+/// Works on a device that the application has opened itself, sharing its queue and buffers; checks it as [`open`] does
+/// without a probe. See the example `own_device`.
+///
+/// # Errors
+/// A device without the features that the shaders of this build need, one that differs from the CPU.
+pub fn share(setup: WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
+    health::share(setup, hooks)
 }
 
 /// How far a GPU is from the CPU on a small network, as a share of the largest value: what [`Hooks::probe`] has to

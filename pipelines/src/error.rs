@@ -171,6 +171,9 @@ pub enum Error {
         /// Found.
         found: Vec<usize>,
     },
+    /// A request without prompts.
+    #[error("0 images asked for")]
+    NoPrompts,
     /// Guidance that cannot be.
     #[error("{reason}")]
     Guidance {
@@ -178,9 +181,7 @@ pub enum Error {
         reason: String,
     },
     /// Latents that cannot become pictures.
-    #[error(
-        "the model works on latents of {channels} channels and comes without an autoencoder"
-    )]
+    #[error("the model works on latents of {channels} channels and comes without an autoencoder")]
     NoAutoencoder {
         /// Channels of the latents.
         channels: usize,

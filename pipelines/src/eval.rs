@@ -189,8 +189,7 @@ fn resized(image: &RgbImage) -> RgbImage {
 fn tensor(images: &[RgbImage], device: &Device) -> Tensor<4> {
     let rgba: Vec<RgbaImage> = images.iter().map(RgbImage::convert).collect();
     let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
-    let drawn =
-        rgba.iter().map(|image| Drawn { rgba: image, background: [255; 3], flip: false });
+    let drawn = rgba.iter().map(|image| Drawn { rgba: image, background: [255; 3], flip: false });
     to_tensor(drawn, [height as usize, width as usize], device)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device::{self, Adapter, Opened};
 use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use serde::{Deserialize, Serialize};
@@ -58,22 +59,24 @@ impl Memory {
 pub(crate) fn open(adapter: Adapter, hooks: &Hooks<'_>) -> Result<Opened> {
     let (key, name) = (key(&adapter.name, &adapter.driver), adapter.to_string());
     let mut memory = Memory::read();
-    match (hooks.probe, memory.known.get(&key)) {
-        (_, Some(Health { fusion, pending: false })) => {
-            let fusion = *fusion;
-            Ok(device::open(Some(adapter), fusion)?)
-        }
-        (Some(probe), _) => {
-            hooks.notify(Notice::FirstUse { adapter: name.clone() });
-            let fusion = probed(&name, hooks, |fusion| probe(&adapter, fusion))?;
-            memory.write(&key, Health { fusion, pending: false });
-            Ok(device::open(Some(adapter), fusion)?)
-        }
-        (None, _) => {
-            let open = |fusion| Ok(device::open(Some(adapter), fusion)?);
-            tried(&name, &key, &mut memory, hooks, open)
-        }
+    if let Some(probe) = hooks.probe
+        && !matches!(memory.known.get(&key), Some(Health { pending: false, .. }))
+    {
+        hooks.notify(Notice::FirstUse { adapter: name.clone() });
+        let fusion = probed(&name, hooks, |fusion| probe(&adapter, fusion))?;
+        memory.write(&key, Health { fusion, pending: false });
     }
+    let open = |fusion| Ok(device::open(Some(adapter), fusion)?);
+    tried(&name, &key, &mut memory, hooks, open)
+}
+
+/// Shares a device of the application, with fusion if that gives right numbers.
+pub(crate) fn share(setup: WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
+    let info = setup.adapter.get_info();
+    let driver = format!("{} {}", info.driver, info.driver_info);
+    let key = key(&info.name, driver.trim());
+    let open = |_fusion| Ok(Opened { device: device::share(setup)?, adapter: None });
+    tried(&info.name, &key, &mut Memory::read(), hooks, open)
 }
 
 fn key(name: &str, driver: &str) -> String {
@@ -81,11 +84,7 @@ fn key(name: &str, driver: &str) -> String {
 }
 
 /// Whether to use fusion, by a measurement in another process.
-fn probed(
-    adapter: &str,
-    hooks: &Hooks<'_>,
-    measure: impl Fn(bool) -> Option<f64>,
-) -> Result<bool> {
+fn probed(adapter: &str, hooks: &Hooks<'_>, measure: impl Fn(bool) -> Option<f64>) -> Result<bool> {
     let difference = measure(true);
     if difference.is_some_and(is_right) {
         return Ok(true);
@@ -97,8 +96,8 @@ fn probed(
     }
 }
 
-/// Opens and checks a device in this process. That a check has begun is written down before, so that the next start
-/// knows how far this one came.
+/// Opens a device, and checks it in this process if nothing else has. That a check has begun is written down before, so
+/// that the next start knows how far this one came.
 fn tried(
     adapter: &str,
     key: &str,
@@ -108,6 +107,7 @@ fn tried(
 ) -> Result<Opened> {
     let fault = |difference| Err(Error::Gpu { adapter: adapter.to_owned(), difference });
     let fusion = match memory.known.get(key) {
+        Some(Health { fusion, pending: false }) => return open(*fusion),
         None => {
             hooks.notify(Notice::FirstUse { adapter: adapter.to_owned() });
             true

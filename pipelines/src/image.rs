@@ -75,11 +75,7 @@ pub(crate) fn to_tensor<'a>(
 }
 
 /// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`, `[1, 3, height, width]`.
-pub(crate) fn picture_tensor(
-    picture: &RgbaImage,
-    size: [usize; 2],
-    device: &Device,
-) -> Tensor<4> {
+pub(crate) fn picture_tensor(picture: &RgbaImage, size: [usize; 2], device: &Device) -> Tensor<4> {
     let rgba = fit(picture, size);
     let drawn = Drawn { rgba: &rgba, background: [255; 3], flip: false };
     to_tensor(std::iter::once(drawn), size, device)

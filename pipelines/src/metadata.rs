@@ -85,8 +85,7 @@ impl Record {
         let texts = read(path)?;
         let missing = || Error::NoRecord { path: path.to_owned() };
         let text = texts.get(KEY).ok_or_else(missing)?;
-        serde_json::from_str(text)
-            .map_err(|source| Error::Json { path: path.to_owned(), source })
+        serde_json::from_str(text).map_err(|source| Error::Json { path: path.to_owned(), source })
     }
 
     /// The request that makes the same again.

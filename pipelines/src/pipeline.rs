@@ -196,11 +196,11 @@ impl<T: Task> Pipeline<T> {
         on_step: &mut OnStep<'_>,
     ) -> Result<Generated> {
         self.work(|| {
-            let job = self.prepare(request)?;
             let channels = self.trunk().channels;
             if self.vae.is_none() && !matches!(channels, 1 | 3) {
                 return Err(Error::NoAutoencoder { channels });
             }
+            let job = self.prepare(request)?;
             let mut images = Vec::new();
             let latents = self.batches(&job, on_step, &mut |x| {
                 images.extend(job.decoder.images(x.clone())?);

@@ -4,7 +4,7 @@ use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::diffusion::{Grid, GuidedChannels, Sampler, Spacing};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::patches::PatchPlan;
 use crate::request::Request;
 
@@ -56,6 +56,23 @@ pub struct GuidanceSettings {
     pub interval: Option<[f64; 2]>,
     /// Share of the prediction rescaled to the conditional one's standard deviation, in [0, 1].
     pub rescale: f64,
+}
+
+impl GuidanceSettings {
+    /// Says what is out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let fault = |reason| Err(Error::Guidance { reason });
+        let Self { scale, interval, rescale, .. } = self;
+        if !(scale.is_finite() && (0.0..=1.0).contains(rescale)) {
+            return fault(format!("cfg scale {scale} or rescale {rescale} is out of range"));
+        }
+        match interval {
+            Some([low, high]) if !(low <= high) => {
+                fault(format!("cfg interval from {low} to {high}, expected the lower end first"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a model would like where the user says nothing; part of its `model.json`.

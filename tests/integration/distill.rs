@@ -6,9 +6,9 @@ use std::process::Command;
 
 use burn::tensor::Tensor;
 use image::{Rgb, RgbImage};
-use pyrograph::{Noise, Request, model};
 use pyrograph::train::{Event, Run, Source, TrainConfig};
 use pyrograph::trajectories::{Trajectories, TrajectorySpec};
+use pyrograph::{Noise, Request, model};
 use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::metrics::Estimate;
 use pyrograph_engine::nets::{Conditioning, Points};

@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pyrograph::model::{self, Model, ModelConfig};
-use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
+use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph_engine::diffusion::Sampler;
 use pyrograph_engine::nets::{DitConfig, Net, Points};
 use pyrograph_weights::{Checkpoint, FloatDtype};

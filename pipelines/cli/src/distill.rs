@@ -13,8 +13,8 @@ use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph::{ClassPipeline, Error, OpenOptions, model};
 
-use crate::train::{RunArgs, follow};
 use crate::common::{Common, interrupted};
+use crate::train::{RunArgs, follow};
 
 /// Steps of the teacher, as in the paper.
 const TEACHER_STEPS: usize = 25;

@@ -54,11 +54,7 @@ pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
 }
 
 /// Opens the model asked for, or that of an earlier picture.
-fn open(
-    args: &Class,
-    earlier: Option<&Record>,
-    common: &Common,
-) -> anyhow::Result<ClassPipeline> {
+fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Result<ClassPipeline> {
     let shipped = if args.fast { FAST_MODEL } else { DEFAULT_MODEL };
     let named = earlier.map(|record| PathBuf::from(&record.model));
     let model = args.model.clone().or(named).unwrap_or_else(|| shipped.into());

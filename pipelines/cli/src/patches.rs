@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use pyrograph::Error;
-use pyrograph::patches::PatchPlan;
 use pyrograph::engine::nets::DitConfig;
+use pyrograph::patches::PatchPlan;
 
 /// What to do with a flexible model.
 #[derive(Args)]

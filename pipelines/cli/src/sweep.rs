@@ -132,10 +132,7 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
 }
 
 /// Every combination, with what names it in the table.
-fn points(
-    args: &Sweep,
-    pipeline: &ClassPipeline,
-) -> anyhow::Result<Vec<(String, Request<usize>)>> {
+fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String, Request<usize>)>> {
     let (net, defaults) = (&pipeline.config().net.dit, &pipeline.config().defaults);
     let weights = &pipeline.origin().weights[..HASH];
     let or =
@@ -249,7 +246,9 @@ fn series(table: &[String], native: usize, column: &str) -> anyhow::Result<Vec<S
             plan.map_or_else(|_| Default::default(), |plan| (plan.main, plan.guide));
         let names = match sizes.as_slice() {
             _ if sizes != guide => vec![of_steps("first and in guidance")?],
-            _ if parse_share(&schedule).is_ok_and(|share| share == 1.0) => vec![fewer()?, of_steps("first")?],
+            _ if parse_share(&schedule).is_ok_and(|share| share == 1.0) => {
+                vec![fewer()?, of_steps("first")?]
+            }
             [(patch, _), .., (last, _)] if patch < last => vec![of_steps("last")?],
             [(patch, _)] if *patch == native => vec![fewer()?],
             _ => vec![of_steps("first")?],

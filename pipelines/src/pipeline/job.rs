@@ -88,15 +88,11 @@ impl<T: Task> Pipeline<T> {
 
     pub(super) fn check(&self, request: &Request<T::Prompt>) -> Result<(Settings, Plan)> {
         let settings = request.settings(&self.config.defaults);
-        self.task.check(&request.prompts)?;
-        let guidance = &settings.guidance;
-        if !(guidance.scale.is_finite() && (0.0..=1.0).contains(&guidance.rescale)) {
-            let reason = format!(
-                "cfg scale {} or rescale {} is out of range",
-                guidance.scale, guidance.rescale
-            );
-            return Err(Error::Guidance { reason });
+        if request.prompts.is_empty() {
+            return Err(Error::NoPrompts);
         }
+        self.task.check(&request.prompts)?;
+        settings.guidance.check()?;
         if let Some(student) = self.student() {
             self.check_student(student, request, &settings)?;
         }
@@ -160,11 +156,7 @@ impl<T: Task> Pipeline<T> {
     }
 
     /// The levels and the patch sizes of all steps.
-    fn plan(
-        &self,
-        request: &Request<T::Prompt>,
-        settings: &Settings,
-    ) -> Result<Plan> {
+    fn plan(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<Plan> {
         let net = self.trunk();
         let [_, _, height, width] = self.latent_shape(1, settings.size)?;
         let full = settings.grid(&self.config.process)?;

@@ -49,7 +49,8 @@ impl<T: Task> Pipeline<T> {
             let given = job.noise.as_ref();
             let noise = given.map_or(own, |noise| noise.clone().narrow(0, first, prompts.len()));
             let mut show = |step: Step<'_>| {
-                let is_due = job.previews.is_some_and(|every| step.index.is_multiple_of(every.max(1)));
+                let is_due =
+                    job.previews.is_some_and(|every| step.index.is_multiple_of(every.max(1)));
                 on_step(Progress {
                     first,
                     step: step.index,

@@ -57,7 +57,8 @@ pub(super) fn request(
 fn seed(asked: i128) -> anyhow::Result<u64> {
     if asked == -1 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let random = |now: std::time::Duration| u64::from(now.subsec_nanos()) ^ (now.as_secs() << 8);
+        let random =
+            |now: std::time::Duration| u64::from(now.subsec_nanos()) ^ (now.as_secs() << 8);
         return Ok(now.map_or(0, random) % SEED_LIMIT);
     }
     let found = u64::try_from(asked).ok();
@@ -65,11 +66,7 @@ fn seed(asked: i128) -> anyhow::Result<u64> {
 }
 
 /// Sampler, steps and their placement.
-fn sampling(
-    args: &Class,
-    request: &mut Request<usize>,
-    defaults: &Defaults,
-) -> anyhow::Result<()> {
+fn sampling(args: &Class, request: &mut Request<usize>, defaults: &Defaults) -> anyhow::Result<()> {
     if let Some(name) = &args.sampler {
         let (sampler, spacing) = parse_sampler(name)?;
         (request.sampler, request.spacing) = (Some(sampler), spacing);
