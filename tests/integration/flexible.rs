@@ -10,14 +10,14 @@ use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
 use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
 };
 
-use crate::util::{assert_close, device, opened, tolerance};
+use crate::util::{assert_close, device, identical, opened, tolerance};
 
 const CLASSES: usize = 3;
 
@@ -51,10 +51,6 @@ fn call(net: &Dit, x: &Tensor<4>, patch: usize) -> Tensor<4> {
 
 fn random([count, channels, height, width]: [usize; 4]) -> Tensor<4> {
     NoiseSource::new(11, count).draw([channels, height, width], &device())
-}
-
-fn identical(a: Tensor<4>, b: Tensor<4>) -> bool {
-    a.into_data() == b.into_data()
 }
 
 #[test]

@@ -3,23 +3,17 @@
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use pyrograph::model::{self, Model};
+use burn::tensor::Tensor;
+use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler};
 use pyrograph_engine::process::DitDenoiser;
 use std::collections::HashMap;
 
-use crate::util::{Case, assert_close, cases, device, json, tolerance};
+use crate::util::{Case, assert_close, cases, class_ids, device, json, open_changed, tolerance};
 
 fn open(path: &Path) -> Model {
-    model::open(path, &device()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn ids(labels: &[usize]) -> Tensor<1, Int> {
-    let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), &device())
+    open_changed(path, |_| ())
 }
 
 #[test]
@@ -29,7 +23,7 @@ fn diffusers_transformer_and_autoencoder() {
         let output = model.net.forward(
             case.tensor("forward_latents", &device),
             case.tensor("forward_timestep", &device),
-            ids(&case.ids("forward_class")),
+            class_ids(&case.ids("forward_class"), &device),
             model.net.config().patch,
         );
         let expected = case.tensor("forward_output", &device);
@@ -90,8 +84,12 @@ fn original_dit_with_three_channel_guidance() {
                 (case.tensor("input", &device), case.tensor("timestep", &device));
             let labels = case.ids("label");
             if file == "model.pt" {
-                let output =
-                    model.net.forward(x.clone(), time, ids(&labels), model.net.config().patch);
+                let output = model.net.forward(
+                    x.clone(),
+                    time,
+                    class_ids(&labels, &device),
+                    model.net.config().patch,
+                );
                 assert_close(file, output, case.tensor("output", &device), tolerance(1e-5));
             }
             let net = &model.net;
@@ -150,10 +148,7 @@ fn mp_dit_forward_blocks_and_gradients() {
 
         let net = model.net.train();
         let autodiff = device.clone().autodiff();
-        let labels = case.ids("label");
-        let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-        let count = labels.len();
-        let labels = Tensor::from_data(TensorData::new(labels, [count]), &autodiff);
+        let labels = class_ids(&case.ids("label"), &autodiff);
         let mut blocks = Vec::new();
         let output = net.forward_observed(
             case.tensor("input", &autodiff),
