@@ -269,7 +269,7 @@ fn a_run_survives_being_killed_at_any_moment() {
         let before = unfinished();
         let mut running = start();
         match kill % 5 {
-            // As it opens what is there, as it writes, and after some steps.
+            // As it opens what is there, as it writes, and at the start or after some steps.
             0 => running.wait_for_lines(1, "parameters"),
             1 => running.wait_until("a file half written", || unfinished() > before),
             _ => running.wait_for_lines(kill % 17, "loss"),

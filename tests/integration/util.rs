@@ -76,9 +76,9 @@ pub fn files(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     entries.map(|entry| entry.expect("an entry").path())
 }
 
-/// The temporary name of a file that is being written, or that was when its program was killed.
+/// The temporary, hidden name of a file that is being written, or was when its program was killed.
 pub fn is_unfinished(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".writing-"))
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
 /// The tensors of a golden case.
