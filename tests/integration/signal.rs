@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::layers::ModulationConfig;
-use pyrograph_engine::layers::magnitude::magnitude;
 use pyrograph_engine::nets::{Dit, DitConfig};
+use pyrograph_engine::ops::magnitude::magnitude;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::params;
 
 fn network(config: &DitConfig, seed: u64) -> Dit {

@@ -7,15 +7,15 @@ use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use super::config::{DitConfig, Norm};
 use super::modes::{Affine, BlockMode, Ends, Mode};
-use crate::ops;
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::modulation::Modulated;
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
 use crate::layers::time::Table;
 use crate::layers::{
-    Attend, Attention, Dense, Fresh, Init, KvCache, Mlp, Modulation, TimeEmbedder,
+    Attend, Attention, AttentionConfig, Dense, Fresh, Init, KvCache, Mlp, Modulation, TimeEmbedder,
 };
+use crate::ops::{self, AttentionSpec};
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
@@ -140,20 +140,23 @@ impl DitConfig {
         }
     }
 
+    fn attention(&self) -> AttentionConfig {
+        let config = AttentionConfig::new(self.hidden, self.heads);
+        let cosine = self.magnitude.cosine_attention;
+        AttentionConfig {
+            spec: AttentionSpec { cosine, ..config.spec },
+            renormalized: self.magnitude.renormalized_attention,
+            ..config
+        }
+    }
+
     fn init_block(&self, index: usize, init: &Init<'_>) -> DitBlock {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         let inner = (self.hidden as f64 * self.mlp_ratio) as usize;
         DitBlock {
             embedder: (self.embedder_per_block && index > 0).then(|| self.init_embedder(init)),
             modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, init),
-            attention: Attention::new(
-                self.hidden,
-                self.heads,
-                self.magnitude.cosine_attention,
-                self.magnitude.renormalized_attention,
-                dense,
-                init,
-            ),
+            attention: self.attention().init(dense, init),
             mlp: Mlp::new(
                 dense(self.hidden, inner),
                 dense(inner, self.hidden),
@@ -400,7 +403,7 @@ impl DitBlock {
         let adapters = mode.adapters;
         let branch = attention.input(x.clone(), self.norm.epsilon(false));
         let branch =
-            self.attention.adapted(branch, attend, adapters.map(|own| [&own.qkv, &own.out]));
+            self.attention.adapted(branch, None, attend, adapters.map(|own| [&own.qkv, &own.out]));
         let x = attention.join(x, branch, self.balance);
         let branch = mlp.input(x.clone(), self.norm.epsilon(true));
         let branch = self.mlp.adapted(branch, adapters.map(|own| [&own.up, &own.down]));

@@ -7,6 +7,7 @@ use super::{History, Memory, Points, Student, distillable};
 use crate::layers::Attend;
 use crate::nets::modes::BlockMode;
 use crate::nets::{Dit, DitConfig, Flexible, Sharing};
+use crate::ops::AttentionBias;
 use crate::testing::Draws;
 use crate::train::params;
 
@@ -63,8 +64,8 @@ fn dense(net: &Dit, points: &[Tensor<4>], labels: &Tensor<1, Int>) -> Vec<Tensor
         let hidden: Vec<bool> =
             block_of.iter().flat_map(|&q| block_of.iter().map(move |&k| !sees(q, k))).collect();
         let total = block_of.len();
-        Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, total, total]), &device)
-            .expand([2, 4, total, total])
+        let hidden = TensorData::new(hidden, [1, 1, total, total]);
+        AttentionBias::hidden(Tensor::<4, Bool>::from_data(hidden, &device))
     };
     let (with, without) = (mask(true), mask(false));
     let conditions: Vec<Tensor<3>> = student
@@ -82,7 +83,7 @@ fn dense(net: &Dit, points: &[Tensor<4>], labels: &Tensor<1, Int>) -> Vec<Tensor
     let mut tokens: Tensor<3> = Tensor::cat(embedded.collect(), 1);
     for (i, block) in net.blocks.iter().enumerate() {
         let mask = if i < student.history_layers { &with } else { &without };
-        let attend = Attend::Masked(mask);
+        let attend = Attend::Biased(mask);
         tokens = block.forward(tokens, per_token.clone(), attend, BlockMode::default());
     }
     let mut first = 0;

@@ -3,11 +3,11 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::activation::activate;
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::{simd, sum};
 use super::matrix::{Matrix, multiply};
-use super::memory::{buffer, shape, tensor, values};
-use super::pointwise::activate;
-use crate::layers::Activation;
+use crate::ops::activation::Activation;
 
 /// Numbers of the output that one task computes: its sums stay in the second cache.
 const SUMS: usize = 1 << 17;

@@ -4,8 +4,8 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
+use super::buffers::{Rows, buffer, tensor};
 use super::math::{add_scaled, dot, simd, sum};
-use super::memory::{Rows, buffer, tensor};
 
 /// Rows that one task handles.
 const ROWS: usize = 8;
@@ -76,8 +76,9 @@ fn normalize(norm: Option<f32>, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Turns the pairs `(i, i + width / 2)` of a row.
 #[inline(always)]
-fn rotate(y: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+pub(super) fn rotate(y: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (u, v) = y.split_at_mut(cos.len());
     for (((u, v), &cos), &sin) in u.iter_mut().zip(v).zip(cos).zip(sin) {
         let sin = sign * sin;
@@ -127,7 +128,7 @@ impl Kernel for Modulate {
         gradient: FlexTensor,
         _wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let shapes: Vec<Vec<usize>> = inputs.iter().map(super::memory::shape).collect();
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(super::buffers::shape).collect();
         let factors = Factors::new(self, inputs);
         let gradient = Rows::new(gradient);
         let [batch, tokens, width] = factors.x.shape;
