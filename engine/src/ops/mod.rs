@@ -5,16 +5,16 @@
 //! `cpu/`, forward and backward, for f32 on the CPU. The two must agree, values and gradients: the tests
 //! compare them. The environment variable `PYROGRAPH_KERNELS=off` leaves the plain definitions everywhere.
 
-pub mod activation;
-pub mod attention;
-pub mod convolution;
+mod activation;
+mod attention;
+mod convolution;
 mod cpu;
-pub mod linear;
+mod linear;
 pub mod magnitude;
-pub mod modulate;
-pub mod normalized_weight;
-pub mod optimizer;
-pub mod rotary;
+mod modulate;
+mod normalized_weight;
+mod optimizer;
+mod rotary;
 #[cfg(test)]
 mod testing;
 
@@ -24,7 +24,7 @@ pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]
 pub(crate) use cpu::matrix::counted;
 pub use linear::{linear, mixed, mixes, pack, packed_linear, packs, quantize, quantizes};
-pub use modulate::{join, modulate, rotate};
+pub use modulate::{join, modulate};
 pub use normalized_weight::{normalized_weight, unit_weight};
 pub use optimizer::{AdamStep, adam, blend, sum_of_squares};
 pub use rotary::{HeadNorm, Pairs, Rotary, norm_and_rotate};

@@ -59,7 +59,7 @@ fn plain_modulate(
 ///
 /// # Shapes
 /// `x`: `[batch, tokens, hidden]`, `angles`: `[batch, 1 | tokens, hidden / 2]`
-pub fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
+fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
     let half = x.dims()[2] / 2;
     let (cos, sin) = (angles.clone().cos(), angles.sin());
     let u = x.clone().narrow(2, 0, half);

@@ -135,14 +135,7 @@ impl Kernel for Modulate {
         let mut outs: Vec<Vec<f32>> =
             shapes.iter().map(|shape| vec![0.0; shape.iter().product()]).collect();
         // One task per image, so that sums over its tokens have one order.
-        let mut parts: Vec<Vec<&mut [f32]>> = (0..batch).map(|_| Vec::new()).collect();
-        for (out, shape) in outs.iter_mut().zip(&shapes) {
-            let step = shape[1] * shape[2];
-            for (part, chunk) in parts.iter_mut().zip(out.chunks_exact_mut(step)) {
-                part.push(chunk);
-            }
-        }
-        parts.into_par_iter().enumerate().for_each(|(batch, part)| {
+        by_image(&mut outs, batch).into_par_iter().enumerate().for_each(|(batch, part)| {
             let mut part = part.into_iter();
             let mut next = |on: bool| on.then(|| part.next().expect("one part per input"));
             let x = next(true).expect("the tokens");
@@ -181,18 +174,36 @@ impl Kernel for Modulate {
                             }
                         }
                         if let Some(epsilon) = self.norm {
-                            let (_, factor) = moments(x, epsilon);
-                            let mean = sum(width, |i| out[i]) / width as f32;
-                            let along = dot(&clean, out) / width as f32;
-                            for (g, x) in out.iter_mut().zip(&clean) {
-                                *g = factor * (*g - mean - x * along);
-                            }
+                            through_norm(epsilon, x, &clean, out);
                         }
                     },
                 );
             }
         });
         outs.into_iter().zip(&shapes).map(|(out, shape)| Some(tensor(out, shape))).collect()
+    }
+}
+
+/// The part of each tensor that belongs to each image.
+fn by_image(tensors: &mut [Vec<f32>], batch: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut images: Vec<Vec<&mut [f32]>> = (0..batch).map(|_| Vec::new()).collect();
+    for values in tensors {
+        let step = values.len() / batch;
+        for (image, part) in images.iter_mut().zip(values.chunks_exact_mut(step)) {
+            image.push(part);
+        }
+    }
+    images
+}
+
+/// From the gradient of a row `clean` that was normalised to that of the row `x`, in place.
+#[inline(always)]
+fn through_norm(epsilon: f32, x: &[f32], clean: &[f32], gradient: &mut [f32]) {
+    let (width, (_, factor)) = (x.len(), moments(x, epsilon));
+    let mean = sum(width, |i| gradient[i]) / width as f32;
+    let along = dot(clean, gradient) / width as f32;
+    for (g, x) in gradient.iter_mut().zip(clean) {
+        *g = factor * (*g - mean - x * along);
     }
 }
 
