@@ -13,8 +13,7 @@ use pyrograph_engine::nets::Conditioning;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::util::{
-    Case, assert_close, assert_same_parameters, cases, device, files, json,
-    open_changed, tolerance,
+    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, tolerance,
 };
 
 fn open(path: &Path) -> Model {

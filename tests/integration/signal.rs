@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::ModulationConfig;
-use pyrograph_engine::layers::magnitude::magnitude;
 use pyrograph_engine::nets::{Conditioning, Dit, DitConfig};
+use pyrograph_engine::ops::magnitude::magnitude;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::params;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use image::{Rgba, RgbaImage};
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::train::{Event, Run};

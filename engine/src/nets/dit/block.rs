@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 use super::condition::Embedder;
 use super::config::{DitConfig, Norm};
 use super::patches::{Affine, BlockMode};
-use crate::layers::{Attend, Attention, Dense, Init, Mlp, Modulated, Modulation};
+use crate::layers::{Attend, Attention, AttentionConfig, Dense, Init, Mlp, Modulated, Modulation};
+use crate::ops::AttentionSpec;
 
 /// Modulated attention and MLP, each added to the residual stream.
 #[derive(Module, Debug)]
@@ -37,19 +38,22 @@ pub struct Head {
 }
 
 impl DitConfig {
+    fn attention(&self) -> AttentionConfig {
+        let config = AttentionConfig::new(self.hidden, self.heads);
+        let cosine = self.magnitude.cosine_attention;
+        AttentionConfig {
+            spec: AttentionSpec { cosine, ..config.spec },
+            renormalized: self.magnitude.renormalized_attention,
+            ..config
+        }
+    }
+
     pub(super) fn init_block(&self, index: usize, init: &Init<'_>) -> DitBlock {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         DitBlock {
             embedder: (self.embedder_per_block && index > 0).then(|| self.init_embedder(init)),
             modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, init),
-            attention: Attention::new(
-                self.hidden,
-                self.heads,
-                self.magnitude.cosine_attention,
-                self.magnitude.renormalized_attention,
-                dense,
-                init,
-            ),
+            attention: self.attention().init(dense, init),
             mlp: Mlp::new(
                 dense(self.hidden, self.inner()),
                 dense(self.inner(), self.hidden),
@@ -91,7 +95,7 @@ impl DitBlock {
         let adapters = mode.adapters;
         let branch = attention.input(x.clone(), self.norm.epsilon(false)); // [batch, tokens, hidden]
         let branch =
-            self.attention.adapted(branch, attend, adapters.map(|own| [&own.qkv, &own.out]));
+            self.attention.adapted(branch, None, attend, adapters.map(|own| [&own.qkv, &own.out]));
         let x = attention.join(x, branch, self.balance);
         let branch = mlp.input(x.clone(), self.norm.epsilon(true));
         let branch = self.mlp.adapted(branch, adapters.map(|own| [&own.up, &own.down]));
