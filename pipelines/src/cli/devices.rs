@@ -1,11 +1,11 @@
 //! `pyrograph devices`.
 
-use pyrograph_engine::device::adapters;
+use pyrograph_engine::device::{self, DeviceChoice};
 
 use super::Common;
 
 pub(super) fn run(common: &Common) -> anyhow::Result<()> {
-    let adapters = adapters();
+    let adapters = device::adapters();
     if common.json {
         for a in &adapters {
             let line = serde_json::json!({
@@ -32,8 +32,8 @@ pub(super) fn run(common: &Common) -> anyhow::Result<()> {
             if a.software { ", software: used only when named" } else { "" },
         );
     }
-    if adapters.is_empty() {
-        println!("no GPU adapter: no Vulkan, Metal or DirectX 12 driver answers");
+    if adapters.is_empty() && let Err(reason) = device::find(DeviceChoice::Gpu(None)) {
+        println!("{reason}");
     }
     Ok(())
 }
