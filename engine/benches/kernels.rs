@@ -7,8 +7,8 @@ use burn::nn::conv::Conv2dConfig;
 use burn::nn::{GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use divan::{Bencher, black_box};
-use pyrograph_engine::ops;
 use pyrograph_engine::layers::Activation;
+use pyrograph_engine::ops;
 
 const BATCH: usize = 2;
 const TOKENS: usize = 256;
@@ -51,8 +51,7 @@ fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
 #[divan::bench(args = [false, true])]
 fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
     let packed = tokens(3 * HIDDEN);
-    bencher
-        .bench_local(|| black_box(ops::attention(packed.clone(), Vec::new(), HEADS, cosine)));
+    bencher.bench_local(|| black_box(ops::attention(packed.clone(), Vec::new(), HEADS, cosine)));
 }
 
 #[divan::bench]
@@ -67,9 +66,8 @@ fn modulate(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn join(bencher: Bencher<'_, '_>) {
     let (x, branch, gate) = (tokens(HIDDEN), tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
-    bencher.bench_local(|| {
-        black_box(ops::join(x.clone(), branch.clone(), Some(gate.clone()), None))
-    });
+    bencher
+        .bench_local(|| black_box(ops::join(x.clone(), branch.clone(), Some(gate.clone()), None)));
 }
 
 #[divan::bench]

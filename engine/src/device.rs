@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "gpu")]
 mod gpu;
 #[cfg(feature = "gpu")]
-pub use gpu::{share, wait};
+pub use gpu::{WgpuSetup, share, wait};
 
 /// A build without the GPU finds no adapter.
 #[cfg(not(feature = "gpu"))]

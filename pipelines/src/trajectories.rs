@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::diffusion::NoiseSource;
-use pyrograph_engine::nets::Points;
+use pyrograph_engine::nets::{Conditioning, Points};
 use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -137,10 +137,8 @@ impl Trajectories {
     /// # Errors
     /// A folder without a description, shards that are missing, cut off, or hold other trajectories.
     pub fn open(folder: &Path) -> Result<Self> {
-        let spec = read_spec(folder)?.ok_or_else(|| Error::Trajectories {
-            path: folder.to_owned(),
-            reason: format!("there is no {SPEC}: record with `pyrograph distill record`"),
-        })?;
+        let missing = || Error::NoTrajectories { path: folder.to_owned(), file: SPEC };
+        let spec = read_spec(folder)?.ok_or_else(missing)?;
         for shard in 0..spec.shards() {
             let path = spec.path(folder, shard);
             let fault = |reason| Error::Trajectories { path: path.clone(), reason };
@@ -185,10 +183,11 @@ impl Trajectories {
         }
         let shape = [indices.len(), channels, height, width];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
+        let classes: Vec<usize> = indices.iter().map(|index| index % self.spec.classes).collect();
         Ok(StudentBatch {
             noise: Tensor::cat(noise, 0),
             points: points.into_iter().map(tensor).collect(),
-            labels: indices.iter().map(|index| index % self.spec.classes).collect(),
+            told: Conditioning::classes(&classes, device),
         })
     }
 }

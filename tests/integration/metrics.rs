@@ -88,7 +88,7 @@ fn waves(width: u32, height: u32) -> image::RgbImage {
 fn assert_features(net: &FeatureNet, picture: image::RgbImage, fixture: &str) {
     let found = Tensor::<1>::from_floats(net.rows(&[picture])[0].as_slice(), &Device::flex());
     let file =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/features").join(fixture);
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/features").join(fixture);
     let (expected, _) =
         Checkpoint::open(&file).expect("a fixture").read_f32("features").expect("f32");
     let expected = Tensor::<1>::from_floats(expected.as_slice(), &Device::flex());
@@ -171,7 +171,7 @@ fn eval_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = assets().join("data/emoji");
     let output = std::process::Command::new(program())
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
         .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])
         .args(["--resamples", "2"])
         .arg("--reference")
@@ -196,7 +196,7 @@ fn a_sweep_goes_on_where_it_stopped() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     let run = |args: &[&str]| {
         let output = std::process::Command::new(program())
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
             .args(args)
             .args(["--device", "cpu"])
             .output()

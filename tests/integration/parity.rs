@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use pyrograph::model::{self, Model};
-use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler};
-use pyrograph_engine::process::DitDenoiser;
+use pyrograph::{ClassPipeline, Noise, Request};
+use pyrograph_engine::denoisers::DitDenoiser;
+use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
+use pyrograph_engine::nets::Conditioning;
 use std::collections::HashMap;
 
 use crate::util::{Case, assert_close, cases, device, json, tolerance};
@@ -16,21 +17,19 @@ fn open(path: &Path) -> Model {
     model::open(path, &device()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn ids(labels: &[usize]) -> Tensor<1, Int> {
-    let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), &device())
+fn told(classes: &[usize]) -> Conditioning {
+    Conditioning::classes(classes, &device())
 }
 
 #[test]
 fn diffusers_transformer_and_autoencoder() {
     for folder in cases("dit-pipeline") {
         let (model, case, device) = (open(&folder), Case::open(&folder), device());
-        let output = model.net.forward(
+        let output = model.net.trunk().forward(
             case.tensor("forward_latents", &device),
             case.tensor("forward_timestep", &device),
-            ids(&case.ids("forward_class")),
-            model.net.config().patch,
+            &told(&case.ids("forward_class")),
+            model.config.net.dit.patch,
         );
         let expected = case.tensor("forward_output", &device);
         assert_close("transformer", output, expected, tolerance(1e-5));
@@ -51,17 +50,18 @@ fn diffusers_pipeline_from_given_noise() {
     for folder in cases("dit-pipeline") {
         let (case, device) = (Case::open(&folder), device());
         let settings_of_case = json(&folder.join("case.json"));
-        let pipeline = ClassPipeline::new(open(&folder), &device);
+        let pipeline = ClassPipeline::new(open(&folder), &device).expect("a class model");
         let mut settings = pipeline.config().defaults.settings(0);
         settings.steps = settings_of_case["steps"].as_u64().expect("a number") as usize;
         settings.guidance.scale = settings_of_case["guidance_scale"].as_f64().expect("a number");
         if let Sampler::Ddim { eta } = &mut settings.sampler {
             *eta = settings_of_case["eta"].as_f64().expect("a number");
         }
-        let noise = case.tensor("pipe_noise", &device);
+        let noise = Some(Noise::Values(case.tensor("pipe_noise", &device)));
+        let request = Request { noise, ..Request::with(case.ids("pipe_class"), &settings) };
         let mut trajectory = Vec::new();
         let generated = pipeline
-            .generate(&case.ids("pipe_class"), &settings, Some(&noise), &mut |progress| {
+            .generate(&request, &mut |progress| {
                 trajectory.push(progress.x.clone());
                 std::ops::ControlFlow::Continue(())
             })
@@ -90,17 +90,13 @@ fn original_dit_with_three_channel_guidance() {
                 (case.tensor("input", &device), case.tensor("timestep", &device));
             let labels = case.ids("label");
             if file == "model.pt" {
-                let output =
-                    model.net.forward(x.clone(), time, ids(&labels), model.net.config().patch);
+                let (net, patch) = (model.net.trunk(), model.config.net.dit.patch);
+                let output = net.forward(x.clone(), time, &told(&labels), patch);
                 assert_close(file, output, case.tensor("output", &device), tolerance(1e-5));
             }
-            let net = &model.net;
-            let position = net.config().position.table(
-                net.config().grid(net.config().size, net.config().patch),
-                [0.0, 1.0],
-                net.config().hidden,
-                &device,
-            );
+            let net = &model.config.net.dit;
+            let grid = net.grid(net.size, net.patch);
+            let position = net.position.table(grid, ([0.0; 2], 1.0), net.hidden, &device);
             assert_close("positions", position, case.tensor("pos_embed", &device), 1e-6);
         }
         guided_output(&folder, &case);
@@ -116,11 +112,10 @@ fn guided_output(folder: &Path, case: &Case) {
     let process = &model.config.process;
     let level = process.schedule.level(500.0).expect("a timestep of the schedule");
     let labels = &case.ids("label")[..half];
-    let null = vec![model.net.config().classes; half];
-    let both = [labels, &null].concat();
-    let mut guided: Guided<_, DitDenoiser<'_>> = Guided {
-        main: DitDenoiser::new(&model.net, process, &both, &device),
-        guide: None,
+    let null = vec![model.config.net.dit.classes; half];
+    let bind = |classes: &[usize]| DitDenoiser::new(model.net.trunk(), process, told(classes));
+    let mut guided = Guided {
+        pair: Together { main: bind(labels), both: bind(&[labels, &null].concat()) },
         scale: 4.0,
         channels: GuidedChannels::First(3),
         interval: None,
@@ -135,7 +130,7 @@ fn guided_output(folder: &Path, case: &Case) {
 
 /// Noise prediction behind a clean estimate: `z = (x_t − α x̂) / σ`.
 fn noise_of(denoiser: &mut dyn Denoiser, x_t: Tensor<4>, level: &Level) -> Tensor<4> {
-    let clean = denoiser.denoise(x_t.clone(), level).clean;
+    let clean = denoiser.denoise(x_t.clone(), level, 0).clean;
     (x_t - clean * level.alpha) * (1.0 / level.sigma)
 }
 
@@ -146,21 +141,20 @@ fn mp_dit_forward_blocks_and_gradients() {
         let (case, device) = (Case::open(&folder), device());
         let model = open(&folder.join("model.safetensors"));
         let parameters = json(&folder.join("config.json"))["parameters"].as_u64();
-        assert_eq!(Some(model.net.config().parameters() as u64), parameters, "{name}");
+        assert_eq!(Some(model.config.net.parameters() as u64), parameters, "{name}");
 
         let net = model.net.train();
         let autodiff = device.clone().autodiff();
-        let labels = case.ids("label");
-        let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-        let count = labels.len();
-        let labels = Tensor::from_data(TensorData::new(labels, [count]), &autodiff);
         let mut blocks = Vec::new();
-        let output = net.forward_observed(
+        let output = net.trunk().forward_with(
             case.tensor("input", &autodiff),
             case.tensor("timestep", &autodiff),
-            labels,
-            net.config().patch,
-            &mut |_, tokens| blocks.push(tokens.clone().inner()),
+            &told(&case.ids("label")),
+            model.config.net.dit.patch,
+            &mut |_, tokens| {
+                blocks.push(tokens.clone().inner());
+                tokens
+            },
         );
         for (i, block) in blocks.into_iter().enumerate() {
             let expected = case.tensor(&format!("block_{i}"), &device);
@@ -208,8 +202,8 @@ fn compare_gradients(
     found: &HashMap<String, Tensor<2>>,
     config: &pyrograph::model::ModelConfig,
 ) {
-    let hidden = config.net.hidden;
-    let m = config.net.modulation;
+    let hidden = config.net.dit.hidden;
+    let m = config.net.dit.modulation;
     let mods: Vec<usize> = [(m.scale, hidden), (m.shift, hidden), (m.rotation, hidden / 2)]
         .into_iter()
         .filter_map(|(on, width)| on.then_some(width))

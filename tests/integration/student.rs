@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use pyrograph::model::{self, Model};
-use pyrograph::pipeline::ClassPipeline;
+use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::diffusion::Sampler;
-use pyrograph_engine::nets::Student;
+use pyrograph_engine::nets::{Conditioning, StudentConfig};
 use pyrograph_weights::FloatDtype;
 
 use crate::util::{Case, assert_close, cases, device, tolerance};
@@ -15,7 +15,7 @@ use crate::util::{Case, assert_close, cases, device, tolerance};
 /// Names of the points that the reference stores, from the first prediction on.
 const POINTS: [&str; 4] = ["z15", "z10", "z5", "z0"];
 
-fn open(folder: &Path, change: impl FnOnce(&mut Student)) -> Model {
+fn open(folder: &Path, change: impl FnOnce(&mut StudentConfig)) -> Model {
     let mut model = model::recognise(&folder.join("model.safetensors")).expect("a student");
     change(model.config.net.student.as_mut().expect("a student"));
     model.load(FloatDtype::F32, &device(), &mut |_| ()).expect("all tensors used")
@@ -25,15 +25,13 @@ fn open(folder: &Path, change: impl FnOnce(&mut Student)) -> Model {
 fn published_students_given_their_history() {
     for folder in cases("ard") {
         let (case, device) = (Case::open(&folder), device());
-        let labels: Vec<i64> = case.ids("label").into_iter().map(|id| id as i64).collect();
-        let count = labels.len();
-        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
+        let told = Conditioning::classes(&case.ids("label"), &device);
         let inputs: Vec<Tensor<4>> =
             ["noise", "z15", "z10", "z5"].iter().map(|name| case.tensor(name, &device)).collect();
         let with = open(&folder, |_| ());
         let without = open(&folder, |student| student.history_layers = 0);
         for (model, prefix) in [(with, "forced"), (without, "no_history")] {
-            let outputs = model.net.steps(inputs.clone(), &labels);
+            let outputs = model.net.student().expect("it").steps(inputs.clone(), &told);
             for (output, point) in outputs.into_iter().zip(POINTS) {
                 let name = format!("{prefix}_{point}");
                 let expected = case.tensor(&name, &device);
@@ -47,12 +45,12 @@ fn published_students_given_their_history() {
 fn published_students_on_their_own() {
     for folder in cases("ard") {
         let (case, device) = (Case::open(&folder), device());
-        let pipeline = ClassPipeline::new(open(&folder, |_| ()), &device);
-        let settings = pipeline.config().defaults.settings(0);
-        let noise = case.tensor("noise", &device);
+        let pipeline = ClassPipeline::new(open(&folder, |_| ()), &device).expect("a class model");
+        let noise = Some(Noise::Values(case.tensor("noise", &device)));
+        let request = Request { noise, ..Request::new(case.ids("label")) };
         let mut points = Vec::new();
         // Latents without an autoencoder are no pictures: the run ends with the last step.
-        let run = pipeline.latents(&case.ids("label"), &settings, Some(&noise), &mut |progress| {
+        let run = pipeline.latents(&request, &mut |progress| {
             points.push(progress.denoised.clone());
             ControlFlow::Continue(())
         });
@@ -68,11 +66,12 @@ fn published_students_on_their_own() {
 #[test]
 fn settings_that_a_student_cannot_follow_are_refused() {
     let folder = &cases("ard")[0];
-    let pipeline = ClassPipeline::new(open(folder, |_| ()), &device());
+    let pipeline = ClassPipeline::new(open(folder, |_| ()), &device()).expect("a class model");
     let refuse = |change: &dyn Fn(&mut pyrograph::settings::Settings), part: &str| {
         let mut settings = pipeline.config().defaults.settings(0);
         change(&mut settings);
-        let run = pipeline.latents(&[0], &settings, None, &mut |_| ControlFlow::Continue(()));
+        let request = Request::with([0], &settings);
+        let run = pipeline.latents(&request, &mut |_| ControlFlow::Continue(()));
         let error = run.expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };

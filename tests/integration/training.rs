@@ -82,7 +82,7 @@ fn rows_stay_normalised_and_the_export_opens() {
     let data = data(&folder.path().join("data"));
     let path = folder.path().join("run");
     let run = run(&data, &path, 12, false, None);
-    for block in &run.net().blocks {
+    for block in &run.net().trunk().blocks {
         let weight = block.mlp.up.weight.val().inner();
         let rms = weight.square().mean_dim(0).sqrt();
         let worst: f32 = (rms - 1.0).abs().max().into_scalar();
@@ -196,7 +196,7 @@ fn models_from_one_start_merge_into_the_mean_of_their_weights() {
     };
     let (a, b) = (train("a", "betas=[0.9, 0.99]"), train("b", "betas=[0.5, 0.9]"));
     let device = Device::flex();
-    let values = |net: pyrograph_engine::nets::Dit| params::values(&net.train());
+    let values = |net: pyrograph_engine::nets::Net| params::values(&net.train());
     let merged =
         merge(&[(a.clone(), 3.0), (b.clone(), 1.0)], &device).expect("models of one start");
     let [from, to] = [&a, &b].map(|path| values(open(path, &device).expect("a model").net));

@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pyrograph::model::{self, Model, ModelConfig};
-use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
+use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph_engine::diffusion::Sampler;
-use pyrograph_engine::nets::{DitConfig, Points};
+use pyrograph_engine::nets::{DitConfig, Net, Points};
 use pyrograph_weights::{Checkpoint, FloatDtype};
 
 use crate::util::{assert_close, device, opened, program, tolerance};
@@ -34,14 +34,9 @@ pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) -> (ClassPipeli
     };
     let TrainConfig { process, defaults, .. } =
         TrainConfig::parse(&format!("[model]\nkind = \"{kind}\""), &[]).expect("settings");
-    let net = opened(net.init(seed, &device()));
-    let config = ModelConfig {
-        net: net.config().clone(),
-        process,
-        vae: None,
-        defaults,
-        labels: Default::default(),
-    };
+    let net = Net::from(opened(net.init(seed, &device())));
+    let config =
+        ModelConfig { net: net.config(), process, vae: None, defaults, labels: Default::default() };
     let model = Model { net, vae: None, config };
     let manifest = model.manifest().expect("a description");
     model.save(folder, manifest, FloatDtype::F32, true).expect("written");
@@ -52,7 +47,7 @@ pub(crate) fn pipeline(folder: &Path) -> (ClassPipeline, String) {
     let recognised = model::recognise(folder).expect("a bundle");
     let fingerprint = recognised.net.checkpoint.fingerprint();
     let model = recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("opened");
-    (ClassPipeline::new(model, &device()), fingerprint)
+    (ClassPipeline::new(model, &device()).expect("a class model"), fingerprint)
 }
 
 pub(crate) fn spec(
@@ -95,15 +90,17 @@ fn trajectories_are_those_of_the_pipeline() {
         record(&path.join("set"), &teacher, spec.clone());
         let set = Trajectories::open(&path.join("set")).expect("a set");
         let batch = set.batch(&[4, 1], &[0, 3], &device()).expect("two of them");
-        assert_eq!(batch.labels, [1, 1]);
+        let classes = batch.told.class.clone().expect("classes").into_data();
+        assert_eq!(classes.iter::<i64>().collect::<Vec<_>>(), [1, 1]);
 
         // The same two images, and what is known of them on the way.
         for (i, index) in [4, 1].into_iter().enumerate() {
             let mut settings = spec.settings.clone();
             settings.seed += index;
+            let request = Request::with([1], &settings);
             let grid = spec.settings.grid(&teacher.0.config().process).expect("a grid");
             let mut expected = Vec::new();
-            let run = teacher.0.latents(&[1], &settings, None, &mut |progress: Progress<'_>| {
+            let run = teacher.0.latents(&request, &mut |progress: Progress<'_>| {
                 if progress.step + 1 == spec.after[0] {
                     let scale = teacher.0.config().process.prediction;
                     let level = grid.steps[progress.step][1];

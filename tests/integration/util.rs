@@ -6,20 +6,20 @@ use std::sync::OnceLock;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::device::{self, DeviceChoice};
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::nets::Dit;
+use pyrograph_engine::random::Generator;
 use pyrograph_weights::Checkpoint;
 
 /// Folder of what the project ships.
 pub fn assets() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets")
 }
 
 /// Folder of the golden cases.
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
         Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/goldens"),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Adapters of wgpu: the only file that names it.
 
 use burn::tensor::wgpu::wgpu::{self, Backends, DeviceType, Features};
-use burn::tensor::wgpu::{WgpuBackend, WgpuSetup};
+use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::{Device, DeviceKind};
 use burn_std::config::{BurnConfig, RuntimeConfig};
+
+pub use burn::tensor::wgpu::WgpuSetup;
 
 use super::Adapter;
 use crate::error::{Error, Result};

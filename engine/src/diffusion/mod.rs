@@ -7,15 +7,19 @@
 pub mod denoiser;
 pub mod grid;
 pub mod guidance;
+mod inpaint;
 mod noise;
 pub mod prediction;
+pub mod process;
 pub mod sampler;
 pub mod schedule;
 
 pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Grid, GridError, Spacing};
-pub use guidance::{Guided, GuidedChannels};
+pub use guidance::{Apart, Guided, GuidedChannels, Pair, Together};
+pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
+pub use process::{Process, TimeInput};
 pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
 pub use schedule::{Level, NoiseSchedule};

@@ -10,9 +10,9 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use cpu::update::AdamStep;
 #[cfg(test)]
 pub(crate) use cpu::matrix::counted;
+pub use cpu::update::AdamStep;
 
 use std::cell::Cell;
 use std::sync::LazyLock;
@@ -25,7 +25,9 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 use crate::device::is_host;
 use crate::layers::Activation;
 use cpu::bridge::{Operand, device, host, run};
-use cpu::{attention, conv, depthwise, linear, memory, mixed, modulate, packed, pointwise, update, weight};
+use cpu::{
+    attention, conv, depthwise, linear, memory, mixed, modulate, packed, pointwise, update, weight,
+};
 
 /// Whether kernels are used at all.
 static ON: LazyLock<bool> =

@@ -312,7 +312,7 @@ fn gradient_checkpointing_is_left_to_burn() {
 
 #[test]
 fn products_are_the_same_for_any_number_of_threads() {
-    use super::matrix::{Matrix, multiply};
+    use super::cpu::matrix::{Matrix, multiply};
     let shapes =
         [(16, 768, 3072), (256, 768, 2304), (257, 1152, 50), (1000, 3072, 97), (4, 96, 9000)];
     for (m, k, n) in shapes {

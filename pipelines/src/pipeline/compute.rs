@@ -9,9 +9,11 @@ use pyrograph_engine::diffusion::{Denoised, Denoiser, Level, NoiseSource, Step};
 use pyrograph_engine::nets::DitConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{ClassPipeline, Role};
+use super::Pipeline;
+use super::run::Call;
 use crate::error::{Error, Result};
-use crate::settings::Settings;
+use crate::request::Request;
+use crate::task::Task;
 
 /// What one image takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,34 +42,33 @@ impl std::fmt::Display for Compute {
     }
 }
 
-impl ClassPipeline {
-    /// What one image takes.
+impl<T: Task> Pipeline<T> {
+    /// What one image of a request takes.
     ///
     /// # Errors
-    /// Settings that the model cannot follow.
-    pub fn compute(&self, settings: &Settings) -> Result<Compute> {
-        let net = self.net.config();
+    /// See [`Pipeline::resolve`].
+    pub fn compute(&self, request: &Request<T::Prompt>) -> Result<Compute> {
+        let net = self.trunk();
+        let (settings, plan) = self.check(request)?;
         let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
         let size = [height, width];
-        if let Some(student) = &net.student {
+        if let Some(student) = self.student() {
             let mut calls = BTreeMap::new();
             for patch in &student.patches {
                 *calls.entry(*patch).or_default() += 1;
             }
-            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
+            let gmacs = student.flops(net, size).iter().sum::<f64>() / 2e9;
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
         let tally = RefCell::default();
-        let bind = |role: Role, _: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
-            Box::new(Counter { net: self.network(role).0.config(), size, patch, tally: &tally })
+        let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + '_> {
+            Box::new(Counter { net: self.network(call).0.config(), size, patch, tally: &tally })
         };
-        let grid = settings.grid(&self.config.process)?;
-        let mut denoiser = self.phased(&[0], settings, size, &grid, &bind)?;
+        let mut denoiser = self.phased(&settings.guidance, &plan, &bind);
         let x = Tensor::zeros([1, channels, 1, 1], &Device::flex());
         let mut source = NoiseSource::new(0, 1);
         let on_step = &mut |_: Step<'_>| ControlFlow::Continue(());
-        let rest = self.rest(&grid);
-        let sampled = settings.sampler.sample(&mut denoiser, x, &rest, &mut source, on_step);
+        let sampled = settings.sampler.sample(&mut denoiser, x, &plan.grid, &mut source, on_step);
         sampled.map_err(|_| Error::Cancelled)?;
         drop(denoiser);
         let Tally { all, trunk, native_trunk, calls } = tally.into_inner();
@@ -95,7 +96,7 @@ struct Counter<'a> {
 
 impl Denoiser for Counter<'_> {
     /// Returns its input, of any height and width.
-    fn denoise(&mut self, x_t: Tensor<4>, _: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, _: &Level, _: usize) -> Denoised {
         let images = x_t.dims()[0];
         let mut tally = self.tally.borrow_mut();
         tally.all += images as f64 * self.net.flops(self.size, self.patch);

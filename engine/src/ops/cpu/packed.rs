@@ -108,7 +108,12 @@ pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
 }
 
 /// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
-pub(in crate::ops) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
+pub(in crate::ops) fn product(
+    x: &[f32],
+    inputs: usize,
+    packed: &FlexTensor,
+    outputs: usize,
+) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
     #[cfg(test)]

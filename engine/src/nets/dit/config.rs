@@ -1,0 +1,275 @@
+//! Shape and variant of a diffusion transformer, as data.
+
+use serde::{Deserialize, Serialize};
+
+use super::patches::Flexible;
+use crate::layers::dense::DenseConfig;
+use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
+use crate::nets::ConfigError;
+
+/// Normalisation of the input of each branch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// None: magnitudes are preserved by other means.
+    None,
+    /// Layer norm without learned parameters.
+    Layer {
+        /// ε of the attention branches and of the head.
+        epsilon: f64,
+        /// ε of the MLP branches; the diffusers port of DiT has 1e-5 here and 1e-6 above.
+        mlp_epsilon: f64,
+    },
+}
+
+/// Everything that determines a [`Dit`](super::Dit) but its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DitConfig {
+    /// Channels of the image or latent.
+    pub channels: usize,
+    /// Native `[height, width]` of the image or latent.
+    pub size: [usize; 2],
+    /// Side of a square patch.
+    pub patch: usize,
+    /// Width of a token.
+    pub hidden: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads; divides `hidden`.
+    pub heads: usize,
+    /// Inner width of the MLP as a multiple of `hidden`.
+    pub mlp_ratio: f64,
+    /// Classes without the null class, which has the id `classes`; 0 is a network that is told no class.
+    pub classes: usize,
+    /// Whether the head also predicts the variance of each channel.
+    pub learned_variance: bool,
+    /// Learned biases in every layer; otherwise only a constant input channel of the patches.
+    pub bias: bool,
+    /// Embedding of the noise level.
+    pub time: TimeCode,
+    /// Every block but the first has its own embedding of noise level and class, as the diffusers port of
+    /// DiT stores them; published weights hold copies of one.
+    #[serde(default)]
+    pub embedder_per_block: bool,
+    /// Position table.
+    pub position: Position,
+    /// Normalisation of branch inputs.
+    pub norm: Norm,
+    /// How the condition acts.
+    pub modulation: ModulationConfig,
+    /// Activation of the MLPs of the blocks.
+    pub activation: Activation,
+    /// Which operations preserve magnitude.
+    pub magnitude: Magnitude,
+    /// Further patch sizes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flexible: Option<Flexible>,
+}
+
+/// Largest number of anything.
+const LIMIT: usize = 1 << 24;
+
+/// Length of the code of the noise level in the published models.
+const TIME_CHANNELS: usize = 256;
+
+impl DitConfig {
+    /// The original DiT (Peebles & Xie 2023).
+    pub fn dit(hidden: usize, depth: usize, heads: usize) -> Self {
+        Self {
+            channels: 4,
+            size: [32, 32],
+            patch: 2,
+            hidden,
+            depth,
+            heads,
+            mlp_ratio: 4.0,
+            classes: 1000,
+            learned_variance: true,
+            bias: true,
+            time: TimeCode::Sinusoidal { channels: TIME_CHANNELS, frequency_shift: 0.0 },
+            embedder_per_block: false,
+            position: Position::Plain,
+            norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
+            modulation: ModulationConfig::ADALN_ZERO,
+            activation: Activation::GeluTanh,
+            magnitude: Magnitude::FREE,
+            flexible: None,
+        }
+    }
+
+    /// MP-DiT with rotation and scale modulation (Bill et al. 2025).
+    pub fn mp_dit(hidden: usize, depth: usize, heads: usize) -> Self {
+        Self {
+            bias: false,
+            time: TimeCode::Fourier { channels: TIME_CHANNELS, unit_variance: true },
+            position: Position::Centred,
+            norm: Norm::None,
+            modulation: ModulationConfig::ROTATION_SCALE,
+            activation: Activation::MpSilu,
+            magnitude: Magnitude::PRESERVED,
+            ..Self::dit(hidden, depth, heads)
+        }
+    }
+
+    /// A step of the published component ladder, from the LayerNorm baseline `A` to the fully
+    /// preserving `E`, with adaLN throughout (specs of the first code generation of MP-DiT).
+    ///
+    /// Each component can also be switched alone through the fields.
+    pub fn ladder(step: char, hidden: usize, depth: usize, heads: usize) -> Option<Self> {
+        let mut config = Self {
+            bias: false,
+            time: TimeCode::Sinusoidal { channels: hidden, frequency_shift: 0.0 },
+            activation: Activation::Silu,
+            ..Self::dit(hidden, depth, heads)
+        };
+        let step = "ABCDE".find(step)?;
+        config.magnitude.cosine_attention = step >= 1;
+        config.magnitude.normalized_weights = step >= 2;
+        config.magnitude.forced_normalization = step >= 3;
+        if step >= 4 {
+            config.magnitude = Magnitude::PRESERVED;
+            config.norm = Norm::None;
+            config.activation = Activation::MpSilu;
+            config.position = Position::Normalized;
+            config.time = TimeCode::Table { steps: 1000 };
+        }
+        Some(config)
+    }
+
+    /// A published size: `XS`, `S`, `B`, `L` or `XL`, as `(hidden, depth, heads)`.
+    pub fn preset(size: &str) -> Option<(usize, usize, usize)> {
+        Some(match size {
+            "XS" => (256, 6, 4),
+            "S" => (384, 12, 6),
+            "B" => (768, 12, 12),
+            "L" => (1024, 24, 16),
+            "XL" => (1152, 28, 16),
+            _ => return None,
+        })
+    }
+
+    /// Channels of the output: twice the input's with a learned variance.
+    pub fn out_channels(&self) -> usize {
+        self.channels * if self.learned_variance { 2 } else { 1 }
+    }
+
+    /// Rows and columns of tokens of an image of this size.
+    pub fn grid(&self, [height, width]: [usize; 2], patch: usize) -> [usize; 2] {
+        [height / patch, width / patch]
+    }
+
+    /// Inner width of the MLPs.
+    pub(super) fn inner(&self) -> usize {
+        (self.hidden as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Whether there can be such a network.
+    ///
+    /// # Errors
+    /// The first number that is out of range or does not go with the others.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("channels", self.channels),
+            ("patch", self.patch),
+            ("hidden", self.hidden),
+            ("depth", self.depth),
+            ("heads", self.heads),
+            ("height", self.size[0]),
+            ("width", self.size[1]),
+        ];
+        for (name, value) in positive {
+            if value == 0 || value > LIMIT {
+                return Err(ConfigError::value(name, value, "a positive number below 2^24"));
+            }
+        }
+        if self.classes > LIMIT {
+            return Err(ConfigError::value("classes", self.classes, "a number below 2^24"));
+        }
+        if !self.hidden.is_multiple_of(self.heads) || !self.hidden.is_multiple_of(4) {
+            let expected = format!("a multiple of 4 and of heads, {}", self.heads);
+            return Err(ConfigError::value("hidden", self.hidden, expected));
+        }
+        if self.size.iter().any(|side| side % self.patch != 0) {
+            let found = format!("{}x{}", self.size[0], self.size[1]);
+            let expected = format!("multiples of the patch size {}", self.patch);
+            return Err(ConfigError::value("size", found, expected));
+        }
+        self.check_patches()?;
+        if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
+            return Err(ConfigError::value("mlp_ratio", self.mlp_ratio, "within (0, 64)"));
+        }
+        Ok(())
+    }
+
+    /// Describes a layer of this network.
+    pub(super) fn dense(&self, inputs: usize, outputs: usize) -> DenseConfig {
+        let preserved = self.magnitude.normalized_weights;
+        let mut dense = DenseConfig::new(inputs, outputs, preserved);
+        dense.bias = self.bias;
+        if !self.bias {
+            // The bias-free baseline of MP-DiT draws uniformly within ±√(6 / in).
+            dense = dense.with_free_weights(Fresh::kaiming(inputs));
+        }
+        dense
+    }
+
+    /// Activation of the embedders and before each modulation: SiLU, scaled if asked for.
+    pub(super) fn embedder_activation(&self) -> Activation {
+        if self.magnitude.scaled_silu { Activation::MpSilu } else { Activation::Silu }
+    }
+
+    /// The residual rule with its default balances.
+    pub fn with_depth_rule(mut self) -> Self {
+        self.magnitude.residual = Residual::Blend { balance: None };
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DitConfig;
+
+    #[test]
+    fn original_dit_sizes_have_the_published_parameter_counts() {
+        let count = |size, patch| {
+            let (hidden, depth, heads) = DitConfig::preset(size).expect("a published size");
+            let config = DitConfig { patch, ..DitConfig::dit(hidden, depth, heads) };
+            // Published totals include the fixed table of positions.
+            config.parameters() + (32 / patch) * (32 / patch) * hidden
+        };
+        let published = [
+            ("S", 2, 32_963_360),
+            ("B", 2, 130_512_416),
+            ("L", 2, 458_102_816),
+            ("XL", 2, 675_129_632),
+            ("S", 4, 32_945_024),
+            ("XL", 8, 675_683_072),
+        ];
+        for (size, patch, parameters) in published {
+            assert_eq!(count(size, patch), parameters, "{size}/{patch}");
+        }
+    }
+
+    #[test]
+    fn mp_dit_variants_have_the_published_parameter_counts() {
+        let flags = [[1, 1, 1, 0], [1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 1], [0; 4]];
+        let published = [
+            ("XS", 2, [7608871, 7182887, 6756890, 6330906, 5544462, 5118465]),
+            ("S", 4, [32849739, 31006539, 29163314, 27320114, 23781146, 21937921]),
+            ("B", 2, [130174539, 122801739, 115428914, 108056114, 93900314, 86527489]),
+            ("XL", 2, [674346411, 636523947, 598701426, 560878962, 486561082, 448738561]),
+        ];
+        for (size, patch, counts) in published {
+            let (hidden, depth, heads) = DitConfig::preset(size).expect("a published size");
+            for ([scale, shift, gate, rotation], expected) in flags.into_iter().zip(counts) {
+                let mut config = DitConfig { patch, ..DitConfig::mp_dit(hidden, depth, heads) };
+                config.modulation.scale = scale == 1;
+                config.modulation.shift = shift == 1;
+                config.modulation.gate = gate == 1;
+                config.modulation.rotation = rotation == 1;
+                assert_eq!(config.parameters(), expected, "{size}/{patch}");
+            }
+        }
+    }
+}

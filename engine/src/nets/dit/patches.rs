@@ -1,0 +1,227 @@
+//! Further patch sizes of one network (FlexiDiT, Anagnostidis et al. 2025).
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::config::{DitConfig, Norm};
+use crate::layers::{Dense, Fresh, Init, Lora, Modulated};
+use crate::nets::ConfigError;
+
+/// The patch sizes that a network has beside its native one, and what they share with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flexible {
+    /// Patch sizes without the native one, ascending.
+    pub patches: Vec<usize>,
+    /// What they share.
+    pub sharing: Sharing,
+    /// Positions of patches are those of their corners, as in the works that FlexiDiT cites, not of their
+    /// centres.
+    #[serde(default)]
+    pub corners: bool,
+}
+
+/// What the patch sizes of a network share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// Everything, and everything is trained (section 3.2 of the paper). The embedding and the projection
+    /// are kept at an underlying patch size and resized for each.
+    Kernels {
+        /// The underlying patch size, not below the native one.
+        underlying: usize,
+    },
+    /// The trunk, which is frozen and has a low-rank adapter per further size; at the native size the
+    /// function stays as it was, bit for bit (section 3.3).
+    Adapters {
+        /// Rank of the adapters.
+        rank: usize,
+    },
+}
+
+/// What a network has of its own at one further patch size.
+#[derive(Module, Debug)]
+pub struct Mode {
+    /// Patch embedding and projection, where they are not resized from those of the network.
+    pub ends: Option<Ends>,
+    /// `[hidden]`: added to every token; zero at the start.
+    pub token: Param<Tensor<1>>,
+    /// After the layer norms of each block's attention and MLP, block by block, and of the head; empty
+    /// where there are none.
+    pub norms: Vec<Affine>,
+    /// One per block; empty where everything is shared.
+    pub adapters: Vec<BlockAdapters>,
+    pub(super) position: Tensor<3>,
+    pub(super) patch: usize,
+}
+
+/// Layers from patches and back.
+#[derive(Module, Debug)]
+pub struct Ends {
+    /// `[patch · patch · channels (+ 1), hidden]`.
+    pub patch: Dense,
+    /// `[hidden, patch · patch · out_channels]`.
+    pub out: Dense,
+}
+
+/// `gain · x + bias`.
+#[derive(Module, Debug)]
+pub struct Affine {
+    /// `[hidden]`; one at the start.
+    pub gain: Param<Tensor<1>>,
+    /// `[hidden]`; zero at the start.
+    pub bias: Param<Tensor<1>>,
+}
+
+/// Adapters of one block.
+#[derive(Module, Debug)]
+pub struct BlockAdapters {
+    /// Of the queries, keys and values.
+    pub qkv: Lora,
+    /// Of the attention's output.
+    pub out: Lora,
+    /// Of the MLP's first layer.
+    pub up: Lora,
+    /// Of the MLP's second layer.
+    pub down: Lora,
+}
+
+/// What one block has of its own at a patch size.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BlockMode<'a> {
+    pub(super) norms: Option<&'a [Affine; 2]>,
+    pub(super) adapters: Option<&'a BlockAdapters>,
+}
+
+impl DitConfig {
+    /// All patch sizes, ascending.
+    pub fn patches(&self) -> Vec<usize> {
+        let mut patches = vec![self.patch];
+        patches.extend(self.flexible.iter().flat_map(|flexible| &flexible.patches));
+        patches.sort_unstable();
+        patches
+    }
+
+    /// The patch size at which embedding and projection are kept.
+    pub fn kernel(&self) -> usize {
+        match &self.flexible {
+            Some(Flexible { sharing: Sharing::Kernels { underlying }, .. }) => *underlying,
+            _ => self.patch,
+        }
+    }
+
+    /// Rank of the adapters of the further patch sizes, which leave the native one frozen; `None` where
+    /// everything is trained.
+    pub fn adapter_rank(&self) -> Option<usize> {
+        match self.flexible.as_ref()?.sharing {
+            Sharing::Adapters { rank } => Some(rank),
+            Sharing::Kernels { .. } => None,
+        }
+    }
+
+    /// Place of the first token and distance between tokens, in native patches.
+    pub(super) fn coordinates(&self, patch: usize) -> [f64; 2] {
+        let step = patch as f64 / self.patch as f64;
+        let corners = self.flexible.as_ref().is_some_and(|flexible| flexible.corners);
+        [if corners { 0.0 } else { step / 2.0 - 0.5 }, step]
+    }
+
+    /// Whether the network can have the further patch sizes.
+    pub(super) fn check_patches(&self) -> Result<(), ConfigError> {
+        let Some(flexible) = &self.flexible else { return Ok(()) };
+        let patches = self.patches();
+        if flexible.patches.is_empty() || patches.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::PatchSizes { found: patches });
+        }
+        for patch in patches {
+            if patch == 0 || self.size.iter().any(|side| side % patch != 0) {
+                return Err(ConfigError::Division { patch, size: self.size });
+            }
+        }
+        match flexible.sharing {
+            Sharing::Kernels { underlying } if !(self.patch..=256).contains(&underlying) => {
+                let expected = format!("{} to 256", self.patch);
+                Err(ConfigError::value("underlying patch size", underlying, expected))
+            }
+            Sharing::Adapters { rank } if !(1..=self.hidden).contains(&rank) => {
+                Err(ConfigError::value("rank", rank, format!("1 to {}", self.hidden)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn init_modes(&self, init: &Init<'_>) -> Vec<Mode> {
+        let patches = self.flexible.iter().flat_map(|flexible| &flexible.patches);
+        patches.map(|&patch| self.init_mode(patch, init)).collect()
+    }
+
+    fn init_mode(&self, patch: usize, init: &Init<'_>) -> Mode {
+        let (hidden, inner) = (self.hidden, self.inner());
+        let constant = |value| init.param(Fresh::Constant(value), [hidden]);
+        let affine = || Affine { gain: constant(1.0), bias: constant(0.0) };
+        let rank = self.adapter_rank();
+        let adapters = |rank: usize| BlockAdapters {
+            qkv: Lora::new(hidden, 3 * hidden, rank, init),
+            out: Lora::new(hidden, hidden, rank, init),
+            up: Lora::new(hidden, inner, rank, init),
+            down: Lora::new(inner, hidden, rank, init),
+        };
+        let norms = match (rank, self.norm) {
+            (None, Norm::Layer { .. }) => 2 * self.depth + 1,
+            _ => 0,
+        };
+        Mode {
+            ends: rank.map(|_| Ends {
+                patch: self.init_embedding(patch, init),
+                out: self.init_projection(patch, init),
+            }),
+            token: constant(0.0),
+            norms: (0..norms).map(|_| affine()).collect(),
+            adapters: rank
+                .map_or(Vec::new(), |rank| (0..self.depth).map(|_| adapters(rank)).collect()),
+            position: self.positions(self.size, patch, [0.0; 2], init.device),
+            patch,
+        }
+    }
+}
+
+impl Affine {
+    /// Acts on the normalised input of a branch, before its modulation.
+    pub(super) fn before(&self, modulated: Modulated) -> Modulated {
+        Modulated::after([self.gain.val(), self.bias.val()], modulated)
+    }
+}
+
+/// Brings all parameters to a type.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0))
+    }
+}
+
+impl Mode {
+    /// See [`Dit::folded`](super::Dit::folded); `ends` resizes the network's own.
+    pub(super) fn folded(mut self, ends: impl Fn(usize) -> Ends) -> Self {
+        let Ends { patch, out } = self.ends.take().unwrap_or_else(|| ends(self.patch));
+        let ends = Ends { patch: patch.folded(), out: out.folded() };
+        // The layers may compute in another type than that of their weights.
+        let rest = self.map(&mut Cast(ends.patch.dtype()));
+        Self { ends: Some(ends), ..rest }
+    }
+
+    /// Side of its patches.
+    pub fn patch(&self) -> usize {
+        self.patch
+    }
+
+    /// What block number `index` has of its own.
+    pub(super) fn block(&self, index: usize) -> BlockMode<'_> {
+        BlockMode {
+            norms: self.norms.get(2 * index..).and_then(|norms| norms.first_chunk()),
+            adapters: self.adapters.get(index),
+        }
+    }
+}

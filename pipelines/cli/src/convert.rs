@@ -1,0 +1,51 @@
+//! `pyrograph convert`.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use clap::Args;
+use pyrograph::model;
+use pyrograph::weights::FloatDtype;
+
+use crate::common::Common;
+
+#[derive(Args)]
+pub(crate) struct Convert {
+    /// Bundle, diffusers folder or checkpoint file
+    input: PathBuf,
+    /// Folder of the new bundle
+    #[arg(long, short)]
+    output: PathBuf,
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    #[arg(long)]
+    vae: Option<PathBuf>,
+    /// Type of the weights on disk: f32, f16 or bf16
+    #[arg(long, default_value = "f16")]
+    dtype: FloatDtype,
+    /// Licence of the weights, stored in the bundle
+    #[arg(long)]
+    licence: Option<String>,
+    /// Where the weights come from, stored in the bundle
+    #[arg(long)]
+    source: Option<String>,
+    /// Replace the output
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
+    let input = model::find(&args.input)?;
+    let mut recognised = model::recognise(&input)?;
+    if let Some(vae) = &args.vae {
+        recognised = recognised.with_vae(vae)?;
+    }
+    common.say(&format!("{}: {}", input.display(), recognised.kind));
+    // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
+    let model = recognised.load(args.dtype, &Device::flex(), &mut |notice| common.tell(&notice))?;
+    let mut manifest = model.manifest()?;
+    manifest.licence.clone_from(&args.licence);
+    manifest.source.clone_from(&args.source);
+    model.save(&args.output, manifest, args.dtype, args.overwrite)?;
+    common.say(&format!("wrote {}", args.output.display()));
+    Ok(())
+}
