@@ -11,6 +11,7 @@ mod flexible;
 mod metrics;
 mod parity;
 mod picture;
+mod readme;
 mod robustness;
 mod samplers;
 mod signal;

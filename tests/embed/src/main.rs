@@ -1,17 +1,17 @@
-use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::ops::ControlFlow::{Break, Continue};
+use std::path::Path;
 
 use pyrograph::{ClassPipeline, OpenOptions, Request};
 
-fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let seconds = std::env::args().nth(1).map_or(Ok(60), |seconds| seconds.parse())?;
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let pipeline = ClassPipeline::open("emoji-class", &OpenOptions::default())?;
-    let draw = |class: &str| {
-        let request = Request::new([pipeline.class(class)?]);
+type Result = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> Result {
+    let pipeline = &ClassPipeline::open("emoji-class", &OpenOptions::default())?;
+    let draw = |class: &str| -> Result {
+        let request = Request { seed: 7, ..Request::new([pipeline.class(class)?]) };
         let generated = pipeline.generate(&request, &mut |progress| {
             eprintln!("{class}: step {} of {}", progress.step + 1, progress.steps);
-            if Instant::now() < end { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if Path::new("stop").exists() { Break(()) } else { Continue(()) }
         })?;
         Ok(generated.images[0].save(format!("{class}.png"))?)
     };
