@@ -37,3 +37,21 @@ pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let _ = start(None);
     rayon::scope(|_| work())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_done_on_the_pool() {
+        assert_eq!(rayon::current_thread_index(), None);
+        let nested = run(|| {
+            let outer = rayon::current_thread_index();
+            (outer, run(rayon::current_thread_index))
+        });
+        assert!(nested.0.is_some() && nested.0 == nested.1, "{nested:?}");
+        let running = rayon::current_num_threads();
+        assert!(start(Some(running)).is_ok());
+        assert!(matches!(start(Some(running + 1)), Err(Error::Threads { .. })));
+    }
+}

@@ -17,7 +17,7 @@ use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
 };
 
-use crate::util::{assert_close, device, opened, tolerance};
+use crate::util::{assert_close, device, identical, opened, tolerance};
 
 const CLASSES: usize = 3;
 
@@ -50,10 +50,6 @@ fn call(net: &Dit, x: &Tensor<4>, patch: usize) -> Tensor<4> {
 
 fn random([count, channels, height, width]: [usize; 4]) -> Tensor<4> {
     NoiseSource::new(11, count).draw([channels, height, width], &device())
-}
-
-fn identical(a: Tensor<4>, b: Tensor<4>) -> bool {
-    a.into_data() == b.into_data()
 }
 
 #[test]

@@ -6,12 +6,14 @@
 #![allow(clippy::print_stdout, reason = "tests report what they measured")]
 
 mod cli;
+mod command;
 mod distill;
 mod flexible;
 mod metrics;
 mod parity;
 mod picture;
 mod readme;
+mod request;
 mod robustness;
 mod samplers;
 mod signal;

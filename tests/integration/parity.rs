@@ -1,20 +1,23 @@
 //! Forward passes, gradients and pipelines against the reference implementations.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
-use pyrograph::model::{self, Model};
+use burn::tensor::{Tensor, TensorData};
+use pyrograph::model::Model;
 use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
 use pyrograph_engine::nets::Conditioning;
-use std::collections::HashMap;
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::util::{Case, assert_close, cases, device, json, tolerance};
+use crate::util::{
+    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, tolerance,
+};
 
 fn open(path: &Path) -> Model {
-    model::open(path, &device()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    open_changed(path, |_| ())
 }
 
 fn told(classes: &[usize]) -> Conditioning {
@@ -281,17 +284,33 @@ fn our_place(
     }
 }
 
+/// An average of the weights in half precision is a model like any other.
 #[test]
 fn mp_dit_average_file_opens() {
+    let mut averages = 0;
     for folder in cases("mp-dit") {
-        let averages = std::fs::read_dir(&folder)
-            .expect("a folder")
-            .map(|entry| entry.expect("an entry").path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "pt"));
-        for path in averages {
-            let model = open(&path);
-            let expected = open(&folder.join("model.safetensors"));
-            assert_eq!(model.net.config(), expected.net.config());
+        for path in files(&folder).filter(|path| path.extension().is_some_and(|end| end == "pt")) {
+            averages += 1;
+            let found = open(&path);
+            assert_eq!(found.net.config(), open(&folder.join("model.safetensors")).net.config());
+
+            // The same weights in a file of the other kind.
+            let checkpoint = Checkpoint::open(&path).expect("an average");
+            let tensors: Vec<(String, TensorData)> = checkpoint
+                .tensors()
+                .keys()
+                .map(|name| {
+                    let (values, shape) = checkpoint.read_f32(name).expect("floats");
+                    (name.clone(), TensorData::new(values, shape))
+                })
+                .collect();
+            let copy = tempfile::tempdir().expect("a folder");
+            let weights = copy.path().join("model.safetensors");
+            write_safetensors(&weights, &tensors, &Default::default()).expect("written");
+            std::fs::copy(folder.join("config.json"), copy.path().join("config.json"))
+                .expect("copied");
+            assert_same_parameters("average", &found.net.train(), &open(&weights).net.train());
         }
     }
+    assert!(averages > 0, "no average among the cases");
 }

@@ -5,21 +5,17 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use image::{Rgb, RgbImage};
 use pyrograph::device::Opened;
-use pyrograph::model::{self, Model, ModelConfig};
+use pyrograph::model::{Model, ModelConfig};
 use pyrograph::settings::Settings;
 use pyrograph::{ClassPipeline, Noise, Picture, Request, StartPicture};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Grid, NoiseSource, parse_sampler};
 use pyrograph_engine::nets::{Conditioning, Points};
-use pyrograph_weights::FloatDtype;
 
-use crate::util::{assert_close, cases, device, tolerance};
+use crate::util::{assert_close, cases, device, open_changed, tolerance};
 
 fn open(name: &str, change: impl FnOnce(&mut ModelConfig)) -> Model {
-    let path = cases(name)[0].join("model.safetensors");
-    let mut recognised = model::recognise(&path).expect("a model");
-    change(&mut recognised.config);
-    recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("opened")
+    open_changed(&cases(name)[0].join("model.safetensors"), change)
 }
 
 fn random(model: &ClassPipeline, seed: u64, count: usize) -> Tensor<4> {

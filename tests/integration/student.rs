@@ -4,21 +4,20 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use pyrograph::model::{self, Model};
+use pyrograph::model::Model;
 use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::diffusion::Sampler;
 use pyrograph_engine::nets::{Conditioning, StudentConfig};
-use pyrograph_weights::FloatDtype;
 
-use crate::util::{Case, assert_close, cases, device, tolerance};
+use crate::util::{Case, assert_close, cases, device, open_changed, tolerance};
 
 /// Names of the points that the reference stores, from the first prediction on.
 const POINTS: [&str; 4] = ["z15", "z10", "z5", "z0"];
 
 fn open(folder: &Path, change: impl FnOnce(&mut StudentConfig)) -> Model {
-    let mut model = model::recognise(&folder.join("model.safetensors")).expect("a student");
-    change(model.config.net.student.as_mut().expect("a student"));
-    model.load(FloatDtype::F32, &device(), &mut |_| ()).expect("all tensors used")
+    open_changed(&folder.join("model.safetensors"), |config| {
+        change(config.net.student.as_mut().expect("a student"));
+    })
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::magnitude::normalize;
+use crate::ops::magnitude::normalize;
 
 /// Wavelengths run from 2π to 2π times this.
 const MAX_PERIOD: f64 = 10_000.0;

@@ -11,7 +11,7 @@ use image::RgbImage;
 use pyrograph::data::{Background, Dataset};
 use pyrograph::device::Opened;
 use pyrograph::engine::diffusion::parse_sampler;
-use pyrograph::eval::{FeatureNet, compare, pictures};
+use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
 use pyrograph::image::{contact_sheet, write_image};
 use pyrograph::pipeline::Compute;
 use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType, model};
@@ -178,12 +178,7 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     };
     let (scores, nearest) = compare(&real, &rows, args.judging.resamples)?;
     if let Some(path) = &args.pairs {
-        let mut sheet = Vec::new();
-        for (image, real, _) in nearest.iter().take(PAIRS) {
-            sheet.push(made[*image].clone());
-            sheet.extend(pictures(&reference, &[*real], &Device::flex())?);
-        }
-        write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?;
+        write_pairs(path, &made, &reference, &nearest)?;
     }
     let mut line = serde_json::to_value(&scores)?;
     if let Some(line) = line.as_object_mut() {
@@ -194,6 +189,21 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     }
     println!("{line}");
     Ok(())
+}
+
+/// A picture of the images nearest to one of the reference, each beside that one.
+fn write_pairs(
+    path: &Path,
+    made: &[RgbImage],
+    reference: &Dataset,
+    nearest: &Nearest,
+) -> anyhow::Result<()> {
+    let mut sheet = Vec::new();
+    for (image, real, _) in nearest.iter().take(PAIRS) {
+        sheet.push(made[*image].clone());
+        sheet.extend(pictures(reference, &[*real], &Device::flex())?);
+    }
+    Ok(write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?)
 }
 
 impl Making {

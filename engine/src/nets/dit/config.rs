@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::{TextAttention, TextConfig};
 use super::patches::Flexible;
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
@@ -65,6 +66,9 @@ pub struct DitConfig {
     /// Further patch sizes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flexible: Option<Flexible>,
+    /// Text that the network reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
 }
 
 /// Largest number of anything.
@@ -95,6 +99,7 @@ impl DitConfig {
             activation: Activation::GeluTanh,
             magnitude: Magnitude::FREE,
             flexible: None,
+            text: None,
         }
     }
 
@@ -196,10 +201,27 @@ impl DitConfig {
             return Err(ConfigError::value("size", found, expected));
         }
         self.check_patches()?;
+        self.check_text()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(ConfigError::value("mlp_ratio", self.mlp_ratio, "within (0, 64)"));
         }
         Ok(())
+    }
+
+    fn check_text(&self) -> Result<(), ConfigError> {
+        let Some(text) = &self.text else { return Ok(()) };
+        for (name, width) in [("width of a text", text.width), ("pooled", text.pooled.unwrap_or(1))]
+        {
+            if width == 0 || width > LIMIT {
+                return Err(ConfigError::value(name, width, "a positive number below 2^24"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether image and text are attended to jointly.
+    pub(crate) fn is_joint(&self) -> bool {
+        self.text.as_ref().is_some_and(|text| text.attention == TextAttention::Joint)
     }
 
     /// Describes a layer of this network.

@@ -7,10 +7,12 @@ mod config;
 mod cost;
 mod flexify;
 mod patches;
+#[cfg(test)]
+mod tests;
 mod trunk;
 
-pub use block::{DitBlock, Head};
-pub use condition::{Conditioning, Embedder, Panel, Text};
+pub use block::{Condition, DitBlock, Head, TextLayers};
+pub use condition::{Conditioning, Context, Embedder, Panel, Text, TextAttention, TextConfig};
 pub use config::{DitConfig, Norm};
 pub use flexify::flexify;
 pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Flexible, Mode, Sharing};

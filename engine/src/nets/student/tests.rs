@@ -8,6 +8,7 @@ use crate::layers::Attend;
 use crate::nets::{
     BlockMode, Conditioning, Dit, DitConfig, Encoded, Flexible, Net, NetConfig, Sharing,
 };
+use crate::ops::AttentionBias;
 use crate::testing::Draws;
 use crate::train::params;
 
@@ -73,8 +74,8 @@ fn dense(student: &Student, points: &[Tensor<4>], told: &Conditioning) -> Vec<Te
         let hidden: Vec<bool> =
             block_of.iter().flat_map(|&q| block_of.iter().map(move |&k| !sees(q, k))).collect();
         let total = block_of.len();
-        Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, total, total]), &device)
-            .expand([2, 4, total, total])
+        let hidden = TensorData::new(hidden, [1, 1, total, total]);
+        AttentionBias::hidden(Tensor::<4, Bool>::from_data(hidden, &device))
     };
     let (with, without) = (mask(true), mask(false));
     let condition = |time: &f64| net.embedder.forward(Tensor::full([2], *time, &device), told);
@@ -86,7 +87,7 @@ fn dense(student: &Student, points: &[Tensor<4>], told: &Conditioning) -> Vec<Te
     let mut tokens: Tensor<3> = Tensor::cat(embedded.collect(), 1);
     for (i, block) in net.blocks.iter().enumerate() {
         let mask = if i < config.history_layers { &with } else { &without };
-        let attend = Attend::Masked(mask);
+        let attend = Attend::Biased(mask);
         tokens = block.forward(tokens, per_token.clone(), attend, BlockMode::default());
     }
     let mut first = 0;
