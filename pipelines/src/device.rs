@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device;
 
-pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host, wait};
+pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host};
+#[cfg(feature = "gpu")]
+pub use pyrograph_engine::device::{WgpuSetup, wait};
 
 use crate::error::Result;
 use crate::health;
@@ -112,6 +113,7 @@ pub fn open(choice: DeviceChoice, hooks: &Hooks<'_>) -> Result<Opened> {
 ///
 /// # Errors
 /// A device without the features that the shaders of this build need, one that differs from the CPU.
+#[cfg(feature = "gpu")]
 pub fn share(setup: WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
     health::share(setup, hooks)
 }
