@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::trajectories::TrajectoryError;
+
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -157,7 +159,7 @@ pub enum Error {
         /// The folder or file.
         path: PathBuf,
         /// Why.
-        reason: String,
+        reason: TrajectoryError,
     },
     /// A setting that a few-step student cannot follow.
     #[error("{reason}")]

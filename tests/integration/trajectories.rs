@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::pipeline::{ClassPipeline, Progress};
-use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::Sampler;
 use pyrograph_engine::nets::{DitConfig, Net, Points};
@@ -207,7 +207,7 @@ fn recordings_that_cannot_be_are_refused() {
         let config = base.with("", &[change.to_owned()]).expect("settings");
         let set = Trajectories::open(&path).expect("a set");
         let run = folder.path().join("run");
-        let result = Run::new(&run, config, Source::Trajectories(set), false, &device());
+        let result = Run::on_trajectories(&run, config, set, false, &device());
         let error = result.map(drop).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };

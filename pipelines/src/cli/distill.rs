@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
 use pyrograph::pipeline::ClassPipeline;
-use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::{Sampler, parse_sampler};
 use pyrograph_engine::metrics::Estimate;
@@ -245,7 +245,8 @@ fn record(
         shard: args.shard,
     };
     if let Some(steps) = student {
-        spec.picks(steps).map_err(|reason| pyrograph::Error::Config { reason })?;
+        spec.picks(steps)
+            .map_err(|error| pyrograph::Error::Config { reason: error.to_string() })?;
     }
     let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
     let estimate = recorder.estimate()?;
@@ -280,7 +281,7 @@ fn train(
 ) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let set = Trajectories::open(trajectories)?;
-    let mut run = Run::new(output, config, Source::Trajectories(set), resume, &device)?;
+    let mut run = Run::on_trajectories(output, config, set, resume, &device)?;
     follow(&mut run, common)
 }
 

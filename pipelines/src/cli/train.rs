@@ -6,7 +6,7 @@ use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use pyrograph::data::Dataset;
-use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
+use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
 use pyrograph_weights::FloatDtype;
 
 use super::bench::peak_memory;
@@ -124,8 +124,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let opened = common.open()?;
     let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
     common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
-    let source = Source::Images(data);
-    let mut run = Run::new(&args.output, config, source, args.run.resume, &opened.device)?;
+    let mut run = Run::on_images(&args.output, config, data, args.run.resume, &opened.device)?;
     follow(&mut run, common)
 }
 

@@ -18,7 +18,7 @@ pub(super) fn write(run: &Run) -> Result<PathBuf> {
     let pipeline = ClassPipeline::new(run.averaged(0), &run.device);
     let classes: Vec<usize> =
         (0..pipeline.classes().min(CLASSES)).flat_map(|class| [class; PER_CLASS]).collect();
-    let settings = run.model.defaults.settings(0);
+    let settings = run.outline.config.defaults.settings(0);
     let folder = run.folder.join("samples");
     std::fs::create_dir_all(&folder)
         .map_err(|source| crate::error::Error::File { path: folder.clone(), source })?;
