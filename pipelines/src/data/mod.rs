@@ -3,48 +3,34 @@
 mod files;
 mod latents;
 mod order;
+mod pictures;
 
 use std::collections::BTreeSet;
-use std::hash::{Hash, Hasher};
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 pub(crate) use latents::Encoder;
 pub use order::Order;
+pub use pictures::{Background, Pictures};
 
 use crate::error::{Error, Result};
-use crate::image::{Drawn, decode, fit, to_tensor};
+use crate::image::{decode, fit};
 use latents::Latents;
 
 /// Range of the numbers that choose a background.
 const COLOUR_DRAWS: f64 = 65536.0;
 
-/// What transparent pixels are laid on: one of these colours, chosen per draw.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Background(pub Vec<[u8; 3]>);
-
-impl Default for Background {
-    fn default() -> Self {
-        Self(vec![[255; 3]])
-    }
-}
-
 /// Images in memory, resized to one size, with a class each; for training on latents, with those too.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    size: [usize; 2],
-    /// Straight RGBA, one after the other.
-    pixels: Vec<u8>,
+    pictures: Pictures,
     labels: Vec<usize>,
     classes: Vec<String>,
-    background: Background,
     /// Mirrors half of the images of every batch.
     flip: bool,
     /// What batches hold in place of pixels.
@@ -79,7 +65,8 @@ impl Dataset {
             .map(|(path, _)| Ok(fit(&decode(path)?, size)))
             .collect::<Result<_>>()?;
         let pixels = images.concat();
-        Ok(Self { size, pixels, labels, classes, background, flip: false, latents: None })
+        let pictures = Pictures { size, pixels, background };
+        Ok(Self { pictures, labels, classes, flip: false, latents: None })
     }
 
     /// The same for training: with `flip`, half of the images of every batch are mirrored; with an `encoder`,
@@ -94,8 +81,14 @@ impl Dataset {
         folder: &Path,
         device: &Device,
     ) -> Result<Self> {
-        let latents = encoder.map(|encoder| Latents::open(folder, &self, encoder, flip, device));
+        let latents =
+            encoder.map(|encoder| Latents::open(folder, &self.pictures, encoder, flip, device));
         Ok(Self { flip, latents: latents.transpose()?, ..self })
+    }
+
+    /// Their pixels.
+    pub fn pictures(&self) -> &Pictures {
+        &self.pictures
     }
 
     /// Number of images.
@@ -118,13 +111,6 @@ impl Dataset {
         self.labels[index]
     }
 
-    /// A number that changes with the pixels, the size or the background.
-    pub fn fingerprint(&self) -> u64 {
-        let mut hasher = std::hash::DefaultHasher::new();
-        (&self.size, &self.pixels, &self.background.0).hash(&mut hasher);
-        hasher.finish()
-    }
-
     /// Some of the images, or their latents, with their classes; the null class is the one past the last. All
     /// randomness is that of `random`: which are mirrored, their backgrounds, and the draws from their
     /// posteriors.
@@ -138,32 +124,12 @@ impl Dataset {
             indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
         let clean = match &self.latents {
             Some(latents) => latents.batch(indices, &flips, random, device),
-            None => self.pixels(indices, &flips, &colours, device),
+            None => self.pictures.batch(indices, &flips, &colours, device),
         };
         let classes: Vec<usize> = indices.iter().map(|&index| self.label(index)).collect();
         let null = vec![self.classes.len(); indices.len()];
         let [told, null] = [classes, null].map(|ids| Conditioning::classes(&ids, device));
         Batch { clean, told, null }
-    }
-
-    /// Images with pixels in [-1, 1], `[batch, 3, height, width]`.
-    ///
-    /// `flips` mirrors an image, `colours` chooses its background, modulo their number.
-    pub fn pixels(
-        &self,
-        indices: &[usize],
-        flips: &[bool],
-        colours: &[usize],
-        device: &Device,
-    ) -> Tensor<4> {
-        let plane = self.size[0] * self.size[1];
-        let drawn =
-            indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
-                rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
-                background: self.background.0[colour % self.background.0.len()],
-                flip,
-            });
-        to_tensor(drawn, self.size, device)
     }
 }
 
@@ -192,7 +158,7 @@ mod tests {
         let data = Dataset::open(folder.path(), [4, 6], background).expect("two images");
         assert_eq!(data.classes(), ["a", "b"]);
         let device = Device::flex();
-        let x = data.pixels(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
+        let x = data.pictures().batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
         assert_eq!([data.label(0), data.label(1)], [0, 1]);
         let at = |image: usize, channel: usize, column: usize| -> f32 {
             x.clone()

@@ -251,6 +251,33 @@ impl TrainConfig {
         Ok(self)
     }
 
+    /// The recipe of a student of the model at `teacher`.
+    ///
+    /// The learning rate is the published one, and a hundred times that for a magnitude-preserving teacher,
+    /// whose weights are of unit size. The averages are short, so that the teacher's weights leave them
+    /// soon.
+    ///
+    /// # Errors
+    /// If there is no model.
+    pub fn distilling(teacher: PathBuf) -> Result<Self> {
+        let preserved =
+            crate::model::recognise(&teacher)?.config.net.dit.magnitude.normalized_weights;
+        let learning_rate = LearningRate {
+            peak: if preserved { 1e-2 } else { 1e-4 },
+            warmup: 100,
+            decay: Decay::Cosine,
+        };
+        let base = Self {
+            steps: 4000,
+            learning_rate,
+            betas: [0.9, 0.999],
+            averages: vec![Average::Power(0.05)],
+            student: Some(StudentShape::default()),
+            ..Self::default()
+        };
+        base.starting_from(teacher)
+    }
+
     fn check(&self) -> Result<()> {
         let bad = [
             (self.batch == 0, "batch is 0"),

@@ -5,7 +5,7 @@ use pyrograph_engine::nets::Discriminator;
 use pyrograph_engine::train::adversarial::{Features, Judge, discriminator_loss};
 use pyrograph_engine::train::{LearningRate, StudentBatch, Trainer, TrainerConfig};
 
-use super::learner::Streams;
+use super::streams::Streams;
 use super::{Adversarial, TrainConfig};
 use crate::data::{Dataset, Order};
 use crate::error::{Error, Result};

@@ -10,7 +10,8 @@ use pyrograph_engine::train::{StudentBatch, Trainer, regression};
 use pyrograph_weights::FloatDtype;
 
 use super::critic::{Critic, real_images};
-use super::learner::{Outline, Streams};
+use super::outline::Outline;
+use super::streams::Streams;
 use super::{StudentShape, TrainConfig};
 use crate::data::Encoder;
 use crate::error::{Error, Result};

@@ -9,7 +9,9 @@ mod denoising;
 mod distillation;
 mod learner;
 mod log;
+mod outline;
 mod samples;
+mod streams;
 mod student;
 
 use std::ops::ControlFlow;
@@ -31,8 +33,10 @@ use crate::model::Model;
 use crate::trajectories::Trajectories;
 use denoising::DenoisingLearner;
 use distillation::StudentLearner;
-use learner::{Learner, Outline, Streams};
+use learner::Learner;
 use log::{Line, Log};
+use outline::Outline;
+use streams::Streams;
 
 /// What a running training reports.
 #[derive(Debug)]

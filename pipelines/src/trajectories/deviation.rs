@@ -8,8 +8,8 @@ use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
 
-use super::{Trajectories, TrajectoryError};
-use crate::error::{Error, Result};
+use super::Trajectories;
+use crate::error::{Error, Result, TrajectoryError};
 
 /// Mean squared errors of the steps of a student against the points of its teacher's trajectories, with
 /// intervals.

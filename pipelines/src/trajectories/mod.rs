@@ -5,7 +5,6 @@
 //! `i mod classes`.
 
 mod deviation;
-mod error;
 mod record;
 
 use std::collections::BTreeMap;
@@ -21,10 +20,9 @@ use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 pub use deviation::Deviation;
-pub use error::TrajectoryError;
 pub use record::{Estimate, Recorder};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrajectoryError};
 use crate::settings::Settings;
 
 /// What a set of trajectories was recorded from, and how.

@@ -1,11 +1,12 @@
 //! Errors of this crate.
 
+mod trajectory;
+
 use std::path::PathBuf;
 
 use pyrograph_engine::selfcheck::TOLERANCE;
 
-use crate::model::WeightType;
-use crate::trajectories::TrajectoryError;
+pub use trajectory::TrajectoryError;
 
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +141,7 @@ pub enum Error {
     #[error("the device cannot compute in {dtype}")]
     UnsupportedDtype {
         /// The type.
-        dtype: WeightType,
+        dtype: String,
     },
     /// A type of weights that is not known.
     #[error("unknown type `{found}`, expected f32, f16, bf16 or int8")]
