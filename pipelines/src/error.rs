@@ -99,6 +99,14 @@ pub enum Error {
         /// What it is.
         reason: String,
     },
+    /// A model of another task.
+    #[error("the model is told {found}, expected {expected}")]
+    Task {
+        /// What its images are asked by.
+        found: &'static str,
+        /// By what the task asks.
+        expected: &'static str,
+    },
     /// A class id past the end.
     #[error("class {class}, expected 0 to {}", classes - 1)]
     ClassRange {

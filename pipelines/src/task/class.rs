@@ -33,8 +33,12 @@ impl Task for ClassTask {
 
     fn of(config: &ModelConfig, device: &Device) -> Result<Self> {
         let ModelConfig { net, labels, .. } = config;
-        let (classes, labels) = (net.dit.classes, labels.clone());
-        Ok(Self { classes, labels, device: device.clone() })
+        let fault = |found| Err(Error::Task { found, expected: "a class" });
+        match (net.dit.classes, &net.dit.text) {
+            (0, None) => fault("nothing"),
+            (_, Some(_)) => fault("a text"),
+            (classes, None) => Ok(Self { classes, labels: labels.clone(), device: device.clone() }),
+        }
     }
 
     fn check(&self, prompts: &[usize]) -> Result<()> {
@@ -51,5 +55,29 @@ impl Task for ClassTask {
     /// The class after the last one.
     fn null(&self, images: usize) -> Conditioning {
         Conditioning::classes(&vec![self.classes; images], &self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyrograph_engine::nets::{DitConfig, TextAttention, TextConfig};
+
+    use crate::train::TrainConfig;
+
+    #[test]
+    fn models_of_other_tasks_are_refused() {
+        let TrainConfig { process, defaults, .. } = TrainConfig::default();
+        let labels = Labels::default();
+        let net = DitConfig { classes: 3, ..DitConfig::dit(32, 1, 2) };
+        let mut config =
+            ModelConfig { net: net.clone().into(), process, vae: None, defaults, labels };
+        let of = |config: &ModelConfig| ClassTask::of(config, &Device::flex());
+        assert_eq!(of(&config).expect("three classes").classes(), 3);
+        config.net = DitConfig { classes: 0, ..net.clone() }.into();
+        assert!(matches!(of(&config), Err(Error::Task { found: "nothing", .. })));
+        let text = Some(TextConfig { width: 8, pooled: None, attention: TextAttention::Cross });
+        config.net = DitConfig { text, ..net }.into();
+        assert!(matches!(of(&config), Err(Error::Task { found: "a text", .. })));
     }
 }
