@@ -33,12 +33,13 @@ impl Task for ClassTask {
 
     fn of(config: &ModelConfig, device: &Device) -> Result<Self> {
         let ModelConfig { net, labels, .. } = config;
-        let fault = |found| Err(Error::Task { found, expected: "a class" });
-        match (net.dit.classes, &net.dit.text) {
-            (0, None) => fault("nothing"),
-            (_, Some(_)) => fault("a text"),
-            (classes, None) => Ok(Self { classes, labels: labels.clone(), device: device.clone() }),
+        let (classes, labels) = (net.dit.classes, labels.clone());
+        if classes == 0 || net.dit.text.is_some() {
+            let text = if net.dit.text.is_some() { ", and reads text" } else { "" };
+            let found = format!("{classes} classes{text}");
+            return Err(Error::Task { task: "class", found, expected: "classes alone" });
         }
+        Ok(Self { classes, labels, device: device.clone() })
     }
 
     fn check(&self, prompts: &[usize]) -> Result<()> {
@@ -75,9 +76,9 @@ mod tests {
         let of = |config: &ModelConfig| ClassTask::of(config, &Device::flex());
         assert_eq!(of(&config).expect("three classes").classes(), 3);
         config.net = DitConfig { classes: 0, ..net.clone() }.into();
-        assert!(matches!(of(&config), Err(Error::Task { found: "nothing", .. })));
+        assert!(matches!(of(&config), Err(Error::Task { .. })));
         let text = Some(TextConfig { width: 8, pooled: None, attention: TextAttention::Cross });
         config.net = DitConfig { text, ..net }.into();
-        assert!(matches!(of(&config), Err(Error::Task { found: "a text", .. })));
+        assert!(matches!(of(&config), Err(Error::Task { .. })));
     }
 }
