@@ -12,6 +12,8 @@ mod flexible;
 mod metrics;
 mod parity;
 mod picture;
+mod readme;
+mod request;
 mod robustness;
 mod samplers;
 mod signal;

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::RgbaImage;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::image::{decode, fit};
 
 /// Extensions that are read.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -96,36 +94,4 @@ fn listed(folder: &Path, list: &Path) -> Result<Vec<(PathBuf, String)>> {
         }
     }
     Ok(files.into_iter().collect())
-}
-
-fn decode(path: &Path) -> Result<RgbaImage> {
-    let picture = image::ImageReader::open(path)
-        .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|source| Error::File { path: path.to_owned(), source })?
-        .decode()
-        .map_err(|source| Error::Image { path: path.to_owned(), source })?;
-    Ok(picture.into_rgba8())
-}
-
-/// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
-fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
-    if picture.dimensions() == (width as u32, height as u32) {
-        return picture.as_raw().clone();
-    }
-    let source = Image::from_vec_u8(
-        picture.width(),
-        picture.height(),
-        picture.as_raw().clone(),
-        PixelType::U8x4,
-    )
-    .expect("as many bytes as pixels");
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .fit_into_destination(Some((0.5, 0.5)))
-        .use_alpha(true);
-    Resizer::new()
-        .resize(&source, &mut target, &options)
-        .expect("both images have the same pixel type");
-    target.into_vec()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
@@ -19,6 +19,7 @@ pub(crate) use latents::Encoder;
 pub use order::Order;
 
 use crate::error::{Error, Result};
+use crate::image::{Drawn, to_tensor};
 use latents::Latents;
 
 /// Range of the numbers that choose a background.
@@ -153,47 +154,15 @@ impl Dataset {
         colours: &[usize],
         device: &Device,
     ) -> Tensor<4> {
-        let [height, width] = self.size;
-        let plane = height * width;
-        let mut values = vec![0f32; indices.len() * 3 * plane];
-        for (i, (&index, (&flip, &colour))) in
-            indices.iter().zip(flips.iter().zip(colours)).enumerate()
-        {
-            let background = self.background.0[colour % self.background.0.len()];
-            let image = &self.pixels[index * plane * 4..(index + 1) * plane * 4];
-            let out = &mut values[i * 3 * plane..(i + 1) * 3 * plane];
-            for (at, pixel) in image.as_chunks::<4>().0.iter().enumerate() {
-                let (y, x) = (at / width, at % width);
-                let to = y * width + if flip { width - 1 - x } else { x };
-                let alpha = f32::from(pixel[3]) / 255.0;
-                for channel in 0..3 {
-                    let value = f32::from(pixel[channel]) * alpha
-                        + f32::from(background[channel]) * (1.0 - alpha);
-                    out[channel * plane + to] = value / 127.5 - 1.0;
-                }
-            }
-        }
-        let shape = [indices.len(), 3, height, width];
-        Tensor::from_data(TensorData::new(values, shape), device)
+        let plane = self.size[0] * self.size[1];
+        let drawn =
+            indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
+                rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
+                background: self.background.0[colour % self.background.0.len()],
+                flip,
+            });
+        to_tensor(drawn, self.size, device)
     }
-}
-
-/// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`,
-/// `[1, 3, height, width]`.
-///
-/// # Errors
-/// A file that is no picture.
-pub fn read_picture(path: &Path, size: [usize; 2], device: &Device) -> Result<Tensor<4>> {
-    let data = Dataset {
-        size,
-        classes: vec![String::new()],
-        labels: vec![0],
-        pixels: files::pixels(path, size)?,
-        background: Background::default(),
-        flip: false,
-        latents: None,
-    };
-    Ok(data.pixels(&[0], &[false], &[0], device))
 }
 
 #[cfg(test)]

@@ -1,14 +1,9 @@
 //! What can be wrong with trajectories.
 
-use super::SPEC;
-
 /// What is wrong with recorded trajectories, or with what is asked of them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrajectoryError {
-    /// A folder without the description of a set.
-    #[error("there is no {SPEC}")]
-    NotRecorded,
     /// A file that was not recorded yet.
     #[error("shard {shard} of {shards} is missing: record again, what is there is kept")]
     MissingShard {

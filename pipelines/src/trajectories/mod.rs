@@ -134,10 +134,8 @@ impl Trajectories {
     /// # Errors
     /// A folder without a description, shards that are missing, cut off, or hold other trajectories.
     pub fn open(folder: &Path) -> Result<Self> {
-        let spec = read_spec(folder)?.ok_or_else(|| Error::Trajectories {
-            path: folder.to_owned(),
-            reason: TrajectoryError::NotRecorded,
-        })?;
+        let missing = || Error::NoTrajectories { path: folder.to_owned(), file: SPEC };
+        let spec = read_spec(folder)?.ok_or_else(missing)?;
         let shards = spec.shards();
         for shard in 0..shards {
             let path = spec.path(folder, shard);
