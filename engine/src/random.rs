@@ -73,14 +73,19 @@ pub fn derived_seed(seed: u64, number: u64, part: u64) -> u64 {
     seed.wrapping_add(number)
 }
 
-/// One stream of whole numbers, SplitMix64 (Steele et al. 2014), from any seed: for choices that should not take
-/// from the stream of any noise, such as the order of training images or a class from a seed.
+/// The generator SplitMix64 (Steele et al. 2014), for choices that should not take from the stream of any
+/// noise: the order of training images, a class from a seed.
 #[derive(Debug, Clone)]
-pub struct SplitMix(pub u64);
+pub struct SplitMix64(u64);
 
-impl SplitMix {
-    /// The next number.
-    pub fn draw(&mut self) -> u64 {
+impl SplitMix64 {
+    /// The stream of a seed, all of whose bits count.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -124,9 +129,9 @@ mod tests {
 
     #[test]
     fn split_mix_matches_the_reference() {
-        let mut stream = SplitMix(1234567);
-        assert_eq!(stream.draw(), 6457827717110365317);
-        assert_eq!(stream.draw(), 3203168211198807973);
+        let mut random = SplitMix64::new(1234567);
+        assert_eq!(random.next_u64(), 6457827717110365317);
+        assert_eq!(random.next_u64(), 3203168211198807973);
     }
 
     #[test]

@@ -100,6 +100,16 @@ pub enum Error {
         /// What it is.
         reason: String,
     },
+    /// A model of another task.
+    #[error("the model has {found}; for the task `{task}`, expected {expected}")]
+    Task {
+        /// What was to be done with it.
+        task: &'static str,
+        /// What it is told.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// A class id past the end.
     #[error("class {class}, expected 0 to {}", classes - 1)]
     ClassRange {

@@ -175,8 +175,8 @@ fn models_from_one_start_merge_into_the_mean_of_their_weights() {
     let train = |name: &str, setting: &str| {
         let path = folder.path().join(name);
         let config = config(4).with("", &[setting.to_owned()]).expect("valid");
-        let mut run =
-            Run::on_images(&path, config, data.clone(), false, &Device::flex()).expect("a run");
+        let source = data.clone();
+        let mut run = Run::on_images(&path, config, source, false, &Device::flex()).expect("a run");
         let _ = train_until(&mut run, None);
         path.join("model")
     };

@@ -6,7 +6,6 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::image::{decode, fit};
 
 /// Extensions that are read.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -27,11 +26,6 @@ pub(super) fn labelled(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
         list if list.is_file() => listed(folder, &list),
         _ => by_folder(folder),
     }
-}
-
-/// Pixels of an image as straight RGBA, cut and resized to `[height, width]`.
-pub(super) fn pixels(path: &Path, size: [usize; 2]) -> Result<Vec<u8>> {
-    Ok(fit(&decode(path)?, size))
 }
 
 fn by_folder(folder: &Path) -> Result<Vec<(PathBuf, String)>> {

@@ -19,7 +19,7 @@ pub(crate) use latents::Encoder;
 pub use order::Order;
 
 use crate::error::{Error, Result};
-use crate::image::{Drawn, to_tensor};
+use crate::image::{Drawn, decode, fit, to_tensor};
 use latents::Latents;
 
 /// Range of the numbers that choose a background.
@@ -74,8 +74,10 @@ impl Dataset {
             .iter()
             .map(|(_, class)| classes.binary_search(class).expect("collected from the same list"))
             .collect();
-        let images: Vec<Vec<u8>> =
-            files.par_iter().map(|(path, _)| files::pixels(path, size)).collect::<Result<_>>()?;
+        let images: Vec<Vec<u8>> = files
+            .par_iter()
+            .map(|(path, _)| Ok(fit(&decode(path)?, size)))
+            .collect::<Result<_>>()?;
         let pixels = images.concat();
         Ok(Self { size, pixels, labels, classes, background, flip: false, latents: None })
     }

@@ -1,6 +1,6 @@
 //! The order of the data in a run.
 
-use pyrograph_engine::random::SplitMix;
+use pyrograph_engine::random::SplitMix64;
 
 /// The order in which a run sees its images: a new permutation per epoch, a pure function of the seed, so
 /// that a run can go on anywhere.
@@ -34,11 +34,12 @@ impl Order {
 
     /// Fisher-Yates with a stream of SplitMix64 per epoch.
     fn permutation(&self, epoch: u64) -> Vec<usize> {
-        let mut stream = SplitMix(self.seed ^ SplitMix(epoch.wrapping_add(1)).draw());
+        let epoch = SplitMix64::new(epoch.wrapping_add(1)).next_u64();
+        let mut random = SplitMix64::new(self.seed ^ epoch);
         let mut order: Vec<usize> = (0..self.len).collect();
         for i in (1..self.len).rev() {
             // The bias of the remainder is below 2^-40 for any number of images that fits in memory.
-            order.swap(i, (stream.draw() % (i as u64 + 1)) as usize);
+            order.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
         }
         order
     }
