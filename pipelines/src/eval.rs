@@ -144,7 +144,7 @@ impl FeatureNet {
     ) -> Result<Vec<Vec<f32>>> {
         let name = |folder: &Path| -> PathBuf {
             let net: String = self.fingerprint.chars().take(12).collect();
-            folder.join(format!("{net}-{:016x}.safetensors", data.pictures().fingerprint()))
+            folder.join(format!("{net}-{:016x}.safetensors", data.fingerprint()))
         };
         if let Some(path) = cache.map(name).filter(|path| path.is_file()) {
             let (values, shape) = Checkpoint::open(&path)?.read_f32("features")?;
@@ -175,7 +175,7 @@ impl FeatureNet {
 /// None that an opened dataset can cause.
 pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Vec<RgbImage>> {
     let count = indices.len();
-    to_images(data.pictures().batch(indices, &vec![false; count], &vec![0; count], device))
+    to_images(data.pixels(indices, &vec![false; count], &vec![0; count], device))
 }
 
 fn resized(image: &RgbImage) -> RgbImage {

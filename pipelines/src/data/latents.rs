@@ -8,7 +8,7 @@ use pyrograph_engine::nets::Vae;
 use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use super::pictures::Pictures;
+use super::pixels::Pixels;
 use crate::error::{Error, Result};
 use crate::model::open_autoencoder;
 
@@ -57,7 +57,7 @@ impl Latents {
     /// Latents of another shape, or a file that cannot be read or written.
     pub(super) fn open(
         folder: &Path,
-        images: &Pictures,
+        images: &Pixels,
         encoder: Encoder,
         flip: bool,
         device: &Device,

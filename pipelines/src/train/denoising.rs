@@ -8,7 +8,7 @@ use pyrograph_engine::nets::{Dit, Net, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
-use super::TrainConfig;
+use super::config::TrainConfig;
 use super::outline::Outline;
 use super::streams::Streams;
 use crate::data::{Dataset, Encoder};

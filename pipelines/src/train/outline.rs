@@ -1,4 +1,4 @@
-//! What a run makes.
+//! What a run knows of its finished model from the start.
 
 use pyrograph_engine::nets::{Net, Vae};
 

@@ -1,4 +1,4 @@
-//! The randomness of a run.
+//! Random numbers of a run.
 
 use pyrograph_engine::random::{Generator, derived_seed};
 

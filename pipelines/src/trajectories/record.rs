@@ -10,7 +10,7 @@ use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
 use pyrograph_weights::write_safetensors;
 
-use super::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
+use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
 use crate::error::{Error, Result, TrajectoryError};
 use crate::image::write_whole;
 use crate::pipeline::{ClassPipeline, Progress};

@@ -1,11 +1,14 @@
-//! The pixels of a data set.
+//! The pixels of training images.
 
 use std::hash::{Hash, Hasher};
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::image::{Drawn, to_tensor};
+use crate::error::Result;
+use crate::image::{Drawn, decode, fit, to_tensor};
 
 /// What transparent pixels are laid on: one of these colours, chosen per draw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,33 +21,46 @@ impl Default for Background {
     }
 }
 
-/// Images in memory, of one size.
+/// Images in memory, resized to one size.
 #[derive(Debug, Clone)]
-pub struct Pictures {
-    /// `[height, width]`.
-    pub(super) size: [usize; 2],
+pub(super) struct Pixels {
+    size: [usize; 2],
     /// Straight RGBA, one after the other.
-    pub(super) pixels: Vec<u8>,
-    pub(super) background: Background,
+    rgba: Vec<u8>,
+    background: Background,
 }
 
-impl Pictures {
+impl Pixels {
+    /// Reads files, each cut and resized to `size`, `[height, width]`.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded.
+    pub(super) fn read<'a>(
+        files: impl IntoParallelIterator<Item = &'a Path>,
+        size: [usize; 2],
+        background: Background,
+    ) -> Result<Self> {
+        let read = |path| Ok(fit(&decode(path)?, size));
+        let images: Vec<Vec<u8>> = files.into_par_iter().map(read).collect::<Result<_>>()?;
+        Ok(Self { size, rgba: images.concat(), background })
+    }
+
     /// Number of images.
     pub(super) fn len(&self) -> usize {
-        self.pixels.len() / (self.size[0] * self.size[1] * 4).max(1)
+        self.rgba.len() / (4 * self.size[0] * self.size[1])
     }
 
     /// A number that changes with the pixels, the size or the background.
-    pub fn fingerprint(&self) -> u64 {
+    pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = std::hash::DefaultHasher::new();
-        (&self.size, &self.pixels, &self.background.0).hash(&mut hasher);
+        (&self.size, &self.rgba, &self.background.0).hash(&mut hasher);
         hasher.finish()
     }
 
-    /// Images with pixels in [-1, 1], `[batch, 3, height, width]`.
+    /// Images in [-1, 1], `[batch, 3, height, width]`.
     ///
     /// `flips` mirrors an image, `colours` chooses its background, modulo their number.
-    pub fn batch(
+    pub(super) fn batch(
         &self,
         indices: &[usize],
         flips: &[bool],
@@ -54,7 +70,7 @@ impl Pictures {
         let plane = self.size[0] * self.size[1];
         let drawn =
             indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
-                rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
+                rgba: &self.rgba[index * plane * 4..(index + 1) * plane * 4],
                 background: self.background.0[colour % self.background.0.len()],
                 flip,
             });
