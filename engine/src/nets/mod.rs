@@ -11,8 +11,9 @@ pub mod vae;
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{
-    Affine, AfterBlock, BlockAdapters, BlockMode, Conditioning, Dit, DitBlock, DitConfig, Embedder,
-    Ends, Flexible, Head, Mode, Norm, Panel, Sharing, Text, flexify,
+    Affine, AfterBlock, BlockAdapters, BlockMode, Condition, Conditioning, Context, Dit, DitBlock,
+    DitConfig, Embedder, Ends, Flexible, Head, Mode, Norm, Panel, Sharing, Text, TextAttention,
+    TextConfig, TextLayers, flexify,
 };
 pub use error::ConfigError;
 pub use features::{

@@ -121,6 +121,10 @@ impl StudentConfig {
         if self.history_layers > net.depth {
             return Err(ConfigError::History { layers: self.history_layers, depth: net.depth });
         }
+        if net.is_joint() && self.history_layers > 0 {
+            let expected = "0 in a network of joint attention, which keeps no cache";
+            return Err(ConfigError::value("history_layers", self.history_layers, expected));
+        }
         Ok(())
     }
 

@@ -3,8 +3,10 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 
+use super::config::DitConfig;
 use crate::layers::time::Table;
-use crate::layers::{Activation, Residual, TimeEmbedder};
+use crate::layers::{Activation, Init, Mlp, Residual, TimeEmbedder};
+use crate::ops::AttentionBias;
 
 /// The condition of a batch of images, one entry per image in every part.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +141,42 @@ impl Panel {
     }
 }
 
+impl DitConfig {
+    pub(super) fn init_embedder(&self, init: &Init<'_>) -> Embedder {
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
+        let activation = self.embedder_activation();
+        let pooled = |width| {
+            let (up, down) = (dense(width, self.hidden), dense(self.hidden, self.hidden));
+            Mlp::new(up, down, activation, init)
+        };
+        Embedder {
+            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
+            label: (self.classes > 0).then(|| Table::new(rows, self.hidden, preserved, init)),
+            pooled: self.text.as_ref().and_then(|text| text.pooled).map(pooled),
+            residual: self.magnitude.residual,
+            activation,
+        }
+    }
+
+    /// From the tokens of a text to those that the blocks see.
+    pub(super) fn init_caption(&self, init: &Init<'_>) -> Option<Mlp> {
+        let text = self.text.as_ref()?;
+        let (up, down) =
+            (self.dense(text.width, self.hidden), self.dense(self.hidden, self.hidden));
+        Some(Mlp::new(up, down, self.activation, init))
+    }
+}
+
+/// A text as the blocks see it.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// `[batch, tokens, hidden]`.
+    pub tokens: Tensor<3>,
+    /// Padding among the keys of the attention that sees the text.
+    pub bias: Option<AttentionBias>,
+}
+
 /// From noise level, class and pooled text to the condition vector.
 #[derive(Module, Debug)]
 pub struct Embedder {
@@ -146,6 +184,8 @@ pub struct Embedder {
     pub time: TimeEmbedder,
     /// `[classes + 1, hidden]`; the last row is the null class.
     pub label: Option<Table>,
+    /// `[pooled, hidden]` and `[hidden, hidden]`.
+    pub pooled: Option<Mlp>,
     #[module(skip)]
     pub(super) residual: Residual,
     #[module(skip)]
@@ -159,7 +199,7 @@ impl Embedder {
     /// `time`: `[batch]`, output: `[batch, 1, hidden]`
     ///
     /// # Panics
-    /// If a class is given to a network without classes, or none to one that has them.
+    /// If a class, or a pooled text, is given to a network that takes none, or none to one that does.
     pub fn forward(&self, time: Tensor<1>, told: &Conditioning) -> Tensor<3> {
         let time = self.time.forward(time.cast(FloatDType::F32)); // [batch, hidden]
         let sum = match (&self.label, &told.class) {
@@ -171,10 +211,20 @@ impl Embedder {
             (Some(_), None) => panic!("a network of classes is told none"),
             (None, Some(_)) => panic!("a network without classes is told one"),
         };
+        let pooled = told.text.as_ref().and_then(|text| text.pooled.clone());
+        let sum = match (&self.pooled, pooled) {
+            (Some(mlp), Some(pooled)) => {
+                self.residual.sum(sum, mlp.forward(pooled.cast(mlp.up.dtype())))
+            }
+            (None, None) => sum,
+            (Some(_), None) => panic!("a network of pooled texts is told none"),
+            (None, Some(_)) => panic!("a network without pooled texts is told one"),
+        };
         self.activation.forward(sum).unsqueeze_dim(1) // [batch, 1, hidden]
     }
 
     pub(super) fn folded(self) -> Self {
-        Self { time: self.time.folded(), label: self.label.map(Table::folded), ..self }
+        let (label, pooled) = (self.label.map(Table::folded), self.pooled.map(Mlp::folded));
+        Self { time: self.time.folded(), label, pooled, ..self }
     }
 }

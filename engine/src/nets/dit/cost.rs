@@ -8,7 +8,8 @@ use crate::layers::Init;
 
 impl DitConfig {
     /// Floating-point operations of one network call on one image of `size` with patches of `patch`, a
-    /// multiplication and an addition being two: matrix products only, as in the papers' tables.
+    /// multiplication and an addition being two: matrix products only, as in the papers' tables. Those of a text
+    /// and of panels are not counted.
     pub fn flops(&self, size: [usize; 2], patch: usize) -> f64 {
         let hidden = self.hidden as f64;
         let [rows, columns] = self.grid(size, patch);

@@ -3,18 +3,17 @@
 use std::borrow::Cow;
 
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Bool, Device, FloatDType, Tensor};
 
-use super::block::{DitBlock, Head};
-use super::condition::{Conditioning, Embedder};
+use super::block::{Condition, DitBlock, Head};
+use super::condition::{Conditioning, Context, Embedder};
 use super::config::DitConfig;
 use super::patches::{BlockMode, Ends, Mode};
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
-use crate::layers::time::Table;
-use crate::layers::{Attend, Dense, Fresh, Init, KvCache, TimeEmbedder};
-use crate::ops;
+use crate::layers::{Attend, Dense, Fresh, Init, KvCache, Mlp};
+use crate::ops::{self, AttentionBias};
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
@@ -30,6 +29,8 @@ pub struct Dit {
     pub head: Head,
     /// One per further patch size.
     pub modes: Vec<Mode>,
+    /// `[text, hidden]` and `[hidden, hidden]`: from the tokens of a text to those that the blocks see.
+    pub caption: Option<Mlp>,
     position: Tensor<3>,
     kernel: usize,
     #[module(skip)]
@@ -81,6 +82,7 @@ impl DitConfig {
             blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
             head: self.init_head(self.kernel(), init),
             modes: self.init_modes(init),
+            caption: self.init_caption(init),
             position: self.positions(self.size, self.patch, [0.0; 2], init.device),
             kernel: self.kernel(),
             config: self.clone(),
@@ -100,18 +102,6 @@ impl DitConfig {
             .with_free_weights(Fresh::Constant(0.0));
         let gain = self.magnitude.normalized_weights.then_some(0.0);
         DenseConfig { gain, ..dense }.init(init)
-    }
-
-    pub(super) fn init_embedder(&self, init: &Init<'_>) -> Embedder {
-        let dense = |inputs, outputs| self.dense(inputs, outputs);
-        let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
-        let activation = self.embedder_activation();
-        Embedder {
-            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
-            label: (self.classes > 0).then(|| Table::new(rows, self.hidden, preserved, init)),
-            residual: self.magnitude.residual,
-            activation,
-        }
     }
 
     /// Positions of the tokens of an image, `[1, tokens, hidden]`, whose first pixel stands at `origin` on the
@@ -191,6 +181,7 @@ impl Dit {
         let condition = self.condition(&self.embedder, &time, told, &counts);
 
         let mut tokens = side_by_side(parts); // [batch, tokens with those of panels, hidden]
+        let mut context = self.context(told, tokens.dims()[1]);
         for (i, block) in self.blocks.iter().enumerate() {
             let condition = match &block.embedder {
                 Some(own) => self.condition(own, &time, told, &counts),
@@ -201,6 +192,7 @@ impl Dit {
                 Some(cache) => Attend::Cached { cache, keep },
                 None => Attend::Full,
             };
+            let condition = Condition { modulation: condition, context: context.as_mut() };
             tokens = after_block(i, block.forward(tokens, condition, attend, mode));
         }
         match told.panels.is_empty() {
@@ -230,6 +222,28 @@ impl Dit {
         side_by_side(
             all.zip(counts).map(|(one, &count)| one.expand([batch, count, hidden])).collect(),
         )
+    }
+
+    /// The text, for blocks that work on `tokens` of images.
+    fn context(&self, told: &Conditioning, tokens: usize) -> Option<Context> {
+        let (caption, text) = match (&self.caption, &told.text) {
+            (Some(caption), Some(text)) => (caption, text),
+            (None, None) => return None,
+            (Some(_), None) => panic!("a network that reads text is told none"),
+            (None, Some(_)) => panic!("a network that reads no text is told one"),
+        };
+        let hidden = text.padding.clone().map(|padding| match self.config.is_joint() {
+            false => padding,
+            true => {
+                let [batch, _] = padding.dims();
+                let seen = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
+                Tensor::cat(vec![seen, padding], 1) // [batch, tokens and those of the text]
+            }
+        });
+        Some(Context {
+            tokens: caption.forward(text.tokens.clone().cast(caption.up.dtype())),
+            bias: hidden.map(AttentionBias::hidden_keys),
+        })
     }
 
     /// What the network has of its own at a patch size that is not the native one.
@@ -345,6 +359,7 @@ impl Dit {
         self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
         self.head = self.head.folded();
+        self.caption = self.caption.map(Mlp::folded);
         self
     }
 
