@@ -12,6 +12,7 @@ mod flexible;
 mod metrics;
 mod parity;
 mod picture;
+mod request;
 mod robustness;
 mod samplers;
 mod signal;
