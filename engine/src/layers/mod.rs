@@ -15,7 +15,7 @@ pub mod time;
 pub use attention::{Attend, Attention, KvCache};
 pub use dense::Dense;
 pub use init::{Fresh, Init};
-pub use lora::Lora;
+pub use lora::{Lora, LowRank};
 pub use magnitude::{Magnitude, Residual};
 pub use mlp::{Activation, Mlp};
 pub use modulation::{Modulated, Modulation, ModulationConfig};

@@ -1,5 +1,6 @@
 //! Networks.
 
+pub mod adapter;
 pub mod config;
 pub mod discriminator;
 pub mod dit;
@@ -9,6 +10,7 @@ pub mod modes;
 pub mod student;
 pub mod vae;
 
+pub use adapter::{Adaptable, Adapter};
 pub use config::{DitConfig, Norm};
 pub use discriminator::Discriminator;
 pub use dit::{Dit, DitBlock, Embedder};

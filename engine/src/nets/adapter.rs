@@ -1,0 +1,118 @@
+//! Low-rank adapters that are put on a network at run time (LoRA, Hu et al. 2022).
+
+use std::collections::BTreeMap;
+
+use super::dit::{Dit, DitBlock, Embedder, Head};
+use super::modes::Mode;
+use crate::error::{Error, Result};
+use crate::layers::{Dense, LowRank, Mlp, Modulation};
+
+/// Low-rank terms for the linear layers of a network.
+#[derive(Debug, Clone, Default)]
+pub struct Adapter {
+    /// By the layer's name, as in [`Adaptable::linear_layers`].
+    pub terms: BTreeMap<String, Vec<LowRank>>,
+}
+
+/// A network on which adapters can be put.
+pub trait Adaptable {
+    /// Its linear layers, each named like its weight without `.weight`: `blocks.3.attention.qkv`.
+    fn linear_layers(&mut self) -> Vec<(String, &mut Dense)>;
+
+    /// Puts on these adapters, each times a factor, in place of those that were on.
+    ///
+    /// With no adapters, and with factors of 0, the output is that of the bare network, bit for bit. Weights
+    /// are not touched, so that copies of a network with other adapters share them, and it may be
+    /// [folded](Dit::folded) before or after. See [`Dense::put_on`] for what a layer computes.
+    ///
+    /// # Errors
+    /// A layer that the network does not have, or has in another shape; nothing has changed then.
+    fn put_on(&mut self, adapters: &[(&Adapter, f64)]) -> Result<()> {
+        let mut layers: BTreeMap<String, &mut Dense> = self.linear_layers().into_iter().collect();
+        for (name, terms) in adapters.iter().flat_map(|(adapter, _)| &adapter.terms) {
+            let layer = layers.get(name).ok_or_else(|| Error::NoLayer { name: name.clone() })?;
+            let widths = layer.widths();
+            if let Some(LowRank { down, up, start }) = terms.iter().find(|term| !term.fits(widths))
+            {
+                let (name, down, up) = (name.clone(), down.dims(), up.dims());
+                return Err(Error::LowRank { name, widths, down, up, start: *start });
+            }
+        }
+        for (name, layer) in &mut layers {
+            let on = adapters.iter().filter(|(_, factor)| *factor != 0.0);
+            let terms = on.flat_map(|(adapter, factor)| {
+                let terms = adapter.terms.get(name).into_iter().flatten();
+                terms.map(|term| term.scaled(*factor))
+            });
+            layer.put_on(&terms.collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+}
+
+impl Adaptable for Dit {
+    fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
+        let Dit { patch, embedder, blocks, head, modes, later_heads, .. } = self;
+        let mut layers = Layers::default();
+        layers.add("patch", patch);
+        layers.embedder("embedder", embedder);
+        blocks.iter_mut().enumerate().for_each(|(i, block)| layers.block(i, block));
+        layers.head("head", head);
+        modes.iter_mut().enumerate().for_each(|(i, mode)| layers.mode(i, mode));
+        for (i, head) in later_heads.iter_mut().enumerate() {
+            layers.head(&format!("later_heads.{i}"), head);
+        }
+        layers.0
+    }
+}
+
+/// Layers found so far.
+#[derive(Default)]
+struct Layers<'a>(Vec<(String, &'a mut Dense)>);
+
+impl<'a> Layers<'a> {
+    fn add(&mut self, name: &str, layer: &'a mut Dense) {
+        self.0.push((name.to_owned(), layer));
+    }
+
+    fn mlp(&mut self, name: &str, mlp: &'a mut Mlp) {
+        self.add(&format!("{name}.up"), &mut mlp.up);
+        self.add(&format!("{name}.down"), &mut mlp.down);
+    }
+
+    fn embedder(&mut self, name: &str, embedder: &'a mut Embedder) {
+        self.mlp(&format!("{name}.time.mlp"), &mut embedder.time.mlp);
+    }
+
+    fn modulation(&mut self, name: &str, modulation: &'a mut Modulation) {
+        if let Some(dense) = &mut modulation.dense {
+            self.add(&format!("{name}.modulation.dense"), dense);
+        }
+    }
+
+    fn block(&mut self, index: usize, block: &'a mut DitBlock) {
+        let name = format!("blocks.{index}");
+        if let Some(embedder) = &mut block.embedder {
+            self.embedder(&format!("{name}.embedder"), embedder);
+        }
+        self.modulation(&name, &mut block.modulation);
+        self.add(&format!("{name}.attention.qkv"), &mut block.attention.qkv);
+        self.add(&format!("{name}.attention.out"), &mut block.attention.out);
+        self.mlp(&format!("{name}.mlp"), &mut block.mlp);
+    }
+
+    fn head(&mut self, name: &str, head: &'a mut Head) {
+        self.modulation(name, &mut head.modulation);
+        self.add(&format!("{name}.out"), &mut head.out);
+    }
+
+    fn mode(&mut self, index: usize, mode: &'a mut Mode) {
+        if let Some(ends) = &mut mode.ends {
+            self.add(&format!("modes.{index}.ends.patch"), &mut ends.patch);
+            self.add(&format!("modes.{index}.ends.out"), &mut ends.out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
