@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::adapter::AdapterId;
+
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -170,6 +172,20 @@ pub enum Error {
     Picture {
         /// What is wrong.
         reason: String,
+    },
+    /// An adapter that is not on.
+    #[error("adapter {id} is not on")]
+    AdapterOff {
+        /// The adapter.
+        id: AdapterId,
+    },
+    /// A weight of an adapter that cannot be.
+    #[error("{}: weight {weight}, expected a finite number", path.display())]
+    AdapterWeight {
+        /// The adapter.
+        path: PathBuf,
+        /// The weight.
+        weight: f64,
     },
     /// Stopped by the caller.
     #[error("cancelled")]

@@ -4,6 +4,7 @@
 //! original DiT or MP-DiT code. [`ClassPipeline`](pipeline::ClassPipeline) makes images from it, and
 //! [`train`] makes new models from a folder of images.
 
+pub mod adapter;
 pub mod data;
 pub mod error;
 pub mod eval;

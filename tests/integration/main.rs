@@ -8,6 +8,7 @@
 mod cli;
 mod distill;
 mod flexible;
+mod lora;
 mod metrics;
 mod parity;
 mod picture;

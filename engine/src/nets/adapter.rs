@@ -19,6 +19,15 @@ pub trait Adaptable {
     /// Its linear layers, each named like its weight without `.weight`: `blocks.3.attention.qkv`.
     fn linear_layers(&mut self) -> Vec<(String, &mut Dense)>;
 
+    /// Names of the linear layers, with their inputs and outputs.
+    fn layer_widths(&self) -> Vec<(String, [usize; 2])>
+    where
+        Self: Clone,
+    {
+        let mut copy = self.clone();
+        copy.linear_layers().into_iter().map(|(name, layer)| (name, layer.widths())).collect()
+    }
+
     /// Puts on these adapters, each times a factor, in place of those that were on.
     ///
     /// With no adapters, and with factors of 0, the output is that of the bare network, bit for bit. Weights
