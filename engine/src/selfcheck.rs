@@ -4,10 +4,10 @@
 //! on both, once whole and once with a cache of keys and values, which is where that happened.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::layers::{Attend, KvCache};
-use crate::nets::{BlockMode, Dit, DitConfig};
+use crate::nets::{BlockMode, Conditioning, Dit, DitConfig};
 
 /// Largest difference between CPU and GPU that a healthy device shows, as a share of the largest value.
 pub const TOLERANCE: f64 = 1e-3;
@@ -51,14 +51,14 @@ fn opened(net: Dit) -> Dit {
 fn outputs(net: &Dit, device: &Device) -> [Vec<f32>; 2] {
     let wave = |shape: [usize; 4]| {
         let count = shape.iter().product::<usize>() as i64;
-        let x = Tensor::<1, Int>::arange(0..count, device).float() * 0.37;
+        let x = Tensor::<1, burn::tensor::Int>::arange(0..count, device).float() * 0.37;
         x.sin().reshape(shape)
     };
     let time = Tensor::<1>::from_floats([3.0, 700.0], device);
-    let labels = Tensor::<1, Int>::from_data([0, 2], device);
-    let whole = net.forward(wave([2, 4, 16, 16]), time, labels, net.config().patch);
+    let (told, patch) = (Conditioning::classes(&[0, 2], device), net.config().patch);
+    let whole = net.forward(wave([2, 4, 16, 16]), time, &told, patch);
 
-    let tokens = net.embed(wave([2, 4, 16, 16]), net.config().patch);
+    let tokens = net.embed(wave([2, 4, 16, 16]), patch);
     let condition = wave([2, 1, 1, 64]).reshape([2, 1, 64]);
     let mut cache = KvCache::default();
     let groups = (0..4).map(|i| {

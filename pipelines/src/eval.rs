@@ -10,7 +10,7 @@ use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
 use pyrograph_engine::nets::{
-    EfficientNetLite0, FoldedEfficientNet, FoldedInception, Inception, inception,
+    EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
 };
 use pyrograph_weights::{
     Checkpoint, FloatDtype, Layout, Rule, Transform, convert, write_safetensors,
@@ -118,7 +118,7 @@ impl FeatureNet {
                     // Between the four nearest pixels, as the published numbers were made.
                     let options = InterpolateOptions::new(InterpolateMode::Bilinear)
                         .with_align_corners(false)
-                        .with_output_size([inception::SIDE; 2]);
+                        .with_output_size([INCEPTION_SIDE; 2]);
                     net.forward(interpolate(tensor(images, &self.device), options))
                 }
             };

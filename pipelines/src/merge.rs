@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::nets::Dit;
+use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::params;
 
 use crate::error::{Error, Result};
@@ -50,12 +50,12 @@ pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
 }
 
 /// What is trained, times `share`.
-fn scaled(net: &Dit, share: f64) -> Vec<Tensor<1>> {
+fn scaled(net: &Net, share: f64) -> Vec<Tensor<1>> {
     params::values(&net.clone().train()).into_iter().map(|value| value * share).collect()
 }
 
 /// What is drawn once and never trained.
-fn constants(net: &Dit) -> Option<[TensorData; 2]> {
-    let fourier = net.embedder.time.fourier.as_ref()?;
+fn constants(net: &Net) -> Option<[TensorData; 2]> {
+    let fourier = net.trunk().embedder.time.fourier.as_ref()?;
     Some([&fourier.scale, &fourier.shift].map(|param| param.val().into_data()))
 }

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Dit, DitConfig, Vae, VaeConfig};
-use pyrograph_engine::process::Process;
+use pyrograph_engine::denoisers;
+use pyrograph_engine::diffusion::Process;
+use pyrograph_engine::nets::{ConfigError, Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, save_bundle,
 };
@@ -27,7 +28,7 @@ use crate::settings::Defaults;
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// The transformer.
-    pub net: DitConfig,
+    pub net: NetConfig,
     /// The diffusion process it was trained on.
     pub process: Process,
     /// The autoencoder; a model without one works on pixels.
@@ -51,7 +52,7 @@ const VAE: &str = "vae";
 #[derive(Debug)]
 pub struct Model {
     /// The transformer.
-    pub net: Dit,
+    pub net: Net,
     /// The autoencoder, if the model works on latents.
     pub vae: Option<Vae>,
     /// Description.
@@ -100,9 +101,11 @@ pub fn recognise(path: &Path) -> Result<Recognised> {
             reason: "a folder with neither model.json nor model_index.json".into(),
         });
     };
-    let fault = |reason| Error::NotAModel { path: path.to_owned(), reason };
-    recognised.config.net.check().map_err(fault)?;
-    recognised.config.process.check(&recognised.config.net).map_err(fault)?;
+    let fault =
+        |error: ConfigError| Error::NotAModel { path: path.to_owned(), reason: error.to_string() };
+    let ModelConfig { net, process, .. } = &recognised.config;
+    net.check().map_err(fault)?;
+    denoisers::check(process, &net.dit).map_err(fault)?;
     if let Some(vae) = &recognised.config.vae {
         vae.check().map_err(fault)?;
     }
@@ -147,7 +150,7 @@ impl Recognised {
                 part.ok_or_else(|| fault("it has no autoencoder".into()))?
             }
         };
-        let channels = self.config.net.channels;
+        let channels = self.config.net.dit.channels;
         if config.latent_channels != channels {
             let found = config.latent_channels;
             return Err(fault(format!("latents of {found} channels, the model has {channels}")));

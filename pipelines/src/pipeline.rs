@@ -8,23 +8,24 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
+use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
 use pyrograph_engine::diffusion::{
-    Denoiser, Grid, Guided, GuidedChannels, NoiseSource, Phased, Sampler, Step,
+    Apart, Denoiser, Grid, Guided, GuidedChannels, NoiseSource, Pair, Phased, Process, Sampler,
+    Step, Together,
 };
-use pyrograph_engine::nets::{Dit, Student, Vae};
-use pyrograph_engine::process::{DitDenoiser, Process, StudentDenoiser};
+use pyrograph_engine::nets::{Conditioning, Dit, Net, Student, StudentConfig, Vae};
 
 use crate::error::{Error, Result};
 use crate::image::{check_picture, to_images};
 use crate::labels::Labels;
 use crate::model::{Model, ModelConfig};
 use crate::patches::{PatchPlan, Phase};
-use crate::settings::Settings;
+use crate::settings::{GuidanceSettings, Settings};
 
 /// Makes images of given classes.
 #[derive(Debug)]
 pub struct ClassPipeline {
-    net: Dit,
+    net: Net,
     vae: Option<Vae>,
     config: ModelConfig,
     guide: Option<Box<(Dit, Process)>>,
@@ -59,7 +60,7 @@ enum Role {
 }
 
 /// Binds one of the networks to labels, one per image, and a patch size.
-type Bind<'a> = dyn Fn(Role, &[usize], usize) -> Box<dyn Denoiser + 'a> + 'a;
+type Bind<'a> = dyn Fn(Role, Conditioning, usize) -> Box<dyn Denoiser + 'a> + 'a;
 
 /// State after a step of one batch.
 #[derive(Debug)]
@@ -88,14 +89,20 @@ impl ClassPipeline {
     /// # Errors
     /// If the two do not share their latent space and classes.
     pub fn with_guide(mut self, guide: Model) -> Result<Self> {
-        let (main, other) = (self.net.config(), guide.net.config());
+        let Net::Dit(net) = guide.net else {
+            return Err(Error::GuideMismatch {
+                model: "denoising steps".into(),
+                guide: "those of a few-step student".into(),
+            });
+        };
+        let (main, other) = (self.net.trunk().config(), net.config());
         if (main.channels, main.size, main.classes) != (other.channels, other.size, other.classes) {
             let describe = |c: &pyrograph_engine::nets::DitConfig| {
                 format!("{} channels, {:?}, {} classes", c.channels, c.size, c.classes)
             };
             return Err(Error::GuideMismatch { model: describe(main), guide: describe(other) });
         }
-        self.guide = Some(Box::new((guide.net.folded(), guide.config.process)));
+        self.guide = Some(Box::new((net.folded(), guide.config.process)));
         Ok(self)
     }
 
@@ -112,7 +119,7 @@ impl ClassPipeline {
     /// A strength that cannot be, a student of one step.
     pub fn with_picture(mut self, picture: Tensor<4>, strength: Option<f64>) -> Result<Self> {
         let fault = |reason: String| Err(Error::Picture { reason });
-        match (&self.net.config().student, strength) {
+        match (self.student(), strength) {
             (Some(student), _) if student.steps() == 1 => {
                 return fault("a student of one step has none after a picture".into());
             }
@@ -135,8 +142,7 @@ impl ClassPipeline {
     /// Steps that are taken of `steps`: all, but from a picture.
     pub fn taken(&self, steps: usize) -> usize {
         let strength = self.start.as_ref().and_then(|start| {
-            let student = self.net.config().student.is_some();
-            (!student).then_some(start.strength.unwrap_or(STRENGTH))
+            (self.student().is_none()).then_some(start.strength.unwrap_or(STRENGTH))
         });
         strength.map_or(steps, |strength| ((steps as f64 * strength).round() as usize).max(1))
     }
@@ -153,7 +159,12 @@ impl ClassPipeline {
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.net.config().classes
+        self.net.trunk().config().classes
+    }
+
+    /// The steps of a few-step student.
+    fn student(&self) -> Option<&StudentConfig> {
+        self.net.student().map(Student::config)
     }
 
     /// Pixels per latent cell along a side; 1 without an autoencoder.
@@ -166,7 +177,7 @@ impl ClassPipeline {
     /// # Errors
     /// If the size asked for is not a multiple of what the model needs, or too large.
     pub fn latent_shape(&self, count: usize, size: Option<[usize; 2]>) -> Result<[usize; 4]> {
-        let net = self.net.config();
+        let net = self.net.trunk().config();
         let [height, width] = match size {
             None => net.size,
             Some(size) => {
@@ -184,7 +195,7 @@ impl ClassPipeline {
 
     /// The patch sizes asked for, or the native one throughout.
     fn plan(&self, settings: &Settings, steps: usize) -> PatchPlan {
-        let native = || PatchPlan::constant(self.net.config().patch, steps);
+        let native = || PatchPlan::constant(self.net.trunk().config().patch, steps);
         settings.patches.clone().unwrap_or_else(native)
     }
 
@@ -230,7 +241,7 @@ impl ClassPipeline {
         noise: Option<&Tensor<4>>,
         on_step: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let channels = self.net.config().channels;
+        let channels = self.net.trunk().config().channels;
         if self.vae.is_none() && !matches!(channels, 1 | 3) {
             return Err(Error::NoAutoencoder { channels });
         }
@@ -282,7 +293,7 @@ impl ClassPipeline {
                 return Err(Error::NoiseShape { expected: shape, found: start.latent.dims() });
             }
         }
-        if let Some(student) = &self.net.config().student {
+        if let Some(student) = self.student() {
             self.check_student(student, settings)?;
         }
         let grid = settings.grid(&self.config.process)?;
@@ -312,7 +323,7 @@ impl ClassPipeline {
     }
 
     /// A student has its steps, and guidance inside them.
-    fn check_student(&self, student: &Student, settings: &Settings) -> Result<()> {
+    fn check_student(&self, student: &StudentConfig, settings: &Settings) -> Result<()> {
         let fault = |what: &str, found: String, expected: String| {
             Err(Error::Student { reason: format!("{what} is {found}, the student has {expected}") })
         };
@@ -346,18 +357,18 @@ impl ClassPipeline {
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>> {
         let sampler: &Sampler = &settings.sampler;
-        if self.net.config().student.is_some() {
-            let process = &self.config.process;
-            let mut student = StudentDenoiser::new(&self.net, process, classes, grid, &self.device);
+        if let Net::Student(net) = &self.net {
+            let told = Conditioning::classes(classes, &self.device);
+            let mut student = StudentDenoiser::new(net, &self.config.process, told, grid);
             if let Some(start) = &self.start {
                 student = student.from_image(start.latent.clone().expand(x.dims()));
             }
             let sampled = sampler.sample(&mut student, x, grid, source, on_step);
             return sampled.map_err(|_| Error::Cancelled);
         }
-        let bind = |role: Role, labels: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
+        let bind = |role: Role, told: Conditioning, patch: usize| -> Box<dyn Denoiser + '_> {
             let (net, process) = self.network(role);
-            Box::new(DitDenoiser::new(net, process, labels, &self.device).at(patch))
+            Box::new(DitDenoiser::new(net, process, told).at(patch))
         };
         let size = [x.dims()[2], x.dims()[3]];
         let mut denoiser = self.phased(classes, settings, size, grid, &bind)?;
@@ -388,7 +399,7 @@ impl ClassPipeline {
     fn network(&self, role: Role) -> (&Dit, &Process) {
         match (role, self.guide.as_deref()) {
             (Role::Guide, Some((net, process))) => (net, process),
-            _ => (&self.net, &self.config.process),
+            _ => (self.net.trunk(), &self.config.process),
         }
     }
 
@@ -402,13 +413,10 @@ impl ClassPipeline {
         bind: &Bind<'a>,
     ) -> Result<Phased<Box<dyn Denoiser + 'a>>> {
         let steps = grid.steps.len();
-        let phases = self.plan(settings, steps).phases(self.net.config(), size, steps)?;
-        let sigma = |step: usize| grid.steps[step][0].ve_sigma();
-        // Between the levels of the last step of a phase and of the next one.
-        let end = |phase: &Phase| match phase.end < steps {
-            true => sigma(phase.end) * (sigma(phase.end - 1) / sigma(phase.end)).sqrt().min(2.0),
-            false => 0.0,
-        };
+        let phases = self.plan(settings, steps).phases(self.net.trunk().config(), size, steps)?;
+        // Samplers count the steps that are taken.
+        let skipped = steps - self.taken(steps);
+        let end = |phase: &Phase| phase.end.saturating_sub(skipped);
         let guided = |phase: &Phase| (self.guided(classes, settings, *phase, bind), end(phase));
         Ok(Phased { phases: phases.iter().map(guided).collect() })
     }
@@ -422,38 +430,31 @@ impl ClassPipeline {
         bind: &Bind<'a>,
     ) -> Box<dyn Denoiser + 'a> {
         let guidance = &settings.guidance;
-        let own = || bind(Role::Main, classes, phase.main);
+        let told = Conditioning::classes(classes, &self.device);
+        let main = bind(Role::Main, told.clone(), phase.main);
         if guidance.scale == 1.0 {
-            return own();
+            return main;
         }
-        let (main, guide) = match &self.guide {
+        let guide = match &self.guide {
             Some(guide) => {
                 let other = guide.0.config();
                 let patch =
                     if other.patches().contains(&phase.guide) { phase.guide } else { other.patch };
-                (own(), Some(bind(Role::Guide, classes, patch)))
+                return guided(
+                    guidance,
+                    guidance.scale,
+                    Apart { main, guide: bind(Role::Guide, told, patch) },
+                );
             }
-            None if phase.main != phase.guide => {
-                (own(), Some(bind(Role::Main, classes, phase.guide)))
-            }
+            None if phase.main != phase.guide => bind(Role::Main, told, phase.guide),
             None => {
-                let null = std::iter::repeat_n(self.classes(), classes.len());
-                let labels: Vec<usize> = classes.iter().copied().chain(null).collect();
-                (bind(Role::Main, &labels, phase.main), None)
+                let null = vec![self.classes(); classes.len()];
+                let null = Conditioning::classes(&null, &self.device);
+                let both = bind(Role::Main, told.followed_by(null), phase.main);
+                return guided(guidance, guidance.scale, Together { main, both });
             }
         };
-        let scale = match self.guide {
-            Some(_) => guidance.scale,
-            None => phase.scale(guidance.scale),
-        };
-        Box::new(Guided {
-            main,
-            guide,
-            scale,
-            channels: guidance.channels,
-            interval: guidance.interval,
-            rescale: guidance.rescale,
-        })
+        guided(guidance, phase.scale(guidance.scale), Apart { main, guide })
     }
 
     /// Pictures of final latents, `[images, channels, height, width]`.
@@ -475,6 +476,15 @@ impl ClassPipeline {
         let decode = |i| vae.decode_tiled(vae.unscale(latents.clone().narrow(0, i, 1)), tile);
         Tensor::cat((0..count).map(decode).collect(), 0)
     }
+}
+
+fn guided<'a>(
+    settings: &GuidanceSettings,
+    scale: f64,
+    pair: impl Pair + 'a,
+) -> Box<dyn Denoiser + 'a> {
+    let GuidanceSettings { channels, interval, rescale, .. } = *settings;
+    Box::new(Guided { pair, scale, channels, interval, rescale })
 }
 
 /// Longest side of a picture, in pixels.

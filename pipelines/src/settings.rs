@@ -1,7 +1,7 @@
 //! Settings of one generation run.
 
+use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::diffusion::{Grid, GuidedChannels, Sampler, Spacing};
-use pyrograph_engine::process::Process;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::random::Generator;
+use pyrograph_engine::nets::{Net, Vae};
 use pyrograph_engine::ops;
-use pyrograph_engine::nets::{Dit, Vae};
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{Precision, Trainer};
 use pyrograph_weights::FloatDtype;
 
@@ -31,7 +31,7 @@ pub use student::{Adversarial, StudentShape};
 use crate::data::Order;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
-use critic::{Critic, Session};
+use critic::Critic;
 use log::Log;
 use material::{Material, Pictures};
 use start::Start;
@@ -62,7 +62,7 @@ pub struct Run {
     model: ModelConfig,
     material: Material,
     vae: Option<Vae>,
-    trainer: Trainer<Dit>,
+    trainer: Trainer<Net>,
     critic: Option<Critic>,
     device: Device,
 }
@@ -113,7 +113,7 @@ impl Run {
             }
         };
         let Start { net, model, vae } = start;
-        let trainer = Trainer::new(net, config.trainer(&model.net));
+        let trainer = Trainer::new(net, config.trainer(&model.net.dit));
         let mut run = Self {
             folder: folder.to_owned(),
             config,
@@ -149,7 +149,7 @@ impl Run {
     }
 
     /// The network in training.
-    pub fn net(&self) -> &Dit {
+    pub fn net(&self) -> &Net {
         &self.trainer.model
     }
 
@@ -224,14 +224,14 @@ impl Run {
             let step = step.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
             Generator::new(config.seed.wrapping_add(step))
         };
-        let patch = config.patch(&model.net, step, stream(u64::MAX).uniform());
+        let patch = config.patch(&model.net.dit, step, stream(u64::MAX).uniform());
         let material = material.prepared(&indices, config, model, vae.as_ref(), device)?;
         let session = critic.as_ref().map(Critic::session);
-        let report = trainer.step(config.micro_batches, |net, i| {
+        let (report, fakes) = trainer.step(config.micro_batches, |net, i| {
             material.loss(net, i, patch, &mut stream(i as u64), session.as_ref())
         });
-        let fakes = session.map(Session::fakes);
-        if let Some((critic, fakes)) = critic.as_mut().zip(fakes) {
+        if let Some(critic) = critic {
+            let fakes = fakes.into_iter().flatten().collect();
             critic.learn(fakes, vae.as_ref(), &stream, device);
         }
         Ok(report.loss)

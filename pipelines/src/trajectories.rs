@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::diffusion::NoiseSource;
-use pyrograph_engine::nets::Points;
+use pyrograph_engine::nets::{Conditioning, Points};
 use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -185,10 +185,11 @@ impl Trajectories {
         }
         let shape = [indices.len(), channels, height, width];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
+        let classes: Vec<usize> = indices.iter().map(|index| index % self.spec.classes).collect();
         Ok(StudentBatch {
             noise: Tensor::cat(noise, 0),
             points: points.into_iter().map(tensor).collect(),
-            labels: indices.iter().map(|index| index % self.spec.classes).collect(),
+            told: Conditioning::classes(&classes, device),
         })
     }
 }

@@ -1,35 +1,11 @@
 //! The built program, as a user runs it.
 
 use std::path::Path;
-use std::process::{Command, Output};
 
 use pyrograph_weights::Checkpoint;
 
-use crate::util::{Case, assert_close, assets, cases, device, json, program, tolerance};
-
-/// Runs `pyrograph` in `folder` on the device under test.
-fn run(folder: &Path, args: &[&str]) -> Output {
-    let device = std::env::var("PYROGRAPH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    Command::new(program())
-        .args(args)
-        .args(["--device", &device])
-        .current_dir(folder)
-        .output()
-        .expect("the program starts")
-}
-
-fn succeeded(output: &Output) -> String {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn failed(output: &Output) -> String {
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(!error.contains("panicked"), "{error}");
-    error
-}
+use crate::command::TestCommand;
+use crate::util::{Case, assert_close, assets, cases, device, json, tolerance};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
@@ -61,30 +37,13 @@ fn a_golden_pipeline_through_the_command_line() {
         let file = folder.path().join("noise.safetensors");
         pyrograph_weights::write_safetensors(&file, &tensors, &Default::default())
             .expect("written");
-        let output = run(
-            folder.path(),
-            &[
-                "generate",
-                "class",
-                "-m",
-                text(&golden),
-                "--class",
-                &classes.join(","),
-                "--noise",
-                "noise.safetensors",
-                "--save-latents",
-                "latents.safetensors",
-                "--steps",
-                &settings["steps"].to_string(),
-                "--cfg-scale",
-                &settings["guidance_scale"].to_string(),
-                "-o",
-                "%02d.png",
-                "--seed",
-                "0",
-            ],
-        );
-        succeeded(&output);
+        TestCommand::new(&folder, ["generate", "class", "-m", text(&golden)])
+            .args(["--class", &classes.join(",")])
+            .args(["--noise", "noise.safetensors", "--save-latents", "latents.safetensors"])
+            .args(["--steps", &settings["steps"].to_string()])
+            .args(["--cfg-scale", &settings["guidance_scale"].to_string()])
+            .args(["-o", "%02d.png", "--seed", "0"])
+            .succeeded();
         let saved = Checkpoint::open(folder.path().join("latents.safetensors")).expect("latents");
         let (values, shape) = saved.read_f32("trajectory").expect("a trajectory");
         let shape: [usize; 5] = shape.try_into().expect("five dimensions");
@@ -114,40 +73,26 @@ fn an_original_checkpoint_through_inspect_and_convert() {
     for golden in cases("dit-original") {
         let folder = tempfile::tempdir().expect("a folder");
         let checkpoint = golden.join("checkpoint.pt");
-        let described = succeeded(&run(folder.path(), &["inspect", text(&checkpoint), "--json"]));
+        let described =
+            TestCommand::new(&folder, ["inspect", text(&checkpoint), "--json"]).succeeded();
         let described: serde_json::Value = serde_json::from_str(&described).expect("JSON");
         let config = json(&golden.join("config.json"));
         assert_eq!(described["config"]["net"]["hidden"], config["hidden_size"]);
         assert_eq!(described["config"]["net"]["heads"], config["num_heads"]);
 
         let alone = ["generate", "class", "-m", text(&checkpoint), "--class", "0", "--steps", "3"];
-        assert!(failed(&run(folder.path(), &alone)).contains("--vae"));
+        assert!(TestCommand::new(&folder, &alone).failed().contains("--vae"));
 
         let vae = cases("dit-pipeline")[0].join("vae");
         let convert =
             ["convert", text(&checkpoint), "-o", "native", "--dtype", "f32", "--vae", text(&vae)];
-        succeeded(&run(folder.path(), &convert));
-        assert!(failed(&run(folder.path(), &convert)).contains("exists"));
-        let with_vae =
-            [&alone[..], &["--vae", text(&vae), "--seed", "4", "-o", "original.webp"]].concat();
-        succeeded(&run(folder.path(), &with_vae));
-        succeeded(&run(
-            folder.path(),
-            &[
-                "generate",
-                "class",
-                "-m",
-                "native",
-                "--class",
-                "0",
-                "--steps",
-                "3",
-                "--seed",
-                "4",
-                "-o",
-                "native.webp",
-            ],
-        ));
+        TestCommand::new(&folder, &convert).succeeded();
+        assert!(TestCommand::new(&folder, &convert).failed().contains("exists"));
+        TestCommand::new(&folder, alone)
+            .args(["--vae", text(&vae), "--seed", "4", "-o", "original.webp"])
+            .succeeded();
+        let native = ["generate", "class", "-m", "native", "--class", "0", "--steps", "3"];
+        TestCommand::new(&folder, native).args(["--seed", "4", "-o", "native.webp"]).succeeded();
         assert_same_picture(
             &folder.path().join("original.webp"),
             &folder.path().join("native.webp"),
@@ -161,7 +106,7 @@ fn same_seed_same_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
     let generate = |extra: &[&str]| {
         let common = ["generate", "class", "-m", text(golden), "--steps", "3", "--class", "5"];
-        succeeded(&run(folder.path(), &[&common[..], extra].concat()));
+        TestCommand::new(&folder, common).args(extra).succeeded();
     };
     generate(&["-n", "4", "--seed", "9", "--batch-size", "4", "-o", "four-%d.png"]);
     generate(&["-n", "4", "--seed", "9", "--batch-size", "1", "-o", "one-%d.png"]);
@@ -179,22 +124,12 @@ fn same_seed_same_bytes() {
     assert_ne!(bytes("single.png"), bytes("other.png"));
 
     // The settings inside a picture make it again; on the CPU, byte for byte.
-    succeeded(&run(
-        folder.path(),
-        &[
-            "generate",
-            "class",
-            "-m",
-            text(golden),
-            "--from-metadata",
-            "single.png",
-            "-o",
-            "again.png",
-        ],
-    ));
+    TestCommand::new(&folder, ["generate", "class", "-m", text(golden)])
+        .args(["--from-metadata", "single.png", "-o", "again.png"])
+        .succeeded();
     same("single.png", "again.png");
     assert!(tolerance(0.0) > 0.0 || bytes("single.png") == bytes("again.png"));
-    let told = succeeded(&run(folder.path(), &["metadata", "single.png"]));
+    let told = TestCommand::new(&folder, ["metadata", "single.png"]).succeeded();
     assert!(told.contains("Seed: 11") && told.contains("Steps: 3"), "{told}");
     assert!(told.contains("\"calls\"") && told.contains("\"gmacs\""), "{told}");
 }
@@ -205,28 +140,26 @@ fn pictures_remember_their_guide_and_type() {
     let golden = &cases("dit-pipeline")[0];
     let folder = tempfile::tempdir().expect("a folder");
     let base = ["generate", "class", "-m", text(golden)];
-    let made = |extra: &[&str]| run(folder.path(), &[&base[..], extra].concat());
+    let made = |extra: &[&str]| TestCommand::new(&folder, base).args(extra);
     let options = ["--class", "5", "--steps", "2", "--seed", "3", "--cfg-scale", "3"];
-    let with = |extra: &[&str]| succeeded(&made(&[&options[..], extra].concat()));
+    let with = |extra: &[&str]| made(&options).args(extra).succeeded();
     // Guided by itself there is no guidance.
     with(&["--guide-model", text(golden), "--dtype", "f16", "-o", "guided.png"]);
     with(&["--dtype", "f16", "-o", "plain.png"]);
-    let again = made(&["--from-metadata", "guided.png", "-o", "again.png"]);
-    succeeded(&again);
-    assert!(!String::from_utf8_lossy(&again.stderr).contains("warning"));
+    let again = made(&["--from-metadata", "guided.png", "-o", "again.png"]).reported();
+    assert!(!again.contains("warning"));
     let path = |name: &str| folder.path().join(name);
     assert_same_picture(&path("guided.png"), &path("again.png"));
     let bytes = |name: &str| std::fs::read(path(name)).expect(name);
     assert_ne!(bytes("guided.png"), bytes("plain.png"));
-    let told = succeeded(&run(folder.path(), &["metadata", "again.png"]));
+    let told = TestCommand::new(&folder, ["metadata", "again.png"]).succeeded();
     assert!(told.contains("\"f16\""), "{told}");
 
     let other =
         ["generate", "class", "--from-metadata", "plain.png", "-o", "o.png", "-m", "emoji-class"];
-    let output = run(folder.path(), &other);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("was made by weights"));
-    let twisted = run(folder.path(), &[&base[..], &["--cfg-interval", "2,1"]].concat());
-    assert!(String::from_utf8_lossy(&twisted.stderr).contains("LO up to HI"));
+    let warned = TestCommand::new(&folder, other).reported();
+    assert!(warned.contains("was made by weights"));
+    assert!(made(&["--cfg-interval", "2,1"]).misused().contains("LO up to HI"));
 }
 
 #[test]
@@ -234,7 +167,7 @@ fn mistakes_are_named_and_leave_no_files() {
     let golden = &cases("dit-pipeline")[0];
     let folder = tempfile::tempdir().expect("a folder");
     let base = ["generate", "class", "-m", text(golden), "--steps", "2"];
-    let with = |extra: &[&str]| failed(&run(folder.path(), &[&base[..], extra].concat()));
+    let with = |extra: &[&str]| TestCommand::new(&folder, base).args(extra).failed();
     assert!(with(&["--class", "1000"]).contains("1000"));
     assert!(with(&["--class", "unicorn"]).contains("unicorn"));
     assert!(with(&["--class", "1", "--sampler", "plms"]).contains("dpmpp_2m"));
@@ -245,10 +178,10 @@ fn mistakes_are_named_and_leave_no_files() {
     assert!(with(&["--class", "1", "-o", "no/such/a.png"]).contains("no/such"));
     assert!(with(&["--class", "1", "--noise", "none.safetensors"]).contains("none.safetensors"));
     let sweep = ["sweep", "-m", "emoji-class", "--reference", ".", "-o", "no/such/a.csv"];
-    assert!(failed(&run(folder.path(), &sweep)).contains("no/such"));
+    assert!(TestCommand::new(&folder, &sweep).failed().contains("no/such"));
     let train = ["train", "class", "--data", ".", "--set", "betas=[1, 1]"];
-    assert!(failed(&run(folder.path(), &train)).contains("betas"));
-    let none = failed(&run(folder.path(), &["generate", "class", "-m", "nowhere"]));
+    assert!(TestCommand::new(&folder, &train).failed().contains("betas"));
+    let none = TestCommand::new(&folder, ["generate", "class", "-m", "nowhere"]).failed();
     assert!(none.contains("nowhere"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
     assert!(left.is_empty(), "{left:?}");
@@ -266,7 +199,7 @@ fn a_run_that_fails_with_an_open_model_ends_in_order() {
     levels[1] = levels[0].clone();
     std::fs::write(folder.path().join("model.json"), bundle.to_string()).expect("written");
     for _ in 0..4 {
-        let said = failed(&run(folder.path(), &["generate", "class", "-m", "."]));
+        let said = TestCommand::new(&folder, ["generate", "class", "-m", "."]).failed();
         assert!(said.contains("noise levels must be"), "{said}");
     }
 }
@@ -274,8 +207,7 @@ fn a_run_that_fails_with_an_open_model_ends_in_order() {
 #[test]
 fn devices_are_listed_without_a_panic() {
     let folder = tempfile::tempdir().expect("a folder");
-    let output = run(folder.path(), &["devices"]);
-    assert!(succeeded(&output).starts_with("cpu"));
+    assert!(TestCommand::new(&folder, ["devices"]).succeeded().starts_with("cpu"));
 }
 
 /// Ctrl-C ends a run within a step, with the exit code shells expect and no file.
@@ -284,17 +216,15 @@ fn devices_are_listed_without_a_panic() {
 fn an_interrupted_run_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let golden = cases("dit-pipeline").remove(0);
-    let mut child = Command::new(program())
-        .args(["generate", "class", "--device", "cpu", "-c", "1", "-n", "400", "--steps", "900"])
-        .args(["-m", text(&golden)])
-        .current_dir(folder.path())
-        .spawn()
-        .expect("the program starts");
-    std::thread::sleep(std::time::Duration::from_millis(800));
-    assert_eq!(child.try_wait().expect("a child"), None, "it ended before it was interrupted");
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(sent.expect("kill runs").success());
-    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let preview = elsewhere.path().join("preview.png");
+    let mut running =
+        TestCommand::new(&folder, ["generate", "class", "-c", "1", "-n", "400", "--steps", "900"])
+            .args(["-m", text(&golden), "--preview", text(&preview)])
+            .on_cpu()
+            .spawn();
+    running.wait_until("preview of the first steps", || preview.exists());
+    assert_eq!(running.interrupted().code(), Some(130));
     let files: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
     assert!(files.is_empty(), "{files:?}");
 }
@@ -308,7 +238,7 @@ fn half_precision_is_close_to_single() {
     let adapted = folder.path().join("adapted");
     let flexify =
         ["flexify", text(&golden), "--patches", "4", "--adapters", "2", "-o", text(&adapted)];
-    succeeded(&run(folder.path(), &flexify));
+    TestCommand::new(&folder, &flexify).succeeded();
     let models: [(&str, &[&str]); 4] = [
         (text(&golden), &[]),
         (text(&adapted), &["--weak-steps", "4"]),
@@ -320,15 +250,18 @@ fn half_precision_is_close_to_single() {
         let mut pictures = Vec::new();
         for dtype in ["f32", "f16", "bf16", "int8"] {
             let name = format!("{dtype}.png");
-            let args = ["generate", "class", "-m", model, "-c", "1", "-s", "1", "--steps", "8"];
-            let args = [&args[..], further, &["--dtype", dtype, "-o", &name]].concat();
-            let output = run(folder.path(), &args);
+            let ended =
+                TestCommand::new(&folder, ["generate", "class", "-m", model, "-c", "1", "-s", "1"])
+                    .args(["--steps", "8"])
+                    .args(further)
+                    .args(["--dtype", dtype, "-o", &name])
+                    .ended();
             // A GPU without the type says so.
-            if tolerance(0.0) > 0.0 && dtype != "f32" && !output.status.success() {
-                assert!(failed(&output).contains(dtype));
+            if tolerance(0.0) > 0.0 && dtype != "f32" && ended.code == Some(1) {
+                assert!(ended.error.contains(dtype));
                 continue;
             }
-            succeeded(&output);
+            assert_eq!(ended.code, Some(0), "{}", ended.error);
             pictures.push(image::open(folder.path().join(name)).expect("a picture").into_rgb8());
         }
         for other in &pictures[1..] {
@@ -385,7 +318,7 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn the_first_command_makes_distinct_pictures_of_every_class() {
     let folder = tempfile::tempdir().expect("a folder");
-    succeeded(&run(folder.path(), &["generate", "class", "--seed", "3", "-o", "first.png"]));
+    TestCommand::new(&folder, ["generate", "class", "--seed", "3", "-o", "first.png"]).succeeded();
     let tiles = tiles(&folder.path().join("first.png"));
     for (i, tile) in tiles.iter().enumerate() {
         let mean = tile.iter().sum::<f32>() / tile.len() as f32;
@@ -402,9 +335,10 @@ fn the_first_command_makes_distinct_pictures_of_every_class() {
 fn the_fast_model_follows_its_teacher() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = ["generate", "class", "--seed", "3", "-o"];
-    succeeded(&run(folder.path(), &[&base[..], &["first.png"]].concat()));
-    succeeded(&run(folder.path(), &[&base[..], &["fast.png", "--fast"]].concat()));
-    let settings = succeeded(&run(folder.path(), &["metadata", "fast.png"]));
+    let generate = |extra: &[&str]| TestCommand::new(&folder, base).args(extra);
+    generate(&["first.png"]).succeeded();
+    generate(&["fast.png", "--fast"]).succeeded();
+    let settings = TestCommand::new(&folder, ["metadata", "fast.png"]).succeeded();
     assert!(settings.contains("emoji-4step"), "{settings}");
     let teacher = tiles(&folder.path().join("first.png"));
     let student = tiles(&folder.path().join("fast.png"));
@@ -413,9 +347,7 @@ fn the_fast_model_follows_its_teacher() {
     };
     let followed = (0..16).filter(|i| nearest(&student[*i]) == Some(*i)).count();
     assert!(followed >= 15, "{followed} of 16 pictures are their teacher's");
-    succeeded(&run(folder.path(), &[&base[..], &["{seed}.png", "--fast", "-n", "2"]].concat()));
+    generate(&["{seed}.png", "--fast", "-n", "2"]).succeeded();
     assert!(folder.path().join("3.png").exists() && folder.path().join("4.png").exists());
-    let both = [&base[..], &["x.png", "--fast", "-m", "emoji-class"]].concat();
-    let refused = run(folder.path(), &both);
-    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    generate(&["x.png", "--fast", "-m", "emoji-class"]).misused();
 }

@@ -2,20 +2,22 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::Command;
 
-use burn::tensor::{Int, Tensor};
-use image::{Rgb, RgbImage};
+use burn::tensor::Tensor;
 use pyrograph::model;
-use pyrograph::train::{Event, Run, Source, TrainConfig};
+use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::metrics::Estimate;
-use pyrograph_engine::nets::Points;
+use pyrograph_engine::nets::{Conditioning, Points};
 use pyrograph_engine::train::params;
 
-use crate::trajectories::{CLASSES, pipeline, record, spec, teacher};
-use crate::util::{assert_close, device, first_and_last_loss, program, tolerance};
+use crate::command::TestCommand;
+use crate::trajectories::{pipeline, record, spec, teacher};
+use crate::util::{
+    assert_close, assert_same_parameters, device, first_and_last_loss, identical, tolerance,
+    train_until, write_pictures,
+};
 
 /// Trains a student until `stop`, or to the end.
 fn distill(
@@ -32,12 +34,7 @@ fn distill(
     let set = Trajectories::open(&folder.join(set)).expect("a set");
     let source = Source::Trajectories(set);
     let mut run = Run::new(&folder.join(name), config, source, resume, &device()).expect("a run");
-    let _ = run
-        .train(&mut |event| match event {
-            Event::Step { step, .. } if step == stop => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        })
-        .expect("trains");
+    let _ = train_until(&mut run, Some(stop));
     run
 }
 
@@ -49,9 +46,7 @@ fn a_resumed_student_equals_one_without_a_break_bit_for_bit() {
     let whole = distill(folder.path(), &[], ["whole", "set"], (false, 0));
     distill(folder.path(), &[], ["parts", "set"], (false, 6));
     let resumed = distill(folder.path(), &[], ["parts", "set"], (true, 0));
-    for (a, b) in params::values(whole.net()).into_iter().zip(params::values(resumed.net())) {
-        assert!(a.equal(b).all().into_scalar::<bool>());
-    }
+    assert_same_parameters("resumed", whole.net(), resumed.net());
 }
 
 #[test]
@@ -78,9 +73,9 @@ fn students_learn_and_open_like_any_model() {
         let (student, _) = pipeline(&folder.path().join(&name).join("model"));
         let settings = student.config().defaults.settings(0);
         assert_eq!(settings.steps, 4);
-        let run = student.latents(&batch.labels, &settings, Some(&batch.noise), &mut |_| {
-            ControlFlow::Continue(())
-        });
+        let classes: Vec<usize> = all.iter().map(|index| index % 3).collect();
+        let run = student
+            .latents(&classes, &settings, Some(&batch.noise), &mut |_| ControlFlow::Continue(()));
         let images: Tensor<4> = batch.points[0].clone();
         let far: f32 = (run.expect("images") - images.clone()).square().mean().into_scalar();
         let size: f32 = images.var(0).mean().into_scalar();
@@ -128,18 +123,11 @@ fn only_a_student_is_compared_with_trajectories_and_only_with_its_own_kind() {
     }
 }
 
-/// Five pictures of each of some classes.
-fn pictures(folder: &Path, classes: usize) {
-    for class in 0..classes {
-        let folder = folder.join(format!("class {class}"));
-        std::fs::create_dir_all(&folder).expect("created");
-        for i in 0..5u8 {
-            let at = |x: u32, y: u32| (x * 31 + y * 17 + u32::from(i) * 40) as u8;
-            let picture =
-                RgbImage::from_fn(8, 8, |x, y| Rgb([at(x, y), at(y, x), 60 * class as u8]));
-            picture.save(folder.join(format!("{i}.png"))).expect("written");
-        }
-    }
+fn pictures(folder: &Path, classes: &[&str]) {
+    write_pictures(folder, classes, |class, i, [x, y]| {
+        let at = |x: u32, y: u32| (x * 31 + y * 17 + i * 40) as u8;
+        [at(x, y), at(y, x), 60 * class as u8, 255]
+    });
 }
 
 #[test]
@@ -149,7 +137,7 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
     let teacher = teacher(&path.join("teacher"), 1, true);
     record(&path.join("set"), &teacher, spec(&teacher, 10));
     distill(path, &[], ["regression", "set"], (false, 0));
-    pictures(&path.join("data"), CLASSES);
+    pictures(&path.join("data"), &["a", "b", "c"]);
     let set = |key: &str, value: &str| format!("{key}={}", path.join(value).display());
     let (init, data) = (set("student.init", "regression/model"), set("adversarial.data", "data"));
     let changes = [init.as_str(), data.as_str(), "adversarial.warmup=3", "flip=true"];
@@ -158,12 +146,10 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
     distill(path, &changes, ["parts", "set"], (false, 6));
     let resumed = distill(path, &changes, ["parts", "set"], (true, 0));
     let plain = distill(path, &[&init], ["plain", "set"], (false, 0));
-    let [whole, resumed, plain] = [whole, resumed, plain].map(|run| params::values(run.net()));
-    for (a, b) in whole.iter().zip(resumed) {
-        assert!(a.clone().equal(b).all().into_scalar::<bool>());
-    }
-    let same = |(a, b): (&Tensor<1>, Tensor<1>)| a.clone().equal(b).all().into_scalar::<bool>();
-    assert!(!whole.iter().zip(plain).all(same), "the heads pulled at nothing");
+    assert_same_parameters("resumed", whole.net(), resumed.net());
+    let [whole, plain] = [whole, plain].map(|run| params::values(run.net()));
+    let same = whole.into_iter().zip(plain).all(|(a, b)| identical(a, b));
+    assert!(!same, "the heads pulled at nothing");
 
     let refuse = |changes: &[&str], part: &str| {
         let base = TrainConfig::distilling(path.join("teacher")).expect("settings");
@@ -176,7 +162,7 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
     };
     refuse(&[&init, "student.history_layers=2"], "history_layers: 2");
     refuse(&[&set("student.init", "teacher")], "student: None");
-    pictures(&path.join("other"), 2);
+    pictures(&path.join("other"), &["a", "b"]);
     refuse(&[&set("adversarial.data", "other")], "has 2 classes, the teacher 3");
 }
 
@@ -210,9 +196,9 @@ fn a_student_that_predicts_states_passes_through_them() {
             ControlFlow::Continue(())
         });
         run.expect("images");
-        let labels = Tensor::<1, Int>::from_data([0, 2], &device());
+        let told = Conditioning::classes(&[0, 2], &device());
         let net = model::open(&path, &device()).expect("a student").net;
-        let outputs = net.steps(states[..4].to_vec(), &labels);
+        let outputs = net.student().expect("it").steps(states[..4].to_vec(), &told);
         for (found, expected) in states[1..].iter().zip(outputs) {
             assert_close("a state", found.clone(), expected, tolerance(1e-4));
         }
@@ -222,44 +208,37 @@ fn a_student_that_predicts_states_passes_through_them() {
 #[test]
 fn one_command_makes_a_student_that_generates() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (bundle, run) = (folder.path().join("teacher"), folder.path().join("run"));
-    teacher(&bundle, 1, true);
+    teacher(&folder.path().join("teacher"), 1, true);
+    let run = folder.path().join("run");
     let distill = |options: &[&str]| {
-        let mut command = Command::new(program());
-        command.args(["distill", "--device", "cpu", "-n", "6", "--teacher-steps", "4"]);
-        command.args(["--history", "noise", "--batch", "4"]);
-        command.args(["--set", "micro_batches=1", "--set", "sample_every=0"]).args(options);
-        command.arg("-m").arg(&bundle).arg("-o").arg(&run).output().expect("the program runs")
+        TestCommand::new(&folder, ["distill", "-n", "6", "--teacher-steps", "4"])
+            .args(["--history", "noise", "--batch", "4", "-m", "teacher", "-o", "run"])
+            .settings(&["micro_batches=1", "sample_every=0"])
+            .args(options)
+            .on_cpu()
     };
     // Told before anything is recorded.
     for (steps, reason) in [("3", "of 4 points"), ("4", "after 1 of 4")] {
-        let refused = distill(&["--student-steps", steps]);
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert_eq!(refused.status.code(), Some(1), "{said}");
+        let said = distill(&["--student-steps", steps]).failed();
         assert!(said.contains(reason) && !run.exists(), "{said}");
     }
-    let first = distill(&["--student-steps", "2", "--steps", "2"]);
-    let said = String::from_utf8_lossy(&first.stderr).into_owned();
-    assert!(first.status.success(), "{said}");
+    let said = distill(&["--student-steps", "2", "--steps", "2"]).reported();
     assert!(said.contains("6 of 6 trajectories to record") && said.contains("9.00 KiB"), "{said}");
-    let again = distill(&["--student-steps", "2", "--steps", "3", "--resume"]);
-    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    let said = distill(&["--student-steps", "2", "--steps", "3", "--resume"]).reported();
     assert!(said.contains("0 of 6 trajectories") && said.contains("resumed at step 2"), "{said}");
 
-    let mut command = Command::new(program());
-    command.args(["distill", "compare", "--device", "cpu", "--json", "-m"]).arg(run.join("model"));
-    let output = command.arg("--trajectories").arg(run.join("trajectories")).output();
-    let output = output.expect("the program runs");
-    let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let found = TestCommand::new(&folder, ["distill", "compare", "--json", "-m", "run/model"])
+        .args(["--trajectories", "run/trajectories"])
+        .on_cpu()
+        .succeeded();
+    let found: serde_json::Value = serde_json::from_str(&found).expect("JSON");
     assert_eq!(found["trajectories"], 6);
     assert!(found["own"][1]["value"].as_f64().is_some_and(|error| error > 0.0), "{found}");
 
-    let picture = folder.path().join("picture.png");
-    let mut command = Command::new(program());
-    command.args(["generate", "class", "--device", "cpu", "-c", "1", "-s", "3"]);
-    let output = command.arg("-m").arg(run.join("model")).arg("-o").arg(&picture).output();
-    let output = output.expect("the program runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("2 steps of ddim, cfg 1"), "{said}");
-    assert!(picture.is_file());
+    let said = TestCommand::new(&folder, ["generate", "class", "-c", "1", "-s", "3"])
+        .args(["-m", "run/model", "-o", "picture.png"])
+        .on_cpu()
+        .reported();
+    assert!(said.contains("2 steps of ddim, cfg 1"), "{said}");
+    assert!(folder.path().join("picture.png").is_file());
 }

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use pyrograph::model::{Model, ModelConfig};
 use pyrograph::patches::PatchPlan;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
-use pyrograph_engine::nets::{Dit, DitConfig, Flexible, Sharing, flexify};
+use pyrograph_engine::nets::{Conditioning, Dit, DitConfig, Flexible, Sharing, flexify};
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Target, Trainer, TrainerConfig, params,
 };
 
-use crate::util::{assert_close, device, opened, tolerance};
+use crate::util::{assert_close, device, identical, opened, tolerance};
 
 const CLASSES: usize = 3;
 
@@ -45,16 +45,11 @@ fn flexified(net: &Dit, flexible: Flexible) -> Dit {
 fn call(net: &Dit, x: &Tensor<4>, patch: usize) -> Tensor<4> {
     let device = x.device();
     let time = Tensor::<1>::from_floats([30.0, 700.0], &device);
-    let labels = Tensor::<1, Int>::from_data([0, CLASSES as i64], &device);
-    net.forward(x.clone(), time, labels, patch)
+    net.forward(x.clone(), time, &Conditioning::classes(&[0, CLASSES], &device), patch)
 }
 
 fn random([count, channels, height, width]: [usize; 4]) -> Tensor<4> {
     NoiseSource::new(11, count).draw([channels, height, width], &device())
-}
-
-fn identical(a: Tensor<4>, b: Tensor<4>) -> bool {
-    a.into_data() == b.into_data()
 }
 
 #[test]
@@ -127,18 +122,21 @@ fn distilling_adapters_leaves_the_base_bit_for_bit() {
         let x = random([2, 4, 16, 16]);
         let before = call(&net, &x, 2);
         let flexible = flexified(&net, adapted(&[4]));
-        let config = ModelConfig { net: flexible.config().clone(), ..model_config() };
+        let config = ModelConfig { net: flexible.config().clone().into(), ..model_config() };
         let objective =
-            Denoising { process: config.process, label_dropout: 0.1, target: Target::Native };
+            Denoising { process: config.process, condition_dropout: 0.1, target: Target::Native };
         let mut trainer = Trainer::new(flexible.freeze_native(), trainer_config());
         let names = params::names(&trainer.model);
         let own = names.iter().all(|name| name.starts_with("modes."));
         assert!(own && names.len() > 10, "{names:?}");
-        let batch = Batch { clean: x.clone().autodiff(), labels: vec![0, 1] };
+        let told = |classes: [usize; 2]| Conditioning::classes(&classes, &device());
+        let (clean, null) = (x.clone().autodiff(), told([CLASSES; 2]));
+        let batch = Batch { clean, told: told([0, 1]), null };
         let losses: Vec<f32> = (0..12)
             .map(|_| {
-                let loss = |net: &Dit, _| objective.loss(net, &batch, 4, &mut Generator::new(0));
-                trainer.step(1, loss).loss.into_scalar()
+                let random = || Generator::new(0);
+                let loss = |net: &Dit, _| (objective.loss(net, &batch, 4, &mut random()), ());
+                trainer.step(1, loss).0.loss.into_scalar()
             })
             .collect();
         assert!(losses[11] < 0.9 * losses[0], "{losses:?}");
@@ -164,7 +162,7 @@ fn trainer_config() -> TrainerConfig {
 fn model_config() -> ModelConfig {
     let train = TrainConfig::default();
     ModelConfig {
-        net: DitConfig::dit(64, 2, 4),
+        net: DitConfig::dit(64, 2, 4).into(),
         process: train.process,
         vae: None,
         defaults: train.defaults,
@@ -180,8 +178,8 @@ fn pipeline() -> ClassPipeline {
         &opened(DitConfig { learned_variance: false, ..config }.init(1, &device())),
         shared(&[4, 8], 4),
     ));
-    let config = ModelConfig { net: net.config().clone(), ..model_config() };
-    ClassPipeline::new(Model { net, vae: None, config }, &device())
+    let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
+    ClassPipeline::new(Model { net: net.into(), vae: None, config }, &device())
 }
 
 fn latents(pipeline: &ClassPipeline, settings: &Settings) -> Tensor<4> {
@@ -192,7 +190,7 @@ fn latents(pipeline: &ClassPipeline, settings: &Settings) -> Tensor<4> {
 #[test]
 fn schedules_of_patch_sizes_act_step_by_step() {
     let pipeline = pipeline();
-    let net = pipeline.config().net.clone();
+    let net = pipeline.config().net.dit.clone();
     for sampler in ["ddim", "dpmpp_2m", "heun"] {
         let mut settings = pipeline.config().defaults.settings(3);
         settings.sampler = pyrograph_engine::diffusion::parse_sampler(sampler).expect("known").0;
@@ -227,14 +225,14 @@ fn every_call_of_the_network_is_counted() {
     let count = |pipeline: &ClassPipeline, settings: &Settings| {
         pipeline.compute(settings).expect("settings that fit")
     };
-    let flops = |patch: usize| own.config().net.flops([16, 16], patch) / 2e9;
+    let flops = |patch: usize| own.config().net.dit.flops([16, 16], patch) / 2e9;
 
     let plan = PatchPlan::parse("8:2,4:2,2:2", 6).expect("a plan");
     let found = count(&own, &Settings { patches: Some(plan.clone()), ..settings.clone() });
     assert_eq!(found.calls, BTreeMap::from([(2, 4), (4, 4), (8, 4)]));
     let expected = 4.0 * (flops(2) + flops(4) + flops(8));
     assert!((found.gmacs / expected - 1.0).abs() < 1e-12, "{} {expected}", found.gmacs);
-    let share = plan.share(&own.config().net, [16, 16], 6);
+    let share = plan.share(&own.config().net.dit, [16, 16], 6);
     assert!((found.share - share).abs() < 1e-12, "{} {share}", found.share);
 
     // A solver of two calls per step, but for the last; guidance in the middle steps only.
@@ -252,9 +250,9 @@ fn every_call_of_the_network_is_counted() {
         DitConfig { size: [16, 16], classes: CLASSES, channels: 3, ..DitConfig::dit(32, 1, 2) };
     let net = DitConfig { learned_variance: false, ..small }.init(2, &device());
     let guide_flops = net.config().flops([16, 16], 2) / 2e9;
-    let config = ModelConfig { net: net.config().clone(), ..model_config() };
-    let guided =
-        pipeline().with_guide(Model { net, vae: None, config }).expect("a guide that fits");
+    let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
+    let guide = Model { net: net.into(), vae: None, config };
+    let guided = pipeline().with_guide(guide).expect("a guide that fits");
     let found = count(&guided, &settings);
     let expected = 6.0 * (flops(2) + guide_flops);
     assert!((found.gmacs / expected - 1.0).abs() < 1e-12, "{} {expected}", found.gmacs);

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "tests report what they measured")]
 
 mod cli;
+mod command;
 mod distill;
 mod flexible;
 mod lora;

@@ -1,8 +1,6 @@
 //! Distances between sets of images, and the resizing of patch kernels, against the reference
 //! implementations.
 
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph::eval::FeatureNet;
 use pyrograph_engine::layers::Init;
@@ -12,7 +10,8 @@ use pyrograph_engine::metrics::{Features, coverage, frechet, kernel};
 use pyrograph_engine::nets::Inception;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::util::{Case, assert_close, assets, cases, device, json, program, tolerance};
+use crate::command::TestCommand;
+use crate::util::{Case, assert_close, assets, cases, device, json, root, tolerance};
 
 /// The shipped feature network.
 const FEATURES: &str = "models/efficientnet-lite0/efficientnet_lite0.safetensors";
@@ -87,8 +86,7 @@ fn waves(width: u32, height: u32) -> image::RgbImage {
 
 fn assert_features(net: &FeatureNet, picture: image::RgbImage, fixture: &str) {
     let found = Tensor::<1>::from_floats(net.rows(&[picture])[0].as_slice(), &Device::flex());
-    let file =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/features").join(fixture);
+    let file = root().join("tests/fixtures/features").join(fixture);
     let (expected, _) =
         Checkpoint::open(&file).expect("a fixture").read_f32("features").expect("f32");
     let expected = Tensor::<1>::from_floats(expected.as_slice(), &Device::flex());
@@ -169,21 +167,14 @@ fn blurred_and_noisy_images_are_farther_from_real_ones() {
 #[test]
 fn eval_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = assets().join("data/emoji");
-    let output = std::process::Command::new(program())
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["eval", "--device", "cpu", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2"])
-        .args(["--resamples", "2"])
-        .arg("--reference")
-        .arg(&data)
-        .arg("--cache")
-        .arg(folder.path().join("cache"))
-        .arg("--pairs")
-        .arg(folder.path().join("pairs.png"))
-        .output()
-        .expect("the program runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let line: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON line");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let eval = ["eval", "-q", "-m", "emoji-class", "-n", "16", "--steps", "2", "--resamples", "2"];
+    let line = TestCommand::new(root(), eval)
+        .args(["--reference", "assets/data/emoji", "--cache", &path("cache")])
+        .args(["--pairs", &path("pairs.png")])
+        .on_cpu()
+        .succeeded();
+    let line: serde_json::Value = serde_json::from_str(&line).expect("one JSON line");
     assert_eq!((line["images"].as_u64(), line["reference"].as_u64()), (Some(16), Some(1248)));
     assert!(line["fd_efflite0"]["value"].as_f64().expect("a number") > 0.0, "{line}");
     assert!(folder.path().join("pairs.png").is_file());
@@ -194,40 +185,16 @@ fn eval_from_the_command_line() {
 fn a_sweep_goes_on_where_it_stopped() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let run = |args: &[&str]| {
-        let output = std::process::Command::new(program())
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-            .args(args)
-            .args(["--device", "cpu"])
-            .output()
-            .expect("the program runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        said
-    };
     let (table, cache) = (path("sweep.csv"), path("cache"));
+    let run = |options: &[&str]| {
+        TestCommand::new(root(), ["sweep", "-m", "emoji-class", "-n", "8", "--steps", "2"])
+            .args(["--reference", "assets/data/emoji", "--cache", &cache])
+            .args(options)
+            .on_cpu()
+            .reported()
+    };
     let sweep = |schedules: &str| {
-        run(&[
-            "sweep",
-            "-m",
-            "emoji-class",
-            "--reference",
-            "assets/data/emoji",
-            "-n",
-            "8",
-            "--steps",
-            "2",
-            "--schedules",
-            schedules,
-            "--resamples",
-            "2",
-            "--cfg-scale",
-            "1,2",
-            "-o",
-            &table,
-            "--cache",
-            &cache,
-        ])
+        run(&["--schedules", schedules, "--resamples", "2", "--cfg-scale", "1,2", "-o", &table])
     };
     sweep("100%");
     let said = sweep("100%;16:1,8:1;16:1,8:1/16");
@@ -246,12 +213,8 @@ fn a_sweep_goes_on_where_it_stopped() {
     assert!(folder.path().join("sweep.png").is_file());
     // Weights of another type are other points, also in a table that has them in f32.
     std::fs::copy(&table, path("other.csv")).expect("copied");
-    let said = run(&["sweep", "-m", "emoji-class", "--reference", "assets/data/emoji", "-n", "8"]
-        .iter()
-        .chain(&["--steps", "2", "--cfg-scale", "1", "--schedules", "100%", "--dtype", "bf16"])
-        .chain(&["--against", "seconds", "-o", &path("other.csv"), "--cache", &cache])
-        .copied()
-        .collect::<Vec<_>>());
+    let other = ["--cfg-scale", "1", "--schedules", "100%", "--dtype", "bf16"];
+    let said = run(&[&other[..], &["--against", "seconds", "-o", &path("other.csv")]].concat());
     assert!(said.contains("1 of 1") && !said.contains("in the table already"), "{said}");
     assert!(folder.path().join("other.png").is_file());
 }

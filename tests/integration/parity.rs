@@ -1,36 +1,38 @@
 //! Forward passes, gradients and pipelines against the reference implementations.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use pyrograph::model::{self, Model};
+use burn::tensor::{Tensor, TensorData};
+use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler};
-use pyrograph_engine::process::DitDenoiser;
-use std::collections::HashMap;
+use pyrograph_engine::denoisers::DitDenoiser;
+use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
+use pyrograph_engine::nets::Conditioning;
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::util::{Case, assert_close, cases, device, json, tolerance};
+use crate::util::{
+    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, tolerance,
+};
 
 fn open(path: &Path) -> Model {
-    model::open(path, &device()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    open_changed(path, |_| ())
 }
 
-fn ids(labels: &[usize]) -> Tensor<1, Int> {
-    let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), &device())
+fn told(classes: &[usize]) -> Conditioning {
+    Conditioning::classes(classes, &device())
 }
 
 #[test]
 fn diffusers_transformer_and_autoencoder() {
     for folder in cases("dit-pipeline") {
         let (model, case, device) = (open(&folder), Case::open(&folder), device());
-        let output = model.net.forward(
+        let output = model.net.trunk().forward(
             case.tensor("forward_latents", &device),
             case.tensor("forward_timestep", &device),
-            ids(&case.ids("forward_class")),
-            model.net.config().patch,
+            &told(&case.ids("forward_class")),
+            model.config.net.dit.patch,
         );
         let expected = case.tensor("forward_output", &device);
         assert_close("transformer", output, expected, tolerance(1e-5));
@@ -90,17 +92,13 @@ fn original_dit_with_three_channel_guidance() {
                 (case.tensor("input", &device), case.tensor("timestep", &device));
             let labels = case.ids("label");
             if file == "model.pt" {
-                let output =
-                    model.net.forward(x.clone(), time, ids(&labels), model.net.config().patch);
+                let (net, patch) = (model.net.trunk(), model.config.net.dit.patch);
+                let output = net.forward(x.clone(), time, &told(&labels), patch);
                 assert_close(file, output, case.tensor("output", &device), tolerance(1e-5));
             }
-            let net = &model.net;
-            let position = net.config().position.table(
-                net.config().grid(net.config().size, net.config().patch),
-                [0.0, 1.0],
-                net.config().hidden,
-                &device,
-            );
+            let net = &model.config.net.dit;
+            let grid = net.grid(net.size, net.patch);
+            let position = net.position.table(grid, ([0.0; 2], 1.0), net.hidden, &device);
             assert_close("positions", position, case.tensor("pos_embed", &device), 1e-6);
         }
         guided_output(&folder, &case);
@@ -116,11 +114,10 @@ fn guided_output(folder: &Path, case: &Case) {
     let process = &model.config.process;
     let level = process.schedule.level(500.0).expect("a timestep of the schedule");
     let labels = &case.ids("label")[..half];
-    let null = vec![model.net.config().classes; half];
-    let both = [labels, &null].concat();
-    let mut guided: Guided<_, DitDenoiser<'_>> = Guided {
-        main: DitDenoiser::new(&model.net, process, &both, &device),
-        guide: None,
+    let null = vec![model.config.net.dit.classes; half];
+    let bind = |classes: &[usize]| DitDenoiser::new(model.net.trunk(), process, told(classes));
+    let mut guided = Guided {
+        pair: Together { main: bind(labels), both: bind(&[labels, &null].concat()) },
         scale: 4.0,
         channels: GuidedChannels::First(3),
         interval: None,
@@ -135,7 +132,7 @@ fn guided_output(folder: &Path, case: &Case) {
 
 /// Noise prediction behind a clean estimate: `z = (x_t − α x̂) / σ`.
 fn noise_of(denoiser: &mut dyn Denoiser, x_t: Tensor<4>, level: &Level) -> Tensor<4> {
-    let clean = denoiser.denoise(x_t.clone(), level).clean;
+    let clean = denoiser.denoise(x_t.clone(), level, 0).clean;
     (x_t - clean * level.alpha) * (1.0 / level.sigma)
 }
 
@@ -146,21 +143,20 @@ fn mp_dit_forward_blocks_and_gradients() {
         let (case, device) = (Case::open(&folder), device());
         let model = open(&folder.join("model.safetensors"));
         let parameters = json(&folder.join("config.json"))["parameters"].as_u64();
-        assert_eq!(Some(model.net.config().parameters() as u64), parameters, "{name}");
+        assert_eq!(Some(model.config.net.parameters() as u64), parameters, "{name}");
 
         let net = model.net.train();
         let autodiff = device.clone().autodiff();
-        let labels = case.ids("label");
-        let labels: Vec<i64> = labels.iter().map(|&id| id as i64).collect();
-        let count = labels.len();
-        let labels = Tensor::from_data(TensorData::new(labels, [count]), &autodiff);
         let mut blocks = Vec::new();
-        let output = net.forward_observed(
+        let output = net.trunk().forward_with(
             case.tensor("input", &autodiff),
             case.tensor("timestep", &autodiff),
-            labels,
-            net.config().patch,
-            &mut |_, tokens| blocks.push(tokens.clone().inner()),
+            &told(&case.ids("label")),
+            model.config.net.dit.patch,
+            &mut |_, tokens| {
+                blocks.push(tokens.clone().inner());
+                tokens
+            },
         );
         for (i, block) in blocks.into_iter().enumerate() {
             let expected = case.tensor(&format!("block_{i}"), &device);
@@ -208,8 +204,8 @@ fn compare_gradients(
     found: &HashMap<String, Tensor<2>>,
     config: &pyrograph::model::ModelConfig,
 ) {
-    let hidden = config.net.hidden;
-    let m = config.net.modulation;
+    let hidden = config.net.dit.hidden;
+    let m = config.net.dit.modulation;
     let mods: Vec<usize> = [(m.scale, hidden), (m.shift, hidden), (m.rotation, hidden / 2)]
         .into_iter()
         .filter_map(|(on, width)| on.then_some(width))
@@ -287,17 +283,33 @@ fn our_place(
     }
 }
 
+/// An average of the weights in half precision is a model like any other.
 #[test]
 fn mp_dit_average_file_opens() {
+    let mut averages = 0;
     for folder in cases("mp-dit") {
-        let averages = std::fs::read_dir(&folder)
-            .expect("a folder")
-            .map(|entry| entry.expect("an entry").path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "pt"));
-        for path in averages {
-            let model = open(&path);
-            let expected = open(&folder.join("model.safetensors"));
-            assert_eq!(model.net.config(), expected.net.config());
+        for path in files(&folder).filter(|path| path.extension().is_some_and(|end| end == "pt")) {
+            averages += 1;
+            let found = open(&path);
+            assert_eq!(found.net.config(), open(&folder.join("model.safetensors")).net.config());
+
+            // The same weights in a file of the other kind.
+            let checkpoint = Checkpoint::open(&path).expect("an average");
+            let tensors: Vec<(String, TensorData)> = checkpoint
+                .tensors()
+                .keys()
+                .map(|name| {
+                    let (values, shape) = checkpoint.read_f32(name).expect("floats");
+                    (name.clone(), TensorData::new(values, shape))
+                })
+                .collect();
+            let copy = tempfile::tempdir().expect("a folder");
+            let weights = copy.path().join("model.safetensors");
+            write_safetensors(&weights, &tensors, &Default::default()).expect("written");
+            std::fs::copy(folder.join("config.json"), copy.path().join("config.json"))
+                .expect("copied");
+            assert_same_parameters("average", &found.net.train(), &open(&weights).net.train());
         }
     }
+    assert!(averages > 0, "no average among the cases");
 }

@@ -3,21 +3,17 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
-use pyrograph::model::{self, Model, ModelConfig};
+use pyrograph::model::{Model, ModelConfig};
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
+use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Grid, NoiseSource};
-use pyrograph_engine::nets::Points;
-use pyrograph_engine::process::DitDenoiser;
-use pyrograph_weights::FloatDtype;
+use pyrograph_engine::nets::{Conditioning, Points};
 
-use crate::util::{assert_close, cases, device, tolerance};
+use crate::util::{assert_close, cases, device, open_changed, tolerance};
 
 fn open(name: &str, change: impl FnOnce(&mut ModelConfig)) -> Model {
-    let path = cases(name)[0].join("model.safetensors");
-    let mut recognised = model::recognise(&path).expect("a model");
-    change(&mut recognised.config);
-    recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("opened")
+    open_changed(&cases(name)[0].join("model.safetensors"), change)
 }
 
 fn random(model: &ClassPipeline, seed: u64, count: usize) -> Tensor<4> {
@@ -61,8 +57,9 @@ fn the_last_steps_alone_are_taken_from_a_noised_picture() {
             // One step is the network's estimate.
             let level = grid(&pipeline, &settings).steps[5][0];
             let x = picture.clone() * level.alpha + noise.clone() * level.sigma;
-            let mut denoiser = DitDenoiser::new(&net, &config.process, &[0, 1], &device());
-            let expected = denoiser.denoise(x, &level).clean;
+            let told = Conditioning::classes(&[0, 1], &device());
+            let mut denoiser = DitDenoiser::new(net.trunk(), &config.process, told);
+            let expected = denoiser.denoise(x, &level, 0).clean;
             assert_close("the estimate", found[1].clone(), expected, tolerance(1e-5));
         }
     }

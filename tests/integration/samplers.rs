@@ -18,7 +18,7 @@ struct Analytic {
 }
 
 impl Denoiser for Analytic {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, _: usize) -> Denoised {
         self.timesteps.push(level.timestep);
         let c = self.prediction.coefficients(level);
         let x = x_t.clone() * c.c_in;

@@ -1,19 +1,21 @@
 //! Magnitude-preserving networks keep their magnitude: the laws of the method.
 
 use burn::module::Module;
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use pyrograph_engine::random::Generator;
+use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::ModulationConfig;
-use pyrograph_engine::layers::magnitude::magnitude;
-use pyrograph_engine::nets::{Dit, DitConfig};
+use pyrograph_engine::nets::{Conditioning, Dit, DitConfig};
+use pyrograph_engine::ops::magnitude::magnitude;
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::params;
+
+use crate::util::opened;
 
 fn network(config: &DitConfig, seed: u64) -> Dit {
     let device = Device::flex();
     config.init(seed, &device)
 }
 
-fn inputs(config: &DitConfig, batch: usize) -> (Tensor<4>, Tensor<1>, Tensor<1, Int>) {
+fn inputs(config: &DitConfig, batch: usize) -> (Tensor<4>, Tensor<1>, Conditioning) {
     let device = Device::flex();
     let shape = [batch, config.channels, config.size[0], config.size[1]];
     let mut random = Generator::new(7);
@@ -21,17 +23,17 @@ fn inputs(config: &DitConfig, batch: usize) -> (Tensor<4>, Tensor<1>, Tensor<1, 
     let x = Tensor::from_data(TensorData::new(values, shape), &device);
     let times: Vec<f32> = (0..batch).map(|_| (999.0 * random.uniform()) as f32).collect();
     let time = Tensor::<1>::from_floats(times.as_slice(), &device);
-    let labels = Tensor::<1, Int>::zeros([batch], &device);
-    (x, time, labels)
+    (x, time, Conditioning::classes(&vec![0; batch], &device))
 }
 
 /// RMS of the residual stream after each block.
 fn stream(net: &Dit) -> Vec<f32> {
-    let (x, time, labels) = inputs(net.config(), 4);
+    let (x, time, told) = inputs(net.config(), 4);
     let mut found = Vec::new();
     let patch = net.config().patch;
-    net.forward_observed(x, time, labels, patch, &mut |_, tokens| {
+    net.forward_with(x, time, &told, patch, &mut |_, tokens| {
         found.push(magnitude(tokens.clone()).into_scalar());
+        tokens
     });
     found
 }
@@ -74,13 +76,13 @@ fn the_depth_rule_keeps_the_magnitude_of_deep_networks() {
 fn a_fresh_network_is_silent_and_a_head_of_gain_one_is_not() {
     let config = small(128, 4, 4);
     let net = network(&config, 2);
-    let (x, time, labels) = inputs(&config, 2);
-    let silent = net.forward(x.clone(), time.clone(), labels.clone(), net.config().patch);
+    let (x, time, told) = inputs(&config, 2);
+    let silent = net.forward(x.clone(), time.clone(), &told, net.config().patch);
     assert_eq!(silent.abs().max().into_scalar::<f32>(), 0.0);
     let mut net = net;
     net.head.out.gain = net.head.out.gain.map(|gain| gain.map(|gain| gain.ones_like()));
     let rms: f32 =
-        net.forward(x, time, labels, net.config().patch).square().mean().sqrt().into_scalar();
+        net.forward(x, time, &told, net.config().patch).square().mean().sqrt().into_scalar();
     assert!((0.5..=1.2).contains(&rms), "{rms}");
 }
 
@@ -96,9 +98,12 @@ fn rotation_alone_cannot_change_magnitudes() {
         let gain = block.modulation.gain.take().expect("a preserved network has gains");
         block.modulation.gain = Some(gain.map(|gain| gain.ones_like() * 2.0));
     }
-    let tokens = Tensor::<3>::random([2, 8, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
-    let condition =
-        Tensor::<3>::random([2, 1, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let mut random = Generator::new(8);
+    let mut normal = |shape: [usize; 3]| {
+        let values = random.normal(shape.iter().product());
+        Tensor::<3>::from_data(TensorData::new(values, shape), &Device::flex())
+    };
+    let (tokens, condition) = (normal([2, 8, 64]), normal([2, 1, 64]));
     for modulated in turned.blocks[0].modulation.forward(condition) {
         let (a, b) = (magnitude(tokens.clone()), magnitude(modulated.input(tokens.clone(), None)));
         assert!(a.all_close(b, Some(1e-5), None));
@@ -114,20 +119,10 @@ fn every_parameter_gets_a_finite_gradient_once_the_gates_are_open() {
         DitConfig { size: [8, 8], ..DitConfig::ladder('A', 32, 2, 2).expect("a step") },
         DitConfig { size: [8, 8], ..DitConfig::ladder('E', 32, 2, 2).expect("a step") },
     ] {
-        let net = network(&config, 4).train();
+        let net = opened(network(&config, 4)).train();
         let names = params::names(&net);
-        // Opens every layer that starts at zero.
-        let values: Vec<Tensor<1>> = params::values(&net)
-            .into_iter()
-            .map(|value| match value.clone().abs().max().into_scalar::<f32>() {
-                0.0 => value.random_like(Distribution::Normal(0.0, 0.1)),
-                _ => value,
-            })
-            .collect();
-        let net = params::with_values(net, values);
-        let (x, time, labels) = inputs(&config, 2);
-        let (x, time, labels) = (x.autodiff(), time.autodiff(), labels.autodiff());
-        let output = net.forward(x, time, labels, net.config().patch);
+        let (x, time, told) = inputs(&config, 2);
+        let output = net.forward(x.autodiff(), time.autodiff(), &told, net.config().patch);
         let gradients = params::gradients(&net, &output.square().mean().backward());
         for (name, gradient) in names.iter().zip(gradients) {
             let size: f32 = gradient.abs().max().into_scalar();

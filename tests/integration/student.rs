@@ -3,37 +3,34 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor, TensorData};
-use pyrograph::model::{self, Model};
+use burn::tensor::Tensor;
+use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
 use pyrograph_engine::diffusion::Sampler;
-use pyrograph_engine::nets::Student;
-use pyrograph_weights::FloatDtype;
+use pyrograph_engine::nets::{Conditioning, StudentConfig};
 
-use crate::util::{Case, assert_close, cases, device, tolerance};
+use crate::util::{Case, assert_close, cases, device, open_changed, tolerance};
 
 /// Names of the points that the reference stores, from the first prediction on.
 const POINTS: [&str; 4] = ["z15", "z10", "z5", "z0"];
 
-fn open(folder: &Path, change: impl FnOnce(&mut Student)) -> Model {
-    let mut model = model::recognise(&folder.join("model.safetensors")).expect("a student");
-    change(model.config.net.student.as_mut().expect("a student"));
-    model.load(FloatDtype::F32, &device(), &mut |_| ()).expect("all tensors used")
+fn open(folder: &Path, change: impl FnOnce(&mut StudentConfig)) -> Model {
+    open_changed(&folder.join("model.safetensors"), |config| {
+        change(config.net.student.as_mut().expect("a student"));
+    })
 }
 
 #[test]
 fn published_students_given_their_history() {
     for folder in cases("ard") {
         let (case, device) = (Case::open(&folder), device());
-        let labels: Vec<i64> = case.ids("label").into_iter().map(|id| id as i64).collect();
-        let count = labels.len();
-        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
+        let told = Conditioning::classes(&case.ids("label"), &device);
         let inputs: Vec<Tensor<4>> =
             ["noise", "z15", "z10", "z5"].iter().map(|name| case.tensor(name, &device)).collect();
         let with = open(&folder, |_| ());
         let without = open(&folder, |student| student.history_layers = 0);
         for (model, prefix) in [(with, "forced"), (without, "no_history")] {
-            let outputs = model.net.steps(inputs.clone(), &labels);
+            let outputs = model.net.student().expect("it").steps(inputs.clone(), &told);
             for (output, point) in outputs.into_iter().zip(POINTS) {
                 let name = format!("{prefix}_{point}");
                 let expected = case.tensor(&name, &device);

@@ -2,35 +2,30 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use image::{Rgba, RgbaImage};
 use pyrograph::data::{Background, Dataset};
 use pyrograph::merge::merge;
 use pyrograph::model::open;
-use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
+use pyrograph::train::{Run, Source, TrainConfig, reconstruct};
 use pyrograph_engine::ops;
 use pyrograph_engine::train::{Precision, params};
 use pyrograph_weights::Checkpoint;
 
-use crate::util::{first_and_last_loss, goldens, program};
+use crate::command::TestCommand;
+use crate::util::{
+    assert_same_parameters, files, first_and_last_loss, goldens, identical, is_unfinished,
+    train_until, write_pictures,
+};
 
 /// Two classes of tiny pictures.
 fn data(folder: &Path) -> Dataset {
-    for (class, colour) in [("red", [200, 30, 30, 255]), ("blue", [30, 30, 200, 128])] {
-        let folder = folder.join(class);
-        std::fs::create_dir_all(&folder).expect("created");
-        for i in 0..5u8 {
-            let picture = RgbaImage::from_fn(8, 8, |x, y| match (x + y) % 4 == u32::from(i) % 4 {
-                true => Rgba([255, 255, 255, 255]),
-                false => Rgba(colour),
-            });
-            picture.save(folder.join(format!("{i}.png"))).expect("written");
-        }
-    }
+    let colours = [[200, 30, 30, 255], [30, 30, 200, 128]];
+    write_pictures(folder, &["red", "blue"], |class, i, [x, y]| match (x + y) % 4 == i % 4 {
+        true => [255; 4],
+        false => colours[class],
+    });
     Dataset::open(folder, [8, 8], Default::default()).expect("ten pictures")
 }
 
@@ -44,12 +39,7 @@ fn run(data: &Dataset, folder: &Path, steps: u64, resume: bool, stop: Option<u64
     let mut run =
         Run::new(folder, config(steps), Source::Images(data.clone()), resume, &Device::flex())
             .expect("a run");
-    let flow = run
-        .train(&mut |event| match event {
-            Event::Step { step, .. } if Some(step) == stop => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        })
-        .expect("trains");
+    let flow = train_until(&mut run, stop);
     assert_eq!(flow.is_break(), stop.is_some());
     run
 }
@@ -63,9 +53,7 @@ fn a_resumed_run_equals_one_without_a_break_bit_for_bit() {
         let parts = folder.path().join(format!("parts-{stop}"));
         run(&data, &parts, 11, false, Some(stop));
         let resumed = run(&data, &parts, 11, true, None);
-        for (a, b) in params::values(whole.net()).into_iter().zip(params::values(resumed.net())) {
-            assert!(a.equal(b).all().into_scalar::<bool>(), "stopped at {stop}");
-        }
+        assert_same_parameters(&format!("stopped at {stop}"), whole.net(), resumed.net());
         let log = |folder: &Path| {
             let text = std::fs::read_to_string(folder.join("log.csv")).expect("a log");
             let loss = |line: &str| line.rsplit_once(',').map(|(start, _)| start.to_owned());
@@ -82,7 +70,7 @@ fn rows_stay_normalised_and_the_export_opens() {
     let data = data(&folder.path().join("data"));
     let path = folder.path().join("run");
     let run = run(&data, &path, 12, false, None);
-    for block in &run.net().blocks {
+    for block in &run.net().trunk().blocks {
         let weight = block.mlp.up.weight.val().inner();
         let rms = weight.square().mean_dim(0).sqrt();
         let worst: f32 = (rms - 1.0).abs().max().into_scalar();
@@ -164,7 +152,7 @@ fn averages_of_any_width_come_from_the_snapshots() {
 
     config.snapshot_every = 2;
     let mut run = Run::new(&path, config, Source::Images(data), false, &device).expect("a run");
-    let _ = run.train(&mut |_| ControlFlow::Continue(())).expect("trains");
+    let _ = train_until(&mut run, None);
     // Both widths were tracked, so that the truth is known.
     for (i, width) in [0.10, 0.05].into_iter().enumerate() {
         let found = reconstruct(&path, width, None, &device).expect("an average");
@@ -191,18 +179,18 @@ fn models_from_one_start_merge_into_the_mean_of_their_weights() {
         let config = config(4).with("", &[setting.to_owned()]).expect("valid");
         let source = Source::Images(data.clone());
         let mut run = Run::new(&path, config, source, false, &Device::flex()).expect("a run");
-        let _ = run.train(&mut |_| ControlFlow::Continue(())).expect("trains");
+        let _ = train_until(&mut run, None);
         path.join("model")
     };
     let (a, b) = (train("a", "betas=[0.9, 0.99]"), train("b", "betas=[0.5, 0.9]"));
     let device = Device::flex();
-    let values = |net: pyrograph_engine::nets::Dit| params::values(&net.train());
+    let values = |net: pyrograph_engine::nets::Net| params::values(&net.train());
     let merged =
         merge(&[(a.clone(), 3.0), (b.clone(), 1.0)], &device).expect("models of one start");
     let [from, to] = [&a, &b].map(|path| values(open(path, &device).expect("a model").net));
     let mut moved = false;
     for ((found, from), to) in values(merged.net).into_iter().zip(from).zip(to) {
-        moved |= !from.clone().equal(to.clone()).all().into_scalar::<bool>();
+        moved |= !identical(from.clone(), to.clone());
         assert!(found.all_close(from * 0.75 + to * 0.25, Some(1e-5), Some(1e-6)));
     }
     assert!(moved, "two runs that came to the same");
@@ -237,12 +225,7 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
             &Device::flex(),
         )
         .expect("a run");
-        let _ = run
-            .train(&mut |event| match event {
-                Event::Step { step, .. } if step == stop => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            })
-            .expect("trains");
+        let _ = train_until(&mut run, Some(stop));
         run
     };
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
@@ -252,9 +235,7 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     let first = written(&parts);
     let b = train(&parts, [255; 3], true, 6);
     assert!(first == written(&parts) && first == written(&whole));
-    for (a, b) in params::values(a.net()).into_iter().zip(params::values(b.net())) {
-        assert!(a.equal(b).all().into_scalar::<bool>());
-    }
+    assert_same_parameters("resumed", a.net(), b.net());
     // Other pictures are not mistaken for these, and a broken file is made again.
     train(&parts, [0; 3], true, 6);
     assert!(first != written(&parts));
@@ -266,51 +247,38 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
 }
 
 /// Kills of a run; each leaves a folder from which the next goes on.
-const KILLS: u64 = 50;
+const KILLS: usize = 50;
 
 #[test]
 fn a_run_survives_being_killed_at_any_moment() {
     let folder = tempfile::tempdir().expect("a folder");
-    let pictures = folder.path().join("data");
-    data(&pictures);
-    let run = folder.path().join("run");
-    let settings = [
-        "batch=6",
-        "micro_batches=2",
-        "checkpoint_every=5",
-        "sample_every=0",
-        "log_every=5",
-        "model.size=[8,8]",
-        "model.patch=4",
-        "model.hidden=16",
-        "model.depth=2",
-        "model.heads=2",
-    ];
+    data(&folder.path().join("data"));
     let start = || {
-        let mut command = Command::new(program());
-        command.args(["train", "class", "--device", "cpu", "--steps", "1000000", "--resume", "-q"]);
-        command.arg("--data").arg(&pictures).arg("--output").arg(&run);
-        settings.iter().for_each(|setting| {
-            command.args(["--set", setting]);
-        });
-        command.stderr(Stdio::piped()).spawn().expect("the program starts")
+        TestCommand::new(&folder, ["train", "class", "--steps", "1000000", "--resume", "--json"])
+            .args(["--data", "data", "--output", "run"])
+            .settings(&["batch=6", "micro_batches=2", "checkpoint_every=5", "sample_every=0"])
+            .settings(&["log_every=1", "model.size=[8,8]", "model.patch=4", "model.hidden=16"])
+            .settings(&["model.depth=2", "model.heads=2"])
+            .on_cpu()
+            .spawn()
     };
+    let checkpoints = folder.path().join("run/checkpoints");
+    let unfinished = || files(&checkpoints).filter(|path| is_unfinished(path)).count();
     let mut reached = 0;
     for kill in 0..KILLS {
-        let mut child = start();
-        std::thread::sleep(Duration::from_millis(120 + kill * 37 % 180));
-        let died = child.try_wait().expect("a child");
-        child.kill().expect("killed");
-        let output = child.wait_with_output().expect("a child");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(died.is_none(), "kill {kill}: it ended by itself: {error}");
-        let checkpoints = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten();
-        for path in checkpoints.map(|entry| entry.expect("an entry").path()) {
-            if path.extension().is_some_and(|extension| extension == "safetensors") {
-                Checkpoint::open(&path).expect("every checkpoint is whole");
-                let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-                reached = reached.max(name.parse::<u64>().expect("a step"));
-            }
+        let before = unfinished();
+        let mut running = start();
+        match kill % 5 {
+            // As it opens what is there, as it writes, and at the start or after some steps.
+            0 => running.wait_for_lines(1, "parameters"),
+            1 => running.wait_until("a file half written", || unfinished() > before),
+            _ => running.wait_for_lines(kill % 17, "loss"),
+        }
+        running.killed();
+        for path in files(&checkpoints).filter(|path| !is_unfinished(path)) {
+            Checkpoint::open(&path).expect("every checkpoint is whole");
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            reached = reached.max(name.parse::<usize>().expect("a step"));
         }
     }
     println!("reached step {reached} in {KILLS} lives");

@@ -2,20 +2,19 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph_engine::diffusion::Sampler;
-use pyrograph_engine::nets::{DitConfig, Points};
+use pyrograph_engine::nets::{DitConfig, Net, Points};
 use pyrograph_weights::{Checkpoint, FloatDtype};
 
-use crate::util::{assert_close, device, opened, program, tolerance};
+use crate::command::TestCommand;
+use crate::util::{assert_close, device, files, is_unfinished, opened, tolerance};
 
-pub(crate) const CLASSES: usize = 3;
+const CLASSES: usize = 3;
 const STEPS: usize = 8;
 
 /// Writes a small teacher on pixels as a bundle, and opens it.
@@ -34,14 +33,9 @@ pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) -> (ClassPipeli
     };
     let TrainConfig { process, defaults, .. } =
         TrainConfig::parse(&format!("[model]\nkind = \"{kind}\""), &[]).expect("settings");
-    let net = opened(net.init(seed, &device()));
-    let config = ModelConfig {
-        net: net.config().clone(),
-        process,
-        vae: None,
-        defaults,
-        labels: Default::default(),
-    };
+    let net = Net::from(opened(net.init(seed, &device())));
+    let config =
+        ModelConfig { net: net.config(), process, vae: None, defaults, labels: Default::default() };
     let model = Model { net, vae: None, config };
     let manifest = model.manifest().expect("a description");
     model.save(folder, manifest, FloatDtype::F32, true).expect("written");
@@ -95,7 +89,8 @@ fn trajectories_are_those_of_the_pipeline() {
         record(&path.join("set"), &teacher, spec.clone());
         let set = Trajectories::open(&path.join("set")).expect("a set");
         let batch = set.batch(&[4, 1], &[0, 3], &device()).expect("two of them");
-        assert_eq!(batch.labels, [1, 1]);
+        let classes = batch.told.class.clone().expect("classes").into_data();
+        assert_eq!(classes.iter::<i64>().collect::<Vec<_>>(), [1, 1]);
 
         // The same two images, and what is known of them on the way.
         for (i, index) in [4, 1].into_iter().enumerate() {
@@ -224,33 +219,32 @@ fn recordings_that_cannot_be_are_refused() {
     train(1, "student.history_layers=9", "9");
 }
 
-/// Least kills of a recording; each leaves a folder from which the next goes on.
+/// Kills of a recording; each leaves a folder from which the next goes on.
 const KILLS: u64 = 12;
 
 #[test]
 fn a_recording_survives_being_killed_at_any_moment() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (bundle, set) = (folder.path().join("teacher"), folder.path().join("set"));
-    teacher(&bundle, 1, true);
+    teacher(&folder.path().join("teacher"), 1, true);
+    let set = folder.path().join("set");
     let shards = || {
-        let files = std::fs::read_dir(&set).into_iter().flatten();
-        let paths = files.map(|entry| entry.expect("an entry").path());
-        paths.filter(|path| path.extension().is_some_and(|end| end == "safetensors")).count()
+        files(&set).filter(|path| path.extension().is_some_and(|end| end == "safetensors")).count()
     };
-    let (mut before, mut kill) = (0, 0);
-    while kill < KILLS || before == 0 {
-        assert!(kill < 10 * KILLS, "no shard in {kill} lives");
-        let mut command = Command::new(program());
-        command
-            .args(["distill", "record", "--device", "cpu", "-q", "-n", "100000", "--shard", "32"]);
-        command.arg("-m").arg(&bundle).arg("-o").arg(&set);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
-        std::thread::sleep(Duration::from_millis(300 + kill * 37));
-        let died = child.try_wait().expect("a child");
-        child.kill().expect("killed");
-        let output = child.wait_with_output().expect("a child");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(died.is_none(), "kill {kill}: it ended by itself: {error}");
+    let unfinished = || files(&set).filter(|path| is_unfinished(path)).count();
+    let mut before = 0;
+    for kill in 0..KILLS {
+        let cut_off = unfinished();
+        let mut running =
+            TestCommand::new(&folder, ["distill", "record", "-n", "100000", "--shard", "32"])
+                .args(["-m", "teacher", "-o", "set"])
+                .on_cpu()
+                .spawn();
+        match kill % 3 {
+            0 => running.wait_for_lines(1, "to record"),
+            1 => running.wait_until("a further shard", || shards() > before),
+            _ => running.wait_until("a file half written", || unfinished() > cut_off),
+        }
+        running.killed();
         let after = shards();
         assert!(after >= before, "kill {kill}: {before} shards, then {after}");
         (0..after).for_each(|shard| {
@@ -258,7 +252,7 @@ fn a_recording_survives_being_killed_at_any_moment() {
             Checkpoint::open(&path).expect("every shard is whole");
         });
         before = after;
-        kill += 1;
     }
-    println!("{before} shards in {kill} lives");
+    println!("{before} shards in {KILLS} lives");
+    assert!(before > 0, "no shard in {KILLS} lives");
 }

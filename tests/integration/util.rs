@@ -1,25 +1,35 @@
 //! What the tests share.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use image::{Rgba, RgbaImage};
+use pyrograph::model::{self, Model, ModelConfig};
+use pyrograph::train::{Event, Run};
 use pyrograph_engine::device::{self, DeviceChoice};
+use pyrograph_engine::nets::{Dit, Net};
 use pyrograph_engine::random::Generator;
-use pyrograph_engine::nets::Dit;
-use pyrograph_weights::Checkpoint;
+use pyrograph_engine::train::params;
+use pyrograph_weights::{Checkpoint, FloatDtype};
+
+/// Folder of the project.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
 
 /// Folder of what the project ships.
 pub fn assets() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets")
+    root().join("assets")
 }
 
 /// Folder of the golden cases.
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
         Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens"),
+        None => root().join("tests/fixtures/goldens"),
     }
 }
 
@@ -35,27 +45,40 @@ pub fn cases(prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The device under test and how far it may be from the CPU references, relative to `cpu`.
+/// What the command line calls the device under test.
+pub fn device_name() -> String {
+    std::env::var("PYROGRAPH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into())
+}
+
+/// The device under test.
 pub fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     DEVICE
         .get_or_init(|| {
-            let choice: DeviceChoice = match std::env::var("PYROGRAPH_TEST_DEVICE") {
-                Ok(choice) => choice.parse().expect("a device"),
-                Err(_) => DeviceChoice::Cpu,
-            };
+            let choice: DeviceChoice = device_name().parse().expect("a device");
             let adapter = device::find(choice).expect("the device under test");
             device::open(adapter, true).expect("a driver that works").device
         })
         .clone()
 }
 
-/// `cpu` on the CPU, at least 1e-3 on a GPU.
+/// How far the device under test may be from the references: `cpu` on the CPU, at least 1e-3 on a GPU.
 pub fn tolerance(cpu: f64) -> f64 {
-    match std::env::var("PYROGRAPH_TEST_DEVICE") {
-        Ok(device) if device != "cpu" => cpu.max(1e-3),
-        _ => cpu,
+    match device_name().as_str() {
+        "cpu" => cpu,
+        _ => cpu.max(1e-3),
     }
+}
+
+/// What a folder holds; nothing where there is none yet.
+pub fn files(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.expect("an entry").path())
+}
+
+/// The temporary, hidden name of a file that is being written, or was when its program was killed.
+pub fn is_unfinished(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
 /// The tensors of a golden case.
@@ -124,6 +147,51 @@ pub fn assert_close<const D: usize>(
     assert!(difference <= tolerance, "{what} differs by {difference:.2e}, allowed {tolerance:.0e}");
 }
 
+/// A model in a file or folder, with some of its settings changed.
+pub fn open_changed(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Model {
+    let mut recognised =
+        model::recognise(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    change(&mut recognised.config);
+    recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("all tensors used")
+}
+
+/// The same bits.
+pub fn identical<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> bool {
+    a.into_data() == b.into_data()
+}
+
+/// Fails where two networks differ in a bit of a parameter.
+pub fn assert_same_parameters(what: &str, a: &Net, b: &Net) {
+    let (a, b) = (params::values(a), params::values(b));
+    assert!(!a.is_empty() && a.len() == b.len(), "{what}: {} and {} parameters", a.len(), b.len());
+    assert!(a.into_iter().zip(b).all(|(a, b)| identical(a, b)), "{what}");
+}
+
+/// Writes five pictures of 8 x 8 for each of some classes, in a folder of each.
+pub fn write_pictures(
+    folder: &Path,
+    classes: &[&str],
+    pixel: impl Fn(usize, u32, [u32; 2]) -> [u8; 4],
+) {
+    for (class, name) in classes.iter().enumerate() {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).expect("created");
+        for i in 0..5 {
+            let picture = RgbaImage::from_fn(8, 8, |x, y| Rgba(pixel(class, i, [x, y])));
+            picture.save(folder.join(format!("{i}.png"))).expect("written");
+        }
+    }
+}
+
+/// Trains until after a step, or to the end.
+pub fn train_until(run: &mut Run, stop: Option<u64>) -> ControlFlow<()> {
+    let flow = run.train(&mut |event| match event {
+        Event::Step { step, .. } if Some(step) == stop => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    flow.expect("trains")
+}
+
 /// With the parameters that start as zero drawn at random.
 pub fn opened(net: Dit) -> Dit {
     struct Open(Generator);
@@ -136,11 +204,6 @@ pub fn opened(net: Dit) -> Dit {
         }
     }
     net.map(&mut Open(Generator::new(7)))
-}
-
-/// The built `pyrograph`.
-pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_pyrograph"))
 }
 
 /// Means of the first five and of the last five losses that a run has logged.

@@ -8,11 +8,12 @@ use super::Level;
 ///
 /// Conditioning, guidance and history are bound before sampling.
 pub trait Denoiser {
-    /// `E[x_0 given x_t]`.
+    /// `E[x_0 given x_t]`; `step` is the number of the grid's step at which the level, or one that was raised
+    /// from it, stands.
     ///
     /// # Shapes
     /// `[batch, channels, height, width]` to the same
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised;
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised;
 }
 
 /// What a denoiser says about a noisy image.
@@ -25,31 +26,29 @@ pub struct Denoised {
     pub variance: Option<Tensor<4>>,
 }
 
-/// Different denoisers at different noise levels.
+/// Different denoisers at different steps.
 #[derive(Debug, Clone)]
 pub struct Phased<D> {
-    /// From noise to data: a denoiser and the variance-exploding σ down to which it acts, itself excluded.
-    /// The last acts below it too.
-    pub phases: Vec<(D, f64)>,
+    /// In order, a denoiser and the first step after its own. The last acts on all that are left.
+    pub phases: Vec<(D, usize)>,
 }
 
 impl<D: Denoiser> Denoiser for Phased<D> {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
-        let sigma = level.ve_sigma();
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
         let last = self.phases.len() - 1;
-        let phase = self.phases.iter().position(|(_, down_to)| sigma > *down_to).unwrap_or(last);
-        self.phases[phase].0.denoise(x_t, level)
+        let phase = self.phases.iter().position(|(_, end)| step < *end).unwrap_or(last);
+        self.phases[phase].0.denoise(x_t, level, step)
     }
 }
 
 impl<D: Denoiser + ?Sized> Denoiser for &mut D {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
-        (**self).denoise(x_t, level)
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
+        (**self).denoise(x_t, level, step)
     }
 }
 
 impl<D: Denoiser + ?Sized> Denoiser for Box<D> {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
-        (**self).denoise(x_t, level)
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
+        (**self).denoise(x_t, level, step)
     }
 }

@@ -9,13 +9,15 @@ pub mod grid;
 pub mod guidance;
 mod noise;
 pub mod prediction;
+pub mod process;
 pub mod sampler;
 pub mod schedule;
 
 pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Grid, GridError, Spacing};
-pub use guidance::{Guided, GuidedChannels};
+pub use guidance::{Apart, Guided, GuidedChannels, Pair, Together};
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
+pub use process::{Process, TimeInput};
 pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
 pub use schedule::{Level, NoiseSchedule};

@@ -1,24 +1,65 @@
-//! Multi-head self-attention.
+//! Multi-head attention layers.
 
-use burn::module::Module;
-use burn::tensor::{Bool, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 
 use super::dense::{Dense, DenseConfig};
-use super::init::Init;
+use super::init::{Fresh, Init};
 use super::lora::Lora;
-use super::magnitude::{in_f32, normalize};
-use crate::ops;
+use crate::ops::magnitude::{in_f32, normalize};
+use crate::ops::{self, AttentionBias, AttentionSpec, Packed, Rotary};
 
-/// Self-attention with fused queries, keys and values.
+/// Self-attention with fused queries, keys and values; a side of joint attention.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries, keys and values: `[hidden, 3 · hidden]`.
+    /// Queries, keys and values: `[hidden, (heads + 2 · key_heads) · d]`.
     pub qkv: Dense,
-    /// Output projection: `[hidden, hidden]`.
+    /// Output projection: `[heads · d, hidden]`.
     pub out: Dense,
-    heads: usize,
-    cosine: bool,
+    /// Norms of the heads of queries and keys.
+    pub norm: Option<HeadNorm>,
+    #[module(skip)]
+    spec: AttentionSpec,
     renormalized: bool,
+}
+
+/// Attention of tokens to those of a context.
+#[derive(Module, Debug)]
+pub struct CrossAttention {
+    /// Queries: `[hidden, heads · d]`.
+    pub q: Dense,
+    /// Keys and values: `[context, 2 · key_heads · d]`.
+    pub kv: Dense,
+    /// Output projection: `[heads · d, hidden]`.
+    pub out: Dense,
+    #[module(skip)]
+    spec: AttentionSpec,
+}
+
+/// Learned RMS norms of the heads of queries and keys; see [`ops::HeadNorm`].
+#[derive(Module, Debug)]
+pub struct HeadNorm {
+    /// Factors on the queries of each head: `[d]`.
+    pub query: Param<Tensor<1>>,
+    /// Factors on the keys of each head: `[d]`.
+    pub key: Param<Tensor<1>>,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+/// How to make an [`Attention`] or a [`CrossAttention`].
+#[derive(Debug, Clone)]
+pub struct AttentionConfig {
+    /// Width of the tokens.
+    pub hidden: usize,
+    /// Width of a head.
+    pub head: usize,
+    /// Heads and scores.
+    pub spec: AttentionSpec,
+    /// The constant of RMS norms of queries and keys, if there are any; of self-attention only.
+    pub norm: Option<f64>,
+    /// Whether the output of the heads is brought to the RMS of the tokens that come in; of self-attention only.
+    pub renormalized: bool,
 }
 
 /// Which keys a query sees.
@@ -26,8 +67,8 @@ pub struct Attention {
 pub enum Attend<'a> {
     /// All tokens see each other.
     Full,
-    /// `[batch, heads | 1, queries, keys]`, `true` = hidden.
-    Masked(&'a Tensor<4, Bool>),
+    /// They do so with a bias or a mask.
+    Biased(&'a AttentionBias),
     /// The tokens see each other and all that the cache holds.
     Cached {
         /// Tokens of earlier calls.
@@ -41,8 +82,71 @@ pub enum Attend<'a> {
 /// nothing is copied when more come.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
-    /// Each `[batch, tokens, 2 · hidden]`.
+    /// Each `[batch, tokens, 2 · key_heads · d]`.
     calls: Vec<Tensor<3>>,
+}
+
+/// Tokens between the two halves of an attention layer, [`Attention::project`] and [`Attention::finish`].
+#[derive(Debug, Clone)]
+pub struct Projected {
+    /// Queries, keys and values, normalised and at their positions.
+    pub packed: Packed,
+    /// What the RMS of each token's output is brought back to, `[batch, tokens, 1]`, if it is.
+    pub rms: Option<Tensor<3>>,
+}
+
+/// A side of a [`joint_attention`].
+#[derive(Debug)]
+pub struct Side<'a> {
+    /// The layer of this side.
+    pub layer: &'a Attention,
+    /// Its tokens, `[batch, tokens, hidden]`.
+    pub x: Tensor<3>,
+    /// Their positions.
+    pub rotary: Option<&'a Rotary>,
+    /// Adapters of `qkv` and `out`.
+    pub adapters: Option<[&'a Lora; 2]>,
+}
+
+impl AttentionConfig {
+    /// `heads` heads that share the width of the tokens.
+    pub fn new(hidden: usize, heads: usize) -> Self {
+        let spec = AttentionSpec::new(heads);
+        Self { hidden, head: hidden / heads, spec, norm: None, renormalized: false }
+    }
+
+    /// Self-attention; `projection` describes both matrices, with their sizes filled in here.
+    pub fn init(
+        &self,
+        projection: impl Fn(usize, usize) -> DenseConfig,
+        init: &Init<'_>,
+    ) -> Attention {
+        let AttentionSpec { heads, key_heads, .. } = self.spec;
+        let gain = || init.param(Fresh::Constant(1.0), [self.head]);
+        Attention {
+            qkv: projection(self.hidden, (heads + 2 * key_heads) * self.head).init(init),
+            out: projection(heads * self.head, self.hidden).init(init),
+            norm: self.norm.map(|epsilon| HeadNorm { query: gain(), key: gain(), epsilon }),
+            spec: self.spec,
+            renormalized: self.renormalized,
+        }
+    }
+
+    /// Attention to a context of this width.
+    pub fn init_cross(
+        &self,
+        context: usize,
+        projection: impl Fn(usize, usize) -> DenseConfig,
+        init: &Init<'_>,
+    ) -> CrossAttention {
+        let AttentionSpec { heads, key_heads, .. } = self.spec;
+        CrossAttention {
+            q: projection(self.hidden, heads * self.head).init(init),
+            kv: projection(context, 2 * key_heads * self.head).init(init),
+            out: projection(heads * self.head, self.hidden).init(init),
+            spec: self.spec,
+        }
+    }
 }
 
 impl KvCache {
@@ -56,63 +160,81 @@ impl KvCache {
         let mut index = 0..;
         self.calls.retain(|_| index.next().is_some_and(&keep));
     }
+
+    /// Adds the keys and values of rows of all parts.
+    fn push(&mut self, rows: &Tensor<3>, spec: &AttentionSpec) {
+        let (width, held) = (rows.dims()[2], 2 * spec.key_heads);
+        let held = width / (spec.heads + held) * held;
+        // A copy: a part of the rows would hold the queries in memory too.
+        self.calls.push(rows.clone().narrow(2, width - held, held) * 1.0);
+    }
 }
 
 impl Attention {
-    /// Makes a layer; `projection` describes both matrices, with their sizes filled in here.
-    pub fn new(
-        hidden: usize,
-        heads: usize,
-        cosine: bool,
-        renormalized: bool,
-        projection: impl Fn(usize, usize) -> DenseConfig,
-        init: &Init<'_>,
-    ) -> Self {
-        Self {
-            qkv: projection(hidden, 3 * hidden).init(init),
-            out: projection(hidden, hidden).init(init),
-            heads,
-            cosine,
-            renormalized,
-        }
-    }
-
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
     pub fn forward(&self, x: Tensor<3>, attend: Attend<'_>) -> Tensor<3> {
-        self.adapted(x, attend, None)
+        self.adapted(x, None, attend, None)
     }
 
-    /// [`Attention::forward`] with adapters of `qkv` and `out`.
+    /// [`Attention::forward`] at rotary positions, with adapters of `qkv` and `out`.
     pub fn adapted(
         &self,
         x: Tensor<3>,
+        rotary: Option<&Rotary>,
         attend: Attend<'_>,
         adapters: Option<[&Lora; 2]>,
     ) -> Tensor<3> {
-        let rms = |x: Tensor<3>| x.square().mean_dim(2).sqrt();
-        let incoming = self.renormalized.then(|| in_f32(x.clone(), rms));
-
-        let (qkv, heads, cosine) =
-            (self.qkv.adapted(x, None, adapters.map(|[qkv, _]| qkv)), self.heads, self.cosine);
-        let mixed = match attend {
-            Attend::Full => ops::attention(qkv, Vec::new(), heads, cosine),
-            Attend::Masked(mask) => ops::masked_attention(qkv, mask.clone(), heads, cosine),
+        let Projected { packed, rms } = self.project(x, rotary, adapters.map(|[qkv, _]| qkv));
+        let mut sources = vec![packed];
+        let bias = match attend {
+            Attend::Full => None,
+            Attend::Biased(bias) => Some(bias),
             Attend::Cached { cache, keep } => {
-                let past = cache.calls.clone();
+                sources.extend(cache.calls.iter().cloned().map(Packed::kv));
                 if keep {
-                    // A copy: a part of `qkv` would hold the queries in memory too.
-                    let hidden = qkv.dims()[2] / 3;
-                    cache.calls.push(qkv.clone().narrow(2, hidden, 2 * hidden) * 1.0);
+                    cache.push(&sources[0].rows, &self.spec);
                 }
-                ops::attention(qkv, past, heads, cosine)
+                None
             }
         };
-        let mixed = match incoming {
+        let mixed = ops::attention(sources, &self.spec, bias);
+        self.finish(mixed, rms, adapters.map(|[_, out]| out))
+    }
+
+    /// Queries, keys and values of tokens: what [`ops::attention()`] takes.
+    ///
+    /// # Shapes
+    /// `x`: `[batch, tokens, hidden]`
+    pub fn project(
+        &self,
+        x: Tensor<3>,
+        rotary: Option<&Rotary>,
+        adapter: Option<&Lora>,
+    ) -> Projected {
+        let rms = |x: Tensor<3>| x.square().mean_dim(2).sqrt();
+        let rms = self.renormalized.then(|| in_f32(x.clone(), rms));
+        let packed = Packed::qkv(self.qkv.adapted(x, None, adapter));
+        let norm = self.norm.as_ref().map(HeadNorm::values);
+        let packed = ops::norm_and_rotate(packed, &self.spec, norm.as_ref(), rotary);
+        Projected { packed, rms }
+    }
+
+    /// From what the heads have mixed to the layer's output; `rms` is that of [`Projected`].
+    ///
+    /// # Shapes
+    /// `mixed`: `[batch, tokens, heads · d]`, output: `[batch, tokens, hidden]`
+    pub fn finish(
+        &self,
+        mixed: Tensor<3>,
+        rms: Option<Tensor<3>>,
+        adapter: Option<&Lora>,
+    ) -> Tensor<3> {
+        let mixed = match rms {
             Some(rms) => normalize(mixed, 2) * rms,
             None => mixed,
         };
-        self.out.adapted(mixed, None, adapters.map(|[_, out]| out))
+        self.out.adapted(mixed, None, adapter)
     }
 
     /// See [`Dense::folded`].
@@ -123,15 +245,76 @@ impl Attention {
     }
 }
 
+impl HeadNorm {
+    fn values(&self) -> ops::HeadNorm {
+        ops::HeadNorm { gains: [self.query.val(), self.key.val()], epsilon: self.epsilon }
+    }
+}
+
+/// Attention of the tokens of all sides to those of all sides, each side with weights of its own (Esser et al. 2024).
+/// Queries and keys of `bias` are those of the sides in their order.
+///
+/// # Shapes
+/// Each side: `[batch, its tokens, its hidden]` to the same
+///
+/// # Panics
+/// If heads or scores of the layers differ.
+pub fn joint_attention<const N: usize>(
+    sides: [Side<'_>; N],
+    bias: Option<&AttentionBias>,
+) -> [Tensor<3>; N] {
+    let spec = sides[0].layer.spec;
+    let sides = sides.map(|Side { layer, x, rotary, adapters }| {
+        assert_eq!(layer.spec, spec, "heads and scores of every side");
+        (layer, layer.project(x, rotary, adapters.map(|[qkv, _]| qkv)), adapters)
+    });
+    let sources = sides.iter().map(|(_, projected, _)| projected.packed.clone());
+    let mixed = ops::attention(sources.collect(), &spec, bias); // [batch, all tokens, heads · d]
+    let mut first = 0;
+    sides.map(|(layer, Projected { packed, rms }, adapters)| {
+        let tokens = packed.rows.dims()[1];
+        let own = mixed.clone().narrow(1, first, tokens);
+        first += tokens;
+        layer.finish(own, rms, adapters.map(|[_, out]| out))
+    })
+}
+
+impl CrossAttention {
+    /// # Shapes
+    /// `x`: `[batch, tokens, hidden]`, `context`: `[batch, its tokens, its width]`, output: as `x`; queries of the
+    /// bias are the tokens, keys those of the context
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        context: Tensor<3>,
+        bias: Option<&AttentionBias>,
+    ) -> Tensor<3> {
+        let sources = vec![Packed::q(self.q.forward(x)), Packed::kv(self.kv.forward(context))];
+        self.out.forward(ops::attention(sources, &self.spec, bias))
+    }
+
+    /// See [`Dense::folded`].
+    pub fn folded(mut self) -> Self {
+        self.q = self.q.folded();
+        self.kv = self.kv.folded();
+        self.out = self.out.folded();
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, TensorData};
+    use crate::layers::Rope;
+    use crate::ops::Pairs;
+    use burn::tensor::{Bool, Device, TensorData};
 
     fn layer(cosine: bool) -> Attention {
         let device = Device::flex();
         let init = Init::new(1, &device);
-        Attention::new(32, 4, cosine, false, |i, o| DenseConfig::new(i, o, cosine), &init)
+        let config = AttentionConfig::new(32, 4);
+        let spec = AttentionSpec { cosine, ..config.spec };
+        AttentionConfig { spec, ..config }.init(|i, o| DenseConfig::new(i, o, cosine), &init)
     }
 
     fn tokens(n: usize) -> Tensor<3> {
@@ -145,7 +328,7 @@ mod tests {
         let mask =
             Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, 9, 9]), &Device::flex())
                 .expand([2, 4, 9, 9]);
-        let whole = layer.forward(x.clone(), Attend::Masked(&mask));
+        let whole = layer.forward(x.clone(), Attend::Biased(&AttentionBias::hidden(mask)));
 
         let mut cache = KvCache::default();
         for block in 0..3 {
@@ -168,5 +351,82 @@ mod tests {
             w.slice_assign([0..rows, 0..32], query)
         });
         assert!(scaled.forward(x, Attend::Full).all_close(expected, None, Some(1e-3)));
+    }
+    /// A layer with norms of heads, and positions for it.
+    fn placed(seed: u64) -> Attention {
+        let device = Device::flex();
+        let spec = AttentionSpec { key_heads: 2, ..AttentionSpec::new(4) };
+        let config = AttentionConfig { spec, norm: Some(1e-6), ..AttentionConfig::new(32, 4) };
+        let mut layer =
+            config.init(|i, o| DenseConfig::new(i, o, false), &Init::new(seed, &device));
+        let norm = layer.norm.as_mut().expect("norms");
+        norm.query = Param::from_tensor(crate::testing::random([8]));
+        norm.key = Param::from_tensor(crate::testing::random([8]));
+        layer
+    }
+
+    fn positions(range: std::ops::Range<usize>) -> Rotary {
+        let rope = Rope { axes: vec![8], theta: 100.0, pairs: Pairs::Interleaved };
+        let positions: Vec<[f64; 1]> = range.map(|i| [i as f64]).collect();
+        rope.table(&positions, &Device::flex())
+    }
+
+    fn side<'a>(layer: &'a Attention, x: &Tensor<3>, rotary: &'a Rotary) -> Side<'a> {
+        Side { layer, x: x.clone(), rotary: Some(rotary), adapters: None }
+    }
+
+    fn hidden_keys(count: usize, hidden: std::ops::Range<usize>) -> AttentionBias {
+        let hidden: Vec<bool> = (0..2 * count).map(|i| hidden.contains(&(i % count))).collect();
+        let hidden = TensorData::new(hidden, [2, count]);
+        AttentionBias::hidden_keys(Tensor::from_data(hidden, &Device::flex()))
+    }
+
+    #[test]
+    fn positions_of_cached_tokens_are_kept() {
+        let (layer, x) = (placed(2), tokens(9));
+        let whole = layer.adapted(x.clone(), Some(&positions(0..9)), Attend::Full, None);
+        let mut cache = KvCache::default();
+        let attend = Attend::Cached { cache: &mut cache, keep: true };
+        layer.adapted(x.clone().narrow(1, 0, 6), Some(&positions(0..6)), attend, None);
+        let attend = Attend::Cached { cache: &mut cache, keep: false };
+        let y = layer.adapted(x.narrow(1, 6, 3), Some(&positions(6..9)), attend, None);
+        assert!(y.all_close(whole.narrow(1, 6, 3), None, Some(1e-5)));
+        assert_eq!(cache.tokens(), 6);
+    }
+
+    #[test]
+    fn joint_attention_of_one_layer_is_that_of_all_its_tokens() {
+        let (layer, x) = (placed(2), tokens(9));
+        let (all, head, tail) = (positions(0..9), positions(0..4), positions(4..9));
+        let expected = layer.adapted(x.clone(), Some(&all), Attend::Full, None);
+        let (a, b) = (x.clone().narrow(1, 0, 4), x.narrow(1, 4, 5));
+        let found = joint_attention([side(&layer, &a, &head), side(&layer, &b, &tail)], None);
+        assert!(Tensor::cat(found.to_vec(), 1).all_close(expected, None, Some(1e-5)));
+    }
+
+    #[test]
+    fn a_hidden_side_is_as_if_it_were_not_there() {
+        let (image, text, x, context) = (placed(2), placed(3), tokens(6), tokens(4));
+        let (own, other) = (positions(0..6), positions(0..4));
+        let sides = || [side(&image, &x, &own), side(&text, &context, &other)];
+        let alone = image.adapted(x.clone(), Some(&own), Attend::Full, None);
+        let [found, _] = joint_attention(sides(), Some(&hidden_keys(10, 6..10)));
+        assert!(found.all_close(alone.clone(), None, Some(1e-5)));
+        let [seen, _] = joint_attention(sides(), None);
+        assert!(!seen.all_close(alone, None, Some(1e-2)));
+    }
+
+    #[test]
+    fn padding_of_a_context_does_not_matter() {
+        let device = Device::flex();
+        let config = AttentionConfig::new(32, 4);
+        let projection = |i, o| DenseConfig::new(i, o, false);
+        let layer = config.init_cross(20, projection, &Init::new(1, &device));
+        let (x, context) = (tokens(6), crate::testing::random([2, 5, 20]));
+        let expected = layer.forward(x.clone(), context.clone(), None);
+        let padded = Tensor::cat(vec![context, crate::testing::random([2, 3, 20])], 1);
+        let found = layer.forward(x.clone(), padded.clone(), Some(&hidden_keys(8, 5..8)));
+        assert!(found.all_close(expected.clone(), None, Some(1e-5)));
+        assert!(!layer.folded().forward(x, padded, None).all_close(expected, None, Some(1e-2)));
     }
 }

@@ -5,9 +5,8 @@ use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
 use super::lora::{Lora, LowRank};
-use super::magnitude::normalize;
-use super::mlp::Activation;
-use crate::ops;
+use crate::ops::magnitude::normalize;
+use crate::ops::{self, Activation};
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
 ///

@@ -194,51 +194,13 @@ impl Modulated {
     }
 }
 
-/// Rotates the channel pairs `(i, i + hidden / 2)` by `angles`, in radians: an isometry.
-///
-/// # Shapes
-/// `x`: `[batch, tokens, hidden]`, `angles`: `[batch, 1 | tokens, hidden / 2]`
-pub fn rotate(x: Tensor<3>, angles: Tensor<3>) -> Tensor<3> {
-    let half = x.dims()[2] / 2;
-    let (cos, sin) = (angles.clone().cos(), angles.sin());
-    let u = x.clone().narrow(2, 0, half);
-    let v = x.narrow(2, half, half);
-    Tensor::cat(vec![u.clone() * cos.clone() - v.clone() * sin.clone(), u * sin + v * cos], 2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use std::f32::consts::PI;
 
     fn random(shape: [usize; 3]) -> Tensor<3> {
         crate::testing::random(shape)
-    }
-
-    fn norms(x: Tensor<3>) -> Tensor<3> {
-        x.square().sum_dim(2).sqrt()
-    }
-
-    #[test]
-    fn rotation_is_the_published_half_split() {
-        let device = Device::flex();
-        let x = Tensor::<3>::from_floats([[[1.0, 2.0, 3.0, 4.0]]], &device);
-        let y = rotate(x, Tensor::from_floats([[[PI / 2.0, PI / 6.0]]], &device));
-        let expected = Tensor::from_floats([[[-3.0, -0.267949, 1.0, 4.464102]]], &device);
-        assert!(y.all_close(expected, None, Some(1e-5)));
-    }
-
-    #[test]
-    fn rotation_is_an_isometry_with_an_inverse_and_composes() {
-        let (x, a, b) = (random([2, 5, 16]), random([2, 1, 8]), random([2, 1, 8]));
-        let y = rotate(x.clone(), a.clone());
-        assert!(norms(y.clone()).all_close(norms(x.clone()), Some(1e-6), None));
-        assert!(rotate(y.clone(), -a.clone()).all_close(x.clone(), None, Some(1e-5)));
-        let twice = rotate(y, b.clone());
-        assert!(twice.all_close(rotate(x.clone(), a + b), None, Some(1e-5)));
-        let still = rotate(x.clone(), Tensor::zeros([2, 1, 8], &Device::flex()));
-        assert!(still.equal(x).all().into_scalar::<bool>());
     }
 
     #[test]

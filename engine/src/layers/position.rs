@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::magnitude::normalize;
+use crate::ops::magnitude::normalize;
 
 /// Wavelengths run from 2π to 2π times this.
 const MAX_PERIOD: f64 = 10_000.0;
@@ -24,14 +24,15 @@ impl Position {
     /// The table of a grid of tokens.
     ///
     /// `[sin(q ω), cos(q ω), sin(r ω), cos(r ω)]` for row `r` and column `q`, the column first, with
-    /// `ω_k = 10000^(-k / (hidden / 4))`, computed in f64. Token `i` of a side stands at `step · i + start`.
+    /// `ω_k = 10000^(-k / (hidden / 4))`, computed in f64. Token `i` of a side stands at `step · i + start`,
+    /// `start` being that of the rows and that of the columns.
     ///
     /// # Shapes
     /// `[1, rows · columns, hidden]`
     pub fn table(
         self,
         [rows, columns]: [usize; 2],
-        [start, step]: [f64; 2],
+        (start, step): ([f64; 2], f64),
         hidden: usize,
         device: &Device,
     ) -> Tensor<3> {
@@ -39,7 +40,7 @@ impl Position {
         let mut values = Vec::with_capacity(rows * columns * hidden);
         for row in 0..rows {
             for column in 0..columns {
-                for at in [column, row] {
+                for (at, start) in [(column, start[1]), (row, start[0])] {
                     let angle = |k: usize| {
                         let at = at as f64 * step + start;
                         at * MAX_PERIOD.powf(-(k as f64) / quarter as f64)
@@ -68,7 +69,8 @@ mod tests {
 
     #[test]
     fn column_comes_first() {
-        let table = Position::Plain.table([1, 2], [0.0, 1.0], 16, &Device::flex()).narrow(1, 1, 1);
+        let table =
+            Position::Plain.table([1, 2], ([0.0; 2], 1.0), 16, &Device::flex()).narrow(1, 1, 1);
         let expected = [
             0.841471, 0.099833, 0.01, 0.001, 0.540302, 0.995004, 0.99995, 1.0, 0.0, 0.0, 0.0, 0.0,
             1.0, 1.0, 1.0, 1.0,
@@ -79,7 +81,8 @@ mod tests {
 
     #[test]
     fn a_coarse_patch_stands_at_its_centre() {
-        let table = Position::Plain.table([1, 2], [0.5, 2.0], 8, &Device::flex()).narrow(1, 1, 1);
+        let table =
+            Position::Plain.table([1, 2], ([0.5; 2], 2.0), 8, &Device::flex()).narrow(1, 1, 1);
         let expected =
             [0.598472, 0.024997, -0.801144, 0.999688, 0.479426, 0.005000, 0.877583, 0.999988];
         let expected = Tensor::<1>::from_floats(expected, &Device::flex()).reshape([1, 1, 8]);

@@ -5,43 +5,57 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{FloatDType, Tensor, TensorData};
+use nalgebra::DMatrix;
 
 use super::dense::Dense;
 use super::lora::Lora;
-use crate::algebra::{Matrix, kronecker_square, pseudo_inverse, transpose};
+
+type Matrix = DMatrix<f64>;
 
 /// Bilinear resizing of a side of `from` pixels to `to`, `[to, from]`: half-pixel centres, edges clamped,
 /// no antialiasing.
 fn bilinear(from: usize, to: usize) -> Matrix {
-    let row = |i: usize| {
+    let mut matrix = Matrix::zeros(to, from);
+    for i in 0..to {
         let at = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
         let at = at.clamp(0.0, (from - 1) as f64);
         let (low, share) = (at.floor() as usize, at.fract());
-        let mut row = vec![0.0; from];
-        row[low] = 1.0 - share;
+        matrix[(i, low)] = 1.0 - share;
         if share > 0.0 {
-            row[low + 1] = share;
+            matrix[(i, low + 1)] = share;
         }
-        row
-    };
-    (0..to).map(row).collect()
+    }
+    matrix
+}
+
+/// Moore-Penrose inverse of a matrix of full rank.
+fn pseudo_inverse(a: &Matrix) -> Matrix {
+    if a.nrows() < a.ncols() {
+        return pseudo_inverse(&a.transpose()).transpose();
+    }
+    // (AᵀA)⁻¹ Aᵀ
+    let at = a.transpose();
+    (&at * a).lu().solve(&at).expect("full rank")
 }
 
 /// The matrix, `[to², from²]`, that resizes the kernel of a patch embedding so that larger patches give the
 /// same tokens: `(Bᵀ)⁺` of the bilinear `B` (FlexiViT section 3.4).
 fn embedding(from: usize, to: usize) -> Matrix {
-    kronecker_square(&pseudo_inverse(&transpose(&bilinear(from, to))))
+    let side = pseudo_inverse(&bilinear(from, to).transpose());
+    side.kronecker(&side)
 }
 
 /// The matrix, `[to², from²]`, that resizes the kernel of a projection to pixels: `Q` of FlexiDiT section
 /// 3.3, transposed.
 fn projection(from: usize, to: usize) -> Matrix {
-    kronecker_square(&pseudo_inverse(&bilinear(to, from)))
+    let side = pseudo_inverse(&bilinear(to, from));
+    side.kronecker(&side)
 }
 
 fn tensor(matrix: &Matrix, like: &Tensor<2>) -> Tensor<2> {
-    let values: Vec<f32> = matrix.iter().flatten().map(|value| *value as f32).collect();
-    let data = TensorData::new(values, [matrix.len(), matrix[0].len()]);
+    // nalgebra stores columns.
+    let values: Vec<f32> = matrix.transpose().iter().map(|value| *value as f32).collect();
+    let data = TensorData::new(values, [matrix.nrows(), matrix.ncols()]);
     Tensor::<2>::from_data(data, &like.device()).cast(FloatDType::from(like.dtype()))
 }
 
@@ -118,14 +132,13 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::algebra::multiply;
     use crate::layers::Init;
     use crate::layers::dense::DenseConfig;
     use crate::layers::patch::{patchify, unpatchify};
 
     fn close(a: &Matrix, b: &[&[f64]]) {
-        assert_eq!((a.len(), a[0].len()), (b.len(), b[0].len()));
-        for (a, b) in a.iter().flatten().zip(b.iter().flat_map(|row| row.iter())) {
+        assert_eq!(a.shape(), (b.len(), b[0].len()));
+        for (a, b) in a.transpose().iter().zip(b.iter().flat_map(|row| row.iter())) {
             assert!((a - b).abs() < 1e-12, "{a} is not {b}");
         }
     }
@@ -134,19 +147,16 @@ mod tests {
     fn matrices_are_the_published_ones() {
         close(&bilinear(2, 4), &[&[1.0, 0.0], &[0.75, 0.25], &[0.25, 0.75], &[0.0, 1.0]]);
         close(&bilinear(4, 2), &[&[0.5, 0.5, 0.0, 0.0], &[0.0, 0.0, 0.5, 0.5]]);
-        let up = pseudo_inverse(&transpose(&bilinear(2, 4)));
+        let up = pseudo_inverse(&bilinear(2, 4).transpose());
         close(&up, &[&[0.65, -0.15], &[0.45, 0.05], &[0.05, 0.45], &[-0.15, 0.65]]);
-        let down = pseudo_inverse(&transpose(&bilinear(4, 2)));
+        let down = pseudo_inverse(&bilinear(4, 2).transpose());
         close(&down, &[&[1.0, 1.0, 0.0, 0.0], &[0.0, 0.0, 1.0, 1.0]]);
         // What a size is taken from is found again.
         for (small, large) in [(2, 4), (2, 8), (3, 4), (4, 16)] {
             for q in [embedding(large, small), projection(large, small)] {
-                let identity = multiply(&q, &pseudo_inverse(&q));
-                for (i, row) in identity.iter().enumerate() {
-                    for (j, value) in row.iter().enumerate() {
-                        assert!((value - f64::from(u8::from(i == j))).abs() < 1e-9);
-                    }
-                }
+                let found = &q * pseudo_inverse(&q);
+                let identity = Matrix::identity(q.nrows(), q.nrows());
+                assert!((found - identity).amax() < 1e-9);
             }
         }
     }
@@ -211,19 +221,17 @@ mod tests {
 
     #[test]
     fn resized_kernels_give_the_same_tokens_of_enlarged_patches() {
-        let (b, q) = (kronecker_square(&bilinear(2, 4)), embedding(2, 4));
-        let column = |values: &[f64]| values.iter().map(|v| vec![*v]).collect::<Matrix>();
-        let (x, w) = (column(&[0.3, -1.2, 0.8, 2.0]), column(&[1.1, 0.2, -0.7, 0.4]));
-        let dot = |a: &Matrix, b: &Matrix| multiply(&transpose(a), b)[0][0];
-        assert!((dot(&multiply(&b, &x), &multiply(&q, &w)) - dot(&x, &w)).abs() < 1e-9);
+        let (b, q) = (bilinear(2, 4).kronecker(&bilinear(2, 4)), embedding(2, 4));
+        let column = |values: [f64; 4]| Matrix::from_column_slice(4, 1, &values);
+        let (x, w) = (column([0.3, -1.2, 0.8, 2.0]), column([1.1, 0.2, -0.7, 0.4]));
+        assert!(((b * &x).dot(&(q * &w)) - x.dot(&w)).abs() < 1e-9);
     }
 
     #[test]
     fn fresh_projections_enlarge_their_output_bilinearly() {
         // The pseudo-inverse of what brings 4 x 4 down to 2 x 2.
         let up = pseudo_inverse(&projection(4, 2));
-        let y = multiply(&up, &vec![vec![1.0], vec![2.0], vec![3.0], vec![4.0]]);
-        let y: Vec<f64> = y.into_iter().flatten().collect();
+        let y = up * Matrix::from_column_slice(4, 1, &[1.0, 2.0, 3.0, 4.0]);
         let expected = [
             1.0, 1.25, 1.75, 2.0, 1.5, 1.75, 2.25, 2.5, 2.5, 2.75, 3.25, 3.5, 3.0, 3.25, 3.75, 4.0,
         ];

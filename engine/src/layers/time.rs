@@ -7,8 +7,9 @@ use std::f64::consts::{SQRT_2, TAU};
 
 use super::dense::DenseConfig;
 use super::init::{Fresh, Init};
-use super::magnitude::normalize;
-use super::mlp::{Activation, Mlp};
+use super::mlp::Mlp;
+use crate::ops::Activation;
+use crate::ops::magnitude::normalize;
 
 /// Wavelengths of the sinusoidal code run from 2π to 2π times this.
 const MAX_PERIOD: f64 = 10_000.0;

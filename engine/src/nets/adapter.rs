@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::dit::{Dit, DitBlock, Embedder, Head};
-use super::modes::Mode;
+use super::{Dit, DitBlock, Embedder, Head, Mode, Net, Student};
 use crate::error::{Error, Result};
-use crate::layers::{Dense, LowRank, Mlp, Modulation};
+use crate::layers::{Attention, Dense, LowRank, Mlp, Modulation};
 
 /// Low-rank terms for the linear layers of a network.
 #[derive(Debug, Clone, Default)]
@@ -61,17 +60,36 @@ pub trait Adaptable {
 
 impl Adaptable for Dit {
     fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
-        let Dit { patch, embedder, blocks, head, modes, later_heads, .. } = self;
+        let Dit { patch, embedder, blocks, head, modes, caption, .. } = self;
         let mut layers = Layers::default();
         layers.add("patch", patch);
         layers.embedder("embedder", embedder);
         blocks.iter_mut().enumerate().for_each(|(i, block)| layers.block(i, block));
         layers.head("head", head);
         modes.iter_mut().enumerate().for_each(|(i, mode)| layers.mode(i, mode));
-        for (i, head) in later_heads.iter_mut().enumerate() {
+        if let Some(caption) = caption {
+            layers.mlp("caption", caption);
+        }
+        layers.0
+    }
+}
+
+impl Adaptable for Student {
+    fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
+        let mut layers = Layers(self.trunk.linear_layers());
+        for (i, head) in self.later_heads.iter_mut().enumerate() {
             layers.head(&format!("later_heads.{i}"), head);
         }
         layers.0
+    }
+}
+
+impl Adaptable for Net {
+    fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
+        match self {
+            Self::Dit(net) => net.linear_layers(),
+            Self::Student(net) => net.linear_layers(),
+        }
     }
 }
 
@@ -89,29 +107,47 @@ impl<'a> Layers<'a> {
         self.add(&format!("{name}.down"), &mut mlp.down);
     }
 
-    fn embedder(&mut self, name: &str, embedder: &'a mut Embedder) {
-        self.mlp(&format!("{name}.time.mlp"), &mut embedder.time.mlp);
+    fn attention(&mut self, name: &str, attention: &'a mut Attention) {
+        self.add(&format!("{name}.qkv"), &mut attention.qkv);
+        self.add(&format!("{name}.out"), &mut attention.out);
     }
 
     fn modulation(&mut self, name: &str, modulation: &'a mut Modulation) {
         if let Some(dense) = &mut modulation.dense {
-            self.add(&format!("{name}.modulation.dense"), dense);
+            self.add(&format!("{name}.dense"), dense);
+        }
+    }
+
+    fn embedder(&mut self, name: &str, embedder: &'a mut Embedder) {
+        self.mlp(&format!("{name}.time.mlp"), &mut embedder.time.mlp);
+        if let Some(pooled) = &mut embedder.pooled {
+            self.mlp(&format!("{name}.pooled"), pooled);
         }
     }
 
     fn block(&mut self, index: usize, block: &'a mut DitBlock) {
+        let DitBlock { embedder, modulation, attention, mlp, cross, text, .. } = block;
         let name = format!("blocks.{index}");
-        if let Some(embedder) = &mut block.embedder {
+        if let Some(embedder) = embedder {
             self.embedder(&format!("{name}.embedder"), embedder);
         }
-        self.modulation(&name, &mut block.modulation);
-        self.add(&format!("{name}.attention.qkv"), &mut block.attention.qkv);
-        self.add(&format!("{name}.attention.out"), &mut block.attention.out);
-        self.mlp(&format!("{name}.mlp"), &mut block.mlp);
+        self.modulation(&format!("{name}.modulation"), modulation);
+        self.attention(&format!("{name}.attention"), attention);
+        self.mlp(&format!("{name}.mlp"), mlp);
+        if let Some(cross) = cross {
+            self.add(&format!("{name}.cross.q"), &mut cross.q);
+            self.add(&format!("{name}.cross.kv"), &mut cross.kv);
+            self.add(&format!("{name}.cross.out"), &mut cross.out);
+        }
+        if let Some(text) = text {
+            self.modulation(&format!("{name}.text.modulation"), &mut text.modulation);
+            self.attention(&format!("{name}.text.attention"), &mut text.attention);
+            self.mlp(&format!("{name}.text.mlp"), &mut text.mlp);
+        }
     }
 
     fn head(&mut self, name: &str, head: &'a mut Head) {
-        self.modulation(name, &mut head.modulation);
+        self.modulation(&format!("{name}.modulation"), &mut head.modulation);
         self.add(&format!("{name}.out"), &mut head.out);
     }
 

@@ -5,8 +5,8 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::{Device, Tensor};
 
-use crate::ops;
 use crate::layers::{Fresh, Init};
+use crate::ops;
 
 /// Neighbouring tokens that a head looks at.
 const WINDOW: usize = 9;

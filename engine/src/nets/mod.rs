@@ -1,21 +1,26 @@
 //! Networks.
 
-pub mod adapter;
-pub mod config;
+mod adapter;
 pub mod discriminator;
-pub mod dit;
+mod dit;
+mod error;
 pub mod features;
-pub mod flexify;
-pub mod modes;
-pub mod student;
+mod net;
+mod student;
 pub mod vae;
 
 pub use adapter::{Adaptable, Adapter};
-pub use config::{DitConfig, Norm};
 pub use discriminator::Discriminator;
-pub use dit::{Dit, DitBlock, Embedder};
-pub use features::{EfficientNetLite0, FoldedEfficientNet, FoldedInception, Inception};
-pub use flexify::flexify;
-pub use modes::{BlockMode, Flexible, Mode, Sharing};
-pub use student::{History, Memory, Points, Student, distillable};
+pub(crate) use dit::Encoded;
+pub use dit::{
+    Affine, AfterBlock, BlockAdapters, BlockMode, Condition, Conditioning, Context, Dit, DitBlock,
+    DitConfig, Embedder, Ends, Flexible, Head, Mode, Norm, Panel, Sharing, Text, TextAttention,
+    TextConfig, TextLayers, flexify,
+};
+pub use error::ConfigError;
+pub use features::{
+    EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
+};
+pub use net::{Net, NetConfig};
+pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
 pub use vae::{Vae, VaeConfig};

@@ -4,11 +4,13 @@
 //! teacher's trajectory. What it predicted before, and the noise it started from, stays visible to the
 //! first blocks (section 3 of the paper). Without history it is plain step distillation.
 
-use burn::tensor::{Int, Tensor};
+use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::dit::Head;
-use super::{Dit, DitConfig};
+use super::ConfigError;
+use super::dit::{Call, Conditioning, Dit, DitConfig, Encoded, Head};
+use crate::layers::dense::Quantize;
 use crate::layers::{Init, KvCache};
 
 /// Most steps of a student.
@@ -17,7 +19,7 @@ pub const STEP_LIMIT: usize = 8;
 /// The steps of a student, from noise to data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Student {
+pub struct StudentConfig {
     /// What the network is told about the noise level at each step, in its own unit.
     pub times: Vec<f64>,
     /// Patch size of each step.
@@ -62,7 +64,7 @@ pub struct Memory {
     caches: Vec<KvCache>,
 }
 
-impl Student {
+impl StudentConfig {
     /// Times in equal distances from the noisiest, `last`, of which the clean image would be 0.
     pub fn even_times(steps: usize, last: f64) -> Vec<f64> {
         (0..steps).map(|step| last * (steps - step) as f64 / steps as f64).collect()
@@ -89,172 +91,261 @@ impl Student {
     fn is_seen(&self, step: usize) -> bool {
         (step + 1..self.steps()).any(|later| self.sees(later, step))
     }
-}
 
-impl DitConfig {
-    /// Says what is wrong with the steps of a student, if anything.
-    pub(super) fn check_student(&self) -> Result<(), String> {
-        let Some(student) = &self.student else { return Ok(()) };
-        let steps = student.steps();
+    /// Patch sizes of the steps that have a head of their own.
+    fn later_heads(&self) -> impl Iterator<Item = usize> {
+        let later = if self.own_heads { self.patches.as_slice() } else { &[] };
+        later.iter().skip(1).copied()
+    }
+
+    /// Whether a network can be a student of these steps.
+    ///
+    /// # Errors
+    /// The first number that is out of range or does not go with the network.
+    pub fn check(&self, net: &DitConfig) -> Result<(), ConfigError> {
+        let steps = self.steps();
         if !(1..=STEP_LIMIT).contains(&steps) {
-            return Err(format!("a student of {steps} steps, expected 1 to {STEP_LIMIT}"));
+            return Err(ConfigError::Steps { steps, limit: STEP_LIMIT });
         }
-        if student.patches.len() != steps {
-            let sizes = student.patches.len();
-            return Err(format!("{sizes} patch sizes for the {steps} steps of a student"));
+        if self.patches.len() != steps {
+            return Err(ConfigError::StepPatches { sizes: self.patches.len(), steps });
         }
-        let known = self.patches();
-        if let Some(patch) = student.patches.iter().find(|patch| !known.contains(patch)) {
-            return Err(format!("patch size {patch} of a student, the network has {known:?}"));
+        let known = net.patches();
+        if let Some(&patch) = self.patches.iter().find(|patch| !known.contains(patch)) {
+            return Err(ConfigError::UnknownPatch { patch, known });
         }
-        if student.times.iter().any(|time| !time.is_finite()) {
-            return Err(format!("times of a student are {:?}, expected numbers", student.times));
+        if self.times.iter().any(|time| !time.is_finite()) {
+            let found = format!("{:?}", self.times);
+            return Err(ConfigError::value("times of a student", found, "numbers"));
         }
-        if student.history_layers > self.depth {
-            return Err(format!(
-                "history in {} blocks, the network has {}",
-                student.history_layers, self.depth
-            ));
+        if self.history_layers > net.depth {
+            return Err(ConfigError::History { layers: self.history_layers, depth: net.depth });
+        }
+        if net.is_joint() && self.history_layers > 0 {
+            let expected = "0 in a network of joint attention, which keeps no cache";
+            return Err(ConfigError::value("history_layers", self.history_layers, expected));
         }
         Ok(())
     }
 
-    /// Patch sizes of the steps that have a head of their own.
-    pub(super) fn later_heads(&self) -> impl Iterator<Item = usize> {
-        let own = self.student.iter().filter(|student| student.own_heads);
-        own.flat_map(|student| student.patches.iter().skip(1).copied())
-    }
-
-    pub(super) fn init_later_heads(&self, init: &Init<'_>) -> Vec<Head> {
-        self.later_heads().map(|patch| self.init_head(patch, init)).collect()
-    }
-
-    /// Floating-point operations of each step of a student on one image of `size`, as
+    /// Floating-point operations of each step of such a student of `net` on one image of `size`, as
     /// [`DitConfig::flops`] counts them, with the attention to earlier points.
-    ///
-    /// # Panics
-    /// If the network is no student.
-    pub fn student_flops(&self, size: [usize; 2]) -> Vec<f64> {
-        let student = self.student.as_ref().expect("a student");
+    pub fn flops(&self, net: &DitConfig, size: [usize; 2]) -> Vec<f64> {
         let tokens = |step: usize| {
-            let [rows, columns] = self.grid(size, student.patches[step]);
+            let [rows, columns] = net.grid(size, self.patches[step]);
             (rows * columns) as f64
         };
         let step = |step: usize| {
-            let seen: f64 = (0..step).filter(|&e| student.sees(step, e)).map(tokens).sum();
-            let pairs = tokens(step) * seen * student.history_layers as f64;
-            self.flops(size, student.patches[step]) + 4.0 * pairs * self.hidden as f64
+            let seen: f64 = (0..step).filter(|&e| self.sees(step, e)).map(tokens).sum();
+            let pairs = tokens(step) * seen * self.history_layers as f64;
+            net.flops(size, self.patches[step]) + 4.0 * pairs * net.hidden as f64
         };
-        (0..student.steps()).map(step).collect()
+        (0..self.steps()).map(step).collect()
+    }
+
+    /// Number of parameters of the heads of the later steps.
+    pub(super) fn head_parameters(&self, net: &DitConfig) -> usize {
+        let host = Device::flex();
+        let init = &Init::new(0, &host);
+        self.later_heads().map(|patch| net.init_head(patch, init).num_params()).sum()
+    }
+
+    pub(super) fn init_from(&self, trunk: Dit, init: &Init<'_>) -> Student {
+        let head = |patch| trunk.config().init_head(patch, init);
+        let later_heads = self.later_heads().map(head).collect();
+        Student { trunk, later_heads, config: self.clone() }
     }
 }
 
-/// The network as a student that is not trained yet: every step starts with the weights of the network,
-/// its head too.
+/// A network that goes from noise to an image in a few steps.
 ///
-/// # Errors
-/// A network that is a student already, and steps that do not go with it.
-pub fn distillable(net: Dit, student: Student) -> Result<Dit, String> {
-    let config = net.config();
-    if let Some(own) = &config.student {
-        return Err(format!("the network is a student of {} steps already", own.steps()));
-    }
-    let config = DitConfig { student: Some(student), ..config.clone() };
-    config.check()?;
-    let head = |patch| {
-        let mut head = net.head.clone();
-        head.out = net.projection(patch).into_owned();
-        head
-    };
-    let heads = config.later_heads().map(head).collect();
-    Ok(net.with_later_heads(heads, config))
+/// Its parameters are named as those of its trunk are, with `later_heads` beside them.
+#[derive(Debug, Clone)]
+pub struct Student {
+    /// All steps' but for their heads; its own head is that of the first step.
+    pub(super) trunk: Dit,
+    /// Those of the later steps, where each has its own.
+    pub(super) later_heads: Vec<Head>,
+    config: StudentConfig,
 }
 
-impl Dit {
-    /// The next point of a student's trajectory, in the first of the channels; the others, if there are
-    /// any, mean nothing.
+impl Student {
+    /// A student that is not trained yet: every step starts with the weights of the network it comes from, its
+    /// head too.
+    ///
+    /// # Errors
+    /// Steps that do not go with the network.
+    pub fn new(net: Dit, config: StudentConfig) -> Result<Self, ConfigError> {
+        config.check(net.config())?;
+        let head = |patch| {
+            let mut head = net.head.clone();
+            head.out = net.projection(patch).into_owned();
+            head
+        };
+        let later_heads = config.later_heads().map(head).collect();
+        Ok(Self { trunk: net, later_heads, config })
+    }
+
+    /// The network of all steps.
+    pub fn trunk(&self) -> &Dit {
+        &self.trunk
+    }
+
+    /// See [`Student::trunk`].
+    pub fn trunk_mut(&mut self) -> &mut Dit {
+        &mut self.trunk
+    }
+
+    /// Its steps.
+    pub fn config(&self) -> &StudentConfig {
+        &self.config
+    }
+
+    /// The next point of a trajectory, in the first of the channels; the others, if there are any, mean
+    /// nothing.
     ///
     /// `x` is the noise at the first step, of unit variance, and the point before at the others; `memory`
     /// is new at the first step and afterwards what the step before left.
     ///
     /// # Shapes
-    /// `x`: `[batch, channels, height, width]`, `labels`: `[batch]`, output:
-    /// `[batch, out_channels, height, width]`
+    /// `x`: `[batch, channels, height, width]`, output: `[batch, out_channels, height, width]`
     ///
     /// # Panics
-    /// If the network is no student, or has fewer steps.
+    /// If there are fewer steps; see [`Dit::forward`] for the condition.
     pub fn step(
         &self,
         x: Tensor<4>,
-        labels: Tensor<1, Int>,
+        told: &Conditioning,
         step: usize,
         memory: &mut Memory,
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
-        let tokens = self.step_tokens(x, labels, step, memory);
-        self.step_output(tokens, step, [height, width])
+        let encoded = self.encode(x, told, step, memory);
+        self.decode(encoded, step, [height, width])
     }
 
-    /// [`Dit::step`] up to the head: the tokens and the activated condition.
-    pub(crate) fn step_tokens(
+    /// [`Student::step`] up to the head.
+    pub(crate) fn encode(
         &self,
         x: Tensor<4>,
-        labels: Tensor<1, Int>,
+        told: &Conditioning,
         step: usize,
         memory: &mut Memory,
-    ) -> [Tensor<3>; 2] {
-        let student = self.config().student.as_ref().expect("a student");
-        let time = Tensor::full([x.dims()[0]], student.times[step], &x.device());
-        let keep = student.is_seen(step);
+    ) -> Encoded {
+        let config = &self.config;
+        let time = Tensor::full([x.dims()[0]], config.times[step], &x.device());
+        let keep = config.is_seen(step);
         if step == 0 && keep {
-            memory.caches = vec![KvCache::default(); student.history_layers];
+            memory.caches = vec![KvCache::default(); config.history_layers];
         }
-        let caches = (memory.caches.as_mut_slice(), keep);
-        let patch = student.patches[step];
-        let tokens = self.trunk(x, (time, labels), patch, caches, &mut |_, _| ());
-        match student.history {
+        let call = Call {
+            patch: config.patches[step],
+            caches: memory.caches.as_mut_slice(),
+            keep,
+            after_block: &mut |_, tokens| tokens,
+        };
+        let encoded = self.trunk.encode(x, time, told, call);
+        match config.history {
             // What is held is the point before and this one.
             History::Previous if step > 0 && keep => {
                 memory.caches.iter_mut().for_each(|cache| cache.retain(|call| call > 0));
             }
-            _ if step + 1 == student.steps() => *memory = Memory::default(),
+            _ if step + 1 == config.steps() => *memory = Memory::default(),
             _ => (),
         }
-        tokens
+        encoded
     }
 
     /// The head of a step, on images of `size`.
-    pub(crate) fn step_output(
-        &self,
-        [tokens, condition]: [Tensor<3>; 2],
-        step: usize,
-        size: [usize; 2],
-    ) -> Tensor<4> {
-        let student = self.config().student.as_ref().expect("a student");
-        self.unembed(tokens, condition, size, student.patches[step], self.later_head(step))
+    pub(crate) fn decode(&self, encoded: Encoded, step: usize, size: [usize; 2]) -> Tensor<4> {
+        self.trunk.decode(encoded, size, self.config.patches[step], self.later_head(step))
     }
 
     /// The weight of the projection in the head of a step.
-    pub(crate) fn step_weight(&self, step: usize) -> Tensor<2> {
-        self.later_head(step).unwrap_or(&self.head).out.weight.val()
+    pub(crate) fn head_weight(&self, step: usize) -> Tensor<2> {
+        self.later_head(step).unwrap_or(&self.trunk.head).out.weight.val()
     }
 
     fn later_head(&self, step: usize) -> Option<&Head> {
         step.checked_sub(1).and_then(|later| self.later_heads.get(later))
     }
 
-    /// All steps of a student on given points: what training sees.
+    /// All steps on given points: what training sees.
     ///
     /// # Shapes
-    /// each of `points`: `[batch, channels, height, width]`, `labels`: `[batch]`, outputs like
-    /// [`Dit::step`]
+    /// each of `points`: `[batch, channels, height, width]`, outputs like [`Student::step`]
     ///
     /// # Panics
-    /// See [`Dit::step`].
-    pub fn steps(&self, points: Vec<Tensor<4>>, labels: &Tensor<1, Int>) -> Vec<Tensor<4>> {
+    /// See [`Student::step`].
+    pub fn steps(&self, points: Vec<Tensor<4>>, told: &Conditioning) -> Vec<Tensor<4>> {
         let mut memory = Memory::default();
         let steps = points.into_iter().enumerate();
-        steps.map(|(i, x)| self.step(x, labels.clone(), i, &mut memory)).collect()
+        steps.map(|(i, x)| self.step(x, told, i, &mut memory)).collect()
+    }
+
+    /// See [`Dit::folded`].
+    pub fn folded(self) -> Self {
+        let later_heads = self.later_heads.into_iter().map(Head::folded).collect();
+        Self { trunk: self.trunk.folded(), later_heads, ..self }
+    }
+
+    /// See [`Dit::quantized`].
+    pub fn quantized(self) -> Option<Self> {
+        let net = self.folded();
+        net.trunk.quantizes().then(|| net.map(&mut Quantize::default()))
+    }
+}
+
+const LATER_HEADS: &str = "later_heads";
+const CONTAINER: &str = "Struct:Student";
+
+/// As derived, but for the name of the trunk, which is left out.
+impl Module for Student {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.later_heads.collect_devices(self.trunk.collect_devices(devices))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        let (trunk, later_heads) = (self.trunk.fork(device), self.later_heads.fork(device));
+        Self { trunk, later_heads, ..self }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        let (trunk, later_heads) =
+            (self.trunk.to_device(device), self.later_heads.to_device(device));
+        Self { trunk, later_heads, ..self }
+    }
+
+    fn train(self) -> Self {
+        Self { trunk: self.trunk.train(), later_heads: self.later_heads.train(), ..self }
+    }
+
+    fn valid(&self) -> Self {
+        let (trunk, later_heads) = (self.trunk.valid(), self.later_heads.valid());
+        Self { trunk, later_heads, config: self.config.clone() }
+    }
+
+    fn materialize(self) -> Self {
+        Self {
+            trunk: self.trunk.materialize(),
+            later_heads: self.later_heads.materialize(),
+            ..self
+        }
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.trunk.visit(visitor);
+        visitor.enter_module(LATER_HEADS, CONTAINER);
+        self.later_heads.visit(visitor);
+        visitor.exit_module(LATER_HEADS, CONTAINER);
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        let trunk = self.trunk.map(mapper);
+        mapper.enter_module(LATER_HEADS, CONTAINER);
+        let later_heads = self.later_heads.map(mapper);
+        mapper.exit_module(LATER_HEADS, CONTAINER);
+        Self { trunk, later_heads, ..self }
     }
 }
 

@@ -6,9 +6,10 @@ use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor, module::attention, ops::AttentionModuleOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{conv3x3, norm_silu};
+use super::ConfigError;
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Dense, Init};
+use crate::ops::{conv3x3, norm_silu};
 
 /// ε of the group norms.
 const EPSILON: f64 = 1e-6;
@@ -45,19 +46,23 @@ impl VaeConfig {
         1 << (self.widths.len() - 1)
     }
 
-    /// Says what is wrong with the numbers, if anything.
-    pub fn check(&self) -> Result<(), String> {
+    /// Whether there can be such an autoencoder.
+    ///
+    /// # Errors
+    /// The first number that is out of range or does not go with the others.
+    pub fn check(&self) -> Result<(), ConfigError> {
         if self.widths.is_empty() || self.widths.len() > 8 {
-            return Err(format!("{} levels, expected 1 to 8", self.widths.len()));
+            return Err(ConfigError::value("number of levels", self.widths.len(), "1 to 8"));
         }
         let fine =
             |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
         match self.widths.iter().find(|width| !fine(width)) {
             Some(width) => {
-                Err(format!("width {width} is not a multiple of {} groups", self.groups))
+                let expected = format!("a multiple of {} groups", self.groups);
+                Err(ConfigError::value("width", width, expected))
             }
             None if self.scale == 0.0 || !self.scale.is_finite() => {
-                Err(format!("latent scale is {}, expected finite and not zero", self.scale))
+                Err(ConfigError::value("latent scale", self.scale, "finite and not zero"))
             }
             None => Ok(()),
         }

@@ -4,10 +4,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::objective::{Past, StudentBatch};
-use crate::diffusion::Level;
-use crate::nets::{Discriminator, Dit};
-use crate::process::{Process, ids};
+use super::trajectory::{Past, StudentBatch};
+use crate::diffusion::{Level, Process};
+use crate::nets::{Conditioning, Discriminator, Dit, Encoded, Student};
 
 /// Keeps the ratio of two gradients finite.
 const LEAST_GRADIENT: f64 = 1e-4;
@@ -56,19 +55,17 @@ impl Features {
     }
 
     /// The features of images, `[batch, channels, height, width]`; gradients flow to the images.
-    pub fn of(&self, images: Tensor<4>, labels: &[usize]) -> Seen {
-        let device = images.device();
+    pub fn of(&self, images: Tensor<4>, told: &Conditioning) -> Seen {
         let net = match images.is_autodiff() {
             true => self.net.clone().train(),
             false => self.net.clone(),
         };
-        let ids = ids(labels, &device);
-        let time = Tensor::full([labels.len()], self.time, &device);
-        let mut tokens = Vec::new();
-        let condition = net.condition(&net.embedder, time.clone(), ids.clone());
-        let patch = net.config().patch;
-        net.forward_observed(images * self.scale, time, ids, patch, &mut |_, after| {
+        let time = Tensor::full([images.dims()[0]], self.time, &images.device());
+        let condition = net.embedder.forward(time.clone(), told);
+        let (mut tokens, patch) = (Vec::new(), net.config().patch);
+        net.forward_with(images * self.scale, time, told, patch, &mut |_, after| {
             tokens.push(after.clone());
+            after
         });
         Seen { tokens, condition }
     }
@@ -93,60 +90,76 @@ fn mean(values: Vec<Tensor<1>>) -> Tensor<1> {
     Tensor::cat(values, 0).mean()
 }
 
-/// [`regression`](super::regression) with the heads' judgement of the last prediction, and that prediction.
+/// The frozen networks that judge a student's images.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge<'a> {
+    /// What the heads look at.
+    pub features: &'a Features,
+    /// The heads.
+    pub heads: &'a Discriminator,
+    /// How much their judgement weighs; see [`adversarial_regression`].
+    pub weight: f64,
+}
+
+/// [`regression`](super::regression) with the heads' judgement of the last prediction, `[1]`, and that prediction,
+/// `[batch, channels, height, width]`.
 ///
 /// The judgement weighs `weight · ‖∂L_R/∂W‖ / ‖∂L_G/∂W‖`, `W` being the weight of the last head. The value of
 /// the loss is that of the regression.
 ///
 /// # Panics
-/// If the network is no student, or has another number of steps.
+/// If the student has another number of steps.
 pub fn adversarial_regression(
-    net: &Dit,
+    net: &Student,
     batch: &StudentBatch,
-    (features, judge): (&Features, &Discriminator),
-    weight: f64,
+    judge: Judge<'_>,
 ) -> (Tensor<1>, Tensor<4>) {
-    let (outputs, tokens) = batch.outputs(net, Past::Teacher);
-    let (channels, size) = (batch.noise.dims()[1], [batch.noise.dims()[2], batch.noise.dims()[3]]);
-    let step = batch.points.len() - 1;
-    let last = outputs[step].clone();
+    let (outputs, encoded) = batch.outputs(net, Past::Teacher);
+    let last = outputs[batch.points.len() - 1].clone();
     let loss = batch.errors(outputs);
-    if weight == 0.0 {
+    if judge.weight == 0.0 {
         return (loss, last.without_autodiff());
     }
 
     // The judgement's gradient at the prediction, through the frozen networks alone.
-    let judge = judge.valid().no_grad().train();
+    let heads = judge.heads.valid().no_grad().train();
     let leaf = last.clone().without_autodiff().autodiff().require_grad();
-    let judged = generator_loss(&judge, &features.of(leaf.clone(), &batch.labels));
+    let judged = generator_loss(&heads, &judge.features.of(leaf.clone(), &batch.told));
     let pull =
         leaf.grad(&judged.backward()).expect("the judgement depends on the image").autodiff();
 
-    // Both gradients at the last head's weight, through that head alone.
-    let again = || {
-        let tokens = tokens.clone().map(Tensor::detach);
-        net.step_output(tokens, step, size).narrow(1, 0, channels)
-    };
-    let norm = |value: Tensor<1>| {
-        let gradient = net.step_weight(step).grad(&value.backward());
-        gradient.expect("a head that is trained").square().sum().sqrt()
-    };
-    let fit = (again() - batch.points[step].clone()).square().mean();
-    let ours = norm(fit * (1.0 / batch.points.len() as f64));
-    let theirs = norm((again() * pull.clone()).sum());
-    let ratio = (ours / (theirs + LEAST_GRADIENT)).clamp(0.0, LARGEST_RATIO) * weight;
-
+    let ratio = balance(net, batch, encoded, pull.clone()) * judge.weight;
     let term = (last.clone() * pull).sum() * ratio.autodiff();
     let term = term.clone() - term.detach();
     (loss + term, last.without_autodiff())
 }
 
+/// `‖∂L_R/∂W‖ / ‖∂L_G/∂W‖` at the weight of the last head, through that head alone, `[1]`; `pull` is the gradient
+/// of the judgement at its output.
+fn balance(net: &Student, batch: &StudentBatch, encoded: Encoded, pull: Tensor<4>) -> Tensor<1> {
+    let [_, channels, height, width] = batch.noise.dims();
+    let step = batch.points.len() - 1;
+    let again = || {
+        let Encoded { tokens, condition } = encoded.clone();
+        let encoded = Encoded { tokens: tokens.detach(), condition: condition.detach() };
+        net.decode(encoded, step, [height, width]).narrow(1, 0, channels)
+    };
+    let norm = |value: Tensor<1>| {
+        let gradient = net.head_weight(step).grad(&value.backward());
+        gradient.expect("a head that is trained").square().sum().sqrt()
+    };
+    let fit = (again() - batch.points[step].clone()).square().mean();
+    let ours = norm(fit * (1.0 / batch.points.len() as f64));
+    let theirs = norm((again() * pull).sum());
+    (ours / (theirs + LEAST_GRADIENT)).clamp(0.0, LARGEST_RATIO)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::TimeInput;
     use crate::diffusion::{NoiseSchedule, Prediction};
-    use crate::nets::{DitConfig, History, Points, Student, distillable};
-    use crate::process::TimeInput;
+    use crate::nets::{DitConfig, History, Points, StudentConfig};
     use crate::testing::Draws;
     use crate::train::{params, regression};
 
@@ -169,23 +182,23 @@ mod tests {
         config.init(0, &Device::flex()).map(&mut Draws::new(4, 0.3))
     }
 
-    fn student(teacher: Dit) -> Dit {
-        let student = Student {
-            times: Student::even_times(2, 999.0),
+    fn student(teacher: Dit) -> Student {
+        let config = StudentConfig {
+            times: StudentConfig::even_times(2, 999.0),
             patches: vec![2; 2],
             history: History::All,
             history_layers: 1,
             own_heads: true,
             points: Points::Estimates,
         };
-        distillable(teacher, student).expect("steps that fit").train()
+        Student::new(teacher, config).expect("steps that fit").train()
     }
 
     fn batch() -> StudentBatch {
         let mut draws = Draws::new(5, 1.0);
         let mut random = || draws.tensor([2, 4, 8, 8]);
-        StudentBatch { noise: random(), points: vec![random(), random()], labels: vec![0, 2] }
-            .autodiff()
+        let told = Conditioning::classes(&[0, 2], &Device::flex());
+        StudentBatch { noise: random(), points: vec![random(), random()], told }.autodiff()
     }
 
     fn features(teacher: Dit) -> Features {
@@ -195,7 +208,7 @@ mod tests {
     }
 
     /// Gradients of the student's parameters under their names.
-    fn gradients(net: &Dit, loss: Tensor<1>) -> Vec<(String, Tensor<1>)> {
+    fn gradients(net: &Student, loss: Tensor<1>) -> Vec<(String, Tensor<1>)> {
         let gradients = params::gradients(net, &loss.backward());
         params::names(net).into_iter().zip(gradients).collect()
     }
@@ -208,12 +221,13 @@ mod tests {
     fn the_judgement_pulls_on_the_last_head_as_much_as_asked() {
         let (net, batch) = (student(teacher()), batch());
         let features = features(teacher());
-        let judge = features.discriminator(1, &Device::flex()).train();
+        let heads = features.discriminator(1, &Device::flex()).train();
         let plain = regression(&net, &batch);
         let value: f32 = plain.clone().into_scalar();
         let plain = gradients(&net, plain);
         for weight in [0.0, 3.0, 10.0] {
-            let (loss, fake) = adversarial_regression(&net, &batch, (&features, &judge), weight);
+            let judge = Judge { features: &features, heads: &heads, weight };
+            let (loss, fake) = adversarial_regression(&net, &batch, judge);
             assert_eq!(fake.dims(), [2, 4, 8, 8]);
             assert!((loss.clone().into_scalar::<f32>() - value).abs() < 1e-5 * value);
             let both = gradients(&net, loss);
@@ -247,8 +261,9 @@ mod tests {
             }
         });
         let louder = params::with_values(judge.clone(), scaled.collect::<Vec<_>>());
-        let [once, more] = [judge, louder].map(|judge| {
-            let (loss, _) = adversarial_regression(&net, &batch, (&features, &judge), 10.0);
+        let [once, more] = [judge, louder].map(|heads| {
+            let judge = Judge { features: &features, heads: &heads, weight: 10.0 };
+            let (loss, _) = adversarial_regression(&net, &batch, judge);
             gradients(&net, loss)
         });
         for ((name, once), (_, more)) in once.iter().zip(&more) {
@@ -263,8 +278,8 @@ mod tests {
         let features = features(teacher());
         let mut draws = Draws::new(6, 0.3);
         let mut images = |mean: f64| draws.tensor([4, 4, 8, 8]) + mean;
-        let labels = [0, 1, 2, 0];
-        let [real, fake] = [0.5, -0.5].map(|mean| features.of(images(mean), &labels).autodiff());
+        let told = Conditioning::classes(&[0, 1, 2, 0], &Device::flex());
+        let [real, fake] = [0.5, -0.5].map(|mean| features.of(images(mean), &told).autodiff());
         let config = TrainerConfig {
             steps: 40,
             learning_rate: LearningRate { peak: 1e-2, warmup: 0, decay: Default::default() },
@@ -280,13 +295,13 @@ mod tests {
         let mut trainer = Trainer::new(judge, config);
         let losses: Vec<f32> = (0..40)
             .map(|_| {
-                let step = trainer.step(1, |judge, _| discriminator_loss(judge, &real, &fake));
-                step.loss.into_scalar()
+                let loss = |judge: &Discriminator, _| (discriminator_loss(judge, &real, &fake), ());
+                trainer.step(1, loss).0.loss.into_scalar()
             })
             .collect();
         assert!(losses[0] > 1.0 && losses[39] < 0.5 * losses[0], "{losses:?}");
         let judge = trainer.model.valid();
-        let unseen = features.of(images(0.5), &labels);
+        let unseen = features.of(images(0.5), &told);
         assert!(generator_loss(&judge, &unseen).into_scalar::<f32>() < 0.0);
     }
 }

@@ -1,9 +1,8 @@
 //! Averages of weights over training: exponential, and power-function with post-hoc reconstruction
 //! (EDM2 section 3).
 
+use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
-
-use crate::algebra::solve;
 
 /// Profile of an average.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -56,11 +55,14 @@ pub struct Snapshot {
 pub fn reconstruction_weights(snapshots: &[Snapshot], target: Snapshot) -> Option<Vec<f64>> {
     let profile = |s: &Snapshot| (s.step as f64, exponent(s.width));
     let (rows, goal): (Vec<_>, _) = (snapshots.iter().map(profile).collect(), profile(&target));
-    let matrix = rows.iter().map(|&a| rows.iter().map(|&b| inner(a, b)).collect()).collect();
-    let mut weights = solve(matrix, rows.iter().map(|&a| inner(a, goal)).collect())?;
-    let sum: f64 = weights.iter().sum();
-    weights.iter_mut().for_each(|weight| *weight /= sum);
-    Some(weights)
+    if rows.is_empty() {
+        return None;
+    }
+    let matrix = DMatrix::from_fn(rows.len(), rows.len(), |i, j| inner(rows[i], rows[j]));
+    let right = DVector::from_fn(rows.len(), |i, _| inner(rows[i], goal));
+    let weights = matrix.lu().solve(&right)?;
+    let sum = weights.sum();
+    Some(weights.iter().map(|weight| weight / sum).collect())
 }
 
 /// Inner product of two profiles `(step, γ)` (EDM2 Eq. 151).

@@ -1,13 +1,15 @@
 //! Training: the optimiser, averages of weights, and the objectives.
 
 pub mod adversarial;
+mod denoising;
 pub mod ema;
-pub mod objective;
 pub mod optimizer;
 pub mod params;
 pub mod trainer;
+mod trajectory;
 
+pub use denoising::{Batch, Denoising, Target};
 pub use ema::{Average, Snapshot, reconstruction_weights};
-pub use objective::{Batch, Denoising, Past, StudentBatch, Target, regression, step_errors};
 pub use optimizer::{AdamW, Decay, LearningRate};
-pub use trainer::{Precision, Trainer, TrainerConfig};
+pub use trainer::{Precision, StepReport, Trainer, TrainerConfig};
+pub use trajectory::{Past, StudentBatch, regression, step_errors};

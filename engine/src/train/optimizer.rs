@@ -98,8 +98,7 @@ impl AdamW {
         let moments = std::mem::take(&mut self.first).into_iter().zip(self.second.drain(..));
         let (mut updated, mut seconds) = (Vec::new(), Vec::new());
         for ((value, gradient), (first, second)) in values.into_iter().zip(gradients).zip(moments) {
-            let [value, first, second] =
-                ops::adam(step, value, gradient, factor, [first, second]);
+            let [value, first, second] = ops::adam(step, value, gradient, factor, [first, second]);
             updated.push(value);
             self.first.push(first);
             seconds.push(second);

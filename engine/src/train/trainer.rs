@@ -9,8 +9,8 @@ use super::ema::Average;
 use super::optimizer::{AdamW, LearningRate, clip};
 use super::params;
 use crate::device::is_host;
-use crate::ops;
 use crate::layers::dense::ForceNorm;
+use crate::ops;
 
 /// Type in which the linear layers multiply in training; their sums, all else and the weights are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,37 +95,17 @@ impl<M: Module + Send> Trainer<M> {
         &self.config
     }
 
-    /// Takes one step on the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`.
+    /// Takes one step on the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`, and returns what
+    /// `loss` gave beside them, in order.
     ///
     /// On the CPU the micro-batches are computed side by side; the sum is in their order, so that the
     /// result does not depend on the number of threads.
-    pub fn step(
+    pub fn step<T: Send>(
         &mut self,
         micro_batches: usize,
-        loss: impl Fn(&M, usize) -> Tensor<1> + Sync,
-    ) -> StepReport {
-        let share = 1.0 / micro_batches as f64;
-        let part = |(i, model): (usize, M)| {
-            let loss = match self.config.precision {
-                Precision::F32 => loss(&model, i),
-                Precision::Bf16 => ops::mixed(|| loss(&model, i)),
-            } * share;
-            let gradients = params::gradients(&model, &loss.backward());
-            (loss.without_autodiff(), gradients)
-        };
-        // Each part has leaves of its own, and so a graph of its own.
-        let models: Vec<(usize, M)> =
-            (0..micro_batches).map(|i| (i, self.model.valid().train())).collect();
-        let host = self.model.devices().iter().all(is_host);
-        let parts: Vec<(Tensor<1>, Vec<Tensor<1>>)> = match host && micro_batches > 1 {
-            true => models.into_par_iter().map(part).collect(),
-            false => models.into_iter().map(part).collect(),
-        };
-        let add = |(a, b): (Tensor<1>, Tensor<1>)| a + b;
-        let total = parts.into_iter().reduce(|(loss, sums), (other, gradients)| {
-            (loss + other, sums.into_iter().zip(gradients).map(add).collect())
-        });
-        let (loss, gradients) = total.expect("at least one micro-batch");
+        loss: impl Fn(&M, usize) -> (Tensor<1>, T) + Sync,
+    ) -> (StepReport, Vec<T>) {
+        let (loss, gradients, rest) = self.gradients(micro_batches, loss);
         let limit = self.config.clip.unwrap_or(f64::INFINITY);
         let [factor, gradient_norm] = clip(&gradients, limit);
 
@@ -139,7 +119,40 @@ impl<M: Module + Send> Trainer<M> {
         }
         self.model = model;
         self.update_averages();
-        StepReport { loss, gradient_norm }
+        (StepReport { loss, gradient_norm }, rest)
+    }
+
+    /// The mean loss, its gradients in the order of [`params::values`], and what `loss` gave beside.
+    fn gradients<T: Send>(
+        &self,
+        micro_batches: usize,
+        loss: impl Fn(&M, usize) -> (Tensor<1>, T) + Sync,
+    ) -> (Tensor<1>, Vec<Tensor<1>>, Vec<T>) {
+        let (share, precision) = (1.0 / micro_batches as f64, self.config.precision);
+        let part = |(i, model): (usize, M)| {
+            let (loss, rest) = match precision {
+                Precision::F32 => loss(&model, i),
+                Precision::Bf16 => ops::mixed(|| loss(&model, i)),
+            };
+            let loss = loss * share;
+            let gradients = params::gradients(&model, &loss.backward());
+            ((loss.without_autodiff(), gradients), rest)
+        };
+        // Each part has leaves of its own, and so a graph of its own.
+        let models: Vec<(usize, M)> =
+            (0..micro_batches).map(|i| (i, self.model.valid().train())).collect();
+        let host = self.model.devices().iter().all(is_host);
+        let parts: Vec<((Tensor<1>, Vec<Tensor<1>>), T)> = match host && micro_batches > 1 {
+            true => models.into_par_iter().map(part).collect(),
+            false => models.into_iter().map(part).collect(),
+        };
+        let (parts, rest): (Vec<_>, Vec<T>) = parts.into_iter().unzip();
+        let add = |(a, b): (Tensor<1>, Tensor<1>)| a + b;
+        let total = parts.into_iter().reduce(|(loss, sums), (other, gradients)| {
+            (loss + other, sums.into_iter().zip(gradients).map(add).collect())
+        });
+        let (loss, gradients) = total.expect("at least one micro-batch");
+        (loss, gradients, rest)
     }
 
     fn update_averages(&mut self) {

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Distribution, Tensor};
 use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
 use pyrograph::model::Model;
 use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::random::Generator;
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction};
+use pyrograph_engine::diffusion::{Process, TimeInput};
+use pyrograph_engine::nets::{Conditioning, Dit, DitConfig};
 use pyrograph_engine::ops;
-use pyrograph_engine::nets::{Dit, DitConfig};
-use pyrograph_engine::process::{Process, TimeInput};
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{
     Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
 };
@@ -92,7 +92,7 @@ pub(super) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
         match what {
             What::Gemm => println!("{}", json!({ "bench": "gemm", "gflops": bench.peak / 1e9 })),
             What::Load => bench.report("load", None, || open(&path, args, &device))?,
-            What::Forward => forward(&bench, &open(&path, args, &device)?.net.folded())?,
+            What::Forward => forward(&bench, open(&path, args, &device)?.net.folded().trunk())?,
             What::Generate => generate(&bench, &path)?,
             What::Decode => decode(&bench, open(&path, args, &device)?)?,
             What::Train => train(&bench)?,
@@ -185,7 +185,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     let (config, batch, device) = (net.config(), bench.args.batch, bench.device);
     let x = input(config, batch, device);
     let time = Tensor::<1>::full([batch], 500.0, device);
-    let labels = Tensor::<1, Int>::zeros([batch], device);
+    let told = Conditioning::classes(&vec![0; batch], device);
     for patch in config.patches() {
         let flops = config.flops(config.size, patch) * batch as f64;
         let name = match patch == config.patch {
@@ -193,7 +193,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
             false => format!("forward/{patch}"),
         };
         bench.report(&name, Some(flops), || {
-            Ok(net.forward(x.clone(), time.clone(), labels.clone(), patch))
+            Ok(net.forward(x.clone(), time.clone(), &told, patch))
         })?;
     }
     Ok(())
@@ -215,7 +215,7 @@ fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
 
 fn decode(bench: &Timer<'_>, model: Model) -> anyhow::Result<()> {
     let vae = model.vae.context("the model has no autoencoder")?;
-    let latent = input(&model.config.net, bench.args.batch, bench.device);
+    let latent = input(&model.config.net.dit, bench.args.batch, bench.device);
     bench.report("decode", None, || Ok(vae.decode(latent.clone())))
 }
 
@@ -252,14 +252,15 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
         prediction: Prediction::Noise,
         time: TimeInput::Timestep,
     };
-    let objective = Denoising { process, label_dropout: 0.1, target: Target::Data };
+    let objective = Denoising { process, condition_dropout: 0.1, target: Target::Data };
     let clean = input(&config, args.batch, bench.device).autodiff();
-    let batch = Batch { clean, labels: vec![0; args.batch] };
+    let told = |class: usize| Conditioning::classes(&vec![class; args.batch], bench.device);
+    let batch = Batch { clean, told: told(0), null: told(config.classes) };
     // Three times the products of a forward pass.
     let flops = 3.0 * config.flops(config.size, config.patch) * args.batch as f64;
     bench.report("train", Some(flops), || {
-        let report = trainer
-            .step(1, |net, _| objective.loss(net, &batch, config.patch, &mut Generator::new(0)));
-        Ok(report.loss.into_scalar::<f32>())
+        let random = || Generator::new(0);
+        let loss = |net: &Dit, _| (objective.loss(net, &batch, config.patch, &mut random()), ());
+        Ok(trainer.step(1, loss).0.loss.into_scalar::<f32>())
     })
 }

@@ -218,7 +218,7 @@ fn record(
     let model = recognised.load(pyrograph_weights::FloatDtype::F32, &device, &mut warn)?;
     let pipeline = ClassPipeline::new(model, &device);
 
-    let net = &pipeline.config().net;
+    let net = &pipeline.config().net.dit;
     let steps = args.teacher_steps;
     let mut settings = pipeline.config().defaults.settings(args.first_seed);
     if let Some(name) = &args.sampler {

@@ -147,7 +147,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     };
     let size = match (args.size, &pipeline, &args.images) {
         (Some(side), ..) => [side, side],
-        (None, Some(pipeline), _) => pipeline.config().net.size.map(|s| s * pipeline.factor()),
+        (None, Some(pipeline), _) => pipeline.config().net.dit.size.map(|s| s * pipeline.factor()),
         (None, None, Some(folder)) => first_size(folder)?,
         (None, None, None) => bail!("neither --model nor --images"),
     };
@@ -204,7 +204,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
 
 impl Making {
     fn settings(&self, pipeline: &ClassPipeline) -> anyhow::Result<Settings> {
-        let net = &pipeline.config().net;
+        let net = &pipeline.config().net.dit;
         let mut settings = pipeline.config().defaults.settings(self.seed);
         settings.steps = self.steps.unwrap_or(settings.steps);
         settings.batch = self.judged.batch();

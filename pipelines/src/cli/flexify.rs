@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph_engine::nets::{Flexible, Sharing, flexify};
+use pyrograph_engine::nets::{Flexible, Net, Sharing, flexify};
 use pyrograph_weights::FloatDtype;
 
 use super::{Common, find_model};
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     }
     let mut warn = |text: String| common.say(&format!("warning: {text}"));
     let mut model = recognised.load(FloatDtype::F32, &Device::flex(), &mut warn)?;
-    let native = model.config.net.patch;
+    let native = model.config.net.dit.patch;
     let mut patches = args.patches.clone();
     if patches.is_empty() {
         patches.push(2 * native);
@@ -67,9 +67,13 @@ pub(super) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
         }
     };
     let flexible = Flexible { patches, sharing, corners: args.corners };
-    model.net = flexify(model.net, flexible, 0).map_err(anyhow::Error::msg)?;
-    model.config.net = model.net.config().clone();
-    let config = &model.config.net;
+    let Net::Dit(net) = model.net else {
+        anyhow::bail!("a few-step student gets no further patch sizes: flexify its teacher");
+    };
+    let net = flexify(net, flexible, 0)?;
+    model.config.net.dit = net.config().clone();
+    model.net = net.into();
+    let config = &model.config.net.dit;
     common.say(&format!(
         "patch sizes {:?}, {} parameters; train the new ones with `train class --init {}`",
         config.patches(),

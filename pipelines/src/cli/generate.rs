@@ -317,12 +317,12 @@ fn resolve(
     if !(guidance.scale.is_finite() && (0.0..=1.0).contains(&guidance.rescale)) {
         bail!("cfg scale {} or rescale {} is out of range", guidance.scale, guidance.rescale);
     }
-    let native = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    let native = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     if args.width.is_some() || args.height.is_some() {
         settings.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
     }
     let [_, _, height, width] = pipeline.latent_shape(1, settings.size)?;
-    let plan = args.patches.plan(&pipeline.config().net, [height, width], settings.steps)?;
+    let plan = args.patches.plan(&pipeline.config().net.dit, [height, width], settings.steps)?;
     settings.patches = plan.or(settings.patches);
 
     if let Some(request) = earlier {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use pyrograph_engine::device::{self, Adapter, DeviceChoice};
+use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use serde::{Deserialize, Serialize};
 
 use super::Common;

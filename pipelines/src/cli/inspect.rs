@@ -21,12 +21,13 @@ pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
     match pyrograph::model::recognise(&path) {
         Ok(model) => {
             let config = &model.config;
+            let (net, parameters) = (&config.net.dit, config.net.parameters());
             if common.json {
                 let line = serde_json::json!({
                     "path": path, "kind": model.kind, "config": config,
-                    "parameters": config.net.parameters(),
-                    "gmacs": config.net.patches().into_iter().map(|patch| {
-                        (patch.to_string(), config.net.flops(config.net.size, patch) / 2e9)
+                    "parameters": parameters,
+                    "gmacs": net.patches().into_iter().map(|patch| {
+                        (patch.to_string(), net.flops(net.size, patch) / 2e9)
                     }).collect::<std::collections::BTreeMap<_, _>>(),
                     "stored_elements": model.net.checkpoint.elements(),
                 });
@@ -34,9 +35,9 @@ pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
                 return Ok(());
             }
             println!("{}: {}", path.display(), model.kind);
-            println!("transformer: {} parameters", thousands(config.net.parameters()));
-            for patch in config.net.patches() {
-                let gmacs = config.net.flops(config.net.size, patch) / 2e9;
+            println!("transformer: {} parameters", thousands(parameters));
+            for patch in net.patches() {
+                let gmacs = net.flops(net.size, patch) / 2e9;
                 println!("patch size {patch}: {gmacs:.3} GMAC per call");
             }
             println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));

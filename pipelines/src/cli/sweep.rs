@@ -91,7 +91,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let points = points(args, &pipeline, &weights[..HASH])?;
     let mut table = read(&args.output)?;
 
-    let size = pipeline.config().net.size.map(|side| side * pipeline.factor());
+    let size = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
     for (i, (key, settings)) in points.into_iter().enumerate() {
@@ -126,7 +126,7 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         write_whole(&args.output, text.as_bytes())?;
     }
     let [axis, column] = args.against.axis();
-    let curves = series(&table, pipeline.config().net.patch, column)?;
+    let curves = series(&table, pipeline.config().net.dit.patch, column)?;
     write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;
     common.say(&format!("{} and {}", args.output.display(), plot.display()));
     Ok(())
@@ -160,7 +160,7 @@ fn points(
                     if let Some(name) = sampler {
                         (settings.sampler, settings.spacing) = parse_sampler(name)?;
                     }
-                    let net = &pipeline.config().net;
+                    let net = &pipeline.config().net.dit;
                     settings.patches = match parse_share(schedule) {
                         // What a student has, too.
                         Ok(1.0) => None,

@@ -6,9 +6,9 @@ use std::path::Path;
 use pyrograph_engine::diffusion::{
     GuidedChannels, NoiseSchedule, Prediction, Sampler, Spacing, Variance,
 };
+use pyrograph_engine::diffusion::{Process, TimeInput};
 use pyrograph_engine::layers::TimeCode;
 use pyrograph_engine::nets::{DitConfig, Norm, VaeConfig};
-use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_weights::{Checkpoint, convert};
 use serde::Deserialize;
 
@@ -128,7 +128,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer")))?;
     let per_block = convert::embedder_per_block(&checkpoint)?;
     let config = ModelConfig {
-        net: DitConfig { embedder_per_block: per_block, ..net(&transformer) },
+        net: DitConfig { embedder_per_block: per_block, ..net(&transformer) }.into(),
         process: Process {
             schedule: schedule(&scheduler).map_err(unknown)?,
             prediction: prediction(&scheduler).map_err(unknown)?,

@@ -7,10 +7,9 @@
 use std::path::Path;
 
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
+use pyrograph_engine::diffusion::{Process, TimeInput};
 use pyrograph_engine::layers::{ModulationConfig, TimeCode};
-use pyrograph_engine::nets::student::STEP_LIMIT;
-use pyrograph_engine::nets::{DitConfig, History, Points, Student};
-use pyrograph_engine::process::{Process, TimeInput};
+use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, StudentConfig};
 use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
 
@@ -59,22 +58,21 @@ fn dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
         patch,
         classes: rows.saturating_sub(1),
         learned_variance: out == 2 * patch * patch * channels,
-        student: student.clone(),
         ..DitConfig::dit(hidden, depth, heads(&checkpoint, hidden, depth, hints)?)
     };
     let mut defaults = defaults();
     defaults.cfg_channels = DIT_GUIDED_CHANNELS;
-    let (kind, steps) = match student {
+    let (kind, steps) = match &student {
         None => ("original DiT checkpoint", 1),
         Some(student) => {
             let steps = student.steps();
-            defaults = Defaults::student(steps, Spacing::Timesteps(student.times));
+            defaults = Defaults::student(steps, Spacing::Timesteps(student.times.clone()));
             ("original ARD checkpoint", steps)
         }
     };
     Ok(Recognised {
         kind: kind.into(),
-        config: config(net, defaults),
+        config: config(NetConfig { dit: net, student }, defaults),
         net: Source { checkpoint, layout: convert::dit_original(steps) },
         vae: None,
     })
@@ -82,13 +80,18 @@ fn dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
 
 /// The steps of a student of the ARD code, which has a head for each, on the teacher's estimates of the
 /// clean image. How many blocks see its history is not in the file; the published number is 6.
-fn student(checkpoint: &Checkpoint, patch: usize, depth: usize, hints: &Hints) -> Option<Student> {
+fn student(
+    checkpoint: &Checkpoint,
+    patch: usize,
+    depth: usize,
+    hints: &Hints,
+) -> Option<StudentConfig> {
     let holds = |step: &usize| {
         checkpoint.tensors().contains_key(&format!("final_layer{step}.linear.weight"))
     };
     let steps = (2..=STEP_LIMIT).take_while(holds).last()?;
-    Some(Student {
-        times: Student::even_times(steps, LAST_TIMESTEP),
+    Some(StudentConfig {
+        times: StudentConfig::even_times(steps, LAST_TIMESTEP),
         patches: vec![patch; steps],
         history: History::All,
         history_layers: hints.history_layers.unwrap_or(HISTORY_LAYERS.min(depth)),
@@ -123,16 +126,16 @@ fn mp_dit(checkpoint: Checkpoint, hints: &Hints) -> Result<Recognised, String> {
         [modulation.scale, modulation.shift, modulation.gate, modulation.rotation];
     Ok(Recognised {
         kind: "MP-DiT checkpoint".into(),
-        config: config(net, defaults()),
+        config: config(net.into(), defaults()),
         net: Source { checkpoint, layout: convert::mp_dit(scale, shift, gate, rotation) },
         vae: None,
     })
 }
 
 /// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
-fn config(net: DitConfig, defaults: Defaults) -> ModelConfig {
+fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
     let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
-    let labels = match net.classes {
+    let labels = match net.dit.classes {
         1000 => Labels(IMAGENET.lines().map(str::to_owned).collect()),
         _ => Labels::default(),
     };

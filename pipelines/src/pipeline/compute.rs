@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::{Denoised, Denoiser, Level, NoiseSource, Step};
-use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::nets::{Conditioning, DitConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{ClassPipeline, Role};
@@ -46,19 +46,19 @@ impl ClassPipeline {
     /// # Errors
     /// Settings that the model cannot follow.
     pub fn compute(&self, settings: &Settings) -> Result<Compute> {
-        let net = self.net.config();
+        let net = self.net.trunk().config();
         let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
         let size = [height, width];
-        if let Some(student) = &net.student {
+        if let Some(student) = self.student() {
             let mut calls = BTreeMap::new();
             for patch in &student.patches {
                 *calls.entry(*patch).or_default() += 1;
             }
-            let gmacs = net.student_flops(size).iter().sum::<f64>() / 2e9;
+            let gmacs = student.flops(net, size).iter().sum::<f64>() / 2e9;
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
         let tally = RefCell::default();
-        let bind = |role: Role, _: &[usize], patch: usize| -> Box<dyn Denoiser + '_> {
+        let bind = |role: Role, _: Conditioning, patch: usize| -> Box<dyn Denoiser + '_> {
             Box::new(Counter { net: self.network(role).0.config(), size, patch, tally: &tally })
         };
         let grid = settings.grid(&self.config.process)?;
@@ -95,7 +95,7 @@ struct Counter<'a> {
 
 impl Denoiser for Counter<'_> {
     /// Returns its input, of any height and width.
-    fn denoise(&mut self, x_t: Tensor<4>, _: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, _: &Level, _: usize) -> Denoised {
         let images = x_t.dims()[0];
         let mut tally = self.tally.borrow_mut();
         tally.all += images as f64 * self.net.flops(self.size, self.patch);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::nets::Dit;
+use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
@@ -126,8 +126,8 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
 }
 
 /// The random features of the time code, which are not trained.
-fn frozen(net: &Dit) -> Vec<(String, TensorData)> {
-    match &net.embedder.time.fourier {
+fn frozen(net: &Net) -> Vec<(String, TensorData)> {
+    match &net.trunk().embedder.time.fourier {
         None => Vec::new(),
         Some(fourier) => vec![
             ("frozen/embedder.time.fourier.scale".to_owned(), fourier.scale.val().into_data()),
@@ -172,7 +172,7 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
     let device = run.device.clone();
     let trainer = &mut run.trainer;
     restore(trainer, "", &checkpoint, &device)?;
-    if let Some(fourier) = &mut trainer.model.embedder.time.fourier {
+    if let Some(fourier) = &mut trainer.model.trunk_mut().embedder.time.fourier {
         let read = |name: &str| -> Result<Tensor<1>> {
             let (values, shape) = checkpoint.read_f32(name)?;
             let length = shape.iter().product::<usize>();

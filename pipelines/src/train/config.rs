@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use pyrograph_engine::denoisers;
 use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
+use pyrograph_engine::diffusion::{Process, TimeInput};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
 use pyrograph_engine::nets::{DitConfig, Flexible};
-use pyrograph_engine::process::{Process, TimeInput};
 use pyrograph_engine::train::{Average, Decay, LearningRate, Precision, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
@@ -242,7 +243,7 @@ impl TrainConfig {
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
         let config = crate::model::recognise(&model)?.config;
         let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
-        self.model.size = config.net.size.map(|side| side * factor);
+        self.model.size = config.net.dit.size.map(|side| side * factor);
         if config.vae.is_some() && self.vae.is_none() {
             self.vae = Some(model.clone());
         }
@@ -299,8 +300,8 @@ impl TrainConfig {
             flexible: shape.flexible.clone(),
             ..base
         };
-        net.check().map_err(|reason| Error::Config { reason })?;
-        self.process.check(&net).map_err(|reason| Error::Config { reason })?;
+        let fits = net.check().and_then(|()| denoisers::check(&self.process, &net));
+        fits.map_err(|fault| Error::Config { reason: fault.to_string() })?;
         Ok(net)
     }
 

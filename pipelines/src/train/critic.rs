@@ -1,14 +1,15 @@
 //! The adversarial stage of a student: heads that learn to tell its images from real ones.
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::Level;
+use pyrograph_engine::diffusion::Process;
+use pyrograph_engine::nets::{Conditioning, Discriminator, Dit, Student, Vae};
 use pyrograph_engine::random::Generator;
-use pyrograph_engine::nets::{Discriminator, Dit, Vae};
-use pyrograph_engine::process::Process;
-use pyrograph_engine::train::adversarial::{Features, adversarial_regression, discriminator_loss};
+use pyrograph_engine::train::adversarial::{
+    Features, Judge, adversarial_regression, discriminator_loss,
+};
 use pyrograph_engine::train::{LearningRate, StudentBatch, Trainer, TrainerConfig};
 
 use super::material::Pictures;
@@ -33,8 +34,12 @@ pub(super) struct Session<'a> {
     judge: Discriminator,
     critic: &'a Critic,
     weight: f64,
-    /// What the student came to, for each part.
-    fakes: Mutex<Vec<(usize, Tensor<4>, Vec<usize>)>>,
+}
+
+/// The images that a student came to in one part of a step.
+pub(super) struct Fake {
+    images: Tensor<4>,
+    told: Conditioning,
 }
 
 impl Critic {
@@ -90,53 +95,47 @@ impl Critic {
             false => self.config.weight,
         };
         let judge = self.trainer.model.clone();
-        Session { judge, critic: self, weight, fakes: Mutex::default() }
+        Session { judge, critic: self, weight }
     }
 
-    /// Lets the heads learn from what the student came to.
+    /// Lets the heads learn from what the student came to in each part.
     pub(super) fn learn(
         &mut self,
-        mut fakes: Vec<(usize, Tensor<4>, Vec<usize>)>,
+        fakes: Vec<Fake>,
         vae: Option<&Vae>,
         random: &dyn Fn(u64) -> Generator,
         device: &Device,
     ) {
-        fakes.sort_by_key(|(part, ..)| *part);
-        let count: usize = fakes.iter().map(|(_, _, labels)| labels.len()).sum();
+        let count: usize = fakes.iter().map(|fake| fake.images.dims()[0]).sum();
         let indices = self.order.indices(self.trainer.step * count as u64, count);
         let mut rest = indices.as_slice();
         let pairs: Vec<_> = fakes
             .into_iter()
-            .map(|(part, fake, labels)| {
-                let (own, others) = rest.split_at(labels.len());
+            .enumerate()
+            .map(|(part, fake)| {
+                let (own, others) = rest.split_at(fake.images.dims()[0]);
                 rest = others;
                 let mut random = random(SEED + part as u64);
                 let real = self.real.batch(own, vae, &mut random, device);
-                (real, fake, labels)
+                (real, fake)
             })
             .collect();
         let features = &self.features;
         self.trainer.step(pairs.len(), |judge, part| {
-            let (real, fake, labels) = &pairs[part];
-            let real = features.of(real.clean.clone(), &real.labels).autodiff();
-            let fake = features.of(fake.clone(), labels).autodiff();
-            discriminator_loss(judge, &real, &fake)
+            let (real, fake) = &pairs[part];
+            let real = features.of(real.clean.clone(), &real.told).autodiff();
+            let fake = features.of(fake.images.clone(), &fake.told).autodiff();
+            (discriminator_loss(judge, &real, &fake), ())
         });
     }
 }
 
 impl Session<'_> {
-    /// Loss of one part of a step of the student.
-    pub(super) fn loss(&self, net: &Dit, batch: &StudentBatch, part: usize) -> Tensor<1> {
-        let judges = (&self.critic.features, &self.judge);
-        let (loss, fake) = adversarial_regression(net, batch, judges, self.weight);
-        let mut fakes = self.fakes.lock().expect("no part has panicked");
-        fakes.push((part, fake, batch.labels.clone()));
-        loss
-    }
-
-    /// What the student came to.
-    pub(super) fn fakes(self) -> Vec<(usize, Tensor<4>, Vec<usize>)> {
-        self.fakes.into_inner().expect("no part has panicked")
+    /// Loss of one part of a step of the student, `[1]`, and what it came to.
+    pub(super) fn loss(&self, net: &Student, batch: &StudentBatch) -> (Tensor<1>, Option<Fake>) {
+        let features = &self.critic.features;
+        let judge = Judge { features, heads: &self.judge, weight: self.weight };
+        let (loss, images) = adversarial_regression(net, batch, judge);
+        (loss, Some(Fake { images, told: batch.told.clone() }))
     }
 }

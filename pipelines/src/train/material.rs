@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
+use pyrograph_engine::nets::{Conditioning, Net, Vae};
 use pyrograph_engine::random::Generator;
-use pyrograph_engine::nets::{Dit, Vae};
 use pyrograph_engine::train::{Batch, Denoising, StudentBatch, Target, regression};
 
 use super::TrainConfig;
-use super::critic::Session;
+use super::critic::{Fake, Session};
 use super::latents::Latents;
 use crate::data::Dataset;
 use crate::error::Result;
@@ -78,7 +78,10 @@ impl Pictures {
             Some((vae, latents)) => vae.scale(latents.batch(indices, &flips, random, device)),
             None => self.data.batch(indices, &flips, &colours, device),
         };
-        Batch { clean, labels: indices.iter().map(|&index| self.data.label(index)).collect() }
+        let classes: Vec<usize> = indices.iter().map(|&index| self.data.label(index)).collect();
+        let null = vec![self.data.classes().len(); indices.len()];
+        let [told, null] = [classes, null].map(|ids| Conditioning::classes(&ids, device));
+        Batch { clean, told, null }
     }
 }
 
@@ -123,8 +126,8 @@ impl Material {
                 vae,
                 objective: Denoising {
                     process: model.process.clone(),
-                    label_dropout: config.label_dropout,
-                    target: match model.net.adapter_rank() {
+                    condition_dropout: config.label_dropout,
+                    target: match model.net.dit.adapter_rank() {
                         Some(_) => Target::Native,
                         None => Target::Data,
                     },
@@ -142,25 +145,26 @@ impl Material {
 
 impl Prepared<'_> {
     /// Loss of one part, `[1]`; of images at a patch size, all randomness being that of `random`. Of a
-    /// student with a critic, what it came to is left there.
+    /// student with a critic, also the images it came to.
     pub(super) fn loss(
         &self,
-        net: &Dit,
+        net: &Net,
         part: usize,
         patch: usize,
         random: &mut Generator,
         critic: Option<&Session<'_>>,
-    ) -> Tensor<1> {
-        match self {
-            Self::Images { pictures, vae, objective, parts, device } => {
-                let Batch { clean, labels } = pictures.batch(parts[part], *vae, random, device);
-                let batch = Batch { clean: clean.autodiff(), labels };
-                objective.loss(net, &batch, patch, random)
+    ) -> (Tensor<1>, Option<Fake>) {
+        match (self, net) {
+            (Self::Images { pictures, vae, objective, parts, device }, Net::Dit(net)) => {
+                let batch = pictures.batch(parts[part], *vae, random, device);
+                let batch = Batch { clean: batch.clean.autodiff(), ..batch };
+                (objective.loss(net, &batch, patch, random), None)
             }
-            Self::Trajectories(parts) => match critic {
-                Some(critic) => critic.loss(net, &parts[part], part),
-                None => regression(net, &parts[part]),
+            (Self::Trajectories(parts), Net::Student(net)) => match critic {
+                Some(critic) => critic.loss(net, &parts[part]),
+                None => (regression(net, &parts[part]), None),
             },
+            _ => unreachable!("students learn from trajectories, all others from images"),
         }
     }
 }

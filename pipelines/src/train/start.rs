@@ -1,9 +1,8 @@
 //! Where a run starts: fresh weights, or those of a model.
 
 use burn::tensor::Device;
-use pyrograph_engine::layers::TimeCode;
-use pyrograph_engine::nets::{Dit, Vae};
-use pyrograph_engine::process::TimeInput;
+use pyrograph_engine::denoisers;
+use pyrograph_engine::nets::{Net, Vae};
 use pyrograph_weights::FloatDtype;
 
 use super::TrainConfig;
@@ -14,7 +13,7 @@ use crate::model::{ModelConfig, recognise};
 /// What a run starts from.
 pub(super) struct Start {
     /// On an autodiff device, or to be brought to one.
-    pub(super) net: Dit,
+    pub(super) net: Net,
     /// Description of the finished model.
     pub(super) model: ModelConfig,
     /// Autoencoder of the finished model.
@@ -40,17 +39,17 @@ pub(super) fn images(
         None => {
             let net = config.net(channels, size, classes.len())?;
             let model = ModelConfig {
-                net: net.clone(),
+                net: net.clone().into(),
                 process: config.process.clone(),
                 vae,
                 defaults: config.defaults.clone(),
                 labels: Labels(classes.to_vec()),
             };
-            (net.init(config.seed, &device.clone().autodiff()), model)
+            (net.init(config.seed, &device.clone().autodiff()).into(), model)
         }
         Some(path) => {
             let model = recognise(path)?.load(FloatDtype::F32, device, &mut |_| ())?;
-            let net = &model.config.net;
+            let net = &model.config.net.dit;
             let found = (net.channels, net.size, net.classes);
             let expected = (channels, size, classes.len());
             if found != expected {
@@ -65,12 +64,16 @@ pub(super) fn images(
             (model.net, ModelConfig { vae, ..model.config })
         }
     };
-    if matches!(model.net.time, TimeCode::Table { .. }) && model.process.time == TimeInput::LogSigma
-    {
-        let reason = "a table of times needs process.time = \"timestep\", it is \"log_sigma\"";
-        return Err(Error::Config { reason: reason.into() });
-    }
-    config.check_patches(&model.net)?;
-    let net = if model.net.adapter_rank().is_some() { net.freeze_native() } else { net };
+    let fits = denoisers::check(&model.process, &model.net.dit);
+    fits.map_err(|fault| Error::Config { reason: fault.to_string() })?;
+    config.check_patches(&model.net.dit)?;
+    let net = match net {
+        Net::Student(_) => {
+            let reason = "a few-step student learns from trajectories, not from images";
+            return Err(Error::Config { reason: reason.into() });
+        }
+        Net::Dit(net) if net.config().adapter_rank().is_some() => net.freeze_native().into(),
+        net => net,
+    };
     Ok(Start { net, model, vae: None })
 }

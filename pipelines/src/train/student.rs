@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use burn::tensor::Device;
+use pyrograph_engine::diffusion::TimeInput;
 use pyrograph_engine::diffusion::{Level, Spacing};
-use pyrograph_engine::nets::{Dit, History, Points, Student, distillable};
-use pyrograph_engine::process::TimeInput;
+use pyrograph_engine::nets::{Dit, History, Net, Points, Student, StudentConfig};
 use pyrograph_engine::train::{Average, Decay, LearningRate};
 use pyrograph_weights::FloatDtype;
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ impl TrainConfig {
     /// # Errors
     /// If there is no model.
     pub fn distilling(teacher: PathBuf) -> Result<Self> {
-        let preserved = recognise(&teacher)?.config.net.magnitude.normalized_weights;
+        let preserved = recognise(&teacher)?.config.net.dit.magnitude.normalized_weights;
         let learning_rate = LearningRate {
             peak: if preserved { 1e-2 } else { 1e-4 },
             warmup: 100,
@@ -146,6 +146,13 @@ pub(super) fn begin(
     let picks = spec.picks(shape.steps).map_err(|reason| Error::Config { reason })?;
     let Model { net, vae, config: teacher } =
         recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    let net = match net {
+        Net::Dit(net) => net,
+        Net::Student(net) => {
+            let steps = net.config().steps();
+            return fault(format!("the teacher is a student of {steps} steps already"));
+        }
+    };
 
     // Where the teacher stood when the input of each step was recorded.
     let grid = spec.settings.grid(&teacher.process)?;
@@ -158,7 +165,7 @@ pub(super) fn begin(
         .collect();
     let (times, spacing) = match teacher.process.time {
         TimeInput::Timestep => {
-            let timesteps = Student::even_times(shape.steps, levels[0].timestep);
+            let timesteps = StudentConfig::even_times(shape.steps, levels[0].timestep);
             (timesteps, Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()))
         }
         TimeInput::LogSigma => (
@@ -167,23 +174,21 @@ pub(super) fn begin(
         ),
     };
     let patches = match shape.patches.is_empty() {
-        true => vec![teacher.net.patch; shape.steps],
+        true => vec![teacher.net.dit.patch; shape.steps],
         false => shape.patches.clone(),
     };
-    let fresh = distillable(
-        net.clone(),
-        Student {
-            times,
-            patches,
-            history: shape.history,
-            history_layers: shape
-                .history_layers
-                .unwrap_or(teacher.net.depth.div_ceil(HISTORY_SHARE)),
-            own_heads: shape.own_heads,
-            points: spec.points,
-        },
-    );
-    let fresh = fresh.map_err(|reason| Error::Config { reason })?;
+    let steps = StudentConfig {
+        times,
+        patches,
+        history: shape.history,
+        history_layers: shape
+            .history_layers
+            .unwrap_or(teacher.net.dit.depth.div_ceil(HISTORY_SHARE)),
+        own_heads: shape.own_heads,
+        points: spec.points,
+    };
+    let fresh = Student::new(net.clone(), steps);
+    let fresh = Net::from(fresh.map_err(|error| Error::Config { reason: error.to_string() })?);
     let student = match &shape.init {
         None => fresh,
         Some(path) => {
@@ -200,7 +205,7 @@ pub(super) fn begin(
         }
     };
     let model = ModelConfig {
-        net: student.config().clone(),
+        net: student.config(),
         defaults: Defaults::student(shape.steps, spacing),
         ..teacher
     };

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Device;
 use pyrograph_engine::metrics::Estimate;
-use pyrograph_engine::nets::Dit;
+use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
 
@@ -32,19 +32,20 @@ impl Trajectories {
     /// can no longer be read; [`Error::Cancelled`] if `observe` breaks.
     pub fn deviation(
         &self,
-        net: &Dit,
+        net: &Net,
         batch: usize,
         device: &Device,
         observe: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Deviation> {
         let fault = |reason| Error::Trajectories { path: self.folder.clone(), reason };
-        let (spec, config) = (&self.spec, net.config());
-        let Some(student) = &config.student else {
+        let spec = &self.spec;
+        let Net::Student(net) = net else {
             return Err(fault("they are compared with a student, the model is none".into()));
         };
+        let (student, trunk) = (net.config(), net.trunk().config());
         let picks = spec.picks(student.steps()).map_err(fault)?;
-        let [channels, height, width] = [config.channels, config.size[0], config.size[1]];
-        let found = ([channels, height, width], config.classes, student.points);
+        let [height, width] = trunk.size;
+        let found = ([trunk.channels, height, width], trunk.classes, student.points);
         let expected = (spec.shape, spec.classes, spec.points);
         if found != expected {
             return Err(fault(format!(

@@ -15,7 +15,7 @@ pub(super) fn ddim(
 ) -> Result<Tensor<4>, Cancelled> {
     let grid = solve.grid;
     for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, &x, from).clean;
+        let clean = denoise(solve, i, &x, from).clean;
         let random = eta * fresh_noise(from, to);
         let kept = (to.sigma * to.sigma - random * random).max(0.0).sqrt();
         let direction = noise_of(&x, &clean, from);
@@ -49,7 +49,7 @@ pub(super) fn ddpm(
 ) -> Result<Tensor<4>, Cancelled> {
     let grid = solve.grid;
     for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let denoised = denoise(solve, &x, from);
+        let denoised = denoise(solve, i, &x, from);
         let (bar, bar_to) = (from.alpha.powi(2), to.alpha.powi(2));
         let beta = 1.0 - bar / bar_to;
         let posterior = beta * (1.0 - bar_to) / (1.0 - bar);

@@ -18,14 +18,14 @@ pub(super) fn heun(
             Some(churn) => stir(solve, &mut x, from, churn, count),
             None => *from,
         };
-        let clean = denoise(solve, &x, &from).clean;
+        let clean = denoise(solve, i, &x, &from).clean;
         let slope = (x.clone() - clean.clone()) * (1.0 / from.sigma);
         let step = to.sigma - from.sigma;
         let euler = x.clone() + slope.clone() * step;
         x = match to.sigma {
             0.0 => euler,
             sigma => {
-                let there = denoise(solve, &euler, to).clean;
+                let there = denoise(solve, i + 1, &euler, to).clean;
                 let slope_there = (euler - there) * (1.0 / sigma);
                 x + (slope + slope_there) * (step / 2.0)
             }

@@ -27,7 +27,7 @@ pub(super) fn dpmpp(
     // Newest first: (λ, x̂).
     let mut history: Vec<(f64, Tensor<4>)> = Vec::new();
     for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, &x, from).clean;
+        let clean = denoise(solve, i, &x, from).clean;
         history.insert(0, (from.log_snr(), clean.clone()));
         history.truncate(highest);
 
@@ -60,7 +60,7 @@ pub(super) fn dpmpp_sde(solve: &mut Solve<'_>, mut x: Tensor<4>) -> Result<Tenso
     let total = grid.steps.len();
     let mut last: Option<(f64, Tensor<4>)> = None;
     for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, &x, from).clean;
+        let clean = denoise(solve, i, &x, from).clean;
         let lambda = from.log_snr();
         let h = to.log_snr() - lambda;
         let gain = to.alpha * -(-2.0 * h).exp_m1();

@@ -7,7 +7,7 @@ struct Gaussian {
 }
 
 impl Denoiser for Gaussian {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, _: usize) -> Denoised {
         let Level { alpha, sigma, .. } = *level;
         let variance = (alpha * self.std).powi(2) + sigma * sigma;
         let gain = alpha * self.std * self.std / variance;
@@ -111,7 +111,7 @@ fn every_sampler_keeps_the_distribution() {
 struct Published(super::super::Prediction);
 
 impl Denoiser for Published {
-    fn denoise(&mut self, x_t: Tensor<4>, level: &Level) -> Denoised {
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, _: usize) -> Denoised {
         let c = self.0.coefficients(level);
         let output = x_t.clone() * (0.3 * c.c_in) + 0.1;
         Denoised { clean: x_t * c.c_skip + output * c.c_out, variance: None }

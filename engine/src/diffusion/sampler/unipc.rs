@@ -25,7 +25,7 @@ pub(super) fn unipc(solve: &mut Solve<'_>, mut x: Tensor<4>) -> Result<Tensor<4>
     let mut history: Vec<(f64, Tensor<4>)> = Vec::new();
     let mut predicted: Option<Predicted> = None;
     for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, &x, from).clean;
+        let clean = denoise(solve, i, &x, from).clean;
         if let Some(last) = predicted.take() {
             x = advance(&last.x, &last.from, from, &last.history, last.order, Some(&clean));
         }

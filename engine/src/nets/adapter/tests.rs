@@ -1,12 +1,14 @@
 //! Networks with adapters on against the same networks with the products added to their weights.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, FloatDType, Int, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::*;
 use crate::layers::Init;
 use crate::layers::dense::DenseConfig;
-use crate::nets::{DitConfig, Flexible, History, Points, Sharing, Student, distillable};
+use crate::nets::{
+    Conditioning, DitConfig, Flexible, History, Points, Sharing, StudentConfig, Text, TextAttention, TextConfig,
+};
 use crate::ops;
 use crate::testing::Draws;
 
@@ -25,9 +27,16 @@ fn flexible(sharing: Sharing) -> DitConfig {
     DitConfig { flexible: Some(flexible), ..dit(false) }
 }
 
+fn text(attention: TextAttention) -> DitConfig {
+    let text = TextConfig { width: 20, pooled: Some(12), attention };
+    DitConfig { text: Some(text), ..dit(false) }
+}
+
 /// Every kind of layer that a network can have.
-fn configs() -> [DitConfig; 6] {
+fn configs() -> [DitConfig; 8] {
     [
+        text(TextAttention::Cross),
+        text(TextAttention::Joint),
         dit(false),
         dit(true),
         DitConfig { embedder_per_block: true, ..dit(false) },
@@ -41,27 +50,32 @@ fn net(config: &DitConfig) -> Dit {
     config.init(0, &Device::flex()).map(&mut Draws::new(3, 0.2))
 }
 
-fn student() -> Dit {
-    let student = Student {
-        times: Student::even_times(2, 999.0),
+fn student() -> Student {
+    let student = StudentConfig {
+        times: StudentConfig::even_times(2, 999.0),
         patches: vec![2; 2],
         history: History::All,
         history_layers: 2,
         own_heads: true,
         points: Points::Estimates,
     };
-    distillable(net(&dit(false)), student).expect("a student")
+    Student::new(net(&dit(false)), student).expect("a student")
 }
 
 fn forward(net: &Dit, patch: usize) -> Tensor<4> {
     let mut draws = Draws::new(11, 1.0);
-    let labels = Tensor::<1, Int>::from_data([0, 2], &Device::flex());
+    let text = net.config().text.is_some().then(|| Text {
+        tokens: draws.tensor([2, 5, 20]),
+        padding: None,
+        pooled: Some(draws.tensor([2, 12])),
+    });
+    let told = Conditioning { text, ..Conditioning::classes(&[0, 2], &Device::flex()) };
     let time = Tensor::from_floats([20.0, 400.0], &Device::flex());
-    net.forward(draws.tensor([2, 4, 8, 8]), time, labels, patch)
+    net.forward(draws.tensor([2, 4, 8, 8]), time, &told, patch)
 }
 
 /// Terms on all outputs of every layer, and others on the second third.
-fn adapter(net: &mut Dit, seed: u64) -> Adapter {
+fn adapter(net: &mut impl Adaptable, seed: u64) -> Adapter {
     let mut draws = Draws::new(seed, 0.1);
     let terms = net.linear_layers().into_iter().map(|(name, layer)| {
         let [inputs, outputs] = layer.widths();
@@ -151,11 +165,10 @@ impl ModuleVisitor for Weights {
     }
 
     fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-        let last = self.containers.last().is_some_and(|container| container == "Struct:Dense");
-        if let (true, Some((name, path))) = (last, self.path.split_last())
-            && name == "weight"
-        {
-            self.found.push(path.join("."));
+        let of_dense = self.containers.last().is_some_and(|container| container == "Struct:Dense");
+        match self.path.split_last() {
+            Some((name, path)) if of_dense && name == "weight" => self.found.push(path.join(".")),
+            _ => (),
         }
     }
 }
@@ -163,7 +176,8 @@ impl ModuleVisitor for Weights {
 #[test]
 fn every_linear_layer_is_found_under_the_name_of_its_weight() {
     let configs = configs();
-    let nets = configs.iter().map(net).chain([student()]);
+    let nets = configs.iter().map(|config| Net::Dit(net(config)));
+    let nets = nets.chain([Net::Student(student())]);
     for mut net in nets.flat_map(|net| [net.clone(), net.folded()]) {
         let mut weights = Weights::default();
         net.visit(&mut weights);

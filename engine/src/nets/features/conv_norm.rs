@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, s};
 
-use crate::ops;
 use crate::layers::{Fresh, Init};
+use crate::ops;
 
 /// ε of the batch norms.
 const EPSILON: f64 = 1e-3;

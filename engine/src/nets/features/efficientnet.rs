@@ -5,8 +5,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::conv_norm::{Folded, Unit, windows};
-use crate::ops;
 use crate::layers::Init;
+use crate::ops;
 
 /// Length of the features.
 pub const FEATURES: usize = 1280;

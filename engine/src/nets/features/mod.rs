@@ -5,4 +5,4 @@ mod efficientnet;
 mod inception;
 
 pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
-pub use inception::{FoldedInception, Inception};
+pub use inception::{FoldedInception, Inception, SIDE as INCEPTION_SIDE};

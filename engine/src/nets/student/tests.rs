@@ -1,20 +1,22 @@
 //! Students against one pass over all tokens with a dense mask, and against the published numbers.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::{History, Memory, Points, Student, distillable};
+use super::{History, Memory, Points, Student, StudentConfig};
 use crate::layers::Attend;
-use crate::nets::modes::BlockMode;
-use crate::nets::{Dit, DitConfig, Flexible, Sharing};
+use crate::nets::{
+    BlockMode, Conditioning, Dit, DitConfig, Encoded, Flexible, Net, NetConfig, Sharing,
+};
+use crate::ops::AttentionBias;
 use crate::testing::Draws;
 use crate::train::params;
 
 const HISTORIES: [History; 4] = [History::Newest, History::Previous, History::Noise, History::All];
 
-fn student(steps: usize, history: History, history_layers: usize) -> Student {
-    Student {
-        times: Student::even_times(steps, 999.0),
+fn steps(steps: usize, history: History, history_layers: usize) -> StudentConfig {
+    StudentConfig {
+        times: StudentConfig::even_times(steps, 999.0),
         patches: vec![2; steps],
         history,
         history_layers,
@@ -28,6 +30,15 @@ fn net(config: DitConfig) -> Dit {
     config.init(0, &Device::flex()).map(&mut Draws::new(3, 0.2))
 }
 
+/// A student of random weights throughout.
+fn student(steps: StudentConfig, dit: DitConfig) -> Student {
+    let net = NetConfig { dit, student: Some(steps) }.init(0, &Device::flex());
+    match net.map(&mut Draws::new(3, 0.2)) {
+        Net::Student(student) => student,
+        Net::Dit(_) => unreachable!("a student was described"),
+    }
+}
+
 fn small(preserved: bool) -> DitConfig {
     let base = match preserved {
         true => DitConfig::mp_dit(32, 4, 4),
@@ -36,8 +47,8 @@ fn small(preserved: bool) -> DitConfig {
     DitConfig { size: [8, 8], classes: 3, learned_variance: false, ..base }
 }
 
-fn labels() -> Tensor<1, Int> {
-    Tensor::from_data([0, 2], &Device::flex())
+fn classes() -> Conditioning {
+    Conditioning::classes(&[0, 2], &Device::flex())
 }
 
 fn points(steps: usize) -> Vec<Tensor<4>> {
@@ -52,45 +63,38 @@ fn difference<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f32 {
 }
 
 /// All steps in one pass: every point's tokens side by side, conditions per token, dense masks.
-fn dense(net: &Dit, points: &[Tensor<4>], labels: &Tensor<1, Int>) -> Vec<Tensor<4>> {
-    let student = net.config.student.as_ref().expect("a student");
+fn dense(student: &Student, points: &[Tensor<4>], told: &Conditioning) -> Vec<Tensor<4>> {
+    let (net, config) = (student.trunk(), student.config());
     let device = points[0].device();
-    let counts: Vec<usize> = student.patches.iter().map(|patch| 64 / patch / patch).collect();
+    let counts: Vec<usize> = config.patches.iter().map(|patch| 64 / patch / patch).collect();
     let block_of: Vec<usize> =
         counts.iter().enumerate().flat_map(|(i, &count)| vec![i; count]).collect();
     let mask = |history: bool| {
-        let sees = |q: usize, k: usize| q == k || history && student.sees(q, k);
+        let sees = |q: usize, k: usize| q == k || history && config.sees(q, k);
         let hidden: Vec<bool> =
             block_of.iter().flat_map(|&q| block_of.iter().map(move |&k| !sees(q, k))).collect();
         let total = block_of.len();
-        Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, total, total]), &device)
-            .expand([2, 4, total, total])
+        let hidden = TensorData::new(hidden, [1, 1, total, total]);
+        AttentionBias::hidden(Tensor::<4, Bool>::from_data(hidden, &device))
     };
     let (with, without) = (mask(true), mask(false));
-    let conditions: Vec<Tensor<3>> = student
-        .times
-        .iter()
-        .map(|time| {
-            let time = Tensor::full([2], *time, &device);
-            net.condition(&net.embedder, time, labels.clone())
-        })
-        .collect();
+    let condition = |time: &f64| net.embedder.forward(Tensor::full([2], *time, &device), told);
+    let conditions: Vec<Tensor<3>> = config.times.iter().map(condition).collect();
     let per_token = conditions.iter().zip(&counts).map(|(c, &n)| c.clone().expand([2, n, 32]));
     let per_token: Tensor<3> = Tensor::cat(per_token.collect(), 1);
     let embedded =
-        points.iter().zip(&student.patches).map(|(x, &patch)| net.embed(x.clone(), patch));
+        points.iter().zip(&config.patches).map(|(x, &patch)| net.embed(x.clone(), patch));
     let mut tokens: Tensor<3> = Tensor::cat(embedded.collect(), 1);
     for (i, block) in net.blocks.iter().enumerate() {
-        let mask = if i < student.history_layers { &with } else { &without };
-        let attend = Attend::Masked(mask);
+        let mask = if i < config.history_layers { &with } else { &without };
+        let attend = Attend::Biased(mask);
         tokens = block.forward(tokens, per_token.clone(), attend, BlockMode::default());
     }
     let mut first = 0;
     let mut outputs = Vec::new();
     for (step, condition) in conditions.into_iter().enumerate() {
-        let own = tokens.clone().narrow(1, first, counts[step]);
-        let head = step.checked_sub(1).and_then(|later| net.later_heads.get(later));
-        outputs.push(net.unembed(own, condition, [8, 8], student.patches[step], head));
+        let tokens = tokens.clone().narrow(1, first, counts[step]);
+        outputs.push(student.decode(Encoded { tokens, condition }, step, [8, 8]));
         first += counts[step];
     }
     outputs
@@ -100,11 +104,10 @@ fn dense(net: &Dit, points: &[Tensor<4>], labels: &Tensor<1, Int>) -> Vec<Tensor
 fn steps_with_caches_equal_one_masked_pass() {
     for preserved in [false, true] {
         for (history, layers) in HISTORIES.into_iter().flat_map(|h| [0, 2, 4].map(|n| (h, n))) {
-            let net =
-                net(DitConfig { student: Some(student(4, history, layers)), ..small(preserved) });
+            let net = student(steps(4, history, layers), small(preserved));
             let points = points(4);
-            let expected = dense(&net, &points, &labels());
-            for (step, (a, b)) in net.steps(points, &labels()).iter().zip(&expected).enumerate() {
+            let expected = dense(&net, &points, &classes());
+            for (step, (a, b)) in net.steps(points, &classes()).iter().zip(&expected).enumerate() {
                 let worst = difference(a, b);
                 assert!(worst < 1e-5, "{history:?}, {layers} layers, step {step}: {worst:e}");
             }
@@ -114,16 +117,16 @@ fn steps_with_caches_equal_one_masked_pass() {
 
 #[test]
 fn gradients_equal_those_of_one_masked_pass() {
-    let net = net(DitConfig { student: Some(student(3, History::All, 2)), ..small(true) }).train();
+    let net = student(steps(3, History::All, 2), small(true)).train();
     let device = Device::flex().autodiff();
     let points: Vec<Tensor<4>> = points(3).into_iter().map(|x| x.to_device(&device)).collect();
-    let labels = labels().to_device(&device);
+    let told = classes();
     let gradients = |outputs: Vec<Tensor<4>>| {
         let loss = outputs.into_iter().map(|y| y.square().mean()).reduce(|a, b| a + b);
         params::gradients(&net, &loss.expect("steps").backward())
     };
-    let found = gradients(net.steps(points.clone(), &labels));
-    let expected = gradients(dense(&net, &points, &labels));
+    let found = gradients(net.steps(points.clone(), &told));
+    let expected = gradients(dense(&net, &points, &told));
     for ((name, a), b) in params::names(&net).iter().zip(&found).zip(&expected) {
         let scale: f32 = b.clone().abs().max().into_scalar();
         let worst: f32 = (a.clone() - b.clone()).abs().max().into_scalar();
@@ -134,15 +137,15 @@ fn gradients_equal_those_of_one_masked_pass() {
 #[test]
 fn a_step_changes_none_before_it_and_all_that_see_it() {
     for (history, layers) in [(History::All, 2), (History::All, 0), (History::Newest, 2)] {
-        let net = net(DitConfig { student: Some(student(4, history, layers)), ..small(false) });
+        let net = student(steps(4, history, layers), small(false));
         let points = points(4);
-        let before = net.steps(points.clone(), &labels());
+        let before = net.steps(points.clone(), &classes());
         for changed in 0..4 {
             let mut points = points.clone();
             points[changed] = points[changed].clone() + 1.0;
-            for (step, after) in net.steps(points, &labels()).into_iter().enumerate() {
+            for (step, after) in net.steps(points, &classes()).into_iter().enumerate() {
                 let same: bool = after.equal(before[step].clone()).all().into_scalar();
-                let sees = student(4, history, layers).sees(step, changed);
+                let sees = steps(4, history, layers).sees(step, changed);
                 assert_eq!(same, step != changed && !sees, "{changed} and {step}");
             }
         }
@@ -152,14 +155,14 @@ fn a_step_changes_none_before_it_and_all_that_see_it() {
 #[test]
 fn without_history_each_step_is_the_network_at_its_time() {
     let teacher = net(small(false));
-    let student = student(4, History::All, 0);
-    let times = student.times.clone();
-    let net = distillable(teacher.clone(), student).expect("steps that fit");
+    let steps = steps(4, History::All, 0);
+    let times = steps.times.clone();
+    let net = Student::new(teacher.clone(), steps).expect("steps that fit");
     assert_eq!(net.later_heads.len(), 3);
     let points = points(4);
-    let found = net.steps(points.clone(), &labels());
+    let found = net.steps(points.clone(), &classes());
     for ((x, y), time) in points.into_iter().zip(found).zip(times) {
-        let expected = teacher.forward(x, Tensor::full([2], time, &Device::flex()), labels(), 2);
+        let expected = teacher.forward(x, Tensor::full([2], time, &Device::flex()), &classes(), 2);
         assert!(difference(&y, &expected) < 1e-6);
     }
 }
@@ -169,17 +172,17 @@ fn students_start_as_their_teacher_at_any_patch_size() {
     for sharing in [Sharing::Kernels { underlying: 4 }, Sharing::Adapters { rank: 2 }] {
         let flexible = Some(Flexible { patches: vec![4], sharing, corners: false });
         let teacher = net(DitConfig { flexible, ..small(false) });
-        let student = Student { patches: vec![4, 4, 2], ..student(3, History::Newest, 2) };
-        let (times, patches) = (student.times.clone(), student.patches.clone());
-        let net = distillable(teacher.clone(), student).expect("steps that fit");
+        let steps = StudentConfig { patches: vec![4, 4, 2], ..steps(3, History::Newest, 2) };
+        let (times, patches) = (steps.times.clone(), steps.patches.clone());
+        let net = Student::new(teacher.clone(), steps).expect("steps that fit");
         let points = points(3);
-        let found = net.steps(points.clone(), &labels());
+        let found = net.steps(points.clone(), &classes());
         for (step, (x, y)) in points.into_iter().zip(&found).enumerate() {
             let time = Tensor::full([2], times[step], &Device::flex());
-            let expected = teacher.forward(x, time, labels(), patches[step]);
+            let expected = teacher.forward(x, time, &classes(), patches[step]);
             assert!(difference(y, &expected) < 1e-5, "step {step}");
         }
-        let folded = net.folded().steps(self::points(3), &labels());
+        let folded = net.folded().steps(self::points(3), &classes());
         assert_eq!(folded.len(), 3);
     }
 }
@@ -188,25 +191,22 @@ fn students_start_as_their_teacher_at_any_patch_size() {
 fn history_reaches_across_patch_sizes() {
     let flexible =
         Flexible { patches: vec![4], sharing: Sharing::Kernels { underlying: 4 }, corners: false };
-    let student = Student { patches: vec![4, 2, 2], ..student(3, History::All, 2) };
+    let steps = StudentConfig { patches: vec![4, 2, 2], ..steps(3, History::All, 2) };
     // Without norms, whose affines the dense pass does not know.
-    let config = DitConfig { flexible: Some(flexible), student: Some(student), ..small(true) };
-    let net = net(config);
+    let net = student(steps, DitConfig { flexible: Some(flexible), ..small(true) });
     let points = points(3);
-    let expected = dense(&net, &points, &labels());
-    for (a, b) in net.folded().steps(points, &labels()).iter().zip(&expected) {
+    let expected = dense(&net, &points, &classes());
+    for (a, b) in net.folded().steps(points, &classes()).iter().zip(&expected) {
         assert!(difference(a, b) < 1e-5);
     }
 }
 
 #[test]
 fn one_step_needs_no_history() {
-    let with = |history| DitConfig { student: Some(student(1, history, 3)), ..small(true) };
-    let all = net(with(History::All));
-    let mut newest = all.clone();
-    newest.config = with(History::Newest);
+    let all = student(steps(1, History::All, 3), small(true));
+    let newest = Student { config: steps(1, History::Newest, 3), ..all.clone() };
     let noise = points(1);
-    let (all, newest) = (all.steps(noise.clone(), &labels()), newest.steps(noise, &labels()));
+    let (all, newest) = (all.steps(noise.clone(), &classes()), newest.steps(noise, &classes()));
     let (all, newest) = (all[0].clone(), newest[0].clone());
     assert!(all.equal(newest).all().into_scalar::<bool>());
 }
@@ -214,10 +214,10 @@ fn one_step_needs_no_history() {
 #[test]
 fn memory_is_bounded_and_given_back() {
     for (history, most) in HISTORIES.into_iter().zip([0, 1, 1, 3]) {
-        let net = net(DitConfig { student: Some(student(4, history, 2)), ..small(false) });
+        let net = student(steps(4, history, 2), small(false));
         let mut memory = Memory::default();
         for (step, x) in points(4).into_iter().enumerate() {
-            net.step(x, labels(), step, &mut memory);
+            net.step(x, &classes(), step, &mut memory);
             let held: usize = memory.caches.iter().map(|cache| cache.tokens()).sum();
             assert!(held <= 2 * most * 16, "{history:?}, step {step}: {held} tokens");
         }
@@ -228,11 +228,9 @@ fn memory_is_bounded_and_given_back() {
 #[test]
 fn operations_and_parameters_are_the_published_ones() {
     let (hidden, depth, heads) = DitConfig::preset("XL").expect("a published size");
-    let gmacs = |history, layers| {
-        let student = Some(student(4, history, layers));
-        let config = DitConfig { student, ..DitConfig::dit(hidden, depth, heads) };
-        config.student_flops([32, 32]).iter().sum::<f64>() / 2e9
-    };
+    let dit = DitConfig::dit(hidden, depth, heads);
+    let gmacs =
+        |history, layers| steps(4, history, layers).flops(&dit, [32, 32]).iter().sum::<f64>() / 2e9;
     let plain = gmacs(History::Newest, 6);
     assert!((plain - 474.48).abs() < 0.01, "{plain}");
     assert!((gmacs(History::All, 6) - plain - 5.436).abs() < 0.001);
@@ -242,8 +240,7 @@ fn operations_and_parameters_are_the_published_ones() {
     }
     assert!((gmacs(History::All, 28) - plain - 25.37).abs() < 0.01);
 
-    let student = Some(student(4, History::All, 6));
-    let config = DitConfig { student, ..DitConfig::dit(hidden, depth, heads) };
+    let config = NetConfig { dit, student: Some(steps(4, History::All, 6)) };
     // The published total includes the fixed table of positions.
     assert_eq!(config.parameters() + 256 * hidden, 683_209_856);
 }
@@ -252,14 +249,14 @@ fn operations_and_parameters_are_the_published_ones() {
 fn the_products_of_every_step_are_those_of_the_formula() {
     for history in HISTORIES {
         for preserved in [false, true] {
-            let config = DitConfig { student: Some(student(4, history, 2)), ..small(preserved) };
-            let net = net(config.clone()).folded();
+            let (steps, dit) = (steps(4, history, 2), small(preserved));
+            let net = student(steps.clone(), dit.clone()).folded();
             let mut memory = Memory::default();
-            let expected = config.student_flops(config.size);
+            let expected = steps.flops(&dit, dit.size);
             for (step, (x, flops)) in points(4).into_iter().zip(expected).enumerate() {
-                let (x, label) = (x.narrow(0, 0, 1), labels().narrow(0, 0, 1));
+                let (x, told) = (x.narrow(0, 0, 1), classes().select(&[0]));
                 let counted = crate::ops::counted(|| {
-                    net.step(x, label, step, &mut memory);
+                    net.step(x, &told, step, &mut memory);
                 });
                 assert_eq!(counted as f64, flops / 2.0, "{history:?}, step {step}");
             }
@@ -269,20 +266,18 @@ fn the_products_of_every_step_are_those_of_the_formula() {
 
 #[test]
 fn impossible_students_are_refused() {
-    let check = |student| DitConfig { student: Some(student), ..small(false) }.check();
-    let fits = student(4, History::All, 4);
+    let check = |student: StudentConfig| student.check(&small(false));
+    let fits = steps(4, History::All, 4);
     assert_eq!(check(fits.clone()), Ok(()));
     let wrong = [
-        (student(9, History::All, 2), "9 steps, expected 1 to 8"),
-        (student(4, History::All, 5), "5 blocks, the network has 4"),
-        (Student { patches: vec![2], ..fits.clone() }, "1 patch sizes for the 4 steps"),
-        (Student { patches: vec![2, 2, 2, 4], ..fits.clone() }, "patch size 4"),
-        (Student { times: vec![1.0, f64::NAN, 0.0, 0.0], ..fits.clone() }, "NaN"),
+        (steps(9, History::All, 2), "9 steps, expected 1 to 8"),
+        (steps(4, History::All, 5), "5 blocks, the network has 4"),
+        (StudentConfig { patches: vec![2], ..fits.clone() }, "1 patch sizes for the 4 steps"),
+        (StudentConfig { patches: vec![2, 2, 2, 4], ..fits.clone() }, "patch size 4"),
+        (StudentConfig { times: vec![1.0, f64::NAN, 0.0, 0.0], ..fits.clone() }, "NaN"),
     ];
     for (student, part) in wrong {
-        let error = check(student).expect_err(part);
+        let error = check(student).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     }
-    let net = net(DitConfig { student: Some(fits.clone()), ..small(false) });
-    assert!(distillable(net, fits).expect_err("twice").contains("4 steps already"));
 }

@@ -1,83 +1,252 @@
-//! Multi-head self-attention on packed queries, keys and values.
+//! Multi-head attention on packed queries, keys and values.
 
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
-use super::math::{dot, exp, max, simd, sum};
+use super::buffers::{buffer, shape, tensor, values};
+use super::math::{add_scaled, dot, exp, max, simd, sum};
 use super::matrix::{Matrix, multiply};
-use super::memory::{buffer, shape, tensor, values};
-use crate::layers::magnitude::EPSILON;
+use crate::ops::attention::{AttentionSpec, Parts};
+use crate::ops::magnitude::EPSILON;
 
 /// Queries whose scores are held at a time.
 const TILE: usize = 128;
 
-/// `softmax(q · kᵀ / √d) · v` per head, from `[batch, tokens, 3 · heads · d]` to
-/// `[batch, tokens, heads · d]`; with `cosine`, of queries and keys that are first brought to an RMS of
-/// 1. Further inputs are keys and values that are seen too, each `[batch, its tokens, 2 · heads · d]`.
+/// [`attention`](crate::ops::attention()): inputs are the rows of the sources, then the bias, if there is one, with
+/// `-∞` for what is hidden.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct Attention {
-    pub(in crate::ops) heads: usize,
-    pub(in crate::ops) cosine: bool,
+    pub(in crate::ops) spec: AttentionSpec,
+    /// What the rows of each source hold.
+    pub(in crate::ops) parts: Vec<Parts>,
+    pub(in crate::ops) biased: bool,
 }
 
-/// Sizes of the inputs.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
+/// The rows of some tokens.
+struct Source {
+    rows: FlexTensor,
     tokens: usize,
-    /// Tokens whose keys and values are seen.
-    seen: usize,
+    /// Numbers of a row.
+    width: usize,
+    /// Heads of the queries in a row, and those of keys and values together.
+    heads: [usize; 2],
+}
+
+/// The inputs of a call and their sizes.
+struct Call {
+    sources: Vec<Source>,
+    bias: Option<Bias>,
+    batch: usize,
+    /// Heads of the queries.
     heads: usize,
+    /// Heads of queries that share one of keys and values.
+    group: usize,
     /// Width of a head.
     head: usize,
+    /// Queries.
+    tokens: usize,
+    /// Keys.
+    seen: usize,
+    cosine: bool,
+    scale: f32,
 }
 
-impl Sizes {
-    fn new(kernel: &Attention, inputs: &[FlexTensor]) -> Self {
-        let dims = shape(&inputs[0]);
-        Self {
-            batch: dims[0],
-            tokens: dims[1],
-            seen: inputs.iter().map(|input| shape(input)[1]).sum(),
-            heads: kernel.heads,
-            head: dims[2] / (3 * kernel.heads),
+/// What is added to the scores.
+struct Bias {
+    values: FlexTensor,
+    /// `[batch | 1, heads | 1, queries | 1, keys]`.
+    dims: [usize; 4],
+}
+
+impl Source {
+    /// Head number `head` of a row, from the queries on, of one image.
+    fn head(&self, image: usize, head: usize, width: usize) -> Matrix<'_> {
+        let start = image * self.tokens * self.width + head * width;
+        Matrix::strided(&values(&self.rows)[start..], self.tokens, width, self.width)
+    }
+}
+
+impl Bias {
+    /// The queries that have a row of their own: all, or one for all.
+    fn row(&self, query: usize) -> usize {
+        query % self.dims[2]
+    }
+
+    /// Where the rows of an image and a head start, counted in rows.
+    fn block(&self, [image, head]: [usize; 2]) -> usize {
+        let [batch, heads, rows, _] = self.dims;
+        (image % batch * heads + head % heads) * rows
+    }
+
+    /// `scores · scale + bias` for the queries from `start` on, in place.
+    fn apply(&self, scores: &mut [f32], scale: f32, at: [usize; 2], start: usize) {
+        let seen = self.dims[3];
+        for (query, scores) in (start..).zip(scores.chunks_exact_mut(seen)) {
+            let row = &values(&self.values)[(self.block(at) + self.row(query)) * seen..][..seen];
+            simd(
+                #[inline(always)]
+                || {
+                    for (score, bias) in scores.iter_mut().zip(row) {
+                        *score = *score * scale + bias;
+                    }
+                },
+            );
+        }
+    }
+}
+
+impl Call {
+    fn new(kernel: &Attention, mut inputs: Vec<FlexTensor>) -> Self {
+        let AttentionSpec { heads, key_heads, cosine, scale } = kernel.spec;
+        let bias = kernel.biased.then(|| inputs.pop().expect("a bias").to_contiguous());
+        let batch = shape(&inputs[0])[0];
+        let source = |(rows, parts): (FlexTensor, &Parts)| {
+            let dims = shape(&rows);
+            let (rows, heads) = (rows.to_contiguous(), kernel.spec.heads_of(*parts));
+            Source { rows, tokens: dims[1], width: dims[2], heads }
+        };
+        let sources: Vec<Source> = inputs.into_iter().zip(&kernel.parts).map(source).collect();
+        let count = |which: usize| {
+            sources
+                .iter()
+                .filter(|source| source.heads[which] > 0)
+                .map(|source| source.tokens)
+                .sum()
+        };
+        let (tokens, seen) = (count(0), count(1));
+        let head = sources[0].width / sources[0].heads.iter().sum::<usize>();
+        let bias = bias.map(|values| {
+            let dims = shape(&values).try_into().expect("four dimensions");
+            Bias { values, dims }
+        });
+        let scale = scale.map_or_else(|| 1.0 / (head as f32).sqrt(), |scale| scale as f32);
+        let group = heads / key_heads;
+        Self { sources, bias, batch, heads, group, head, tokens, seen, cosine, scale }
+    }
+
+    /// A head's queries in each source that has some.
+    fn queries(&self, [image, head]: [usize; 2]) -> impl Iterator<Item = Matrix<'_>> {
+        let own = self.sources.iter().filter(|source| source.heads[0] > 0);
+        own.map(move |source| source.head(image, head, self.head))
+    }
+
+    /// The keys (0) or values (1) that a head of queries sees, in each source that has some.
+    fn held(&self, [image, head]: [usize; 2], which: usize) -> impl Iterator<Item = Matrix<'_>> {
+        let own = self.sources.iter().filter(|source| source.heads[1] > 0);
+        own.map(move |source| {
+            let first = source.heads[0] + which * source.heads[1] / 2;
+            source.head(image, first + head / self.group, self.head)
+        })
+    }
+
+    /// A head's queries, keys and values, each in one piece of `memory`.
+    fn prepared<'a>(&self, at: [usize; 2], memory: &'a mut [Vec<f32>; 3]) -> [Matrix<'a>; 3] {
+        let [queries, keys, held] = memory;
+        [
+            prepared(self.queries(at), self.cosine, queries),
+            prepared(self.held(at, 0), self.cosine, keys),
+            prepared(self.held(at, 1), false, held),
+        ]
+    }
+
+    /// What each of the queries, from number `start` of all on, takes of each value: rows of `shares`.
+    fn share(
+        &self,
+        at: [usize; 2],
+        start: usize,
+        queries: Matrix<'_>,
+        keys: Matrix<'_>,
+        shares: &mut Vec<f32>,
+    ) {
+        shares.resize(queries.rows * self.seen, 0.0);
+        multiply(shares, self.seen, queries, keys.transposed(), false, false);
+        match &self.bias {
+            Some(bias) => {
+                bias.apply(shares, self.scale, at, start);
+                softmax(shares, self.seen, 1.0);
+            }
+            None => softmax(shares, self.seen, self.scale),
         }
     }
 
-    fn width(&self) -> usize {
-        self.heads * self.head
+    /// Queries `start ..` that are handled at a time, and their number.
+    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
+        let tokens = self.tokens;
+        (0..tokens).step_by(TILE).map(move |start| (start, TILE.min(tokens - start)))
     }
 
-    /// One head of one image of part number `part` of a row, as a matrix inside `input`.
-    fn part<'a>(
+    /// The gradients of a head's queries, keys and values, in `out`, and of its bias from that of the output.
+    fn back(
         &self,
-        input: &'a FlexTensor,
-        [image, head]: [usize; 2],
-        part: usize,
-    ) -> Matrix<'a> {
-        let dims = shape(input);
-        let (tokens, row) = (dims[1], dims[2]);
-        let start = image * tokens * row + part * self.width() + head * self.head;
-        Matrix::strided(&values(input)[start..], tokens, self.head, row)
-    }
-
-    fn queries<'a>(&self, inputs: &'a [FlexTensor], at: [usize; 2]) -> Matrix<'a> {
-        self.part(&inputs[0], at, 0)
-    }
-
-    /// The keys (0) or values (1) of each input: the last two parts of its rows.
-    fn held<'a>(
-        &self,
-        inputs: &'a [FlexTensor],
         at: [usize; 2],
-        which: usize,
-    ) -> impl Iterator<Item = Matrix<'a>> {
-        let sizes = *self;
-        inputs.iter().map(move |input| {
-            let parts = shape(input)[2] / sizes.width();
-            sizes.part(input, at, parts - 2 + which)
-        })
+        gradient: &FlexTensor,
+        (memory, shares, scores): &mut ([Vec<f32>; 3], Vec<f32>, Vec<f32>),
+        out: &mut [f32],
+        mut bias: Option<(&Bias, &mut [f32])>,
+    ) {
+        let Self { heads, head, tokens, seen, .. } = *self;
+        let [queries, keys, held] = self.prepared(at, memory);
+        let given = &values(gradient)[at[0] * tokens * heads * head + at[1] * head..];
+        let given = Matrix::strided(given, tokens, head, heads * head);
+        let (for_q, rest) = out.split_at_mut(tokens * head);
+        let (for_k, for_v) = rest.split_at_mut(seen * head);
+        if let Some((_, sums)) = &mut bias {
+            sums.fill(0.0);
+        }
+        for (start, count) in self.tiles() {
+            let (queries, given) = (queries.rows_at(start, count), given.rows_at(start, count));
+            self.share(at, start, queries, keys, shares);
+            scores.resize(count * seen, 0.0);
+            multiply(scores, seen, given, held.transposed(), false, false);
+            through_softmax(shares, scores, seen, self.scale);
+            if let Some((bias, sums)) = &mut bias {
+                for (query, scores) in (start..).zip(scores.chunks_exact(seen)) {
+                    let sums = &mut sums[bias.row(query) * seen..][..seen];
+                    add_scaled(sums, 1.0 / self.scale, scores);
+                }
+            }
+            let back = |x| Matrix::new(x, count, seen).transposed();
+            multiply(for_v, head, back(shares), given, start > 0, false);
+            multiply(for_k, head, back(scores), queries, start > 0, false);
+            let scores = Matrix::new(scores, count, seen);
+            multiply(&mut for_q[start * head..], head, scores, keys, false, false);
+        }
+        if self.cosine {
+            through_norms(self.queries(at), for_q);
+            through_norms(self.held(at, 0), for_k);
+        }
+    }
+
+    /// The gradient of a source's rows from those of all heads, whose queries and keys start at `first`.
+    fn collected(
+        &self,
+        source: &Source,
+        first: [usize; 2],
+        parts: &[f32],
+        each: usize,
+    ) -> FlexTensor {
+        let Self { batch, heads, group, head, tokens, seen, .. } = *self;
+        let [queries, held] = source.heads;
+        let mut out = buffer(batch * source.tokens * source.width);
+        out.par_chunks_mut(source.width).enumerate().for_each(|(i, out)| {
+            let (image, token) = (i / source.tokens, i % source.tokens);
+            let part =
+                |h: usize, line: usize| &parts[(image * heads + h) * each + line * head..][..head];
+            for (i, out) in out.chunks_exact_mut(head).enumerate() {
+                let Some(i) = i.checked_sub(queries) else {
+                    out.copy_from_slice(part(i, first[0] + token));
+                    continue;
+                };
+                let (which, own) = (i / (held / 2), i % (held / 2));
+                let line = tokens + which * seen + first[1] + token;
+                out.copy_from_slice(part(own * group, line));
+                for h in own * group + 1..(own + 1) * group {
+                    add_scaled(out, 1.0, part(h, line));
+                }
+            }
+        });
+        tensor(out, &[batch, source.tokens, source.width])
     }
 }
 
@@ -113,6 +282,15 @@ fn prepared<'a>(
     Matrix::new(memory, rows, columns)
 }
 
+/// From the gradients of normalised rows to those of the rows.
+fn through_norms<'a>(parts: impl Iterator<Item = Matrix<'a>>, mut gradient: &mut [f32]) {
+    for x in parts {
+        let (own, rest) = gradient.split_at_mut(x.rows * x.columns);
+        through_norm(x, own);
+        gradient = rest;
+    }
+}
+
 /// From the gradient of a normalised row to that of the row.
 fn through_norm(x: Matrix<'_>, gradient: &mut [f32]) {
     let root = (x.columns as f32).sqrt();
@@ -140,7 +318,9 @@ fn softmax(scores: &mut [f32], columns: usize, scale: f32) {
             || {
                 let largest = max(row);
                 row.iter_mut().for_each(|s| *s = exp((*s - largest) * scale));
-                let factor = 1.0 / sum(row.len(), |i| row[i]);
+                let total = sum(row.len(), |i| row[i]);
+                // Of nothing that is seen, nothing is taken.
+                let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
                 row.iter_mut().for_each(|s| *s *= factor);
             },
         );
@@ -164,33 +344,24 @@ fn through_softmax(shares: &[f32], gradient: &mut [f32], columns: usize, scale: 
 
 impl Kernel for Attention {
     fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
-        let inputs: Vec<FlexTensor> = inputs.iter().map(FlexTensor::to_contiguous).collect();
-        let sizes = Sizes::new(self, &inputs);
-        let Sizes { batch, tokens, seen, heads, head } = sizes;
-        let scale = 1.0 / (head as f32).sqrt();
+        let call = Call::new(self, inputs);
+        let Call { batch, heads, head, tokens, seen, .. } = call;
         // Heads side by side per image, then in the order of the output.
         let mut mixed = buffer(batch * heads * tokens * head);
         mixed.par_chunks_mut(tokens * head).enumerate().for_each_init(
             Default::default,
-            |memory: &mut [Vec<f32>; 4], (i, out)| {
+            |(memory, shares): &mut ([Vec<f32>; 3], Vec<f32>), (i, out)| {
                 let at = [i / heads, i % heads];
-                let [for_queries, for_keys, for_values, scores] = memory;
-                let queries = prepared([sizes.queries(&inputs, at)], self.cosine, for_queries);
-                let keys = prepared(sizes.held(&inputs, at, 0), self.cosine, for_keys);
-                let held = prepared(sizes.held(&inputs, at, 1), false, for_values);
-                for start in (0..tokens).step_by(TILE) {
-                    let count = TILE.min(tokens - start);
-                    scores.resize(count * seen, 0.0);
-                    let queries = queries.rows_at(start, count);
-                    multiply(scores, seen, queries, keys.transposed(), false, false);
-                    softmax(scores, seen, scale);
-                    let shares = Matrix::new(scores, count, seen);
+                let [queries, keys, held] = call.prepared(at, memory);
+                for (start, count) in call.tiles() {
+                    call.share(at, start, queries.rows_at(start, count), keys, shares);
+                    let shares = Matrix::new(shares, count, seen);
                     multiply(&mut out[start * head..], head, shares, held, false, false);
                 }
             },
         );
         let mut out = buffer(mixed.len());
-        let width = sizes.width();
+        let width = heads * head;
         out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
             let (image, token) = (row / tokens, row % tokens);
             for (h, out) in out.chunks_exact_mut(head).enumerate() {
@@ -205,76 +376,40 @@ impl Kernel for Attention {
         &self,
         inputs: Vec<FlexTensor>,
         gradient: FlexTensor,
-        _wanted: &[bool],
+        wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let inputs: Vec<FlexTensor> = inputs.iter().map(FlexTensor::to_contiguous).collect();
+        let call = Call::new(self, inputs);
         let gradient = gradient.to_contiguous();
-        let sizes = Sizes::new(self, &inputs);
-        let Sizes { batch, tokens, seen, heads, head } = sizes;
-        let (scale, width) = (1.0 / (head as f32).sqrt(), sizes.width());
-        // Gradients of queries, keys and values of each head, in this order.
-        let each = (tokens + 2 * seen) * head;
-        let mut parts = buffer(batch * heads * each);
+        let bias = call.bias.as_ref().filter(|_| wanted[call.sources.len()]);
+        // Gradients of queries, keys, values and bias of each head, in this order.
+        let own = (call.tokens + 2 * call.seen) * call.head;
+        let each = own + bias.map_or(0, |bias| bias.dims[2] * call.seen);
+        let mut parts = buffer(call.batch * call.heads * each);
         parts.par_chunks_mut(each).enumerate().for_each_init(
             Default::default,
-            |memory: &mut [Vec<f32>; 5], (i, out)| {
-                let at = [i / heads, i % heads];
-                let [for_queries, for_keys, for_values, shares, scores] = memory;
-                let queries = prepared([sizes.queries(&inputs, at)], self.cosine, for_queries);
-                let keys = prepared(sizes.held(&inputs, at, 0), self.cosine, for_keys);
-                let held = prepared(sizes.held(&inputs, at, 1), false, for_values);
-                let given = &values(&gradient)[at[0] * tokens * width + at[1] * head..];
-                let given = Matrix::strided(given, tokens, head, width);
-                let (for_q, rest) = out.split_at_mut(tokens * head);
-                let (for_k, for_v) = rest.split_at_mut(seen * head);
-                for start in (0..tokens).step_by(TILE) {
-                    let count = TILE.min(tokens - start);
-                    let (queries, given) =
-                        (queries.rows_at(start, count), given.rows_at(start, count));
-                    shares.resize(count * seen, 0.0);
-                    scores.resize(count * seen, 0.0);
-                    multiply(shares, seen, queries, keys.transposed(), false, false);
-                    softmax(shares, seen, scale);
-                    multiply(scores, seen, given, held.transposed(), false, false);
-                    through_softmax(shares, scores, seen, scale);
-                    let back = |x| Matrix::new(x, count, seen).transposed();
-                    multiply(for_v, head, back(shares), given, start > 0, false);
-                    multiply(for_k, head, back(scores), queries, start > 0, false);
-                    let scores = Matrix::new(scores, count, seen);
-                    multiply(&mut for_q[start * head..], head, scores, keys, false, false);
-                }
-                if self.cosine {
-                    through_norm(sizes.queries(&inputs, at), for_q);
-                    let mut rest = for_k;
-                    for keys in sizes.held(&inputs, at, 0) {
-                        let (own, after) = rest.split_at_mut(keys.rows * head);
-                        through_norm(keys, own);
-                        rest = after;
-                    }
-                }
+            |memory, (i, out)| {
+                let at = [i / call.heads, i % call.heads];
+                let (out, for_bias) = out.split_at_mut(own);
+                call.back(at, &gradient, memory, out, bias.map(|bias| (bias, for_bias)));
             },
         );
-        let mut first = 0;
-        let of_input = |input: &FlexTensor| {
-            let dims = shape(input);
-            let (count, row) = (dims[1], dims[2]);
-            let queries = row / width - 2;
-            let mut out = buffer(batch * count * row);
-            out.par_chunks_mut(row).enumerate().for_each(|(i, out)| {
-                let (image, token) = (i / count, i % count);
-                for (i, out) in out.chunks_exact_mut(head).enumerate() {
-                    let (part, h) = (i / heads, i % heads);
-                    let line = match part.checked_sub(queries) {
-                        None => token,
-                        Some(which) => tokens + which * seen + first + token,
-                    };
-                    let start = (image * heads + h) * each + line * head;
-                    out.copy_from_slice(&parts[start..start + head]);
+        let (mut queries, mut seen) = (0, 0);
+        let mut found: Vec<Option<FlexTensor>> = Vec::new();
+        for (source, wanted) in call.sources.iter().zip(wanted) {
+            found.push(wanted.then(|| call.collected(source, [queries, seen], &parts, each)));
+            queries += if source.heads[0] > 0 { source.tokens } else { 0 };
+            seen += if source.heads[1] > 0 { source.tokens } else { 0 };
+        }
+        if self.biased {
+            found.push(bias.map(|bias| {
+                let mut sums = vec![0.0; values(&bias.values).len()];
+                for (i, part) in parts.chunks_exact(each).enumerate() {
+                    let first = bias.block([i / call.heads, i % call.heads]) * call.seen;
+                    add_scaled(&mut sums[first..], 1.0, &part[own..]);
                 }
-            });
-            first += count;
-            Some(tensor(out, &dims))
-        };
-        inputs.iter().map(of_input).collect()
+                tensor(sums, &bias.dims)
+            }));
+        }
+        found
     }
 }

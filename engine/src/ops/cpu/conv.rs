@@ -3,11 +3,11 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::activation::activate;
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::{simd, sum};
 use super::matrix::{Matrix, multiply};
-use super::memory::{buffer, shape, tensor, values};
-use super::pointwise::activate;
-use crate::layers::Activation;
+use crate::ops::activation::Activation;
 
 /// Numbers of the output that one task computes: its sums stay in the second cache.
 const SUMS: usize = 1 << 17;
@@ -46,15 +46,7 @@ pub(in crate::ops) fn conv3x3(
         let small = small_height * small_width;
         let planes = values(&x)[image * inputs * small..].chunks_exact(small);
         for (window, x) in window.chunks_exact_mut(plane).zip(planes) {
-            for (i, out) in window.chunks_exact_mut(line).take(rows + 2).enumerate() {
-                let Some(row) = (first + i).checked_sub(1).filter(|&row| row < height) else {
-                    continue;
-                };
-                let x = &x[row / factor * small_width..][..small_width];
-                for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
-                    out.fill(*x);
-                }
-            }
+            fill(&mut window[..(rows + 2) * line], x, small_width, factor, first);
         }
         let count = rows.min(height - first) * line;
         let mut sums = buffer(outputs * count);
@@ -87,6 +79,21 @@ pub(in crate::ops) fn conv3x3(
         });
     }
     tensor(out, &[batch, outputs, height, width])
+}
+
+/// Fills rows with those of an image, enlarged `factor` times, from the one before row `first` on; what is beyond
+/// its borders is left.
+fn fill(window: &mut [f32], x: &[f32], width: usize, factor: usize, first: usize) {
+    let height = x.len() / width * factor;
+    for (i, out) in window.chunks_exact_mut(width * factor + 2).enumerate() {
+        let Some(row) = (first + i).checked_sub(1).filter(|&row| row < height) else {
+            continue;
+        };
+        let x = &x[row / factor * width..][..width];
+        for (out, x) in out[1..].chunks_exact_mut(factor).zip(x) {
+            out.fill(*x);
+        }
+    }
 }
 
 /// Group norm with the constant `epsilon`, then SiLU.

@@ -3,8 +3,9 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::simd;
-use super::memory::{buffer, shape, tensor, values};
+use crate::ops::convolution::Side;
 
 /// Convolution of `[batch, height, width, channels]` with filters `[kernel · kernel, channels]`, plus a bias,
 /// clipped to [0, 6]; `stride` apart, with as much zero border as TensorFlow's `same`.
@@ -45,31 +46,4 @@ pub(in crate::ops) fn depthwise(
         );
     });
     tensor(out, &[batch, rows, columns, channels])
-}
-
-/// One side of an image and what a convolution makes of it.
-#[derive(Clone, Copy)]
-pub(in crate::ops) struct Side {
-    side: usize,
-    kernel: usize,
-    /// Length after the convolution.
-    pub(in crate::ops) out: usize,
-    /// Zeros before and after.
-    pub(in crate::ops) border: [usize; 2],
-}
-
-impl Side {
-    pub(in crate::ops) fn new(side: usize, kernel: usize, stride: usize) -> Self {
-        let out = side.div_ceil(stride);
-        let total = ((out - 1) * stride + kernel).saturating_sub(side);
-        Self { side, kernel, out, border: [total / 2, total - total / 2] }
-    }
-
-    /// The places of a filter within the image, and what they lie on, for one place of the output.
-    #[inline(always)]
-    fn taps(self, at: usize, stride: usize) -> impl Iterator<Item = (usize, usize)> {
-        let first = at * stride;
-        let of = move |tap: usize| Some((tap, (first + tap).checked_sub(self.border[0])?));
-        (0..self.kernel).filter_map(of).filter(move |(_, x)| *x < self.side)
-    }
 }

@@ -3,14 +3,14 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::activation::activate;
 use super::bridge::Kernel;
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::{add_scaled, column_sums, simd};
 use super::matrix::{Matrix, multiply};
-use super::memory::{buffer, shape, tensor, values};
 use super::mixed;
 use super::packed::product;
-use super::pointwise::activate;
-use crate::layers::Activation;
+use crate::ops::activation::Activation;
 
 /// `f(x · W + b)` for `x` of `[.., in]`, `W` of `[in, out]` and, if given, `b` of `[out]`.
 #[derive(Debug, Clone)]

@@ -20,7 +20,12 @@ impl<'a> Matrix<'a> {
     }
 
     /// A row-major matrix whose rows are `stride` apart.
-    pub(in crate::ops) fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    pub(in crate::ops) fn strided(
+        values: &'a [f32],
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Self {
         Self { values, rows, columns, strides: [stride, 1] }
     }
 

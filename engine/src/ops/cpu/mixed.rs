@@ -7,9 +7,9 @@ use burn::tensor::DType;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::buffers::buffer;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
-use super::memory::buffer;
 use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
 
 /// Steps whose products are summed at a time.

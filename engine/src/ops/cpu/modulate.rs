@@ -4,8 +4,8 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
+use super::buffers::{Rows, buffer, tensor};
 use super::math::{add_scaled, dot, simd, sum};
-use super::memory::{Rows, buffer, tensor};
 
 /// Rows that one task handles.
 const ROWS: usize = 8;
@@ -76,8 +76,9 @@ fn normalize(norm: Option<f32>, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Turns the pairs `(i, i + width / 2)` of a row.
 #[inline(always)]
-fn rotate(y: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+pub(super) fn rotate(y: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (u, v) = y.split_at_mut(cos.len());
     for (((u, v), &cos), &sin) in u.iter_mut().zip(v).zip(cos).zip(sin) {
         let sin = sign * sin;
@@ -127,21 +128,14 @@ impl Kernel for Modulate {
         gradient: FlexTensor,
         _wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let shapes: Vec<Vec<usize>> = inputs.iter().map(super::memory::shape).collect();
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(super::buffers::shape).collect();
         let factors = Factors::new(self, inputs);
         let gradient = Rows::new(gradient);
         let [batch, tokens, width] = factors.x.shape;
         let mut outs: Vec<Vec<f32>> =
             shapes.iter().map(|shape| vec![0.0; shape.iter().product()]).collect();
         // One task per image, so that sums over its tokens have one order.
-        let mut parts: Vec<Vec<&mut [f32]>> = (0..batch).map(|_| Vec::new()).collect();
-        for (out, shape) in outs.iter_mut().zip(&shapes) {
-            let step = shape[1] * shape[2];
-            for (part, chunk) in parts.iter_mut().zip(out.chunks_exact_mut(step)) {
-                part.push(chunk);
-            }
-        }
-        parts.into_par_iter().enumerate().for_each(|(batch, part)| {
+        by_image(&mut outs, batch).into_par_iter().enumerate().for_each(|(batch, part)| {
             let mut part = part.into_iter();
             let mut next = |on: bool| on.then(|| part.next().expect("one part per input"));
             let x = next(true).expect("the tokens");
@@ -180,18 +174,36 @@ impl Kernel for Modulate {
                             }
                         }
                         if let Some(epsilon) = self.norm {
-                            let (_, factor) = moments(x, epsilon);
-                            let mean = sum(width, |i| out[i]) / width as f32;
-                            let along = dot(&clean, out) / width as f32;
-                            for (g, x) in out.iter_mut().zip(&clean) {
-                                *g = factor * (*g - mean - x * along);
-                            }
+                            through_norm(epsilon, x, &clean, out);
                         }
                     },
                 );
             }
         });
         outs.into_iter().zip(&shapes).map(|(out, shape)| Some(tensor(out, shape))).collect()
+    }
+}
+
+/// The part of each tensor that belongs to each image.
+fn by_image(tensors: &mut [Vec<f32>], batch: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut images: Vec<Vec<&mut [f32]>> = (0..batch).map(|_| Vec::new()).collect();
+    for values in tensors {
+        let step = values.len() / batch;
+        for (image, part) in images.iter_mut().zip(values.chunks_exact_mut(step)) {
+            image.push(part);
+        }
+    }
+    images
+}
+
+/// From the gradient of a row `clean` that was normalised to that of the row `x`, in place.
+#[inline(always)]
+fn through_norm(epsilon: f32, x: &[f32], clean: &[f32], gradient: &mut [f32]) {
+    let (width, (_, factor)) = (x.len(), moments(x, epsilon));
+    let mean = sum(width, |i| gradient[i]) / width as f32;
+    let along = dot(clean, gradient) / width as f32;
+    for (g, x) in gradient.iter_mut().zip(clean) {
+        *g = factor * (*g - mean - x * along);
     }
 }
 

@@ -11,9 +11,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::buffers::buffer;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
-use super::memory::buffer;
 use super::mixed::in_rows;
 use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
 
@@ -89,8 +89,9 @@ pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
     let mut memory = vec![f16::ZERO; groups * RECORD / 2];
     let bytes: &mut [i8] = bytemuck::cast_slice_mut(memory.reinterpret_cast_mut());
     bytes.par_chunks_exact_mut(RECORD).enumerate().for_each(|(i, record)| {
-        let mut rows = vec![[0; COLUMNS]; GROUP.min(rows - i * GROUP)];
-        let rows: &[[f32; COLUMNS]] = bytemuck::cast_slice(widened(packed, i * GROUP, &mut rows));
+        let (first, mut memory) = (i * GROUP, Vec::new());
+        let rows = widened(packed, first, GROUP.min(rows - first), &mut memory);
+        let rows: &[[f32; COLUMNS]] = bytemuck::cast_slice(rows);
         let (scales, values) = record.split_at_mut(SCALES);
         let scales = bytemuck::cast_slice_mut::<i8, [u8; 4]>(scales);
         for (column, stored) in scales.iter_mut().enumerate() {
@@ -108,13 +109,19 @@ pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
 }
 
 /// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
-pub(in crate::ops) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, outputs: usize) -> Vec<f32> {
+pub(in crate::ops) fn product(
+    x: &[f32],
+    inputs: usize,
+    packed: &FlexTensor,
+    outputs: usize,
+) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
     #[cfg(test)]
     super::matrix::count(rows * inputs * outputs);
     let pairs = (method == Method::Dot).then(|| in_rows(Matrix::new(x, rows, inputs)));
     let words: &[u32] = pairs.as_deref().unwrap_or(bytemuck::cast_slice(x));
+    let kept = steps_of(packed, method);
     let mut y = buffer(rows * outputs);
     let all = Output::new(&mut y);
     // Threads share the panels, so that each reads a part of the weight alone.
@@ -127,12 +134,9 @@ pub(in crate::ops) fn product(x: &[f32], inputs: usize, packed: &FlexTensor, out
             let count = DEPTH.min(steps - start);
             for panel in mine.clone() {
                 let first = panel * steps + start;
-                let weight = match steps_of(packed, method) {
+                let weight = match kept {
                     Some(weight) => &weight[first..first + count],
-                    None => {
-                        converted.resize(count, [0; COLUMNS]);
-                        widened(packed, first, &mut converted)
-                    }
+                    None => widened(packed, first, count, &mut converted),
                 };
                 let columns = COLUMNS.min(outputs - panel * COLUMNS);
                 // SAFETY: `mine` are panels of the product, and no other task has them.
@@ -175,8 +179,14 @@ fn steps_of(packed: &FlexTensor, method: Method) -> Option<&[Weights]> {
     })
 }
 
-/// Rows of a weight of fewer than 32 bits, from `first` on, as f32.
-fn widened<'a>(packed: &FlexTensor, first: usize, memory: &'a mut [Weights]) -> &'a [Weights] {
+/// `count` rows of a weight of fewer than 32 bits, from `first` on, as f32.
+fn widened<'a>(
+    packed: &FlexTensor,
+    first: usize,
+    count: usize,
+    memory: &'a mut Vec<Weights>,
+) -> &'a [Weights] {
+    memory.resize(count, [0; COLUMNS]);
     let out: &mut [f32] = bytemuck::cast_slice_mut(memory);
     if packed.layout().shape()[1] == RECORD / 2 {
         dequantized(bytemuck::cast_slice(elements::<u16>(packed)), first, out);

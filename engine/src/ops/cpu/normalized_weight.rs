@@ -4,9 +4,9 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::{column_sums, simd};
-use super::memory::{buffer, shape, tensor, values};
-use crate::layers::magnitude::EPSILON;
+use crate::ops::magnitude::EPSILON;
 
 /// `w · length / (‖w‖ + ε)` for each column `w` of a weight `[in, out]`, times a gain `[1]` if given.
 #[derive(Debug, Clone)]

@@ -3,27 +3,12 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::buffers::{buffer, shape, tensor, values, whole};
 use super::math::{dot, simd};
-use super::memory::{buffer, shape, tensor, values, whole};
+use crate::ops::optimizer::AdamStep;
 
 /// Elements that one task handles.
 const GRAIN: usize = 1 << 14;
-
-/// The numbers of an AdamW step that are the same for all parameters; see
-/// [`AdamW`](crate::train::optimizer::AdamW).
-#[derive(Debug, Clone, Copy)]
-pub struct AdamStep {
-    /// Decay of the two moments.
-    pub betas: [f64; 2],
-    /// Learning rate over the correction of the first moment.
-    pub rate: f64,
-    /// One over the root of the correction of the second moment.
-    pub root: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Factor on the value: one minus learning rate times weight decay.
-    pub keep: f64,
-}
 
 /// New value and moments; the moments are changed in place.
 pub(in crate::ops) fn adam(

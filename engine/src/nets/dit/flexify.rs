@@ -1,9 +1,10 @@
 //! More patch sizes for a network that has one (FlexiDiT, Anagnostidis et al. 2025, section 3).
 
-use super::modes::{Ends, Flexible, Sharing};
+use super::patches::{Ends, Flexible, Sharing};
 use super::{Dit, DitConfig};
 use crate::layers::Init;
 use crate::layers::resize::{extend_embedding, extend_projection};
+use crate::nets::ConfigError;
 
 /// The same network with further patch sizes, not yet trained at them; the output at the native size is as
 /// it was.
@@ -13,14 +14,14 @@ use crate::layers::resize::{extend_embedding, extend_projection};
 ///
 /// # Errors
 /// A network that has further patch sizes already, and sizes that do not go with it.
-pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, String> {
+pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, ConfigError> {
     let config = net.config().clone();
     if config.flexible.is_some() {
-        return Err(format!("the network has patch sizes {:?} already", config.patches()));
+        return Err(ConfigError::AlreadyFlexible { patches: config.patches() });
     }
     let native = config.patch;
-    if let Some(small) = flexible.patches.iter().find(|&&patch| patch < native) {
-        return Err(format!("patch size {small} is below the native one, {native}"));
+    if let Some(&patch) = flexible.patches.iter().find(|&&patch| patch < native) {
+        return Err(ConfigError::SmallPatch { patch, native });
     }
     let config = DitConfig { flexible: Some(flexible.clone()), ..config };
     config.check()?;

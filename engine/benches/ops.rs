@@ -1,4 +1,4 @@
-//! The CPU kernels at the sizes of DiT-B/2 on two images: `cargo bench`.
+//! The fused operations at the sizes of DiT-B/2 on two images: `cargo bench`.
 //!
 //! `PYROGRAPH_KERNELS=off cargo bench` times the plain operations in their place.
 #![allow(missing_docs)]
@@ -7,8 +7,7 @@ use burn::nn::conv::Conv2dConfig;
 use burn::nn::{GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use divan::{Bencher, black_box};
-use pyrograph_engine::ops;
-use pyrograph_engine::layers::Activation;
+use pyrograph_engine::ops::{self, Activation, AttentionSpec, Packed};
 
 const BATCH: usize = 2;
 const TOKENS: usize = 256;
@@ -51,8 +50,9 @@ fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
 #[divan::bench(args = [false, true])]
 fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
     let packed = tokens(3 * HIDDEN);
+    let spec = AttentionSpec { cosine, ..AttentionSpec::new(HEADS) };
     bencher
-        .bench_local(|| black_box(ops::attention(packed.clone(), Vec::new(), HEADS, cosine)));
+        .bench_local(|| black_box(ops::attention(vec![Packed::qkv(packed.clone())], &spec, None)));
 }
 
 #[divan::bench]
@@ -67,15 +67,14 @@ fn modulate(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn join(bencher: Bencher<'_, '_>) {
     let (x, branch, gate) = (tokens(HIDDEN), tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
-    bencher.bench_local(|| {
-        black_box(ops::join(x.clone(), branch.clone(), Some(gate.clone()), None))
-    });
+    bencher
+        .bench_local(|| black_box(ops::join(x.clone(), branch.clone(), Some(gate.clone()), None)));
 }
 
 #[divan::bench]
 fn gelu(bencher: Bencher<'_, '_>) {
     let x = tokens(4 * HIDDEN);
-    bencher.bench_local(|| black_box(ops::pointwise(x.clone(), Activation::GeluTanh)));
+    bencher.bench_local(|| black_box(Activation::GeluTanh.forward(x.clone())));
 }
 
 #[divan::bench]

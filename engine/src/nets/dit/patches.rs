@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{DitConfig, Norm};
 use crate::layers::{Dense, Fresh, Init, Lora, Modulated};
+use crate::nets::ConfigError;
 
 /// The patch sizes that a network has beside its native one, and what they share with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,30 +127,25 @@ impl DitConfig {
         [if corners { 0.0 } else { step / 2.0 - 0.5 }, step]
     }
 
-    /// Says what is wrong with the further patch sizes, if anything.
-    pub(super) fn check_patches(&self) -> Result<(), String> {
+    /// Whether the network can have the further patch sizes.
+    pub(super) fn check_patches(&self) -> Result<(), ConfigError> {
         let Some(flexible) = &self.flexible else { return Ok(()) };
         let patches = self.patches();
         if flexible.patches.is_empty() || patches.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(format!(
-                "patch sizes are {patches:?}, expected two or more different ones"
-            ));
+            return Err(ConfigError::PatchSizes { found: patches });
         }
         for patch in patches {
             if patch == 0 || self.size.iter().any(|side| side % patch != 0) {
-                return Err(format!(
-                    "patch size {patch} does not divide the size {}x{}",
-                    self.size[0], self.size[1]
-                ));
+                return Err(ConfigError::Division { patch, size: self.size });
             }
         }
         match flexible.sharing {
             Sharing::Kernels { underlying } if !(self.patch..=256).contains(&underlying) => {
-                let native = self.patch;
-                Err(format!("underlying patch size is {underlying}, expected {native} to 256"))
+                let expected = format!("{} to 256", self.patch);
+                Err(ConfigError::value("underlying patch size", underlying, expected))
             }
             Sharing::Adapters { rank } if !(1..=self.hidden).contains(&rank) => {
-                Err(format!("rank is {rank}, expected 1 to {}", self.hidden))
+                Err(ConfigError::value("rank", rank, format!("1 to {}", self.hidden)))
             }
             _ => Ok(()),
         }
@@ -161,8 +157,7 @@ impl DitConfig {
     }
 
     fn init_mode(&self, patch: usize, init: &Init<'_>) -> Mode {
-        let hidden = self.hidden;
-        let inner = (hidden as f64 * self.mlp_ratio) as usize;
+        let (hidden, inner) = (self.hidden, self.inner());
         let constant = |value| init.param(Fresh::Constant(value), [hidden]);
         let affine = || Affine { gain: constant(1.0), bias: constant(0.0) };
         let rank = self.adapter_rank();
@@ -185,25 +180,9 @@ impl DitConfig {
             norms: (0..norms).map(|_| affine()).collect(),
             adapters: rank
                 .map_or(Vec::new(), |rank| (0..self.depth).map(|_| adapters(rank)).collect()),
-            position: self.positions(self.size, patch, init.device),
+            position: self.positions(self.size, patch, [0.0; 2], init.device),
             patch,
         }
-    }
-
-    /// Parameters that the further patch sizes add, their larger kernels included.
-    pub(super) fn mode_parameters(&self) -> usize {
-        let Some(flexible) = &self.flexible else { return 0 };
-        let hidden = self.hidden;
-        let inner = (hidden as f64 * self.mlp_ratio) as usize;
-        let each = |patch: usize| match (self.adapter_rank(), self.norm) {
-            (Some(rank), _) => {
-                let block = rank * (6 * hidden + 2 * (hidden + inner));
-                hidden + self.depth * block + self.end_parameters(patch)
-            }
-            (None, Norm::Layer { .. }) => hidden + 2 * hidden * (2 * self.depth + 1),
-            (None, Norm::None) => hidden,
-        };
-        flexible.patches.iter().map(|&patch| each(patch)).sum()
     }
 }
 

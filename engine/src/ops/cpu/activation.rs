@@ -4,11 +4,10 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
+use super::buffers::{buffer, shape, tensor, values};
 use super::math::{sigmoid, simd};
-use super::memory::{buffer, shape, tensor, values};
-use crate::layers::Activation;
-use crate::layers::magnitude::SILU_RMS;
-use crate::layers::mlp::{GELU_CUBIC, GELU_SLOPE};
+use crate::ops::activation::{Activation, GELU_CUBIC, GELU_SLOPE};
+use crate::ops::magnitude::SILU_RMS;
 
 /// Elements that one task handles.
 const GRAIN: usize = 1 << 14;

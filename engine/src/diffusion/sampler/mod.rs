@@ -279,8 +279,8 @@ fn noise_of(x: &Tensor<4>, clean: &Tensor<4>, level: &Level) -> Tensor<4> {
     (x.clone() - clean.clone() * level.alpha) * (1.0 / level.sigma)
 }
 
-fn denoise(solve: &mut Solve<'_>, x: &Tensor<4>, level: &Level) -> Denoised {
-    solve.denoiser.denoise(x.clone(), level)
+fn denoise(solve: &mut Solve<'_>, step: usize, x: &Tensor<4>, level: &Level) -> Denoised {
+    solve.denoiser.denoise(x.clone(), level, step)
 }
 
 #[cfg(test)]

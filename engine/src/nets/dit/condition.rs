@@ -1,0 +1,255 @@
+//! What a network is told beside the noise level: by role, not by task.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::config::DitConfig;
+use crate::layers::time::Table;
+use crate::layers::{Activation, Init, Mlp, Residual, TimeEmbedder};
+use crate::ops::AttentionBias;
+
+/// Text that a network reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// Width of the encoder's tokens.
+    pub width: usize,
+    /// Width of a text as one vector, which acts like a class; `None` where there is none.
+    #[serde(default)]
+    pub pooled: Option<usize>,
+    /// How the image attends to the text.
+    pub attention: TextAttention,
+}
+
+/// How the tokens of an image attend to those of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextAttention {
+    /// To a text that stays as it is, between self-attention and MLP (PixArt-α, Chen et al. 2023).
+    Cross,
+    /// To a text that attends to the image in turn, with layers of its own in every block (MM-DiT, Esser et al.
+    /// 2024).
+    Joint,
+}
+
+/// The condition of a batch of images, one entry per image in every part.
+#[derive(Debug, Clone, Default)]
+pub struct Conditioning {
+    /// Class ids, `[batch]`; the null class is [`DitConfig::classes`](super::DitConfig::classes). Only and
+    /// always of a network that has classes.
+    pub class: Option<Tensor<1, Int>>,
+    /// A text. Only and always of a network that reads one.
+    pub text: Option<Text>,
+    /// Further images that the tokens of the image attend to, and they to it.
+    pub panels: Vec<Panel>,
+}
+
+/// An encoded text.
+#[derive(Debug, Clone)]
+pub struct Text {
+    /// `[batch, tokens, width]`.
+    pub tokens: Tensor<3>,
+    /// Padding, `[batch, tokens]`, `true` = not seen.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// The text as one vector, `[batch, width]`.
+    pub pooled: Option<Tensor<2>>,
+}
+
+/// A further image beside the one that is made, on the same canvas (IC-Portrait, section 7.1 of the
+/// specification; OminiControl).
+#[derive(Debug, Clone)]
+pub struct Panel {
+    /// `[batch, channels, height, width]`, as a network input: scaled by `c_in`.
+    pub image: Tensor<4>,
+    /// Row and column of its first pixel on the canvas, those of the image being 0, in pixels (or latent
+    /// cells); negative ones are above or to the left.
+    pub origin: [f64; 2],
+    /// What the network is told about the noise level of this panel, in the unit it was trained with.
+    pub time: f64,
+}
+
+impl Conditioning {
+    /// Classes alone, one per image.
+    pub fn classes(ids: &[usize], device: &Device) -> Self {
+        let ids: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
+        let count = ids.len();
+        let class = Tensor::from_data(TensorData::new(ids, [count]), device);
+        Self { class: Some(class), ..Self::default() }
+    }
+
+    /// That of some of the images, in this order.
+    pub fn select(&self, images: &[usize]) -> Self {
+        let device = match (&self.class, &self.text, self.panels.first()) {
+            (Some(ids), ..) => ids.device(),
+            (_, Some(text), _) => text.tokens.device(),
+            (.., Some(panel)) => panel.image.device(),
+            _ => return Self::default(),
+        };
+        let images: Vec<i64> = images.iter().map(|&image| image as i64).collect();
+        let count = images.len();
+        let at = Tensor::<1, Int>::from_data(TensorData::new(images, [count]), &device);
+        let text = |text: &Text| Text {
+            tokens: text.tokens.clone().select(0, at.clone()),
+            padding: text.padding.as_ref().map(|hidden| hidden.clone().select(0, at.clone())),
+            pooled: text.pooled.as_ref().map(|pooled| pooled.clone().select(0, at.clone())),
+        };
+        let panel = |panel: &Panel| Panel {
+            image: panel.image.clone().select(0, at.clone()),
+            ..panel.clone()
+        };
+        Self {
+            class: self.class.as_ref().map(|ids| ids.clone().select(0, at.clone())),
+            text: self.text.as_ref().map(text),
+            panels: self.panels.iter().map(panel).collect(),
+        }
+    }
+
+    /// That of the images of both, those of `self` first.
+    ///
+    /// # Panics
+    /// If a part is there in one of them only, or differs in more than the number of images.
+    pub fn followed_by(self, other: Self) -> Self {
+        fn both<T>(a: Option<T>, b: Option<T>, part: &str, join: impl Fn(T, T) -> T) -> Option<T> {
+            match (a, b) {
+                (Some(a), Some(b)) => Some(join(a, b)),
+                (None, None) => None,
+                _ => panic!("one of two conditions has {part}"),
+            }
+        }
+        assert_eq!(self.panels.len(), other.panels.len(), "panels of two conditions");
+        Self {
+            class: both(self.class, other.class, "a class", |a, b| Tensor::cat(vec![a, b], 0)),
+            text: both(self.text, other.text, "a text", |a, b| Text {
+                tokens: Tensor::cat(vec![a.tokens, b.tokens], 0),
+                padding: both(a.padding, b.padding, "padding", |a, b| Tensor::cat(vec![a, b], 0)),
+                pooled: both(a.pooled, b.pooled, "a pooled text", |a, b| {
+                    Tensor::cat(vec![a, b], 0)
+                }),
+            }),
+            panels: self
+                .panels
+                .into_iter()
+                .zip(other.panels)
+                .map(|(a, b)| a.followed_by(b))
+                .collect(),
+        }
+    }
+
+    /// The same without gradients.
+    pub(crate) fn without_autodiff(&self) -> Self {
+        let text = |text: &Text| Text {
+            tokens: text.tokens.clone().without_autodiff(),
+            padding: text.padding.clone(),
+            pooled: text.pooled.clone().map(Tensor::without_autodiff),
+        };
+        let panel = |panel: &Panel| Panel {
+            image: panel.image.clone().without_autodiff(),
+            ..panel.clone()
+        };
+        Self {
+            class: self.class.clone(),
+            text: self.text.as_ref().map(text),
+            panels: self.panels.iter().map(panel).collect(),
+        }
+    }
+}
+
+impl Panel {
+    fn followed_by(self, other: Self) -> Self {
+        assert_eq!(
+            (self.origin, self.time),
+            (other.origin, other.time),
+            "panels of two conditions"
+        );
+        Self { image: Tensor::cat(vec![self.image, other.image], 0), ..self }
+    }
+}
+
+impl DitConfig {
+    pub(super) fn init_embedder(&self, init: &Init<'_>) -> Embedder {
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
+        let activation = self.embedder_activation();
+        let pooled = |width| {
+            let (up, down) = (dense(width, self.hidden), dense(self.hidden, self.hidden));
+            Mlp::new(up, down, activation, init)
+        };
+        Embedder {
+            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
+            label: (self.classes > 0).then(|| Table::new(rows, self.hidden, preserved, init)),
+            pooled: self.text.as_ref().and_then(|text| text.pooled).map(pooled),
+            residual: self.magnitude.residual,
+            activation,
+        }
+    }
+
+    /// From the tokens of a text to those that the blocks see.
+    pub(super) fn init_caption(&self, init: &Init<'_>) -> Option<Mlp> {
+        let text = self.text.as_ref()?;
+        let (up, down) =
+            (self.dense(text.width, self.hidden), self.dense(self.hidden, self.hidden));
+        Some(Mlp::new(up, down, self.activation, init))
+    }
+}
+
+/// A text as the blocks see it.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// `[batch, tokens, hidden]`.
+    pub tokens: Tensor<3>,
+    /// Padding among the keys of the attention that sees the text.
+    pub bias: Option<AttentionBias>,
+}
+
+/// From noise level, class and pooled text to the condition vector.
+#[derive(Module, Debug)]
+pub struct Embedder {
+    /// Embedding of the noise level.
+    pub time: TimeEmbedder,
+    /// `[classes + 1, hidden]`; the last row is the null class.
+    pub label: Option<Table>,
+    /// `[pooled, hidden]` and `[hidden, hidden]`.
+    pub pooled: Option<Mlp>,
+    #[module(skip)]
+    pub(super) residual: Residual,
+    #[module(skip)]
+    pub(super) activation: Activation,
+}
+
+impl Embedder {
+    /// The activated condition vector.
+    ///
+    /// # Shapes
+    /// `time`: `[batch]`, output: `[batch, 1, hidden]`
+    ///
+    /// # Panics
+    /// If a class, or a pooled text, is given to a network that takes none, or none to one that does.
+    pub fn forward(&self, time: Tensor<1>, told: &Conditioning) -> Tensor<3> {
+        let time = self.time.forward(time.cast(FloatDType::F32)); // [batch, hidden]
+        let sum = match (&self.label, &told.class) {
+            (Some(table), Some(ids)) => {
+                let label = table.forward(ids.clone()).cast(FloatDType::from(time.dtype()));
+                self.residual.sum(time, label)
+            }
+            (None, None) => time,
+            (Some(_), None) => panic!("a network of classes is told none"),
+            (None, Some(_)) => panic!("a network without classes is told one"),
+        };
+        let pooled = told.text.as_ref().and_then(|text| text.pooled.clone());
+        let sum = match (&self.pooled, pooled) {
+            (Some(mlp), Some(pooled)) => {
+                self.residual.sum(sum, mlp.forward(pooled.cast(mlp.up.dtype())))
+            }
+            (None, None) => sum,
+            (Some(_), None) => panic!("a network of pooled texts is told none"),
+            (None, Some(_)) => panic!("a network without pooled texts is told one"),
+        };
+        self.activation.forward(sum).unsqueeze_dim(1) // [batch, 1, hidden]
+    }
+
+    pub(super) fn folded(self) -> Self {
+        let (label, pooled) = (self.label.map(Table::folded), self.pooled.map(Mlp::folded));
+        Self { time: self.time.folded(), label, pooled, ..self }
+    }
+}

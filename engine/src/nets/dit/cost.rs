@@ -1,0 +1,122 @@
+//! What a call of the network takes, and what it holds.
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+use super::{Dit, DitConfig};
+use crate::layers::Init;
+
+impl DitConfig {
+    /// Floating-point operations of one network call on one image of `size` with patches of `patch`, a
+    /// multiplication and an addition being two: matrix products only, as in the papers' tables. Those of a text
+    /// and of panels are not counted.
+    pub fn flops(&self, size: [usize; 2], patch: usize) -> f64 {
+        let hidden = self.hidden as f64;
+        let [rows, columns] = self.grid(size, patch);
+        let parts = |gated| self.modulation.width(gated) * hidden * hidden;
+        let pixels = (rows * columns * patch * patch) as f64;
+        let ends = pixels * hidden * (self.channels + self.out_channels()) as f64;
+        let modulation = self.depth as f64 * 2.0 * parts(true) + parts(false);
+        let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
+        self.trunk_flops(size, patch) + 2.0 * (ends + modulation + embedder)
+    }
+
+    /// The part of [`DitConfig::flops`] that depends on the number of tokens: projections, attention, MLP,
+    /// adapters. FlexiDiT's percentages are of this.
+    pub fn trunk_flops(&self, size: [usize; 2], patch: usize) -> f64 {
+        let [rows, columns] = self.grid(size, patch);
+        let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
+        let attention = 4.0 * tokens * hidden * hidden + 2.0 * tokens * tokens * hidden;
+        let mlp = 2.0 * self.mlp_ratio * tokens * hidden * hidden;
+        let adapters = match self.adapter_rank() {
+            Some(rank) if patch != self.patch => {
+                tokens * rank as f64 * hidden * (8.0 + 2.0 * self.mlp_ratio)
+            }
+            _ => 0.0,
+        };
+        2.0 * self.depth as f64 * (attention + mlp + adapters)
+    }
+
+    /// Number of parameters of the network, see [`Dit::parameters`].
+    pub fn parameters(&self) -> usize {
+        // All blocks but the first are alike, and the size of the image does not matter. Parameters are drawn
+        // when they are first needed: here, never.
+        let side = self.patches().into_iter().fold(0, usize::max);
+        let of = |depth| {
+            let small = Self { depth, size: [side; 2], ..self.clone() };
+            small.init_from(&Init::new(0, &Device::flex())).parameters()
+        };
+        of(1) + (self.depth - 1) * (of(2) - of(1))
+    }
+}
+
+impl Dit {
+    /// Number of parameters: those of further patch sizes included, fixed tables and the random features of
+    /// the noise level excluded.
+    pub fn parameters(&self) -> usize {
+        let embedders = self.blocks.iter().filter_map(|block| block.embedder.as_ref());
+        let fixed = embedders.chain([&self.embedder]).filter_map(|embedder| {
+            let fourier = embedder.time.fourier.as_ref();
+            fourier.map(Module::num_params)
+        });
+        self.num_params() - fixed.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor};
+
+    use super::DitConfig;
+    use crate::nets::{Conditioning, Flexible, Sharing};
+
+    #[test]
+    fn network_calls_take_the_published_operations() {
+        let gmacs = |size, patch, side: usize| {
+            let (hidden, depth, heads) = DitConfig::preset(size).expect("a published size");
+            let config = DitConfig { patch, ..DitConfig::dit(hidden, depth, heads) };
+            config.flops([side, side], patch) / 2e9
+        };
+        let published = [
+            ("XL", 2, 32, 118.62),
+            ("XL", 4, 32, 29.04),
+            ("XL", 8, 32, 7.39),
+            ("XL", 2, 64, 524.54),
+            ("L", 2, 32, 80.70),
+            ("B", 2, 32, 23.005),
+            ("S", 4, 32, 1.413),
+        ];
+        for (size, patch, side, expected) in published {
+            let found = gmacs(size, patch, side);
+            assert!((found - expected).abs() < 0.006, "{size}/{patch} at {side}: {found}");
+        }
+    }
+
+    #[test]
+    fn the_products_of_a_call_are_those_of_the_formula() {
+        let shared = Sharing::Kernels { underlying: 4 };
+        let adapted = Sharing::Adapters { rank: 8 };
+        for base in [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)] {
+            for sharing in [shared, adapted] {
+                let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };
+                let config = DitConfig {
+                    size: [16, 16],
+                    classes: 3,
+                    flexible: Some(flexible),
+                    ..base.clone()
+                };
+                let net = config.init(0, &Device::flex()).folded();
+                for patch in config.patches() {
+                    let counted = crate::ops::counted(|| {
+                        let device = Device::flex();
+                        let x = Tensor::zeros([1, 4, 16, 16], &device);
+                        let time = Tensor::zeros([1], &device);
+                        net.forward(x, time, &Conditioning::classes(&[0], &device), patch);
+                    });
+                    let expected = config.flops(config.size, patch) / 2.0;
+                    assert_eq!(counted as f64, expected, "{patch} of {config:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The diffusion transformer: one trunk for DiT (Peebles & Xie 2023) and MP-DiT (Bill et al. 2025), with one or
+//! several patch sizes (FlexiDiT, Anagnostidis et al. 2025).
+
+mod block;
+mod condition;
+mod config;
+mod cost;
+mod flexify;
+mod patches;
+#[cfg(test)]
+mod tests;
+mod trunk;
+
+pub use block::{Condition, DitBlock, Head, TextLayers};
+pub use condition::{Conditioning, Context, Embedder, Panel, Text, TextAttention, TextConfig};
+pub use config::{DitConfig, Norm};
+pub use flexify::flexify;
+pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Flexible, Mode, Sharing};
+pub use trunk::{AfterBlock, Dit};
+pub(crate) use trunk::{Call, Encoded};

@@ -1,0 +1,93 @@
+//! The denoising loss.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::diffusion::{Level, Process};
+use crate::nets::{Conditioning, Dit};
+use crate::random::Generator;
+
+/// A batch of clean images or latents with their conditions.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents.
+    pub clean: Tensor<4>,
+    /// What the network is told of each image.
+    pub told: Conditioning,
+    /// What it is told instead where that is left out.
+    pub null: Conditioning,
+}
+
+/// What the network's output is brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The data.
+    ///
+    /// For a noise-predicting network this is the loss of Ho et al. 2020 (Eq. 14), for the preconditioning
+    /// of EDM it is Karras et al. 2022 (Eq. 8) with its weighting.
+    Data,
+    /// The network's own output at its native patch size, that of a learned variance included (FlexiDiT
+    /// section 3.3).
+    Native,
+}
+
+/// `mean ‖F − F*‖²`: the network's output against its target, at random levels.
+#[derive(Debug, Clone)]
+pub struct Denoising {
+    /// Process that the network learns.
+    pub process: Process,
+    /// Share of conditions that are left out, in [0, 1]: makes classifier-free guidance possible.
+    pub condition_dropout: f64,
+    /// What `F*` is.
+    pub target: Target,
+}
+
+impl Denoising {
+    /// Loss of one batch at a patch size, `[1]`; all randomness comes from `random`, on the host, and does
+    /// not depend on the patch size.
+    pub fn loss(
+        &self,
+        net: &Dit,
+        batch: &Batch,
+        patch: usize,
+        random: &mut Generator,
+    ) -> Tensor<1> {
+        let device = batch.clean.device();
+        let [count, channels, height, width] = batch.clean.dims();
+        let levels: Vec<Level> =
+            (0..count).map(|_| self.process.schedule.training_level(random)).collect();
+        let told_or_null = |image: usize| match random.uniform() < self.condition_dropout {
+            true => count + image,
+            false => image,
+        };
+        let chosen: Vec<usize> = (0..count).map(told_or_null).collect();
+        let told = batch.told.clone().followed_by(batch.null.clone()).select(&chosen);
+        let z = random.normal(count * channels * height * width);
+        let z =
+            Tensor::<4>::from_data(TensorData::new(z, [count, channels, height, width]), &device);
+
+        let scale = |value: &dyn Fn(&Level) -> f64| per_image(&levels, value, &device);
+        let c = |level: &Level| self.process.prediction.coefficients(level);
+        let clean = batch.clean.clone(); // [batch, channels, height, width]
+        let x_t = clean.clone() * scale(&|l| l.alpha) + z * scale(&|l| l.sigma);
+        let time: Tensor<1> = scale(&|l| self.process.time_input(l)).reshape([count]);
+        let input = x_t.clone() * scale(&|l| c(l).c_in);
+        let output = net.forward(input.clone(), time.clone(), &told, patch);
+        let target = match self.target {
+            Target::Data => (clean - x_t * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out),
+            Target::Native => {
+                let (input, time) = (input.without_autodiff(), time.without_autodiff());
+                let told = told.without_autodiff();
+                net.valid().forward(input, time, &told, net.config().patch).autodiff()
+            }
+        };
+        let compared = target.dims()[1];
+        (output.narrow(1, 0, compared) - target).square().mean()
+    }
+}
+
+/// One number per image, `[batch, 1, 1, 1]`.
+fn per_image(levels: &[Level], value: &dyn Fn(&Level) -> f64, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = levels.iter().map(|level| value(level) as f32).collect();
+    Tensor::from_data(TensorData::new(values, [levels.len(), 1, 1, 1]), device)
+}
