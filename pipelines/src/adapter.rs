@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
-use pyrograph_engine::nets::{self, Adaptable, Dit};
+use pyrograph_engine::nets::{self, Adaptable, Net};
 use pyrograph_weights::Checkpoint;
 use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, read_lora};
 
@@ -42,7 +42,7 @@ impl Adapter {
     /// for, or one of another shape, and values that are not finite.
     pub fn open(
         path: &Path,
-        net: &Dit,
+        net: &Net,
         alpha: Option<f64>,
         device: &Device,
         warn: &mut dyn FnMut(String),
@@ -51,7 +51,7 @@ impl Adapter {
         let checkpoint = Checkpoint::open(inside.as_deref().unwrap_or(path))?;
         let config = net.config();
         let steps = config.student.as_ref().map_or(1, |student| student.steps());
-        let layouts = dit_lora(steps, config.embedder_per_block);
+        let layouts = dit_lora(steps, config.dit.embedder_per_block);
         let Lora { terms: read, alpha_assumed } =
             read_lora(&checkpoint, &layouts, &net.layer_widths(), alpha)?;
         if alpha_assumed {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph::model::{self, Model};
-use pyrograph_engine::nets::Dit;
+use pyrograph_engine::nets::{Conditioning, Net};
 use pyrograph_weights::Checkpoint;
 
 use crate::util::{Case, assert_close, device, relative_difference, tolerance};
@@ -19,19 +19,18 @@ fn model() -> Model {
     model::open(&fixtures().join("goldens/dit-pipeline"), &device()).expect("a model")
 }
 
-fn adapter(file: &str, net: &Dit) -> Adapter {
+fn adapter(file: &str, net: &Net) -> Adapter {
     let path = fixtures().join("lora").join(file);
     let warn = &mut |notice| panic!("{notice}");
     Adapter::open(&path, net, None, &device(), warn).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn output(net: &Dit) -> Tensor<4> {
-    let case = Case::open(&fixtures().join("goldens/dit-pipeline"));
-    let classes: Vec<i64> = case.ids("forward_class").iter().map(|&id| id as i64).collect();
-    let count = classes.len();
-    let classes = Tensor::<1, Int>::from_data(TensorData::new(classes, [count]), &device());
+fn output(net: &Net) -> Tensor<4> {
+    let (case, device) = (Case::open(&fixtures().join("goldens/dit-pipeline")), device());
+    let told = Conditioning::classes(&case.ids("forward_class"), &device);
     let [x, time] = ["forward_latents", "forward_timestep"];
-    net.forward(case.tensor(x, &device()), case.tensor(time, &device()), classes, net.config().patch)
+    let (x, time, net) = (case.tensor(x, &device), case.tensor(time, &device), net.trunk());
+    net.forward(x, time, &told, net.config().patch)
 }
 
 fn expected(weight: &str) -> Tensor<4> {
@@ -69,9 +68,8 @@ fn adapters_are_told_apart_by_what_they_were_given() {
         adapters.take_off(&mut net, id).expect("it is on");
         whole
     };
-    let [first, second] = [0.75, 0.5].map(|weight| {
-        adapters.put_on(&mut net, lora.clone(), weight).expect("put on")
-    });
+    let [first, second] =
+        [0.75, 0.5].map(|weight| adapters.put_on(&mut net, lora.clone(), weight).expect("put on"));
     adapters.set_weight(&mut net, second, 0.25).expect("a weight");
     let weights: Vec<f64> = adapters.list().iter().map(|on| on.weight).collect();
     assert_eq!(weights, [0.75, 0.25]);

@@ -67,9 +67,8 @@ impl LowRank {
         let wide = |term: &Self| {
             let ([rank, width], start) = (term.up.dims(), term.start);
             assert!(term.fits(widths), "{width} outputs from {start} on a layer of {widths:?}");
-            let zeros = |count: usize| {
-                (count > 0).then(|| Tensor::zeros([rank, count], &term.up.device()))
-            };
+            let zeros =
+                |count: usize| (count > 0).then(|| Tensor::zeros([rank, count], &term.up.device()));
             let after = zeros(widths[1] - start - width);
             let parts = [zeros(start), Some(term.up.clone()), after];
             Tensor::cat(parts.into_iter().flatten().collect(), 1)

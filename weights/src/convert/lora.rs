@@ -267,7 +267,8 @@ fn check(place: &Place, name: &str, tensors: &Found<'_>, mismatch: &mut Mismatch
     let form = if place.kernel { "channels, side, side" } else { "in" };
     let fits = fits && (1..=most).contains(&rank) && down.dtype.is_float();
     differs(down, fits, format!("floats [rank, {form}] with a rank to {most} and {inputs} inputs"));
-    let fits = matches!(up.shape.as_slice(), [a, b, rest @ ..] if [*a, *b] == [width, rank] && ones(rest));
+    let fits =
+        matches!(up.shape.as_slice(), [a, b, rest @ ..] if [*a, *b] == [width, rank] && ones(rest));
     differs(up, fits && up.dtype.is_float(), format!("floats [{width}, {rank}]"));
     if let Some(alpha) = tensors.alpha {
         differs(alpha, ones(&alpha.shape), "one number".into());

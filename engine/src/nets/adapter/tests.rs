@@ -7,7 +7,8 @@ use super::*;
 use crate::layers::Init;
 use crate::layers::dense::DenseConfig;
 use crate::nets::{
-    Conditioning, DitConfig, Flexible, History, Points, Sharing, StudentConfig, Text, TextAttention, TextConfig,
+    Conditioning, DitConfig, Flexible, History, Points, Sharing, StudentConfig, Text,
+    TextAttention, TextConfig,
 };
 use crate::ops;
 use crate::testing::Draws;
@@ -252,7 +253,8 @@ fn what_is_added_to_a_packed_layer_is_in_f32() {
         start,
     });
     let terms = [term(0, 60), term(20, 20), term(40, 20)];
-    let added: Tensor<2> = terms.iter().map(|term| product(term, [50, 60])).reduce(|a, b| a + b).expect("terms");
+    let added: Tensor<2> =
+        terms.iter().map(|term| product(term, [50, 60])).reduce(|a, b| a + b).expect("terms");
     let added = ops::linear(x.clone(), added, None, None);
     for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
         let mut layer = layer.clone().map(&mut Cast(dtype)).folded();

@@ -53,7 +53,8 @@ impl Scaling {
             return Err(fault(checkpoint, reason));
         }
         let patterns = settings.iter().flat_map(|settings| settings.alpha_pattern.iter().flatten());
-        let plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c));
+        let plain =
+            |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c));
         if let Some((pattern, _)) = patterns.into_iter().find(|(pattern, _)| !plain(pattern)) {
             let reason = format!("alpha_pattern `{pattern}` is not the name of a layer");
             return Err(fault(checkpoint, reason));

@@ -67,7 +67,8 @@ const KOHYA: [&str; 2] = ["lora_down.weight", "lora_up.weight"];
 fn original(spell: impl Fn(&str) -> String, ends: [&str; 2]) -> Tensors {
     let layers = layers();
     let pairs = ORIGINAL.iter().zip(&layers).enumerate().flat_map(|(i, (name, (_, [a, b])))| {
-        let down: &[usize] = if *name == "x_embedder.proj" { &[RANK, 4, 2, 2] } else { &[RANK, *a] };
+        let down: &[usize] =
+            if *name == "x_embedder.proj" { &[RANK, 4, 2, 2] } else { &[RANK, *a] };
         pair(&spell(name), ends, i, [down, &[*b, RANK]])
     });
     pairs.collect()
@@ -106,7 +107,8 @@ fn every_spelling_gives_the_same_terms() {
     let found: Vec<&str> = plain.terms.iter().map(|term| term.layer.as_str()).collect();
     assert_eq!(found, layers().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
     for prefix in DOTTED {
-        for ends in SUFFIXES.chunks_exact(2).map(|pair| [pair[0].0, pair[1].0].map(|end| &end[1..])) {
+        for ends in SUFFIXES.chunks_exact(2).map(|pair| [pair[0].0, pair[1].0].map(|end| &end[1..]))
+        {
             let lora = read(&original(|name| format!("{prefix}{name}"), ends)).expect("a LoRA");
             assert_eq!(facts(&lora), facts(&plain), "{prefix} {ends:?}");
         }
@@ -129,7 +131,10 @@ fn matrices_are_brought_into_our_order() {
     let term = |name: &str| lora.terms.iter().find(|term| term.layer == name).expect("a term");
     // Linear layers are transposed.
     let (out, source) = (term("blocks.0.mlp.down"), matrix(14, &[RANK, 32]));
-    assert_eq!((out.down.shape().to_vec(), out.up.shape().to_vec()), (vec![32, RANK], vec![RANK, 8]));
+    assert_eq!(
+        (out.down.shape().to_vec(), out.up.shape().to_vec()),
+        (vec![32, RANK], vec![RANK, 8])
+    );
     assert_eq!(values(&out.down)[5 * RANK + 1], values(&source)[32 + 5]);
     // Inputs of a patch: row, column, channel instead of channel, row, column.
     let (patch, source) = (term("patch"), matrix(0, &[RANK, 4, 2, 2]));
@@ -212,9 +217,8 @@ fn alpha_comes_from_where_it_is() {
 #[test]
 fn what_is_no_lora_of_this_network_is_refused_by_name() {
     let good = one("blocks.0.attn.proj");
-    let with = |name: &str, data: TensorData| {
-        [good.clone(), vec![(name.to_owned(), data)]].concat()
-    };
+    let with =
+        |name: &str, data: TensorData| [good.clone(), vec![(name.to_owned(), data)]].concat();
     let scalar = || TensorData::from([1.0f32]);
     let mut nan = good.clone();
     nan[1].1 = TensorData::new(vec![f32::NAN; RANK * HIDDEN], vec![HIDDEN, RANK]);
@@ -226,13 +230,31 @@ fn what_is_no_lora_of_this_network_is_refused_by_name() {
         (with("blocks.0.attn.proj.dora_scale", scalar()), vec!["dora_scale", "DoRA"]),
         (with("blocks.0.attn.proj.diff", scalar()), vec!["diff", "whole weights"]),
         (with("lora_te_text_model.lora_down.weight", scalar()), vec!["unused (1)", "lora_te_text"]),
-        (with("blocks.1.attn.proj.alpha", scalar()), vec!["unused (1)", "blocks.1.attn.proj.alpha"]),
+        (
+            with("blocks.1.attn.proj.alpha", scalar()),
+            vec!["unused (1)", "blocks.1.attn.proj.alpha"],
+        ),
         (with("blocks.0.attn.proj.bias", scalar()), vec!["unused (1)", "attn.proj.bias"]),
-        (with("blocks.0.mlp.fc1.lora_up.weight", scalar()), vec!["missing (1)", "mlp.fc1", "[rank, in]"]),
-        (with("blocks.0.attn.proj.alpha", matrix(0, &[2])), vec!["attn.proj.alpha", "[2]", "one number"]),
-        (with("blocks.0.attn.proj.alpha", TensorData::from([f32::INFINITY])), vec!["alpha of `blocks.0", "inf"]),
-        (with("blocks.0.attn.proj.lora_A.weight", matrix(0, &[RANK, HIDDEN])), vec!["of the same layer", "lora_A"]),
-        ([good.clone(), one("diffusion_model.blocks.0.attn.proj")].concat(), vec!["of the same layer", "diffusion_model"]),
+        (
+            with("blocks.0.mlp.fc1.lora_up.weight", scalar()),
+            vec!["missing (1)", "mlp.fc1", "[rank, in]"],
+        ),
+        (
+            with("blocks.0.attn.proj.alpha", matrix(0, &[2])),
+            vec!["attn.proj.alpha", "[2]", "one number"],
+        ),
+        (
+            with("blocks.0.attn.proj.alpha", TensorData::from([f32::INFINITY])),
+            vec!["alpha of `blocks.0", "inf"],
+        ),
+        (
+            with("blocks.0.attn.proj.lora_A.weight", matrix(0, &[RANK, HIDDEN])),
+            vec!["of the same layer", "lora_A"],
+        ),
+        (
+            [good.clone(), one("diffusion_model.blocks.0.attn.proj")].concat(),
+            vec!["of the same layer", "diffusion_model"],
+        ),
         (nan, vec!["lora_up", "NaN"]),
         (shapes(&[RANK, 9], &[HIDDEN, RANK]), vec![proj, "[2, 9]", "8 inputs"]),
         (shapes(&[RANK, HIDDEN], &[HIDDEN + 1, RANK]), vec![proj, "[9, 2]", "[8, 2]"]),
