@@ -61,6 +61,20 @@ impl Generator {
     }
 }
 
+/// One stream of whole numbers, SplitMix64 (Steele et al. 2014), from any seed.
+#[derive(Debug, Clone)]
+pub struct SplitMix(pub u64);
+
+impl SplitMix {
+    /// The next number.
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
+
 /// Box-Muller on 8 pairs: the first half decides the radii, the second the angles.
 fn transform(block: &mut [f32]) {
     let (radii, angles) = block.split_at_mut(BLOCK / 2);
@@ -93,5 +107,12 @@ mod tests {
         let (whole, cut) = (Generator::new(5).normal(32), Generator::new(5).normal(24));
         assert_eq!(whole[..8], cut[..8]);
         assert_ne!(whole[8..16], cut[8..16]);
+    }
+
+    #[test]
+    fn split_mix_matches_the_reference() {
+        let mut stream = SplitMix(1234567);
+        assert_eq!(stream.draw(), 6457827717110365317);
+        assert_eq!(stream.draw(), 3203168211198807973);
     }
 }

@@ -4,12 +4,11 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::wgpu::{WgpuSetup, wgpu};
-use pyrograph::pipeline::{ClassPipeline, Progress};
-use pyrograph_engine::device;
+use pyrograph::burn::tensor::wgpu::{WgpuSetup, wgpu};
+use pyrograph::{ClassPipeline, Hooks, OpenOptions, Request, device};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let model = std::env::args().nth(1).ok_or("the path of a model is missing")?;
+    let model = std::env::args().nth(1).unwrap_or_else(|| "emoji-class".into());
 
     // What the application does anyway: one instance, adapter, device and queue.
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
@@ -22,15 +21,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (gpu, queue) = device::wait(adapter.request_device(&descriptor))?;
     let backend = adapter.get_info().backend;
+    let setup = WgpuSetup { instance, adapter, device: gpu, queue, backend };
 
-    let device = device::share(WgpuSetup { instance, adapter, device: gpu, queue, backend })?;
-    let model = pyrograph::model::open(model.as_ref(), &device)?;
-    let pipeline = ClassPipeline::new(model, &device);
-    let settings = pipeline.config().defaults.settings(7);
-    let go_on = &mut |progress: Progress<'_>| {
+    let hooks = Hooks { notify: Some(&|notice| eprintln!("{notice}")), ..Hooks::default() };
+    let shared = device::share(setup, &hooks)?;
+    let pipeline = ClassPipeline::open_on(model, &shared, &OpenOptions::default())?;
+    let generated = pipeline.generate(&Request::new([0]), &mut |progress| {
         eprintln!("step {} of {}", progress.step + 1, progress.steps);
         ControlFlow::Continue(())
-    };
-    pipeline.generate(&[0], &settings, None, go_on)?.images[0].save("own_device.png")?;
+    })?;
+    generated.images[0].save("own_device.png")?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Adapter {
     path: PathBuf,
+    alpha: Option<f64>,
     fingerprint: String,
     ranks: [usize; 2],
     terms: Arc<nets::Adapter>,
@@ -66,12 +67,17 @@ impl Adapter {
             terms.terms.entry(layer).or_default().push(term);
         }
         let fingerprint = checkpoint.fingerprint();
-        Ok(Self { path: path.to_owned(), fingerprint, ranks, terms: Arc::new(terms) })
+        Ok(Self { path: path.to_owned(), alpha, fingerprint, ranks, terms: Arc::new(terms) })
     }
 
     /// The file or folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What replaced the file's own alpha.
+    pub fn alpha(&self) -> Option<f64> {
+        self.alpha
     }
 
     /// See [`Checkpoint::fingerprint`].

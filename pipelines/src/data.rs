@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::path::{Component, Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
-use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::RgbaImage;
+use burn::tensor::{Device, Tensor};
+use pyrograph_engine::random::SplitMix;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::image::{Drawn, decode, fit, to_tensor};
 
 /// What transparent pixels are laid on: one of these colours, chosen per draw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,28 +117,14 @@ impl Dataset {
         colours: &[usize],
         device: &Device,
     ) -> Tensor<4> {
-        let [height, width] = self.size;
-        let plane = height * width;
-        let mut values = vec![0f32; indices.len() * 3 * plane];
-        for (i, (&index, (&flip, &colour))) in
-            indices.iter().zip(flips.iter().zip(colours)).enumerate()
-        {
-            let background = self.background.0[colour % self.background.0.len()];
-            let image = &self.pixels[index * plane * 4..(index + 1) * plane * 4];
-            let out = &mut values[i * 3 * plane..(i + 1) * 3 * plane];
-            for (at, pixel) in image.as_chunks::<4>().0.iter().enumerate() {
-                let (y, x) = (at / width, at % width);
-                let to = y * width + if flip { width - 1 - x } else { x };
-                let alpha = f32::from(pixel[3]) / 255.0;
-                for channel in 0..3 {
-                    let value = f32::from(pixel[channel]) * alpha
-                        + f32::from(background[channel]) * (1.0 - alpha);
-                    out[channel * plane + to] = value / 127.5 - 1.0;
-                }
-            }
-        }
-        let shape = [indices.len(), 3, height, width];
-        Tensor::from_data(TensorData::new(values, shape), device)
+        let plane = self.size[0] * self.size[1];
+        let drawn =
+            indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
+                rgba: &self.pixels[index * plane * 4..(index + 1) * plane * 4],
+                background: self.background.0[colour % self.background.0.len()],
+                flip,
+            });
+        to_tensor(drawn, self.size, device)
     }
 }
 
@@ -205,54 +190,6 @@ fn listed(folder: &Path, list: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(files.into_iter().collect())
 }
 
-/// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`,
-/// `[1, 3, height, width]`.
-///
-/// # Errors
-/// A file that is no picture.
-pub fn read_picture(path: &Path, size: [usize; 2], device: &Device) -> Result<Tensor<4>> {
-    let data = Dataset {
-        size,
-        classes: vec![String::new()],
-        labels: vec![0],
-        pixels: fit(&decode(path)?, size),
-        background: Background(vec![[255; 3]]),
-    };
-    Ok(data.batch(&[0], &[false], &[0], device))
-}
-
-fn decode(path: &Path) -> Result<RgbaImage> {
-    let picture = image::ImageReader::open(path)
-        .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|source| Error::File { path: path.to_owned(), source })?
-        .decode()
-        .map_err(|source| Error::Image { path: path.to_owned(), source })?;
-    Ok(picture.into_rgba8())
-}
-
-/// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
-fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
-    if picture.dimensions() == (width as u32, height as u32) {
-        return picture.as_raw().clone();
-    }
-    let source = Image::from_vec_u8(
-        picture.width(),
-        picture.height(),
-        picture.as_raw().clone(),
-        PixelType::U8x4,
-    )
-    .expect("as many bytes as pixels");
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .fit_into_destination(Some((0.5, 0.5)))
-        .use_alpha(true);
-    Resizer::new()
-        .resize(&source, &mut target, &options)
-        .expect("both images have the same pixel type");
-    target.into_vec()
-}
-
 /// The order in which a run sees its images: a new permutation per epoch, a pure function of the seed, so
 /// that a run can go on anywhere.
 #[derive(Debug, Clone, Copy)]
@@ -285,28 +222,20 @@ impl Order {
 
     /// Fisher-Yates with a stream of SplitMix64 per epoch.
     fn permutation(&self, epoch: u64) -> Vec<usize> {
-        let mut state = self.seed ^ split_mix(&mut epoch.wrapping_add(1));
+        let mut stream = SplitMix(self.seed ^ SplitMix(epoch.wrapping_add(1)).draw());
         let mut order: Vec<usize> = (0..self.len).collect();
         for i in (1..self.len).rev() {
             // The bias of the remainder is below 2^-40 for any number of images that fits in memory.
-            order.swap(i, (split_mix(&mut state) % (i as u64 + 1)) as usize);
+            order.swap(i, (stream.draw() % (i as u64 + 1)) as usize);
         }
         order
     }
 }
 
-/// The generator SplitMix64 (Steele et al. 2014).
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::Rgba;
+    use image::{Rgba, RgbaImage};
 
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
@@ -378,12 +307,5 @@ mod tests {
         }
         assert_ne!(all[..10], all[10..20]);
         assert_eq!(order.indices(7, 9), all[7..16]);
-    }
-
-    #[test]
-    fn split_mix_matches_the_reference() {
-        let mut state = 1234567;
-        assert_eq!(split_mix(&mut state), 6457827717110365317);
-        assert_eq!(split_mix(&mut state), 3203168211198807973);
     }
 }

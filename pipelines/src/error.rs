@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use pyrograph_engine::selfcheck::TOLERANCE;
+
 use crate::adapter::AdapterId;
+use crate::model::WeightType;
 
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,12 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// A picture without a record of how it was made.
+    #[error("{} holds no pyrograph settings", path.display())]
+    NoRecord {
+        /// The file.
+        path: PathBuf,
     },
     /// A JSON file that cannot be parsed.
     #[error("{}: broken JSON", path.display())]
@@ -70,6 +79,12 @@ pub enum Error {
     Plot {
         /// Why.
         reason: String,
+    },
+    /// Neither a path nor the name of a shipped model.
+    #[error("no model at {}, nor among the shipped ones", name.display())]
+    UnknownModel {
+        /// The name or path.
+        name: PathBuf,
     },
     /// Nothing at the path of a model.
     #[error("no model at {}", path.display())]
@@ -112,23 +127,62 @@ pub enum Error {
         limit: usize,
     },
     /// A type that the device does not compute in.
-    #[error("the device cannot compute in {dtype}, expected --dtype f32")]
+    #[error("the device cannot compute in {dtype}")]
     UnsupportedDtype {
         /// The type.
-        dtype: String,
+        dtype: WeightType,
     },
-    /// Noise of another shape.
-    #[error("noise has shape {found:?}, expected {expected:?}")]
-    NoiseShape {
+    /// A type of weights that is not known.
+    #[error("unknown type `{found}`, expected f32, f16, bf16 or int8")]
+    UnknownDtype {
+        /// What was asked for.
+        found: String,
+    },
+    /// A GPU whose numbers are wrong.
+    #[error("{adapter} {}", fault(*difference))]
+    Gpu {
+        /// The GPU and its graphics API.
+        adapter: String,
+        /// Largest difference from the CPU, as a share of the largest value; `None` if it crashed.
+        difference: Option<f64>,
+    },
+    /// Another number of CPU threads than the process has already.
+    #[error("{asked} CPU threads asked for, the process runs {running} already")]
+    Threads {
+        /// Asked for.
+        asked: usize,
+        /// At work.
+        running: usize,
+    },
+    /// A picture, a mask or noise of another shape.
+    #[error("{what} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// What it is.
+        what: &'static str,
         /// `[images, channels, height, width]` needed.
         expected: [usize; 4],
         /// Found.
         found: [usize; 4],
     },
+    /// A file of noise for anything but images.
+    #[error("{}: `noise` has shape {found:?}, expected [images, channels, height, width]", path.display())]
+    NoiseFile {
+        /// The file.
+        path: PathBuf,
+        /// Found.
+        found: Vec<usize>,
+    },
+    /// A request without prompts.
+    #[error("0 images asked for")]
+    NoPrompts,
+    /// Guidance that cannot be.
+    #[error("{reason}")]
+    Guidance {
+        /// What is out of range.
+        reason: String,
+    },
     /// Latents that cannot become pictures.
-    #[error(
-        "the model works on latents of {channels} channels and comes without an autoencoder: name one with --vae"
-    )]
+    #[error("the model works on latents of {channels} channels and comes without an autoencoder")]
     NoAutoencoder {
         /// Channels of the latents.
         channels: usize,
@@ -138,6 +192,12 @@ pub enum Error {
     Patches {
         /// Why.
         reason: String,
+    },
+    /// Other patch sizes asked of a model that has one.
+    #[error("the model has one patch size, {patch}")]
+    OnePatchSize {
+        /// The size.
+        patch: usize,
     },
     /// Images that cannot be compared.
     #[error("{reason}")]
@@ -152,6 +212,14 @@ pub enum Error {
         model: String,
         /// Of the guide.
         guide: String,
+    },
+    /// A folder without recorded trajectories.
+    #[error("{}: there is no {file}", path.display())]
+    NoTrajectories {
+        /// The folder.
+        path: PathBuf,
+        /// Name of the description that every set has.
+        file: &'static str,
     },
     /// Recorded trajectories that cannot be used.
     #[error("{}: {reason}", path.display())]
@@ -197,7 +265,7 @@ pub enum Error {
         reason: String,
     },
     /// A run folder that is in use.
-    #[error("{} exists: continue it with --resume, or choose another --output", path.display())]
+    #[error("{} exists", path.display())]
     RunExists {
         /// Its newest checkpoint.
         path: PathBuf,
@@ -241,3 +309,11 @@ pub enum Error {
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is wrong with a GPU.
+fn fault(difference: Option<f64>) -> String {
+    match difference {
+        Some(found) => format!("differs from the CPU by {found:.1e}, allowed {TOLERANCE:.0e}"),
+        None => "crashes".into(),
+    }
+}

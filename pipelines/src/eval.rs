@@ -7,7 +7,8 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::RgbImage;
+use image::buffer::ConvertBuffer;
+use image::{RgbImage, RgbaImage};
 use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
 use pyrograph_engine::nets::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
@@ -20,7 +21,7 @@ use serde::Serialize;
 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::image::to_images;
+use crate::image::{Drawn, to_images, to_tensor};
 
 /// Side to which images are resized for EfficientNet-Lite0.
 const SIDE: usize = 128;
@@ -186,15 +187,10 @@ fn resized(image: &RgbImage) -> RgbImage {
 
 /// Images of one size as `[images, 3, height, width]` in [-1, 1].
 fn tensor(images: &[RgbImage], device: &Device) -> Tensor<4> {
-    let channel = |image: &RgbImage, c: usize| {
-        let values = image.as_raw().iter().skip(c).step_by(3);
-        values.map(|value| f32::from(*value) / 127.5 - 1.0).collect::<Vec<_>>()
-    };
-    let planes = images.iter().flat_map(|image| [0, 1, 2].map(|c| channel(image, c)));
-    let values: Vec<f32> = planes.flatten().collect();
+    let rgba: Vec<RgbaImage> = images.iter().map(RgbImage::convert).collect();
     let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
-    let shape = [images.len(), 3, height as usize, width as usize];
-    Tensor::from_data(TensorData::new(values, shape), device)
+    let drawn = rgba.iter().map(|image| Drawn { rgba: image, background: [255; 3], flip: false });
+    to_tensor(drawn, [height as usize, width as usize], device)
 }
 
 fn load<M: Module>(net: M, file: &Checkpoint, layout: &Layout, device: &Device) -> Result<M> {

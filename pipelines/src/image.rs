@@ -3,8 +3,10 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
-use image::{ImageFormat, RgbImage, imageops};
+use burn::tensor::{Device, Tensor, TensorData};
+use fast_image_resize::images::Image;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::{ImageFormat, RgbImage, RgbaImage, imageops};
 use pyrograph_weights::folder_of;
 
 use crate::error::{Error, Result};
@@ -37,6 +39,82 @@ pub fn to_images(pixels: Tensor<4>) -> Result<Vec<RgbImage>> {
             }))
         })
         .collect()
+}
+
+/// A picture as a network sees it.
+pub(crate) struct Drawn<'a> {
+    /// Straight RGBA.
+    pub(crate) rgba: &'a [u8],
+    /// What transparent pixels are laid on.
+    pub(crate) background: [u8; 3],
+    /// Mirrored.
+    pub(crate) flip: bool,
+}
+
+/// Pictures of one `size`, `[height, width]`, with pixels in [-1, 1], `[pictures, 3, height, width]`.
+pub(crate) fn to_tensor<'a>(
+    pictures: impl ExactSizeIterator<Item = Drawn<'a>>,
+    [height, width]: [usize; 2],
+    device: &Device,
+) -> Tensor<4> {
+    let (count, plane) = (pictures.len(), height * width);
+    let mut values = vec![0f32; count * 3 * plane];
+    for (Drawn { rgba, background, flip }, out) in pictures.zip(values.chunks_mut(3 * plane)) {
+        for (at, pixel) in rgba.as_chunks::<4>().0.iter().enumerate() {
+            let (y, x) = (at / width, at % width);
+            let to = y * width + if flip { width - 1 - x } else { x };
+            let alpha = f32::from(pixel[3]) / 255.0;
+            for channel in 0..3 {
+                let value = f32::from(pixel[channel]) * alpha
+                    + f32::from(background[channel]) * (1.0 - alpha);
+                out[channel * plane + to] = value / 127.5 - 1.0;
+            }
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [count, 3, height, width]), device)
+}
+
+/// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`, `[1, 3, height, width]`.
+pub(crate) fn picture_tensor(picture: &RgbaImage, size: [usize; 2], device: &Device) -> Tensor<4> {
+    let rgba = fit(picture, size);
+    let drawn = Drawn { rgba: &rgba, background: [255; 3], flip: false };
+    to_tensor(std::iter::once(drawn), size, device)
+}
+
+/// The pixels of a file.
+///
+/// # Errors
+/// A file that is no picture.
+pub(crate) fn decode(path: &Path) -> Result<RgbaImage> {
+    let picture = image::ImageReader::open(path)
+        .and_then(image::ImageReader::with_guessed_format)
+        .map_err(|source| Error::File { path: path.to_owned(), source })?
+        .decode()
+        .map_err(|source| Error::Image { path: path.to_owned(), source })?;
+    Ok(picture.into_rgba8())
+}
+
+/// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
+pub(crate) fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
+    if picture.dimensions() == (width as u32, height as u32) {
+        return picture.as_raw().clone();
+    }
+    let source = Image::from_vec_u8(
+        picture.width(),
+        picture.height(),
+        picture.as_raw().clone(),
+        PixelType::U8x4,
+    )
+    .expect("as many bytes as pixels");
+    let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .fit_into_destination(Some((0.5, 0.5)))
+        .use_alpha(true);
+    Resizer::new()
+        .resize(&source, &mut target, &options)
+        .expect("both images have the same pixel type");
+    target.into_vec()
 }
 
 /// Refuses a picture of a single colour, which is how broken models and drivers show.
@@ -207,7 +285,6 @@ fn fill_number(text: &str, number: usize) -> (String, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     #[test]
     fn pixels_are_rounded_and_clipped() {

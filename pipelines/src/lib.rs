@@ -1,13 +1,30 @@
-//! Class-conditional image generation with diffusion transformers.
+//! Image generation with diffusion transformers.
 //!
-//! [`model::open`] opens what people have: a native bundle, a diffusers folder, or a checkpoint of the
-//! original DiT or MP-DiT code. [`ClassPipeline`](pipeline::ClassPipeline) makes images from it, and
-//! [`train`] makes new models from a folder of images.
+//! [`Pipeline::open`] opens what people have: a native bundle, a diffusers folder, or a checkpoint of the original DiT
+//! or MP-DiT code; a [`Request`] says what to make of it. [`train`] makes new models from a folder of images.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use pyrograph::{ClassPipeline, OpenOptions, Request};
+//!
+//! let pipeline = ClassPipeline::open("emoji-class", &OpenOptions::default())?;
+//! let request = Request { seed: 7, ..Request::new([pipeline.class("cat")?, 3]) };
+//! let generated = pipeline.generate(&request, &mut |progress| {
+//!     eprintln!("step {} of {}", progress.step + 1, progress.steps);
+//!     ControlFlow::Continue(())
+//! })?;
+//! for (i, image) in generated.images.iter().enumerate() {
+//!     image.save(format!("{i}.png")).expect("a folder that can be written");
+//! }
+//! # Ok::<(), pyrograph::Error>(())
+//! ```
 
 pub mod adapter;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod eval;
+mod health;
 pub mod image;
 pub mod labels;
 pub mod merge;
@@ -16,11 +33,21 @@ pub mod model;
 pub mod patches;
 pub mod pipeline;
 pub mod plot;
+pub mod request;
 pub mod settings;
+pub mod task;
+pub mod threads;
 pub mod train;
 pub mod trajectories;
 
+pub use device::{DeviceChoice, Hooks};
 pub use error::{Error, Result};
+pub use model::WeightType;
+pub use pipeline::{ClassPipeline, Generated, OpenOptions, Pipeline, Progress};
+pub use request::{Guidance, Noise, Picture, Request, StartPicture};
+
+/// The crates that types of this one come from.
+pub use {burn, pyrograph_engine as engine, pyrograph_weights as weights};
 
 /// The example of the README is compiled with the tests.
 #[cfg(doctest)]

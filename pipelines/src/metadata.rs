@@ -1,12 +1,163 @@
-//! Settings inside pictures: A1111's `parameters` and any other PNG text.
+//! Settings inside pictures: what makes them again, A1111's `parameters`, and any other PNG text.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::PutOn;
 use crate::error::{Error, Result};
+use crate::labels::Labels;
+use crate::model::WeightType;
+use crate::pipeline::{ClassPipeline, Compute};
+use crate::request::{Picture, Request, StartPicture};
+use crate::settings::Settings;
+
+/// Keyword of a [`Record`] in a PNG.
+const KEY: &str = "pyrograph";
+
+/// What determines a generation, as its pictures keep it. What an application gave from memory, noise or the pixels of
+/// a picture, is not kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Of this library.
+    pub version: String,
+    /// Name of the model's file or folder.
+    pub model: String,
+    /// Fingerprint of its weights.
+    pub weights: String,
+    /// One per image.
+    pub classes: Vec<usize>,
+    /// Name of the device.
+    pub device: String,
+    /// How the weights were held.
+    pub dtype: WeightType,
+    /// Autoencoder that was added to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
+    /// Model that guided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guide: Option<PathBuf>,
+    /// Adapters that were on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRecord>,
+    /// Picture that it started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<StartPicture>,
+    /// What was kept of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Picture>,
+    /// What each image took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
+    /// With nothing left open.
+    pub settings: Settings,
+}
+
+/// An adapter of a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// File or folder.
+    pub file: PathBuf,
+    /// Fingerprint of its tensors.
+    pub fingerprint: String,
+    /// What replaced the file's own alpha.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl AdapterRecord {
+    fn of(PutOn { adapter, weight, .. }: &PutOn) -> Self {
+        Self {
+            file: adapter.path().to_owned(),
+            fingerprint: adapter.fingerprint().to_owned(),
+            alpha: adapter.alpha(),
+            weight: *weight,
+        }
+    }
+}
+
+impl Record {
+    /// Of a request to a pipeline.
+    ///
+    /// # Errors
+    /// See [`ClassPipeline::resolve`].
+    pub fn of(pipeline: &ClassPipeline, request: &Request<usize>) -> Result<Self> {
+        let origin = pipeline.origin();
+        let is_file = |picture: &Picture| matches!(picture, Picture::File(_));
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: origin.name.clone(),
+            weights: origin.weights.clone(),
+            classes: request.prompts.clone(),
+            device: origin.device.clone(),
+            dtype: origin.dtype,
+            vae: origin.vae.clone(),
+            guide: origin.guide.clone(),
+            adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
+            picture: request.picture.clone().filter(|start| is_file(&start.picture)),
+            mask: request.mask.clone().filter(is_file),
+            compute: Some(pipeline.compute(request)?),
+            settings: pipeline.resolve(request)?,
+        })
+    }
+
+    /// Of a picture that was made before.
+    ///
+    /// # Errors
+    /// A file that is no PNG or holds no record.
+    pub fn read(path: &Path) -> Result<Self> {
+        let texts = read(path)?;
+        let missing = || Error::NoRecord { path: path.to_owned() };
+        let text = texts.get(KEY).ok_or_else(missing)?;
+        serde_json::from_str(text).map_err(|source| Error::Json { path: path.to_owned(), source })
+    }
+
+    /// The request that makes the same again.
+    pub fn request(&self) -> Request<usize> {
+        Request {
+            picture: self.picture.clone(),
+            mask: self.mask.clone(),
+            ..Request::with(self.classes.iter().copied(), &self.settings)
+        }
+    }
+
+    /// That of one of the images alone.
+    ///
+    /// # Panics
+    /// If there is no image of this index.
+    pub fn image(&self, index: usize) -> Self {
+        let mut own = Self { classes: vec![self.classes[index]], ..self.clone() };
+        own.settings.seed = own.settings.seed.wrapping_add(index as u64);
+        own
+    }
+
+    /// Keywords and texts for a PNG of images of this `[width, height]`: A1111's `parameters`, and the record itself.
+    ///
+    /// # Errors
+    /// A path that is not Unicode.
+    pub fn texts(&self, labels: &Labels, size: [u32; 2]) -> Result<Vec<(String, String)>> {
+        let names: Vec<String> = self.classes.iter().map(|&class| labels.name(class)).collect();
+        let parameters = Parameters {
+            prompt: names.join(", "),
+            steps: self.settings.steps,
+            sampler: self.settings.sampler.to_string(),
+            cfg_scale: self.settings.guidance.scale,
+            seed: self.settings.seed,
+            size,
+            model: self.model.clone(),
+            model_hash: self.weights.chars().take(10).collect(),
+        };
+        let record = serde_json::to_string(self)
+            .map_err(|source| Error::Json { path: KEY.into(), source })?;
+        Ok(vec![("parameters".to_owned(), parameters.to_string()), (KEY.to_owned(), record)])
+    }
+}
 
 /// Fields of A1111's `parameters` text.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +282,31 @@ mod tests {
         let text = parameters("a, b: c").to_string();
         assert!(text.contains(r#"Model: "a, b: c", Version"#), "{text}");
         assert!(text.starts_with("cat, dog\nSteps: 20, Sampler: ddim, CFG scale: 4, Seed: 7, "));
+    }
+
+    /// As pictures were written before a request had masks.
+    #[test]
+    fn records_stay_readable() {
+        let text = r#"{"version":"0.0.0","model":"m","weights":"ab","classes":[5,6],"device":"CPU","dtype":"f16",
+            "picture":{"file":"a.png","strength":null},
+            "settings":{"seed":3,"steps":2,"sampler":{"ddim":{"eta":0.0}},"spacing":{"leading":{"offset":1}},
+            "guidance":{"scale":3.0,"channels":"all","interval":null,"rescale":0.0},"size":null,"batch":8,
+            "vae_tile":64}}"#;
+        let record: Record = serde_json::from_str(text).expect("a record");
+        let request = record.request();
+        assert_eq!((request.prompts.as_slice(), request.seed), (&[5, 6][..], 3));
+        assert!(matches!(
+            request.picture,
+            Some(StartPicture { picture: Picture::File(_), strength: None })
+        ));
+        let own = record.image(1);
+        assert_eq!((own.classes.as_slice(), own.settings.seed), (&[6][..], 4));
+        let again: serde_json::Value =
+            serde_json::from_str(&own.texts(&Labels::default(), [8, 8]).expect("texts")[1].1)
+                .expect("JSON");
+        let before: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(again["picture"], before["picture"]);
+        assert_eq!(again["settings"]["guidance"], before["settings"]["guidance"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Opening whatever `--model` points at.
+//! Opening models.
 //!
 //! A native bundle, a diffusers folder and an original checkpoint file all become a [`Model`]: the
 //! networks on a device and a [`ModelConfig`]. Reading a foreign layout is a rule table of the
@@ -6,6 +6,11 @@
 
 mod diffusers;
 mod original;
+mod registry;
+mod weight_type;
+
+pub use registry::find;
+pub use weight_type::WeightType;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +24,7 @@ use pyrograph_weights::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::device::Notice;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -66,6 +72,21 @@ pub struct Source {
     pub checkpoint: Checkpoint,
     /// How they map to our parameters.
     pub layout: Layout,
+    /// The bundle that knows their checksum, and their name there.
+    seal: Option<(Bundle, &'static str)>,
+}
+
+impl Source {
+    /// Weights under names that `layout` maps to ours.
+    pub fn new(checkpoint: Checkpoint, layout: Layout) -> Self {
+        Self { checkpoint, layout, seal: None }
+    }
+
+    /// A part of a bundle.
+    fn sealed(bundle: &Bundle, part: &'static str) -> Result<Self> {
+        let checkpoint = bundle.checkpoint(part)?;
+        Ok(Self { checkpoint, layout: Layout::native(), seal: Some((bundle.clone(), part)) })
+    }
 }
 
 /// A model that has been recognised but not loaded.
@@ -121,16 +142,12 @@ fn native(path: &Path) -> Result<Recognised> {
             reason: format!("family `{}`, expected `{FAMILY}`", manifest.family),
         });
     }
-    bundle.verify()?;
     let config: ModelConfig = serde_json::from_value(manifest.config.clone())
         .map_err(|source| Error::Json { path: path.join("model.json"), source })?;
-    let part = |name: &str| -> Result<Source> {
-        Ok(Source { checkpoint: bundle.checkpoint(name)?, layout: Layout::native() })
-    };
     Ok(Recognised {
         kind: "pyrograph bundle".into(),
-        net: part(NET)?,
-        vae: config.vae.is_some().then(|| part(VAE)).transpose()?,
+        net: Source::sealed(&bundle, NET)?,
+        vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
         config,
     })
 }
@@ -161,25 +178,30 @@ impl Recognised {
     }
 
     /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
-    /// activations need; `warn` hears of weights that are not finite.
+    /// activations need; `notify` hears of weights that are not finite.
     ///
     /// # Errors
-    /// If anything is missing, unused, or of the wrong shape, or `device` cannot compute in `dtype`.
+    /// If a file of a bundle is not the one that was saved, if anything is missing, unused, or of the wrong shape, or
+    /// if `device` cannot compute in `dtype`.
     pub fn load(
         self,
-        dtype: FloatDtype,
+        dtype: impl Into<WeightType>,
         device: &Device,
-        warn: &mut dyn FnMut(String),
+        notify: &mut dyn FnMut(Notice),
     ) -> Result<Model> {
+        let dtype = match dtype.into() {
+            WeightType::Float(dtype) => dtype,
+            WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
+        };
         if !device.supports_dtype(dtype.burn()) {
-            return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
+            return Err(Error::UnsupportedDtype { dtype: dtype.into() });
         }
         let Self { config, net, vae, .. } = self;
         Ok(Model {
-            net: load_part(config.net.init(0, device), &net, dtype, device, warn)?,
+            net: load_part(config.net.init(0, device), &net, dtype, device, notify)?,
             vae: match (&config.vae, &vae) {
                 (Some(config), Some(source)) => {
-                    Some(load_part(config.init(device), source, FloatDtype::F32, device, warn)?)
+                    Some(load_part(config.init(device), source, FloatDtype::F32, device, notify)?)
                 }
                 _ => None,
             },
@@ -193,15 +215,15 @@ fn load_part<M: Module>(
     source: &Source,
     dtype: FloatDtype,
     device: &Device,
-    warn: &mut dyn FnMut(String),
+    notify: &mut dyn FnMut(Notice),
 ) -> Result<M> {
+    if let Some((bundle, part)) = &source.seal {
+        bundle.verify(part)?;
+    }
     let (module, LoadReport { not_finite, .. }) =
         pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;
     if let Some(first) = not_finite.first() {
-        warn(format!(
-            "{} tensors hold NaN or infinite weights, the first is {first}",
-            not_finite.len()
-        ));
+        notify(Notice::NotFinite { tensors: not_finite.len(), first: first.to_string() });
     }
     Ok(module)
 }
@@ -225,7 +247,7 @@ impl Model {
     /// # Errors
     /// If it is on a GPU or was not loaded in f16.
     pub fn quantized(self) -> Result<Self> {
-        let unsupported = || Error::UnsupportedDtype { dtype: "int8".into() };
+        let unsupported = || Error::UnsupportedDtype { dtype: WeightType::Int8 };
         Ok(Self { net: self.net.quantized().ok_or_else(unsupported)?, ..self })
     }
 

@@ -102,9 +102,7 @@ impl PatchPlan {
             return Ok(plan);
         }
         if net.patches().len() == 1 {
-            let reason =
-                format!("the model has one patch size, {}: see `pyrograph flexify`", net.patch);
-            return Err(Error::Patches { reason });
+            return Err(Error::OnePatchSize { patch: net.patch });
         }
         let (share, lowest) = (100.0 * share, 100.0 * lowest);
         let reason =

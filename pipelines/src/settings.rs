@@ -4,8 +4,9 @@ use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::diffusion::{Grid, GuidedChannels, Sampler, Spacing};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::patches::PatchPlan;
+use crate::request::Request;
 
 /// How to make images, beyond which ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +58,23 @@ pub struct GuidanceSettings {
     pub rescale: f64,
 }
 
+impl GuidanceSettings {
+    /// Says what is out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let fault = |reason| Err(Error::Guidance { reason });
+        let Self { scale, interval, rescale, .. } = self;
+        if !(scale.is_finite() && (0.0..=1.0).contains(rescale)) {
+            return fault(format!("cfg scale {scale} or rescale {rescale} is out of range"));
+        }
+        match interval {
+            Some([low, high]) if !(low <= high) => {
+                fault(format!("cfg interval from {low} to {high}, expected the lower end first"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What a model would like where the user says nothing; part of its `model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,21 +111,6 @@ impl Defaults {
 
     /// Complete settings with these defaults.
     pub fn settings(&self, seed: u64) -> Settings {
-        Settings {
-            seed,
-            steps: self.steps,
-            sampler: self.sampler.clone(),
-            spacing: self.spacing.clone(),
-            guidance: GuidanceSettings {
-                scale: self.cfg_scale,
-                channels: self.cfg_channels,
-                interval: self.cfg_interval,
-                rescale: 0.0,
-            },
-            size: None,
-            batch: 8,
-            vae_tile: 64,
-            patches: None,
-        }
+        Request::<()> { seed, ..Request::new([]) }.settings(self)
     }
 }

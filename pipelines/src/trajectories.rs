@@ -137,10 +137,8 @@ impl Trajectories {
     /// # Errors
     /// A folder without a description, shards that are missing, cut off, or hold other trajectories.
     pub fn open(folder: &Path) -> Result<Self> {
-        let spec = read_spec(folder)?.ok_or_else(|| Error::Trajectories {
-            path: folder.to_owned(),
-            reason: format!("there is no {SPEC}: record with `pyrograph distill record`"),
-        })?;
+        let missing = || Error::NoTrajectories { path: folder.to_owned(), file: SPEC };
+        let spec = read_spec(folder)?.ok_or_else(missing)?;
         for shard in 0..spec.shards() {
             let path = spec.path(folder, shard);
             let fault = |reason| Error::Trajectories { path: path.clone(), reason };

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use pyrograph::model;
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Trajectories, TrajectorySpec};
+use pyrograph::{Noise, Request, model};
 use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::metrics::Estimate;
 use pyrograph_engine::nets::{Conditioning, Points};
@@ -71,11 +71,11 @@ fn students_learn_and_open_like_any_model() {
         let all: Vec<usize> = (0..12).collect();
         let batch = set.batch(&all, &[3], &device()).expect("all of them");
         let (student, _) = pipeline(&folder.path().join(&name).join("model"));
-        let settings = student.config().defaults.settings(0);
-        assert_eq!(settings.steps, 4);
-        let classes: Vec<usize> = all.iter().map(|index| index % 3).collect();
-        let run = student
-            .latents(&classes, &settings, Some(&batch.noise), &mut |_| ControlFlow::Continue(()));
+        assert_eq!(student.config().defaults.steps, 4);
+        let noise = Some(Noise::Values(batch.noise.clone()));
+        let classes = all.iter().map(|index| index % 3);
+        let request = Request { noise, ..Request::new(classes) };
+        let run = student.latents(&request, &mut |_| ControlFlow::Continue(()));
         let images: Tensor<4> = batch.points[0].clone();
         let far: f32 = (run.expect("images") - images.clone()).square().mean().into_scalar();
         let size: f32 = images.var(0).mean().into_scalar();
@@ -185,7 +185,9 @@ fn a_student_that_predicts_states_passes_through_them() {
         let grid = grid.expect("a grid");
         let noise = NoiseSource::new(1, 2).draw([3, 8, 8], &device());
         let mut states = vec![noise.clone()];
-        let run = student.latents(&[0, 2], &settings, Some(&noise), &mut |progress| {
+        let given = Some(Noise::Values(noise.clone()));
+        let request = Request { noise: given, ..Request::new([0, 2]) };
+        let run = student.latents(&request, &mut |progress| {
             let [_, to] = grid.steps[progress.step];
             // The last is the image itself.
             let scale = match progress.step {

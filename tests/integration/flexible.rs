@@ -7,9 +7,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use pyrograph::model::{Model, ModelConfig};
 use pyrograph::patches::PatchPlan;
-use pyrograph::pipeline::ClassPipeline;
 use pyrograph::settings::Settings;
 use pyrograph::train::TrainConfig;
+use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph_engine::diffusion::{NoiseSource, Sampler};
 use pyrograph_engine::nets::{Conditioning, Dit, DitConfig, Flexible, Sharing, flexify};
 use pyrograph_engine::random::Generator;
@@ -179,12 +179,14 @@ fn pipeline() -> ClassPipeline {
         shared(&[4, 8], 4),
     ));
     let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
-    ClassPipeline::new(Model { net: net.into(), vae: None, config }, &device())
+    let model = Model { net: net.into(), vae: None, config };
+    ClassPipeline::new(model, &device()).expect("a class model")
 }
 
 fn latents(pipeline: &ClassPipeline, settings: &Settings) -> Tensor<4> {
-    let on_step = &mut |_: pyrograph::pipeline::Progress<'_>| ControlFlow::Continue(());
-    pipeline.generate(&[0, 2], settings, None, on_step).expect("pictures").latents
+    let on_step = &mut |_: Progress<'_>| ControlFlow::Continue(());
+    let request = Request::with([0, 2], settings);
+    pipeline.generate(&request, on_step).expect("pictures").latents
 }
 
 #[test]
@@ -223,7 +225,7 @@ fn every_call_of_the_network_is_counted() {
     let mut settings = own.config().defaults.settings(3);
     (settings.steps, settings.guidance.scale) = (6, 2.0);
     let count = |pipeline: &ClassPipeline, settings: &Settings| {
-        pipeline.compute(settings).expect("settings that fit")
+        pipeline.compute(&Request::with([0], settings)).expect("settings that fit")
     };
     let flops = |patch: usize| own.config().net.dit.flops([16, 16], patch) / 2e9;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use pyrograph::model::Model;
-use pyrograph::pipeline::ClassPipeline;
+use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
 use pyrograph_engine::nets::Conditioning;
@@ -53,17 +53,18 @@ fn diffusers_pipeline_from_given_noise() {
     for folder in cases("dit-pipeline") {
         let (case, device) = (Case::open(&folder), device());
         let settings_of_case = json(&folder.join("case.json"));
-        let pipeline = ClassPipeline::new(open(&folder), &device);
+        let pipeline = ClassPipeline::new(open(&folder), &device).expect("a class model");
         let mut settings = pipeline.config().defaults.settings(0);
         settings.steps = settings_of_case["steps"].as_u64().expect("a number") as usize;
         settings.guidance.scale = settings_of_case["guidance_scale"].as_f64().expect("a number");
         if let Sampler::Ddim { eta } = &mut settings.sampler {
             *eta = settings_of_case["eta"].as_f64().expect("a number");
         }
-        let noise = case.tensor("pipe_noise", &device);
+        let noise = Some(Noise::Values(case.tensor("pipe_noise", &device)));
+        let request = Request { noise, ..Request::with(case.ids("pipe_class"), &settings) };
         let mut trajectory = Vec::new();
         let generated = pipeline
-            .generate(&case.ids("pipe_class"), &settings, Some(&noise), &mut |progress| {
+            .generate(&request, &mut |progress| {
                 trajectory.push(progress.x.clone());
                 std::ops::ControlFlow::Continue(())
             })

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use pyrograph::model::Model;
-use pyrograph::pipeline::ClassPipeline;
+use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::diffusion::Sampler;
 use pyrograph_engine::nets::{Conditioning, StudentConfig};
 
@@ -44,12 +44,12 @@ fn published_students_given_their_history() {
 fn published_students_on_their_own() {
     for folder in cases("ard") {
         let (case, device) = (Case::open(&folder), device());
-        let pipeline = ClassPipeline::new(open(&folder, |_| ()), &device);
-        let settings = pipeline.config().defaults.settings(0);
-        let noise = case.tensor("noise", &device);
+        let pipeline = ClassPipeline::new(open(&folder, |_| ()), &device).expect("a class model");
+        let noise = Some(Noise::Values(case.tensor("noise", &device)));
+        let request = Request { noise, ..Request::new(case.ids("label")) };
         let mut points = Vec::new();
         // Latents without an autoencoder are no pictures: the run ends with the last step.
-        let run = pipeline.latents(&case.ids("label"), &settings, Some(&noise), &mut |progress| {
+        let run = pipeline.latents(&request, &mut |progress| {
             points.push(progress.denoised.clone());
             ControlFlow::Continue(())
         });
@@ -65,11 +65,12 @@ fn published_students_on_their_own() {
 #[test]
 fn settings_that_a_student_cannot_follow_are_refused() {
     let folder = &cases("ard")[0];
-    let pipeline = ClassPipeline::new(open(folder, |_| ()), &device());
+    let pipeline = ClassPipeline::new(open(folder, |_| ()), &device()).expect("a class model");
     let refuse = |change: &dyn Fn(&mut pyrograph::settings::Settings), part: &str| {
         let mut settings = pipeline.config().defaults.settings(0);
         change(&mut settings);
-        let run = pipeline.latents(&[0], &settings, None, &mut |_| ControlFlow::Continue(()));
+        let request = Request::with([0], &settings);
+        let run = pipeline.latents(&request, &mut |_| ControlFlow::Continue(()));
         let error = run.expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };

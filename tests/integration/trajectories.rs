@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use pyrograph::model::{self, Model, ModelConfig};
-use pyrograph::pipeline::{ClassPipeline, Progress};
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
+use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph_engine::diffusion::Sampler;
 use pyrograph_engine::nets::{DitConfig, Net, Points};
 use pyrograph_weights::{Checkpoint, FloatDtype};
@@ -46,7 +46,7 @@ pub(crate) fn pipeline(folder: &Path) -> (ClassPipeline, String) {
     let recognised = model::recognise(folder).expect("a bundle");
     let fingerprint = recognised.net.checkpoint.fingerprint();
     let model = recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("opened");
-    (ClassPipeline::new(model, &device()), fingerprint)
+    (ClassPipeline::new(model, &device()).expect("a class model"), fingerprint)
 }
 
 pub(crate) fn spec(
@@ -96,9 +96,10 @@ fn trajectories_are_those_of_the_pipeline() {
         for (i, index) in [4, 1].into_iter().enumerate() {
             let mut settings = spec.settings.clone();
             settings.seed += index;
+            let request = Request::with([1], &settings);
             let grid = spec.settings.grid(&teacher.0.config().process).expect("a grid");
             let mut expected = Vec::new();
-            let run = teacher.0.latents(&[1], &settings, None, &mut |progress: Progress<'_>| {
+            let run = teacher.0.latents(&request, &mut |progress: Progress<'_>| {
                 if progress.step + 1 == spec.after[0] {
                     let scale = teacher.0.config().process.prediction;
                     let level = grid.steps[progress.step][1];

@@ -17,7 +17,7 @@ use pyrograph_weights::{Checkpoint, FloatDtype};
 
 /// Folder of the project.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// Folder of what the project ships.

@@ -138,18 +138,24 @@ impl Bundle {
         &self.manifest
     }
 
-    /// Checks the sha256 of every part.
+    /// Checks the sha256 of a part.
     ///
     /// # Errors
-    /// [`Error::Checksum`] for the first part that differs.
-    pub fn verify(&self) -> Result<()> {
-        self.manifest.parts.values().try_for_each(|part| {
-            let path = self.folder.join(&part.file);
-            let found = sha256(&path)?;
-            match found == part.sha256 {
-                true => Ok(()),
-                false => Err(Error::Checksum { path, expected: part.sha256.clone(), found }),
-            }
+    /// [`Error::Checksum`] if it differs; a part that is not in the manifest.
+    pub fn verify(&self, part: &str) -> Result<()> {
+        let PartEntry { file, sha256: expected, .. } = self.part(part)?;
+        let path = self.folder.join(file);
+        let found = sha256(&path)?;
+        match found == *expected {
+            true => Ok(()),
+            false => Err(Error::Checksum { path, expected: expected.clone(), found }),
+        }
+    }
+
+    fn part(&self, name: &str) -> Result<&PartEntry> {
+        self.manifest.parts.get(name).ok_or_else(|| Error::Bundle {
+            path: self.folder.clone(),
+            reason: format!("{MANIFEST} lists no part `{name}`"),
         })
     }
 
@@ -158,11 +164,7 @@ impl Bundle {
     /// # Errors
     /// A part that is not in the manifest, or a broken file.
     pub fn checkpoint(&self, part: &str) -> Result<Checkpoint> {
-        let entry = self.manifest.parts.get(part).ok_or_else(|| Error::Bundle {
-            path: self.folder.clone(),
-            reason: format!("{MANIFEST} lists no part `{part}`"),
-        })?;
-        Checkpoint::open(self.folder.join(&entry.file))
+        Checkpoint::open(self.folder.join(&self.part(part)?.file))
     }
 
     /// Fills a module from a part.

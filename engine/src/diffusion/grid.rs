@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::{preserving, shifted};
-use super::{Level, NoiseSchedule, Sampler};
+use super::{Level, NoiseSchedule};
 
 /// Exponent of [`Spacing::Karras`] where none is given.
 pub const KARRAS_RHO: f64 = 7.0;
@@ -81,8 +81,8 @@ pub enum GridError {
     /// A sampler for discrete schedules only.
     #[error("sampler {sampler} needs a schedule of timesteps, the model has a continuous one")]
     Sampler {
-        /// The sampler.
-        sampler: Sampler,
+        /// Its name.
+        sampler: String,
     },
     /// A name that is not known.
     #[error("unknown {what} `{found}`, expected one of {known}")]

@@ -7,6 +7,7 @@
 pub mod denoiser;
 pub mod grid;
 pub mod guidance;
+mod inpaint;
 mod noise;
 pub mod prediction;
 pub mod process;
@@ -16,6 +17,7 @@ pub mod schedule;
 pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Grid, GridError, Spacing};
 pub use guidance::{Apart, Guided, GuidedChannels, Pair, Together};
+pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
 pub use process::{Process, TimeInput};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pyrograph_engine::diffusion::{
-    GuidedChannels, NoiseSchedule, Prediction, Sampler, Spacing, Variance,
+    GridError, GuidedChannels, NoiseSchedule, Prediction, Sampler, Spacing, Variance,
 };
 use pyrograph_engine::diffusion::{Process, TimeInput};
 use pyrograph_engine::layers::TimeCode;
@@ -107,9 +107,10 @@ const CFG_SCALE: f64 = 4.0;
 
 pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     let index: Index = read_json(folder.join("model_index.json"))?;
-    let unknown = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
+    let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
+    let unknown = |found: Unknown| fault(found.to_string());
     if index.class != "DiTPipeline" {
-        return Err(unknown(format!("pipeline `{}`, expected `DiTPipeline`", index.class)));
+        return Err(fault(format!("pipeline `{}`, expected `DiTPipeline`", index.class)));
     }
     let transformer: Transformer = read_json(folder.join("transformer/config.json"))?;
     let scheduler: Scheduler = read_json(folder.join("scheduler/scheduler_config.json"))?;
@@ -121,7 +122,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
         if let Some(found) = found
             && found != expected
         {
-            return Err(unknown(format!("{name} is `{found}`, expected `{expected}`")));
+            return Err(fault(format!("{name} is `{found}`, expected `{expected}`")));
         }
     }
     let (vae, vae_source) = autoencoder(&folder.join("vae"))?;
@@ -141,7 +142,7 @@ pub(super) fn recognise(folder: &Path) -> Result<Recognised> {
     Ok(Recognised {
         kind: "diffusers DiTPipeline".into(),
         config,
-        net: Source { checkpoint, layout: convert::dit_diffusers(per_block) },
+        net: Source::new(checkpoint, convert::dit_diffusers(per_block)),
         vae: Some(vae_source),
     })
 }
@@ -162,7 +163,7 @@ pub(super) fn autoencoder(folder: &Path) -> Result<(VaeConfig, Source)> {
         scale: vae.scaling_factor,
         shift: vae.shift_factor.unwrap_or(0.0),
     };
-    Ok((config, Source { checkpoint, layout }))
+    Ok((config, Source::new(checkpoint, layout)))
 }
 
 /// The weights of a part: a shard index, or the single file under its usual or its fp16 name.
@@ -195,28 +196,43 @@ fn net(t: &Transformer) -> DitConfig {
     }
 }
 
-fn schedule(s: &Scheduler) -> Result<NoiseSchedule, String> {
+/// A value of a configuration that has no counterpart here.
+#[derive(Debug, thiserror::Error)]
+enum Unknown {
+    #[error("{key} `{value}` is not known")]
+    Value { key: &'static str, value: String },
+    #[error("scheduler: {0}")]
+    Sampler(#[from] GridError),
+}
+
+impl Unknown {
+    fn value(key: &'static str, value: &str) -> Self {
+        Self::Value { key, value: value.to_owned() }
+    }
+}
+
+fn schedule(s: &Scheduler) -> Result<NoiseSchedule, Unknown> {
     let (steps, zero_snr) = (s.num_train_timesteps, s.rescale_betas_zero_snr);
     let (first, last) = (s.beta_start, s.beta_end);
     match s.beta_schedule.as_str() {
         "linear" => Ok(NoiseSchedule::Linear { steps, first, last, zero_snr }),
         "scaled_linear" => Ok(NoiseSchedule::ScaledLinear { steps, first, last, zero_snr }),
         "squaredcos_cap_v2" => Ok(NoiseSchedule::SquaredCosine { steps, zero_snr }),
-        other => Err(format!("beta_schedule `{other}` is not known")),
+        other => Err(Unknown::value("beta_schedule", other)),
     }
 }
 
-fn prediction(s: &Scheduler) -> Result<Prediction, String> {
+fn prediction(s: &Scheduler) -> Result<Prediction, Unknown> {
     match s.prediction_type.as_deref().unwrap_or("epsilon") {
         "epsilon" => Ok(Prediction::Noise),
         "v_prediction" => Ok(Prediction::Velocity),
         "sample" => Ok(Prediction::Clean),
-        other => Err(format!("prediction_type `{other}` is not known")),
+        other => Err(Unknown::value("prediction_type", other)),
     }
 }
 
-fn defaults(s: &Scheduler) -> Result<Defaults, String> {
-    let mut sampler: Sampler = s.class.parse().map_err(|error| format!("scheduler: {error}"))?;
+fn defaults(s: &Scheduler) -> Result<Defaults, Unknown> {
+    let mut sampler: Sampler = s.class.parse()?;
     match &mut sampler {
         Sampler::DpmPp2m if s.algorithm_type.as_deref() == Some("sde-dpmsolver++") => {
             sampler = Sampler::DpmPp2mSde;
@@ -234,7 +250,7 @@ fn defaults(s: &Scheduler) -> Result<Defaults, String> {
         Some("trailing") => Some(Spacing::Trailing),
         Some("linspace") => Some(Spacing::Linspace),
         None => None,
-        Some(other) => return Err(format!("timestep_spacing `{other}` is not known")),
+        Some(other) => return Err(Unknown::value("timestep_spacing", other)),
     };
     Ok(Defaults {
         sampler,

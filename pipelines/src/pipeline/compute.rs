@@ -6,12 +6,14 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::diffusion::{Denoised, Denoiser, Level, NoiseSource, Step};
-use pyrograph_engine::nets::{Conditioning, DitConfig};
+use pyrograph_engine::nets::DitConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{ClassPipeline, Role};
+use super::Pipeline;
+use super::run::Call;
 use crate::error::{Error, Result};
-use crate::settings::Settings;
+use crate::request::Request;
+use crate::task::Task;
 
 /// What one image takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,13 +42,14 @@ impl std::fmt::Display for Compute {
     }
 }
 
-impl ClassPipeline {
-    /// What one image takes.
+impl<T: Task> Pipeline<T> {
+    /// What one image of a request takes.
     ///
     /// # Errors
-    /// Settings that the model cannot follow.
-    pub fn compute(&self, settings: &Settings) -> Result<Compute> {
-        let net = self.net.trunk().config();
+    /// See [`Pipeline::resolve`].
+    pub fn compute(&self, request: &Request<T::Prompt>) -> Result<Compute> {
+        let net = self.trunk();
+        let (settings, plan) = self.check(request)?;
         let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
         let size = [height, width];
         if let Some(student) = self.student() {
@@ -58,16 +61,14 @@ impl ClassPipeline {
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
         let tally = RefCell::default();
-        let bind = |role: Role, _: Conditioning, patch: usize| -> Box<dyn Denoiser + '_> {
-            Box::new(Counter { net: self.network(role).0.config(), size, patch, tally: &tally })
+        let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + '_> {
+            Box::new(Counter { net: self.network(call).0.config(), size, patch, tally: &tally })
         };
-        let grid = settings.grid(&self.config.process)?;
-        let mut denoiser = self.phased(&[0], settings, size, &grid, &bind)?;
+        let mut denoiser = self.phased(&settings.guidance, &plan, &bind);
         let x = Tensor::zeros([1, channels, 1, 1], &Device::flex());
         let mut source = NoiseSource::new(0, 1);
         let on_step = &mut |_: Step<'_>| ControlFlow::Continue(());
-        let rest = self.rest(&grid);
-        let sampled = settings.sampler.sample(&mut denoiser, x, &rest, &mut source, on_step);
+        let sampled = settings.sampler.sample(&mut denoiser, x, &plan.grid, &mut source, on_step);
         sampled.map_err(|_| Error::Cancelled)?;
         drop(denoiser);
         let Tally { all, trunk, native_trunk, calls } = tally.into_inner();

@@ -14,7 +14,7 @@ use super::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
 use crate::error::{Error, Result};
 use crate::image::write_whole;
 use crate::pipeline::{ClassPipeline, Progress};
-use crate::settings::Settings;
+use crate::request::Request;
 
 /// Records the trajectories of a teacher in a folder. Several recorders can share a folder, each with its
 /// own part of the shards.
@@ -91,16 +91,16 @@ impl<'a> Recorder<'a> {
             let classes: Vec<usize> = (0..batch).map(|i| i % self.spec.classes).collect();
             // The second step is timed: the first may compile kernels.
             let (mut since, mut step) = (Instant::now(), Duration::ZERO);
-            let timed =
-                self.pipeline.latents(&classes, &self.spec.settings, None, &mut |progress| {
-                    let _ = progress.x.clone().narrow(0, 0, 1).into_data();
-                    step = since.elapsed();
-                    since = Instant::now();
-                    match progress.step {
-                        0 => ControlFlow::Continue(()),
-                        _ => ControlFlow::Break(()),
-                    }
-                });
+            let request = Request::with(classes, &self.spec.settings);
+            let timed = self.pipeline.latents(&request, &mut |progress| {
+                let _ = progress.x.clone().narrow(0, 0, 1).into_data();
+                step = since.elapsed();
+                since = Instant::now();
+                match progress.step {
+                    0 => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            });
             match timed {
                 Ok(_) | Err(Error::Cancelled) => (),
                 Err(error) => return Err(error),
@@ -118,7 +118,7 @@ impl<'a> Recorder<'a> {
     /// A file that cannot be written, values that are not finite.
     pub fn record(
         &self,
-        observe: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        observe: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
     ) -> Result<ControlFlow<()>> {
         let mut done = 0;
         for &shard in &self.missing {
@@ -131,15 +131,19 @@ impl<'a> Recorder<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn shard(&self, shard: usize, observe: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+    fn shard(
+        &self,
+        shard: usize,
+        observe: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
         let spec = &self.spec;
         let range = spec.range(shard);
         let classes: Vec<usize> = range.clone().map(|index| index % spec.classes).collect();
         let seed = spec.settings.seed.wrapping_add(range.start as u64);
-        let settings = Settings { seed, ..spec.settings.clone() };
+        let request = Request { seed, ..Request::with(classes.clone(), &spec.settings) };
         // One entry per point of each batch, each `[batch, 1, channels, height, width]`.
         let mut points: Vec<Vec<Tensor<5>>> = Vec::new();
-        self.pipeline.latents(&classes, &settings, None, &mut |progress| {
+        self.pipeline.latents(&request, &mut |progress| {
             if progress.step == 0 {
                 points.push(Vec::new());
             }

@@ -149,7 +149,7 @@ impl Sampler {
         let (family, own) = match self {
             Sampler::Ddim { .. } => (Family::Ddim, Spacing::Leading { offset: 0 }),
             Sampler::Ddpm { .. } if schedule.steps().is_none() => {
-                return Err(GridError::Sampler { sampler: self.clone() });
+                return Err(GridError::Sampler { sampler: self.to_string() });
             }
             Sampler::Ddpm { .. } => (Family::Ddpm, Spacing::Leading { offset: 0 }),
             Sampler::Euler | Sampler::EulerAncestral | Sampler::Heun { .. } => {

@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::condition::{Context, Embedder, TextAttention};
-use super::config::{DitConfig, Norm};
+use super::condition::{Context, Embedder};
+use super::config::{DitConfig, Norm, TextAttention};
 use super::patches::{Affine, BlockMode};
 use crate::layers::attention::{Side, joint_attention};
 use crate::layers::{

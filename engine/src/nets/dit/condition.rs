@@ -2,36 +2,11 @@
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
 use super::config::DitConfig;
 use crate::layers::time::Table;
 use crate::layers::{Activation, Init, Mlp, Residual, TimeEmbedder};
 use crate::ops::AttentionBias;
-
-/// Text that a network reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextConfig {
-    /// Width of the encoder's tokens.
-    pub width: usize,
-    /// Width of a text as one vector, which acts like a class; `None` where there is none.
-    #[serde(default)]
-    pub pooled: Option<usize>,
-    /// How the image attends to the text.
-    pub attention: TextAttention,
-}
-
-/// How the tokens of an image attend to those of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TextAttention {
-    /// To a text that stays as it is, between self-attention and MLP (PixArt-α, Chen et al. 2023).
-    Cross,
-    /// To a text that attends to the image in turn, with layers of its own in every block (MM-DiT, Esser et al.
-    /// 2024).
-    Joint,
-}
 
 /// The condition of a batch of images, one entry per image in every part.
 #[derive(Debug, Clone, Default)]

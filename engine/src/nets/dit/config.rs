@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::condition::{TextAttention, TextConfig};
-use super::patches::Flexible;
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
 use crate::nets::ConfigError;
@@ -21,6 +19,62 @@ pub enum Norm {
         /// ε of the MLP branches; the diffusers port of DiT has 1e-5 here and 1e-6 above.
         mlp_epsilon: f64,
     },
+}
+
+/// The patch sizes that a network has beside its native one, and what they share with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flexible {
+    /// Patch sizes without the native one, ascending.
+    pub patches: Vec<usize>,
+    /// What they share.
+    pub sharing: Sharing,
+    /// Positions of patches are those of their corners, as in the works that FlexiDiT cites, not of their
+    /// centres.
+    #[serde(default)]
+    pub corners: bool,
+}
+
+/// What the patch sizes of a network share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// Everything, and everything is trained (section 3.2 of the paper). The embedding and the projection
+    /// are kept at an underlying patch size and resized for each.
+    Kernels {
+        /// The underlying patch size, not below the native one.
+        underlying: usize,
+    },
+    /// The trunk, which is frozen and has a low-rank adapter per further size; at the native size the
+    /// function stays as it was, bit for bit (section 3.3).
+    Adapters {
+        /// Rank of the adapters.
+        rank: usize,
+    },
+}
+
+/// Text that a network reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// Width of the encoder's tokens.
+    pub width: usize,
+    /// Width of a text as one vector, which acts like a class; `None` where there is none.
+    #[serde(default)]
+    pub pooled: Option<usize>,
+    /// How the image attends to the text.
+    pub attention: TextAttention,
+}
+
+/// How the tokens of an image attend to those of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextAttention {
+    /// To a text that stays as it is, between self-attention and MLP (PixArt-α, Chen et al. 2023).
+    Cross,
+    /// To a text that attends to the image in turn, with layers of its own in every block (MM-DiT, Esser et al.
+    /// 2024).
+    Joint,
 }
 
 /// Everything that determines a [`Dit`](super::Dit) but its weights.
@@ -162,6 +216,62 @@ impl DitConfig {
     /// Rows and columns of tokens of an image of this size.
     pub fn grid(&self, [height, width]: [usize; 2], patch: usize) -> [usize; 2] {
         [height / patch, width / patch]
+    }
+
+    /// All patch sizes, ascending.
+    pub fn patches(&self) -> Vec<usize> {
+        let mut patches = vec![self.patch];
+        patches.extend(self.flexible.iter().flat_map(|flexible| &flexible.patches));
+        patches.sort_unstable();
+        patches
+    }
+
+    /// The patch size at which embedding and projection are kept.
+    pub fn kernel(&self) -> usize {
+        match &self.flexible {
+            Some(Flexible { sharing: Sharing::Kernels { underlying }, .. }) => *underlying,
+            _ => self.patch,
+        }
+    }
+
+    /// Rank of the adapters of the further patch sizes, which leave the native one frozen; `None` where
+    /// everything is trained.
+    pub fn adapter_rank(&self) -> Option<usize> {
+        match self.flexible.as_ref()?.sharing {
+            Sharing::Adapters { rank } => Some(rank),
+            Sharing::Kernels { .. } => None,
+        }
+    }
+
+    /// Place of the first token and distance between tokens, in native patches.
+    pub(super) fn coordinates(&self, patch: usize) -> [f64; 2] {
+        let step = patch as f64 / self.patch as f64;
+        let corners = self.flexible.as_ref().is_some_and(|flexible| flexible.corners);
+        [if corners { 0.0 } else { step / 2.0 - 0.5 }, step]
+    }
+
+    /// Whether the network can have the further patch sizes.
+    pub(super) fn check_patches(&self) -> Result<(), ConfigError> {
+        let Some(flexible) = &self.flexible else { return Ok(()) };
+        let patches = self.patches();
+        if flexible.patches.is_empty() || patches.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::PatchSizes { found: patches });
+        }
+        for patch in patches {
+            if patch == 0 || self.size.iter().any(|side| side % patch != 0) {
+                return Err(ConfigError::Division { patch, size: self.size });
+            }
+        }
+        match flexible.sharing {
+            Sharing::Kernels { underlying } if !(self.patch..=256).contains(&underlying) => {
+                let expected = format!("{} to 256", self.patch);
+                Err(ConfigError::value("underlying patch size", underlying, expected))
+            }
+            Sharing::Adapters { rank } if !(1..=self.hidden).contains(&rank) => {
+                Err(ConfigError::value("rank", rank, format!("1 to {}", self.hidden)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Inner width of the MLPs.

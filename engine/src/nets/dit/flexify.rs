@@ -1,7 +1,7 @@
 //! More patch sizes for a network that has one (FlexiDiT, Anagnostidis et al. 2025, section 3).
 
-use super::patches::{Ends, Flexible, Sharing};
-use super::{Dit, DitConfig};
+use super::patches::Ends;
+use super::{Dit, DitConfig, Flexible, Sharing};
 use crate::layers::Init;
 use crate::layers::resize::{extend_embedding, extend_projection};
 use crate::nets::ConfigError;

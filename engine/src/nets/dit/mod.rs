@@ -12,9 +12,9 @@ mod tests;
 mod trunk;
 
 pub use block::{Condition, DitBlock, Head, TextLayers};
-pub use condition::{Conditioning, Context, Embedder, Panel, Text, TextAttention, TextConfig};
-pub use config::{DitConfig, Norm};
+pub use condition::{Conditioning, Context, Embedder, Panel, Text};
+pub use config::{DitConfig, Flexible, Norm, Sharing, TextAttention, TextConfig};
 pub use flexify::flexify;
-pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Flexible, Mode, Sharing};
+pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Mode};
 pub use trunk::{AfterBlock, Dit};
 pub(crate) use trunk::{Call, Encoded};

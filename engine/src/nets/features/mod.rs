@@ -2,7 +2,7 @@
 
 mod conv_norm;
 mod efficientnet;
-mod inception;
+pub mod inception;
 
 pub use efficientnet::{EfficientNetLite0, FoldedEfficientNet};
 pub use inception::{FoldedInception, Inception, SIDE as INCEPTION_SIDE};

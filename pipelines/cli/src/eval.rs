@@ -9,15 +9,15 @@ use burn::tensor::Device;
 use clap::Args;
 use image::RgbImage;
 use pyrograph::data::{Background, Dataset};
-use pyrograph::eval::{FeatureNet, compare, pictures};
+use pyrograph::device::Opened;
+use pyrograph::engine::diffusion::parse_sampler;
+use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
 use pyrograph::image::{contact_sheet, write_image};
-use pyrograph::pipeline::{ClassPipeline, Compute};
-use pyrograph::settings::Settings;
-use pyrograph_engine::diffusion::parse_sampler;
+use pyrograph::pipeline::Compute;
+use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType, model};
 use serde_json::json;
 
-use super::weight_type::WeightType;
-use super::{Common, find_model, interrupted};
+use crate::common::{Common, interrupted};
 
 /// Weights of the shipped feature network.
 const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
@@ -25,7 +25,7 @@ const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
 const PAIRS: usize = 32;
 
 #[derive(Args)]
-pub(super) struct Eval {
+pub(crate) struct Eval {
     #[command(flatten)]
     judging: Judging,
     /// Folder of images to judge
@@ -49,13 +49,13 @@ pub(super) struct Eval {
 
 /// What images are compared with, and how.
 #[derive(Args)]
-pub(super) struct Judging {
+pub(crate) struct Judging {
     /// Folder of real images, with or without sub-folders of classes
     #[arg(long, short)]
-    pub(super) reference: PathBuf,
+    pub(crate) reference: PathBuf,
     /// Random parts of the images behind the intervals
     #[arg(long, default_value_t = 20)]
-    pub(super) resamples: usize,
+    pub(crate) resamples: usize,
     /// Weights of EfficientNet-Lite0, or `pt_inception-2015-12-05-6726825d.pth` for the inception distance
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
@@ -65,12 +65,12 @@ pub(super) struct Judging {
 }
 
 impl Judging {
-    pub(super) fn open(&self, device: &Device) -> anyhow::Result<FeatureNet> {
-        Ok(FeatureNet::open(&find_model(&self.features)?, device)?)
+    pub(crate) fn open(&self, device: &Device) -> anyhow::Result<FeatureNet> {
+        Ok(FeatureNet::open(&model::find(&self.features)?, device)?)
     }
 
     /// The reference images of `size` and their features.
-    pub(super) fn reference(
+    pub(crate) fn reference(
         &self,
         net: &FeatureNet,
         size: [usize; 2],
@@ -87,7 +87,7 @@ impl Judging {
 
 /// How a model is held while it makes images to judge.
 #[derive(Args)]
-pub(super) struct Judged {
+pub(crate) struct Judged {
     /// Type of the weights: f32, f16, bf16 or, on the CPU, int8
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
@@ -97,22 +97,18 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    /// The pipeline of a model, and the fingerprint of its weights.
-    pub(super) fn open(
-        &self,
-        model: &Path,
-        device: &Device,
-    ) -> anyhow::Result<(ClassPipeline, String)> {
-        let model = pyrograph::model::recognise(&find_model(model)?)?;
-        let weights = model.net.checkpoint.fingerprint();
-        Ok((ClassPipeline::new(self.dtype.load(model, device, &mut |_| ())?, device), weights))
+    pub(crate) fn open(&self, model: &Path, on: &Opened) -> anyhow::Result<ClassPipeline> {
+        let options = OpenOptions { dtype: self.dtype, ..OpenOptions::default() };
+        let pipeline = ClassPipeline::open_on(model, on, &options)?;
+        crate::memory::give_back(self.dtype);
+        Ok(pipeline)
     }
 
-    pub(super) fn batch(&self) -> usize {
+    pub(crate) fn batch(&self) -> usize {
         self.batch_size.max(1)
     }
 
-    pub(super) fn dtype(&self) -> WeightType {
+    pub(crate) fn dtype(&self) -> WeightType {
         self.dtype
     }
 }
@@ -135,16 +131,14 @@ struct Making {
     #[command(flatten)]
     judged: Judged,
     #[command(flatten)]
-    patches: super::patches::Patches,
+    patches: crate::patches::Patches,
 }
 
-pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
-    let device = common.open()?.device;
-    let net = args.judging.open(&device)?;
-    let pipeline = match &args.model {
-        Some(model) => Some(args.making.judged.open(model, &device)?.0),
-        None => None,
-    };
+pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
+    let opened = common.open()?;
+    let net = args.judging.open(&opened.device)?;
+    let open = |model: &PathBuf| args.making.judged.open(model, &opened);
+    let pipeline = args.model.as_ref().map(open).transpose()?;
     let size = match (args.size, &pipeline, &args.images) {
         (Some(side), ..) => [side, side],
         (None, Some(pipeline), _) => pipeline.config().net.dit.size.map(|s| s * pipeline.factor()),
@@ -157,8 +151,8 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     let (rows, making) = match (&pipeline, &args.images) {
         (Some(pipeline), _) => {
             let count = args.count.unwrap_or(reference.len());
-            let settings = args.making.settings(pipeline)?;
-            let (rows, making) = make(pipeline, &settings, count, &reference, common, |images| {
+            let request = args.making.request(pipeline)?;
+            let (rows, making) = make(pipeline, &request, count, &reference, common, |images| {
                 if args.pairs.is_some() {
                     made.extend_from_slice(images);
                 }
@@ -168,7 +162,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
                 "gmacs_per_image": making.compute.gmacs,
                 "compute": making.compute.share,
                 "seconds_per_image": making.seconds,
-                "settings": settings,
+                "settings": request.settings(&pipeline.config().defaults),
             });
             (rows, Some(making))
         }
@@ -184,12 +178,7 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     };
     let (scores, nearest) = compare(&real, &rows, args.judging.resamples)?;
     if let Some(path) = &args.pairs {
-        let mut sheet = Vec::new();
-        for (image, real, _) in nearest.iter().take(PAIRS) {
-            sheet.push(made[*image].clone());
-            sheet.extend(pictures(&reference, &[*real], &Device::flex())?);
-        }
-        write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?;
+        write_pairs(path, &made, &reference, &nearest)?;
     }
     let mut line = serde_json::to_value(&scores)?;
     if let Some(line) = line.as_object_mut() {
@@ -202,34 +191,55 @@ pub(super) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A picture of the images nearest to one of the reference, each beside that one.
+fn write_pairs(
+    path: &Path,
+    made: &[RgbImage],
+    reference: &Dataset,
+    nearest: &Nearest,
+) -> anyhow::Result<()> {
+    let mut sheet = Vec::new();
+    for (image, real, _) in nearest.iter().take(PAIRS) {
+        sheet.push(made[*image].clone());
+        sheet.extend(pictures(reference, &[*real], &Device::flex())?);
+    }
+    Ok(write_image(path, &contact_sheet(&sheet, 8, 2, [255; 3]), &[])?)
+}
+
 impl Making {
-    fn settings(&self, pipeline: &ClassPipeline) -> anyhow::Result<Settings> {
-        let net = &pipeline.config().net.dit;
-        let mut settings = pipeline.config().defaults.settings(self.seed);
-        settings.steps = self.steps.unwrap_or(settings.steps);
-        settings.batch = self.judged.batch();
-        settings.guidance.scale = self.cfg_scale.unwrap_or(settings.guidance.scale);
+    /// How, without the classes.
+    fn request(&self, pipeline: &ClassPipeline) -> anyhow::Result<Request<usize>> {
+        let config = pipeline.config();
+        let mut request = Request {
+            seed: self.seed,
+            steps: self.steps,
+            batch: Some(self.judged.batch()),
+            ..Request::default()
+        };
+        request.guidance.scale = self.cfg_scale;
         if let Some(name) = &self.sampler {
-            (settings.sampler, settings.spacing) = parse_sampler(name)?;
+            let (sampler, spacing) = parse_sampler(name)?;
+            (request.sampler, request.spacing) = (Some(sampler), spacing);
         }
-        settings.patches = self.patches.plan(net, net.size, settings.steps)?;
-        Ok(settings)
+        let (net, steps) = (&config.net.dit, request.settings(&config.defaults).steps);
+        request.patches = self.patches.plan(net, net.size, steps)?;
+        Ok(request)
     }
 }
 
 /// What images took to make.
-pub(super) struct Made {
+pub(crate) struct Made {
     /// Operations.
-    pub(super) compute: Compute,
+    pub(crate) compute: Compute,
     /// Per image.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
 }
 
-/// Makes images of the reference's classes in turn and hands them on, batch by batch; returns what that
-/// gave and how they were made.
-pub(super) fn make<T>(
+/// Makes images of the reference's classes in turn, as `request` says, and hands them on, batch by batch;
+/// returns what that gave and how they were made.
+pub(crate) fn make<T>(
     pipeline: &ClassPipeline,
-    settings: &Settings,
+    request: &Request<usize>,
     count: usize,
     reference: &Dataset,
     common: &Common,
@@ -244,21 +254,23 @@ pub(super) fn make<T>(
     let bar = common.progress_bar(count as u64, "{bar:30} {pos}/{len} images, {eta} left");
     let mut rows = Vec::with_capacity(count);
     let mut seconds = 0.0;
+    let batch = request.settings(&pipeline.config().defaults).batch;
     while rows.len() < count {
         let first = rows.len();
-        let chunk: Vec<usize> = (first..count.min(first + settings.batch)).map(class).collect();
-        let own = Settings { seed: settings.seed.wrapping_add(first as u64), ..settings.clone() };
+        let prompts: Vec<usize> = (first..count.min(first + batch)).map(class).collect();
+        let seed = request.seed.wrapping_add(first as u64);
+        let own = Request { prompts, seed, ..request.clone() };
         let started = Instant::now();
-        let images = pipeline.sketch(&chunk, &own, &mut |_| interrupted())?;
+        let images = pipeline.sketch(&own, &mut |_| interrupted())?.images;
         seconds += started.elapsed().as_secs_f64();
         rows.extend(each(&images));
-        bar.inc(chunk.len() as u64);
+        bar.inc(images.len() as u64);
         if let ControlFlow::Break(()) = interrupted() {
-            return Err(pyrograph::error::Error::Cancelled.into());
+            return Err(Error::Cancelled.into());
         }
     }
     bar.finish_and_clear();
-    let compute = pipeline.compute(settings)?;
+    let compute = pipeline.compute(&Request { prompts: vec![class(0)], ..request.clone() })?;
     Ok((rows, Made { compute, seconds: seconds / count as f64 }))
 }
 

@@ -1,14 +1,15 @@
 //! Options for patch sizes over the steps of a generation.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use pyrograph::Error;
+use pyrograph::engine::nets::DitConfig;
 use pyrograph::patches::PatchPlan;
-use pyrograph_engine::nets::DitConfig;
 
 /// What to do with a flexible model.
 #[derive(Args)]
 #[group(multiple = true)]
-pub(super) struct Patches {
+pub(crate) struct Patches {
     /// Share of the full compute, such as 60%: larger patches in as many first steps as that takes
     #[arg(long, value_parser = parse_share, conflicts_with_all = ["weak_steps", "patch_schedule"])]
     compute: Option<f64>,
@@ -28,7 +29,7 @@ pub(super) struct Patches {
 
 impl Patches {
     /// The plan asked for, if any, for latents of `size`.
-    pub(super) fn plan(
+    pub(crate) fn plan(
         &self,
         net: &DitConfig,
         size: [usize; 2],
@@ -53,20 +54,20 @@ impl Patches {
         }
         let next = net.patches().into_iter().find(|&patch| patch > net.patch);
         let Some(weak) = self.weak_patch.or(next) else {
-            bail!("the model has one patch size, {}: see `pyrograph flexify`", net.patch);
+            return Err(Error::OnePatchSize { patch: net.patch }.into());
         };
         Ok(Some(PatchPlan::weak_first([net.patch, weak], main, guide, steps)))
     }
 }
 
 /// A share of compute, such as `60%` or `0.6`.
-pub(super) fn parse_share(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_share(text: &str) -> anyhow::Result<f64> {
     let (number, unit) = match text.strip_suffix('%') {
         Some(percent) => (percent, 100.0),
         None => (text, 1.0),
     };
-    match number.trim().parse::<f64>() {
-        Ok(value) if value > 0.0 && value / unit <= 1.0 => Ok(value / unit),
-        _ => Err(format!("`{text}`, expected up to 100% or up to 1")),
-    }
+    let value = number.trim().parse::<f64>().ok().map(|value| value / unit);
+    value
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .with_context(|| format!("`{text}`, expected up to 100% or up to 1"))
 }

@@ -6,15 +6,16 @@ use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use pyrograph::data::Dataset;
+use pyrograph::model;
 use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
-use pyrograph_weights::FloatDtype;
+use pyrograph::weights::FloatDtype;
 
-use super::bench::peak_memory;
-use super::{Common, find_model, interrupted};
+use crate::bench::peak_memory;
+use crate::common::{Common, interrupted};
 
 /// Options of every training run.
 #[derive(Args)]
-pub(super) struct RunArgs {
+pub(crate) struct RunArgs {
     /// TOML file of settings
     #[arg(long)]
     config: Option<PathBuf>,
@@ -35,12 +36,12 @@ pub(super) struct RunArgs {
     seed: Option<u64>,
     /// Go on from the newest checkpoint of the run
     #[arg(long)]
-    pub(super) resume: bool,
+    pub(crate) resume: bool,
 }
 
 impl RunArgs {
     /// `base` with what these options say; `further` are overrides from other options.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         &self,
         base: &TrainConfig,
         further: impl IntoIterator<Item = String>,
@@ -60,7 +61,7 @@ impl RunArgs {
 }
 
 /// Trains to the end or to Ctrl-C, with a progress bar.
-pub(super) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
     common.say(&format!("{} parameters", run.net().config().parameters()));
     let template = "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}";
     let bar = common.progress_bar(run.config().steps, template);
@@ -102,7 +103,7 @@ pub(super) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
 }
 
 #[derive(Args)]
-pub(super) struct Class {
+pub(crate) struct Class {
     /// Folder with one sub-folder of images per class, or with a metadata.jsonl
     #[arg(long, short)]
     data: PathBuf,
@@ -116,10 +117,10 @@ pub(super) struct Class {
     run: RunArgs,
 }
 
-pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let mut config = args.run.settle(&TrainConfig::default(), [])?;
     if let Some(model) = args.init.clone().or(config.init.clone()) {
-        config = config.starting_from(find_model(&model)?)?;
+        config = config.starting_from(model::find(&model)?)?;
     }
     let opened = common.open()?;
     let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
@@ -130,7 +131,7 @@ pub(super) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
 }
 
 #[derive(Args)]
-pub(super) struct AverageArgs {
+pub(crate) struct AverageArgs {
     /// Folder of a run that was trained with `snapshot_every`
     run: PathBuf,
     /// Relative width of the power-function average, above 0 and below 0.28
@@ -147,7 +148,7 @@ pub(super) struct AverageArgs {
     overwrite: bool,
 }
 
-pub(super) fn average(args: &AverageArgs, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn average(args: &AverageArgs, common: &Common) -> anyhow::Result<()> {
     let device = Device::flex();
     let model = reconstruct(&args.run, args.width, args.step, &device)?;
     model.save(&args.output, model.manifest()?, FloatDtype::F16, args.overwrite)?;

@@ -8,29 +8,27 @@ use anyhow::{Context, bail};
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
-use pyrograph::model::Model;
-use pyrograph::pipeline::ClassPipeline;
-use pyrograph_engine::diffusion::{NoiseSchedule, Prediction};
-use pyrograph_engine::diffusion::{Process, TimeInput};
-use pyrograph_engine::nets::{Conditioning, Dit, DitConfig};
-use pyrograph_engine::ops;
-use pyrograph_engine::random::Generator;
-use pyrograph_engine::train::{
+use pyrograph::engine::diffusion::{NoiseSchedule, Prediction, Process, TimeInput};
+use pyrograph::engine::nets::{Conditioning, Dit, DitConfig};
+use pyrograph::engine::ops;
+use pyrograph::engine::random::Generator;
+use pyrograph::engine::train::{
     Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
 };
-use pyrograph_weights::FloatDtype;
+use pyrograph::model::{self, Model};
+use pyrograph::weights::FloatDtype;
+use pyrograph::{ClassPipeline, Guidance, Request, WeightType};
 use serde_json::{Map, Value, json};
 
-use super::weight_type::WeightType;
-use super::{Common, find_model};
+use crate::common::Common;
 
 #[derive(Args)]
-pub(super) struct Bench {
+pub(crate) struct Bench {
     /// What to time
     #[arg(value_enum, required = true)]
     what: Vec<What>,
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
-    #[arg(long, short, default_value = super::generate::DEFAULT_MODEL)]
+    #[arg(long, short, default_value = crate::generate::DEFAULT_MODEL)]
     model: PathBuf,
     /// Type of the weights: f32, f16, bf16 or int8
     #[arg(long, default_value = "f32")]
@@ -80,12 +78,12 @@ enum What {
     Train,
 }
 
-pub(super) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let bench = Timer { args, device: &device, peak: peak(&device) };
     let needs_model = |what: &What| !matches!(what, What::Gemm | What::Train);
     let path = match args.what.iter().any(needs_model) {
-        true => find_model(&args.model)?,
+        true => model::find(&args.model)?,
         false => PathBuf::new(),
     };
     for what in &args.what {
@@ -102,8 +100,9 @@ pub(super) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path, args: &Bench, device: &Device) -> anyhow::Result<Model> {
-    let mut ignore = |_: String| ();
-    args.dtype.load(pyrograph::model::recognise(path)?, device, &mut ignore)
+    let model = model::recognise(path)?.load(args.dtype, device, &mut |_| ())?;
+    crate::memory::give_back(args.dtype);
+    Ok(model)
 }
 
 struct Timer<'a> {
@@ -170,7 +169,7 @@ fn peak(device: &Device) -> f64 {
 }
 
 /// Most memory this process has held, in MB, where the system tells.
-pub(super) fn peak_memory() -> Option<f64> {
+pub(crate) fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
@@ -201,15 +200,16 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
 
 fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
     let args = bench.args;
-    let pipeline = ClassPipeline::new(open(path, args, bench.device)?, bench.device);
-    let mut settings = pipeline.config().defaults.settings(0);
-    settings.steps = args.steps.unwrap_or(settings.steps);
-    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
-    settings.batch = args.batch;
-    let classes = vec![0; args.batch];
+    let pipeline = ClassPipeline::new(open(path, args, bench.device)?, bench.device)?;
+    let request = Request {
+        steps: args.steps,
+        guidance: Guidance { scale: args.cfg_scale, ..Guidance::default() },
+        batch: Some(args.batch),
+        ..Request::new(vec![0; args.batch])
+    };
     bench.report("generate", None, || {
         // Random weights make no picture worth checking.
-        Ok(pipeline.sketch(&classes, &settings, &mut |_| ControlFlow::Continue(()))?)
+        Ok(pipeline.sketch(&request, &mut |_| ControlFlow::Continue(()))?)
     })
 }
 

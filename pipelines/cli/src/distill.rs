@@ -3,24 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
-use pyrograph::pipeline::ClassPipeline;
+use pyrograph::engine::diffusion::{Sampler, parse_sampler};
+use pyrograph::engine::metrics::Estimate;
+use pyrograph::engine::nets::Points;
 use pyrograph::train::{Run, Source, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
-use pyrograph_engine::diffusion::{Sampler, parse_sampler};
-use pyrograph_engine::metrics::Estimate;
-use pyrograph_engine::nets::Points;
+use pyrograph::{ClassPipeline, Error, OpenOptions, model};
 
-use super::train::{RunArgs, follow};
-use super::{Common, find_model, interrupted};
+use crate::common::{Common, interrupted};
+use crate::train::{RunArgs, follow};
 
 /// Steps of the teacher, as in the paper.
 const TEACHER_STEPS: usize = 25;
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(super) struct Distill {
+pub(crate) struct Distill {
     #[command(subcommand)]
     part: Option<Part>,
     /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
@@ -116,7 +117,7 @@ struct Recording {
     #[arg(long)]
     sampler: Option<String>,
     #[command(flatten)]
-    patches: super::patches::Patches,
+    patches: crate::patches::Patches,
     /// Seed of the noise of the first trajectory; that of trajectory i is higher by i
     #[arg(long, default_value_t = 0)]
     first_seed: u64,
@@ -172,27 +173,27 @@ impl StudentArgs {
     }
 }
 
-pub(super) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Record(Record { model, output, recording, worker })) => {
-            record(&find_model(model)?, output, (recording, None), *worker, common)
+            record(&model::find(model)?, output, recording, None, *worker, common)
         }
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
-            let config = settle(&find_model(model)?, student, run)?;
-            train(trajectories, output, (config, run.resume), common)
+            let config = settle(&model::find(model)?, student, run)?;
+            train(trajectories, output, config, run.resume, common)
         }
         Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
-            compare(&find_model(model)?, trajectories, *batch_size, common)
+            compare(&model::find(model)?, trajectories, *batch_size, common)
         }
         None => {
             let (Some(model), Some(output)) = (&args.model, &args.output) else {
                 unreachable!("both are required without a subcommand");
             };
-            let (model, trajectories) = (find_model(model)?, output.join("trajectories"));
+            let (model, trajectories) = (model::find(model)?, output.join("trajectories"));
             let config = settle(&model, &args.student, &args.run)?;
             let student = config.student.as_ref().map(|student| student.steps);
-            record(&model, &trajectories, (&args.recording, student), [0, 1], common)?;
-            train(&trajectories, output, (config, args.run.resume), common)
+            record(&model, &trajectories, &args.recording, student, [0, 1], common)?;
+            train(&trajectories, output, config, args.run.resume, common)
         }
     }
 }
@@ -207,45 +208,18 @@ fn settle(teacher: &Path, student: &StudentArgs, run: &RunArgs) -> anyhow::Resul
 fn record(
     model: &Path,
     folder: &Path,
-    (args, student): (&Recording, Option<usize>),
+    args: &Recording,
+    student: Option<usize>,
     worker: [usize; 2],
     common: &Common,
 ) -> anyhow::Result<()> {
-    let device = common.open()?.device;
-    let recognised = pyrograph::model::recognise(model)?;
-    let teacher = recognised.net.checkpoint.fingerprint();
-    let mut warn = |text: String| common.say(&format!("warning: {text}"));
-    let model = recognised.load(pyrograph_weights::FloatDtype::F32, &device, &mut warn)?;
-    let pipeline = ClassPipeline::new(model, &device);
-
-    let net = &pipeline.config().net.dit;
-    let steps = args.teacher_steps;
-    let mut settings = pipeline.config().defaults.settings(args.first_seed);
-    if let Some(name) = &args.sampler {
-        (settings.sampler, settings.spacing) = parse_sampler(name)?;
-    } else if !settings.sampler.is_deterministic() {
-        (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);
-    }
-    settings.steps = steps;
-    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
-    settings.batch = args.batch_size.max(1);
-    settings.patches = args.patches.plan(net, net.size, steps)?;
-    let [_, channels, height, width] = pipeline.latent_shape(1, None)?;
-    let spec = TrajectorySpec {
-        teacher,
-        settings,
-        after: match args.at.as_slice() {
-            [] => TrajectorySpec::even(args.points, steps),
-            at => at.to_vec(),
-        },
-        points: if args.states { Points::States } else { Points::Estimates },
-        shape: [channels, height, width],
-        classes: pipeline.classes(),
-        count: args.count,
-        shard: args.shard,
-    };
+    let notify = |notice| common.tell(&notice);
+    let mut options = OpenOptions::default();
+    options.hooks.notify = Some(&notify);
+    let pipeline = ClassPipeline::open_on(model, &common.open()?, &options)?;
+    let spec = spec(args, &pipeline)?;
     if let Some(steps) = student {
-        spec.picks(steps).map_err(|reason| pyrograph::Error::Config { reason })?;
+        spec.picks(steps).map_err(|reason| Error::Config { reason })?;
     }
     let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
     let estimate = recorder.estimate()?;
@@ -267,15 +241,46 @@ fn record(
     })?;
     bar.finish_and_clear();
     if flow.is_break() {
-        return Err(pyrograph::Error::Cancelled.into());
+        return Err(Error::Cancelled.into());
     }
     Ok(())
+}
+
+/// What to record of a teacher.
+fn spec(args: &Recording, pipeline: &ClassPipeline) -> anyhow::Result<TrajectorySpec> {
+    let config = pipeline.config();
+    let steps = args.teacher_steps;
+    let mut settings = config.defaults.settings(args.first_seed);
+    if let Some(name) = &args.sampler {
+        (settings.sampler, settings.spacing) = parse_sampler(name)?;
+    } else if !settings.sampler.is_deterministic() {
+        (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);
+    }
+    settings.steps = steps;
+    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
+    settings.batch = args.batch_size.max(1);
+    settings.patches = args.patches.plan(&config.net.dit, config.net.dit.size, steps)?;
+    let [_, channels, height, width] = pipeline.latent_shape(1, None)?;
+    Ok(TrajectorySpec {
+        teacher: pipeline.origin().weights.clone(),
+        settings,
+        after: match args.at.as_slice() {
+            [] => TrajectorySpec::even(args.points, steps),
+            at => at.to_vec(),
+        },
+        points: if args.states { Points::States } else { Points::Estimates },
+        shape: [channels, height, width],
+        classes: pipeline.classes(),
+        count: args.count,
+        shard: args.shard,
+    })
 }
 
 fn train(
     trajectories: &Path,
     output: &Path,
-    (config, resume): (TrainConfig, bool),
+    config: TrainConfig,
+    resume: bool,
     common: &Common,
 ) -> anyhow::Result<()> {
     let device = common.open()?.device;
@@ -287,7 +292,7 @@ fn train(
 fn compare(model: &Path, trajectories: &Path, batch: usize, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let set = Trajectories::open(trajectories)?;
-    let student = pyrograph::model::open(model, &device)?.net;
+    let student = model::open(model, &device)?.net;
     let bar = common.progress_bar(set.spec().count as u64, "{bar:30} {pos}/{len} trajectories");
     let deviation = set.deviation(&student, batch, &device, &mut |done| {
         bar.set_position(done as u64);
@@ -308,10 +313,10 @@ fn compare(model: &Path, trajectories: &Path, batch: usize, common: &Common) -> 
 }
 
 /// The part of one of several workers, such as `0/4`.
-fn parse_worker(text: &str) -> Result<[usize; 2], String> {
+fn parse_worker(text: &str) -> anyhow::Result<[usize; 2]> {
     let numbers = text.split_once('/').map(|(i, n)| (i.trim().parse(), n.trim().parse()));
     match numbers {
         Some((Ok(i), Ok(n))) if i < n => Ok([i, n]),
-        _ => Err(format!("`{text}`, expected I/N with I from 0 and below N")),
+        _ => bail!("`{text}`, expected I/N with I from 0 and below N"),
     }
 }

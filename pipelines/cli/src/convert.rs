@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph_weights::FloatDtype;
+use pyrograph::model;
+use pyrograph::weights::FloatDtype;
 
-use super::{Common, find_model};
+use crate::common::Common;
 
 #[derive(Args)]
-pub(super) struct Convert {
+pub(crate) struct Convert {
     /// Bundle, diffusers folder or checkpoint file
     input: PathBuf,
     /// Folder of the new bundle
@@ -32,16 +33,15 @@ pub(super) struct Convert {
     overwrite: bool,
 }
 
-pub(super) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
-    let input = find_model(&args.input)?;
-    let mut recognised = pyrograph::model::recognise(&input)?;
+pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
+    let input = model::find(&args.input)?;
+    let mut recognised = model::recognise(&input)?;
     if let Some(vae) = &args.vae {
         recognised = recognised.with_vae(vae)?;
     }
     common.say(&format!("{}: {}", input.display(), recognised.kind));
-    let mut warn = |text: String| common.say(&format!("warning: {text}"));
     // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
-    let model = recognised.load(args.dtype, &Device::flex(), &mut warn)?;
+    let model = recognised.load(args.dtype, &Device::flex(), &mut |notice| common.tell(&notice))?;
     let mut manifest = model.manifest()?;
     manifest.licence.clone_from(&args.licence);
     manifest.source.clone_from(&args.source);

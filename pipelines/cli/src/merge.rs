@@ -6,12 +6,13 @@ use anyhow::bail;
 use burn::tensor::Device;
 use clap::Args;
 use pyrograph::merge::merge;
-use pyrograph_weights::FloatDtype;
+use pyrograph::model;
+use pyrograph::weights::FloatDtype;
 
-use super::{Common, find_model};
+use crate::common::Common;
 
 #[derive(Args)]
-pub(super) struct Merge {
+pub(crate) struct Merge {
     /// Models of one shape, from the same start: bundles, or names of shipped models
     #[arg(num_args = 2.., required = true)]
     models: Vec<PathBuf>,
@@ -29,14 +30,14 @@ pub(super) struct Merge {
     overwrite: bool,
 }
 
-pub(super) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
     let shares = match args.shares.as_slice() {
         [] => vec![1.0; args.models.len()],
         shares if shares.len() == args.models.len() => shares.to_vec(),
         shares => bail!("{} shares of {} models", shares.len(), args.models.len()),
     };
     let models = args.models.iter().zip(shares);
-    let models = models.map(|(model, share)| Ok((find_model(model)?, share)));
+    let models = models.map(|(model, share)| Ok((model::find(model)?, share)));
     let model = merge(&models.collect::<anyhow::Result<Vec<_>>>()?, &Device::flex())?;
     model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyrograph_weights::{Bundle, Checkpoint};
+use pyrograph::model;
+use pyrograph::weights::{Bundle, Checkpoint};
 
-use super::{Common, find_model};
+use crate::common::Common;
 
 #[derive(Args)]
-pub(super) struct Inspect {
+pub(crate) struct Inspect {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     path: PathBuf,
     /// List every tensor
@@ -16,9 +17,9 @@ pub(super) struct Inspect {
     tensors: bool,
 }
 
-pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
-    let path = find_model(&args.path)?;
-    match pyrograph::model::recognise(&path) {
+pub(crate) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
+    let path = model::find(&args.path)?;
+    match model::recognise(&path) {
         Ok(model) => {
             let config = &model.config;
             let (net, parameters) = (&config.net.dit, config.net.parameters());
@@ -56,7 +57,7 @@ pub(super) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
         Err(error) if path.is_file() => {
             let checkpoint = Checkpoint::open(&path)?;
             common.say(&format!("not a complete model: {error:#}"));
-            if let Some(kind) = pyrograph_weights::recognise(&checkpoint) {
+            if let Some(kind) = pyrograph::weights::recognise(&checkpoint) {
                 println!("recognised as {kind:?}");
             }
             list("weights", &checkpoint, args.tensors);

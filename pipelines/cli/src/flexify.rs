@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph_engine::nets::{Flexible, Net, Sharing, flexify};
-use pyrograph_weights::FloatDtype;
+use pyrograph::engine::nets::{Flexible, Net, Sharing, flexify};
+use pyrograph::model;
+use pyrograph::weights::FloatDtype;
 
-use super::{Common, find_model};
+use crate::common::Common;
 
 #[derive(Args)]
-pub(super) struct Flexify {
+pub(crate) struct Flexify {
     /// Bundle, diffusers folder or checkpoint file
     input: PathBuf,
     /// Folder of the new bundle
@@ -44,14 +45,14 @@ pub(super) struct Flexify {
 /// Largest underlying patch size chosen by default, in native patches.
 const LARGEST_UNDERLYING: usize = 4;
 
-pub(super) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
-    let input = find_model(&args.input)?;
-    let mut recognised = pyrograph::model::recognise(&input)?;
+pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
+    let input = model::find(&args.input)?;
+    let mut recognised = model::recognise(&input)?;
     if let Some(vae) = &args.vae {
         recognised = recognised.with_vae(vae)?;
     }
-    let mut warn = |text: String| common.say(&format!("warning: {text}"));
-    let mut model = recognised.load(FloatDtype::F32, &Device::flex(), &mut warn)?;
+    let notify = &mut |notice| common.tell(&notice);
+    let mut model = recognised.load(FloatDtype::F32, &Device::flex(), notify)?;
     let native = model.config.net.dit.patch;
     let mut patches = args.patches.clone();
     if patches.is_empty() {

@@ -1,10 +1,13 @@
 //! `pyrograph devices`.
 
-use pyrograph_engine::device::adapters;
+use std::process::Command;
 
-use super::Common;
+use pyrograph::DeviceChoice;
+use pyrograph::device::{self, Adapter, adapters};
 
-pub(super) fn run(common: &Common) -> anyhow::Result<()> {
+use crate::common::Common;
+
+pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
     let adapters = adapters();
     if common.json {
         for a in &adapters {
@@ -35,5 +38,24 @@ pub(super) fn run(common: &Common) -> anyhow::Result<()> {
     if adapters.is_empty() {
         println!("no GPU adapter: no Vulkan, Metal or DirectX 12 driver answers");
     }
+    Ok(())
+}
+
+/// Has another process check a GPU; `None` if it does not answer. Kernel fusion can be switched off only before a process
+/// uses the GPU, and a driver that crashes takes that process alone.
+pub(crate) fn probe(adapter: &Adapter, fusion: bool) -> Option<f64> {
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["devices", "--check", "--device", &format!("gpu:{}", adapter.index)]);
+    if !fusion {
+        command.arg("--no-fusion");
+    }
+    let output = command.output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}
+
+/// The other side of [`probe`]: prints the difference.
+pub(crate) fn check(common: &Common, fusion: bool) -> anyhow::Result<()> {
+    let choice: DeviceChoice = common.device.parse()?;
+    println!("{:e}", device::check(choice, fusion)?);
     Ok(())
 }

@@ -1,19 +1,12 @@
-//! The `pyrograph` command.
+//! The system's allocator.
 
-mod cli;
-
-fn main() -> std::process::ExitCode {
-    // `pyrograph inspect | head` ends in silence.
-    sigpipe::reset();
-    keep_memory();
-    cli::main()
-}
+use pyrograph::WeightType;
 
 /// Has the system's allocator keep memory that is freed instead of giving it back: a network on the CPU
 /// asks for the same blocks again and again, and getting them anew costs up to a fifth of its time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
-fn keep_memory() {
+pub(crate) fn keep() {
     /// Blocks up to this size, in bytes, are kept.
     const BLOCK: i32 = 64 << 20;
     /// At most this much is.
@@ -25,16 +18,18 @@ fn keep_memory() {
     }
 }
 
-/// Gives what is freed by now back to the system after all.
+/// Gives what is freed by now back to the system after all, where a model was loaded in more than it keeps.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
-fn give_memory_back() {
-    // SAFETY: may be called at any time.
-    unsafe { libc::malloc_trim(0) };
+pub(crate) fn give_back(dtype: WeightType) {
+    if dtype == WeightType::Int8 {
+        // SAFETY: may be called at any time.
+        unsafe { libc::malloc_trim(0) };
+    }
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_memory() {}
+pub(crate) fn keep() {}
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn give_memory_back() {}
+pub(crate) fn give_back(_: WeightType) {}

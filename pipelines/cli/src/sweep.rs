@@ -5,17 +5,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::compare;
 use pyrograph::image::{check_folder_of, check_output_path, write_image, write_whole};
 use pyrograph::patches::PatchPlan;
-use pyrograph::pipeline::ClassPipeline;
 use pyrograph::plot::{Series, scatter};
-use pyrograph::settings::Settings;
-use pyrograph_engine::diffusion::parse_sampler;
+use pyrograph::{ClassPipeline, Guidance, Request};
 
-use super::Common;
-use super::eval::{Judged, Judging, make};
-use super::patches::parse_share;
+use crate::common::Common;
+use crate::eval::{Judged, Judging, make};
+use crate::patches::parse_share;
 
 /// First line of the table.
 const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images,dtype,compute,gmacs,seconds,\
@@ -25,7 +24,7 @@ const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images
 const HASH: usize = 10;
 
 #[derive(Args)]
-pub(super) struct Sweep {
+pub(crate) struct Sweep {
     #[command(flatten)]
     judging: Judging,
     /// Model that makes the images
@@ -81,27 +80,27 @@ impl Against {
     }
 }
 
-pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     check_folder_of(&args.output)?;
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
     check_output_path(&plot)?;
-    let device = common.open()?.device;
-    let net = args.judging.open(&device)?;
-    let (pipeline, weights) = args.judged.open(&args.model, &device)?;
-    let points = points(args, &pipeline, &weights[..HASH])?;
+    let opened = common.open()?;
+    let net = args.judging.open(&opened.device)?;
+    let pipeline = args.judged.open(&args.model, &opened)?;
+    let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
 
     let size = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     let (reference, real) = args.judging.reference(&net, size, common)?;
     let count = points.len();
-    for (i, (key, settings)) in points.into_iter().enumerate() {
+    for (i, (key, request)) in points.into_iter().enumerate() {
         let start = format!("{key},");
         if table.iter().any(|row| row.starts_with(&start)) {
             common.say(&format!("{} of {count}: {key}: in the table already", i + 1));
             continue;
         }
         let each = |images: &[image::RgbImage]| net.rows(images);
-        let (rows, making) = make(&pipeline, &settings, args.count, &reference, common, each)?;
+        let (rows, making) = make(&pipeline, &request, args.count, &reference, common, each)?;
         let (scores, _) = compare(&real, &rows, args.judging.resamples)?;
         let (fd, kid, sets) = (scores.frechet, scores.kernel, scores.coverage);
         common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
@@ -133,16 +132,13 @@ pub(super) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
 }
 
 /// Every combination, with what names it in the table.
-fn points(
-    args: &Sweep,
-    pipeline: &ClassPipeline,
-    weights: &str,
-) -> anyhow::Result<Vec<(String, Settings)>> {
-    let defaults = pipeline.config().defaults.settings(args.seed);
+fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String, Request<usize>)>> {
+    let (net, defaults) = (&pipeline.config().net.dit, &pipeline.config().defaults);
+    let weights = &pipeline.origin().weights[..HASH];
     let or =
         |given: &[usize], own: usize| if given.is_empty() { vec![own] } else { given.to_vec() };
     let scales = match args.cfg_scale.as_slice() {
-        [] => vec![defaults.guidance.scale],
+        [] => vec![defaults.cfg_scale],
         given => given.to_vec(),
     };
     let samplers: Vec<Option<&String>> = match args.sampler.as_slice() {
@@ -154,14 +150,18 @@ fn points(
         for &steps in &or(&args.steps, defaults.steps) {
             for &scale in &scales {
                 for schedule in &args.schedules {
-                    let mut settings =
-                        Settings { steps, batch: args.judged.batch(), ..defaults.clone() };
-                    settings.guidance.scale = scale;
+                    let mut request = Request {
+                        seed: args.seed,
+                        steps: Some(steps),
+                        guidance: Guidance { scale: Some(scale), ..Guidance::default() },
+                        batch: Some(args.judged.batch()),
+                        ..Request::default()
+                    };
                     if let Some(name) = sampler {
-                        (settings.sampler, settings.spacing) = parse_sampler(name)?;
+                        let (sampler, spacing) = parse_sampler(name)?;
+                        (request.sampler, request.spacing) = (Some(sampler), spacing);
                     }
-                    let net = &pipeline.config().net.dit;
-                    settings.patches = match parse_share(schedule) {
+                    request.patches = match parse_share(schedule) {
                         // What a student has, too.
                         Ok(1.0) => None,
                         Ok(share) => Some(PatchPlan::for_compute(net, net.size, share, steps)?),
@@ -172,13 +172,13 @@ fn points(
                         weights.to_owned(),
                         schedule.replace(',', " "),
                         steps.to_string(),
-                        settings.sampler.to_string(),
+                        request.settings(defaults).sampler.to_string(),
                         scale.to_string(),
                         args.seed.to_string(),
                         args.count.to_string(),
                         args.judged.dtype().to_string(),
                     ];
-                    points.push((key.join(","), settings));
+                    points.push((key.join(","), request));
                 }
             }
         }
@@ -246,7 +246,9 @@ fn series(table: &[String], native: usize, column: &str) -> anyhow::Result<Vec<S
             plan.map_or_else(|_| Default::default(), |plan| (plan.main, plan.guide));
         let names = match sizes.as_slice() {
             _ if sizes != guide => vec![of_steps("first and in guidance")?],
-            _ if parse_share(&schedule) == Ok(1.0) => vec![fewer()?, of_steps("first")?],
+            _ if parse_share(&schedule).is_ok_and(|share| share == 1.0) => {
+                vec![fewer()?, of_steps("first")?]
+            }
             [(patch, _), .., (last, _)] if patch < last => vec![of_steps("last")?],
             [(patch, _)] if *patch == native => vec![fewer()?],
             _ => vec![of_steps("first")?],

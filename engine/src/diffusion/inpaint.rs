@@ -1,0 +1,29 @@
+//! Keeping a part of a picture.
+
+use burn::tensor::Tensor;
+
+use super::{Denoised, Denoiser, Level};
+
+/// A denoiser of which a picture is known in part: there, its answer is the picture.
+///
+/// From `x = α x_0 + σ z` with the picture as `x_0`, every deterministic solver then stays on the known part at
+/// `α' x_0 + σ' z`, the picture with its own noise, and ends on the picture; every other solver does so with the noise
+/// that it draws. This is what replacing that part after each step amounts to, also for solvers that remember earlier
+/// steps.
+#[derive(Debug)]
+pub struct Inpaint<D> {
+    /// The network.
+    pub inner: D,
+    /// `[1, channels, height, width]`
+    pub picture: Tensor<4>,
+    /// 1 where the network's answer counts, 0 where the picture does, `[1, 1, height, width]`.
+    pub mask: Tensor<4>,
+}
+
+impl<D: Denoiser> Denoiser for Inpaint<D> {
+    fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
+        let Denoised { clean, variance } = self.inner.denoise(x_t, level, step);
+        let known = self.picture.clone() * (1.0 - self.mask.clone());
+        Denoised { clean: clean * self.mask.clone() + known, variance }
+    }
+}

@@ -1,0 +1,161 @@
+//! What was typed after `pyrograph generate class`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use pyrograph::WeightType;
+
+#[derive(Args)]
+pub(crate) struct Class {
+    /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short)]
+    pub(super) model: Option<PathBuf>,
+    /// The four-step student of the shipped model, instead of the model itself
+    #[arg(long, conflicts_with_all = ["model", "from_metadata"])]
+    pub(super) fast: bool,
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    #[arg(long)]
+    pub(super) vae: Option<PathBuf>,
+    /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora)]
+    pub(super) lora: Vec<Lora>,
+    /// Class ids or names, separated by commas, or `random` [default: every class in turn]
+    #[arg(long, short)]
+    pub(super) class: Option<String>,
+    /// Number of images [default: one per class given]
+    #[arg(long, short = 'n')]
+    pub(super) count: Option<usize>,
+    /// Sampling steps [default: the model's]
+    #[arg(long)]
+    pub(super) steps: Option<usize>,
+    /// Guidance scale, 1 is none [default: the model's]
+    #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
+    pub(super) cfg_scale: Option<f64>,
+    /// Noise levels LO,HI (as σ) between which guidance acts
+    #[arg(long, value_parser = parse_interval)]
+    pub(super) cfg_interval: Option<[f64; 2]>,
+    /// Share of guidance rescaling, 0 to 1
+    #[arg(long)]
+    pub(super) cfg_rescale: Option<f64>,
+    /// Guide only the first N channels; 0 is all
+    #[arg(long)]
+    pub(super) cfg_channels: Option<usize>,
+    /// Weaker model to guide away from, instead of the null class
+    #[arg(long)]
+    pub(super) guide_model: Option<PathBuf>,
+    /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
+    #[arg(long, visible_alias = "sampling-method")]
+    pub(super) sampler: Option<String>,
+    /// Placement of the steps: leading, trailing, linspace, karras, exponential
+    #[arg(long)]
+    pub(super) scheduler: Option<String>,
+    /// Randomness of ddim, 0 to 1
+    #[arg(long, value_name = "ETA")]
+    pub(super) eta: Option<f64>,
+    /// Noise that heun adds over the whole run (S_churn of Karras et al. 2022)
+    #[arg(long, value_name = "AMOUNT")]
+    pub(super) churn: Option<f64>,
+    /// Explicit noise levels, highest first, separated by commas
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["scheduler", "steps"])]
+    pub(super) sigmas: Option<Vec<f64>>,
+    /// Seed of the first image; image i has seed + i; -1 is random
+    #[arg(long, short, default_value = "-1", allow_hyphen_values = true)]
+    pub(super) seed: i128,
+    /// Picture to start from, in place of noise alone
+    #[arg(long, short = 'i', visible_alias = "init-img")]
+    pub(super) init_image: Option<PathBuf>,
+    /// Share of the steps taken from there, above 0 and up to 1 [default: 0.75]
+    #[arg(long, requires = "init_image")]
+    pub(super) strength: Option<f64>,
+    /// Picture that is white where to make something new, and black where to keep the one to start from
+    #[arg(long, requires = "init_image")]
+    pub(super) mask: Option<PathBuf>,
+    /// Width in pixels [default: the model's]
+    #[arg(long, short = 'W')]
+    pub(super) width: Option<usize>,
+    /// Height in pixels [default: the model's]
+    #[arg(long, short = 'H')]
+    pub(super) height: Option<usize>,
+    /// Output file; with `%03d`, `{seed}` or `{class}`, which are filled in, one for each image
+    #[arg(long, short, default_value = "output.png")]
+    pub(super) output: PathBuf,
+    /// One picture with all images, with this many columns [default: square]
+    #[arg(long, num_args = 0..=1, default_missing_value = "0", value_name = "COLUMNS")]
+    pub(super) grid: Option<usize>,
+    /// Write the estimate of the final images here every few steps
+    #[arg(long)]
+    pub(super) preview: Option<PathBuf>,
+    /// Steps between previews
+    #[arg(long, default_value_t = 5)]
+    pub(super) preview_interval: usize,
+    #[command(flatten)]
+    pub(super) patches: crate::patches::Patches,
+    /// Show the result in the terminal
+    #[arg(long)]
+    pub(super) show: bool,
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 [default: f32]
+    #[arg(long)]
+    pub(super) dtype: Option<WeightType>,
+    /// Images per network call
+    #[arg(long)]
+    pub(super) batch_size: Option<usize>,
+    /// Latent cells per tile when decoding
+    #[arg(long)]
+    pub(super) vae_tile: Option<usize>,
+    /// Safetensors file whose tensor `noise`, [images, channels, height, width], replaces the seed's
+    #[arg(long)]
+    pub(super) noise: Option<PathBuf>,
+    /// Write `latents` and `trajectory` to this safetensors file
+    #[arg(long)]
+    pub(super) save_latents: Option<PathBuf>,
+    /// Repeat the settings stored in a PNG
+    #[arg(long, conflicts_with_all = ["class", "count"])]
+    pub(super) from_metadata: Option<PathBuf>,
+    /// Store no settings in the image
+    #[arg(long)]
+    pub(super) no_metadata: bool,
+}
+
+/// A LoRA to put on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Lora {
+    pub(super) file: PathBuf,
+    pub(super) weight: f64,
+}
+
+fn parse_lora(text: &str) -> anyhow::Result<Lora> {
+    // A colon can also be part of a path.
+    let weighted = text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
+    let (file, weight) = weighted.unwrap_or((text, 1.0));
+    anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
+    Ok(Lora { file: file.into(), weight })
+}
+
+fn parse_interval(text: &str) -> anyhow::Result<[f64; 2]> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let pair = numbers.and_then(|numbers| <[f64; 2]>::try_from(numbers).ok());
+    pair.filter(|[low, high]| low <= high)
+        .with_context(|| format!("`{text}`, expected LO,HI with LO up to HI"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weight_of_a_lora_is_a_number_after_the_last_colon() {
+        let cases = [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.5", "a.safetensors", 0.5),
+            ("a.safetensors:-1", "a.safetensors", -1.0),
+            (r"C:\loras\a", r"C:\loras\a", 1.0),
+            (r"C:\loras\a:2", r"C:\loras\a", 2.0),
+        ];
+        for (text, file, weight) in cases {
+            let expected = Lora { file: file.into(), weight };
+            assert_eq!(parse_lora(text).expect("a LoRA"), expected, "{text}");
+        }
+        assert!(parse_lora(":1").is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! What to type instead, where the library names a mistake that an option mends.
+
+use pyrograph::Error;
+use pyrograph::engine::Error as EngineError;
+
+/// The option or command that helps with an error.
+pub(crate) fn hint(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::UnsupportedDtype { .. } => "use --dtype f32",
+        Error::NoAutoencoder { .. } => "name one with --vae",
+        Error::OnePatchSize { .. } => "see `pyrograph flexify`",
+        Error::NoTrajectories { .. } => "record with `pyrograph distill record`",
+        Error::RunExists { .. } => "continue it with --resume, or choose another --output",
+        Error::Gpu { .. } | Error::Engine(EngineError::SoftwareWithSpirv { .. }) => {
+            "use --device cpu"
+        }
+        Error::Engine(EngineError::NoSuchAdapter { .. }) => "see `pyrograph devices`",
+        _ => return None,
+    })
+}

@@ -1,0 +1,273 @@
+//! From a request to what a run needs: everything is checked here, before the work.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use image::buffer::ConvertBuffer;
+use pyrograph_engine::diffusion::Grid;
+use pyrograph_engine::nets::StudentConfig;
+use pyrograph_weights::Checkpoint;
+
+use super::{Decoder, Pipeline};
+use crate::error::{Error, Result};
+use crate::image::{decode, picture_tensor};
+use crate::patches::{PatchPlan, Phase};
+use crate::request::{Noise, Picture, Request, StartPicture};
+use crate::settings::Settings;
+use crate::task::Task;
+
+/// Longest side of a picture, in pixels.
+const SIDE_LIMIT: usize = 16_384;
+/// Share of the steps taken from a picture, where nothing is said.
+const STRENGTH: f64 = 0.75;
+
+/// A request that was found possible, with its files read.
+pub(super) struct Job<'a, P> {
+    pub(super) prompts: &'a [P],
+    pub(super) settings: Settings,
+    /// Steps from one preview to the next.
+    pub(super) previews: Option<usize>,
+    /// Of the latents, `[images, channels, height, width]`.
+    pub(super) shape: [usize; 4],
+    pub(super) plan: Plan,
+    /// `[1, channels, height, width]`
+    pub(super) picture: Option<Tensor<4>>,
+    /// 1 for what is new, `[1, 1, height, width]`.
+    pub(super) mask: Option<Tensor<4>>,
+    /// `[images, channels, height, width]`
+    pub(super) noise: Option<Tensor<4>>,
+    pub(super) decoder: Decoder<'a>,
+}
+
+/// The steps of a run.
+pub(super) struct Plan {
+    /// Levels of the steps that are taken.
+    pub(super) grid: Grid,
+    /// Patch sizes of these steps.
+    pub(super) phases: Vec<Phase>,
+}
+
+impl<T: Task> Pipeline<T> {
+    /// Shape of the latents of `count` images, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// If the size asked for is not a multiple of what the model needs, or too large.
+    pub fn latent_shape(&self, count: usize, size: Option<[usize; 2]>) -> Result<[usize; 4]> {
+        let net = self.trunk();
+        let [height, width] = match size {
+            None => net.size,
+            Some(size) => {
+                let step = self.factor() * net.patch;
+                let possible =
+                    |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
+                if !size.iter().all(|side| possible(*side)) {
+                    return Err(Error::Size { size, step, limit: SIDE_LIMIT });
+                }
+                size.map(|side| side / self.factor())
+            }
+        };
+        Ok([count, net.channels, height, width])
+    }
+
+    /// Steps that a request takes of those it names: all, but from a picture.
+    ///
+    /// # Errors
+    /// See [`Pipeline::resolve`].
+    pub fn taken(&self, request: &Request<T::Prompt>) -> Result<usize> {
+        Ok(self.check(request)?.1.grid.steps.len())
+    }
+
+    /// Complete settings of a request, with the model's own where it says nothing.
+    ///
+    /// Everything that can be known before the work is checked here, short of reading the files that the request
+    /// names; a run checks those before it starts, too.
+    ///
+    /// # Errors
+    /// Prompts that the model does not know, and settings that it cannot follow.
+    pub fn resolve(&self, request: &Request<T::Prompt>) -> Result<Settings> {
+        Ok(self.check(request)?.0)
+    }
+
+    pub(super) fn check(&self, request: &Request<T::Prompt>) -> Result<(Settings, Plan)> {
+        let settings = request.settings(&self.config.defaults);
+        if request.prompts.is_empty() {
+            return Err(Error::NoPrompts);
+        }
+        self.task.check(&request.prompts)?;
+        settings.guidance.check()?;
+        if let Some(student) = self.student() {
+            self.check_student(student, request, &settings)?;
+        }
+        self.check_picture(request)?;
+        let plan = self.plan(request, &settings)?;
+        Ok((settings, plan))
+    }
+
+    /// A student has its steps, and guidance inside them.
+    fn check_student(
+        &self,
+        student: &StudentConfig,
+        request: &Request<T::Prompt>,
+        settings: &Settings,
+    ) -> Result<()> {
+        let fault = |what: &str, found: String, expected: String| {
+            Err(Error::Student { reason: format!("{what} is {found}, the student has {expected}") })
+        };
+        let own = &self.config.defaults;
+        if settings.steps != student.steps() {
+            return fault("steps", settings.steps.to_string(), student.steps().to_string());
+        }
+        if settings.sampler != own.sampler || settings.spacing != own.spacing {
+            return fault("sampler", settings.sampler.to_string(), own.sampler.to_string());
+        }
+        if settings.guidance.scale != 1.0 || self.guide.is_some() {
+            let scale = settings.guidance.scale.to_string();
+            return fault("guidance scale", scale, "its teacher's within".into());
+        }
+        if settings.patches.is_some() {
+            let own = format!("its own, {:?}", student.patches);
+            return fault("a schedule of patch sizes", "given".into(), own);
+        }
+        match request.mask {
+            // It goes by its own predictions, not by the state that a mask acts on.
+            Some(_) => fault("a mask", "given".into(), "none".into()),
+            None => Ok(()),
+        }
+    }
+
+    fn check_picture(&self, request: &Request<T::Prompt>) -> Result<()> {
+        let fault = |reason: String| Err(Error::Picture { reason });
+        let Some(StartPicture { strength, .. }) = &request.picture else {
+            return match request.mask {
+                Some(_) => fault("there is none, but a mask of what to keep of it".into()),
+                None => Ok(()),
+            };
+        };
+        match (self.student(), strength) {
+            (Some(student), _) if student.steps() == 1 => {
+                fault("a student of one step has none after a picture".into())
+            }
+            (Some(_), Some(strength)) => {
+                fault(format!("strength is {strength}, a student has none"))
+            }
+            (None, Some(strength)) if !(*strength > 0.0 && *strength <= 1.0) => {
+                fault(format!("strength is {strength}, expected above 0 and up to 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The levels and the patch sizes of all steps.
+    fn plan(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<Plan> {
+        let net = self.trunk();
+        let [_, _, height, width] = self.latent_shape(1, settings.size)?;
+        let full = settings.grid(&self.config.process)?;
+        let steps = full.steps.len();
+        if self.student().is_some() {
+            return Ok(Plan { grid: full, phases: Vec::new() });
+        }
+        let native = || PatchPlan::constant(net.patch, steps);
+        let sizes = settings.patches.clone().unwrap_or_else(native);
+        let mut phases = sizes.phases(net, [height, width], steps)?;
+        let Some(StartPicture { strength, .. }) = &request.picture else {
+            return Ok(Plan { grid: full, phases });
+        };
+        let share = strength.unwrap_or(STRENGTH);
+        let taken = ((steps as f64 * share).round() as usize).max(1);
+        let spared = steps - taken;
+        phases.retain(|phase| phase.end > spared);
+        phases.iter_mut().for_each(|phase| phase.end -= spared);
+        let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0 };
+        Ok(Plan { grid, phases })
+    }
+
+    /// Checks a request and reads its files.
+    pub(super) fn prepare<'a>(
+        &'a self,
+        request: &'a Request<T::Prompt>,
+    ) -> Result<Job<'a, T::Prompt>> {
+        let (settings, plan) = self.check(request)?;
+        let shape = self.latent_shape(request.prompts.len(), settings.size)?;
+        let [_, channels, height, width] = shape;
+        let encode = |pixels: Tensor<4>| match &self.vae {
+            Some(vae) => vae.scale(vae.encode(pixels).mean),
+            None => pixels,
+        };
+        let cells = |pixels: Tensor<4>| cells(pixels, [height, width]);
+        let picture = request.picture.as_ref().map(|start| {
+            let latent = self.read(&start.picture, [height, width], encode)?;
+            expect("the picture", latent, [1, channels, height, width])
+        });
+        let mask = request.mask.as_ref().map(|mask| {
+            let mask = self.read(mask, [height, width], cells)?;
+            expect("the mask", mask, [1, 1, height, width])
+        });
+        let noise = request.noise.as_ref().map(|noise| {
+            let noise = noise.read(&self.device)?;
+            expect("noise", noise, shape)
+        });
+        Ok(Job {
+            prompts: &request.prompts,
+            previews: request.previews,
+            shape,
+            plan,
+            picture: picture.transpose()?,
+            mask: mask.transpose()?,
+            noise: noise.transpose()?,
+            decoder: self.decoder(settings.vae_tile),
+            settings,
+        })
+    }
+
+    /// A picture for latents of `size`; `convert` takes pixels in [-1, 1], `[1, 3, height · f, width · f]`.
+    fn read(
+        &self,
+        picture: &Picture,
+        size: [usize; 2],
+        convert: impl FnOnce(Tensor<4>) -> Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let size = size.map(|side| side * self.factor());
+        Ok(match picture {
+            Picture::File(path) => convert(picture_tensor(&decode(path)?, size, &self.device)),
+            Picture::Pixels(pixels) => {
+                convert(picture_tensor(&pixels.convert(), size, &self.device))
+            }
+            Picture::Latent(latent) => latent.clone().to_device(&self.device),
+        })
+    }
+}
+
+/// How much of each latent cell is white: the mean of its pixels.
+///
+/// # Shapes
+/// `pixels`: `[1, 3, height · f, width · f]` in [-1, 1]; result: `[1, 1, height, width]` in [0, 1]
+fn cells(pixels: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    let factor = pixels.dims()[2] / height;
+    let light = pixels.mean_dim(1) * 0.5 + 0.5; // [1, 1, height · f, width · f]
+    let cells: Tensor<6> = light.reshape([1, 1, height, factor, width, factor]);
+    cells.mean_dims(&[3, 5]).reshape([1, 1, height, width])
+}
+
+fn expect(what: &'static str, tensor: Tensor<4>, expected: [usize; 4]) -> Result<Tensor<4>> {
+    match tensor.dims() {
+        found if found == expected => Ok(tensor),
+        found => Err(Error::Shape { what, expected, found }),
+    }
+}
+
+impl Noise {
+    /// The values, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, without a tensor `noise`, or with one of other dimensions.
+    pub fn read(&self, device: &Device) -> Result<Tensor<4>> {
+        let path = match self {
+            Self::File(path) => path,
+            Self::Values(values) => return Ok(values.clone().to_device(device)),
+        };
+        let (values, shape) = Checkpoint::open(path)?.read_f32("noise")?;
+        let shape: [usize; 4] = shape
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::NoiseFile { path: path.clone(), found: shape.clone() })?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+    }
+}

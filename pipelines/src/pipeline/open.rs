@@ -1,0 +1,103 @@
+//! Opening a pipeline: a model by its name or path, on a device.
+
+use std::path::{Path, PathBuf};
+
+use pyrograph_engine::device::{DeviceChoice, Opened};
+
+use super::Pipeline;
+use crate::device::{self, Hooks};
+use crate::error::Result;
+use crate::model::{self, Recognised, WeightType};
+use crate::task::Task;
+use crate::threads;
+
+/// How to open a model; by default, in f32 on a GPU if there is one.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions<'a> {
+    /// Where it works.
+    pub device: DeviceChoice,
+    /// How the network's weights are held.
+    pub dtype: WeightType,
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one.
+    pub vae: Option<PathBuf>,
+    /// Weaker model to guide away from, by name or path.
+    pub guide: Option<PathBuf>,
+    /// CPU threads of the process; without, one per core. See [`threads`].
+    pub threads: Option<usize>,
+    /// How the application takes part.
+    pub hooks: Hooks<'a>,
+}
+
+/// Where a pipeline comes from, as its pictures keep it.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Name of the file or folder of the model.
+    pub name: String,
+    /// What it is, for people.
+    pub kind: String,
+    /// Fingerprint of the network's weights.
+    pub weights: String,
+    /// How they are held.
+    pub dtype: WeightType,
+    /// Autoencoder that was added.
+    pub vae: Option<PathBuf>,
+    /// Weaker model that guides.
+    pub guide: Option<PathBuf>,
+    /// Name of the device.
+    pub device: String,
+}
+
+impl<T: Task> Pipeline<T> {
+    /// Opens a model: a bundle, a diffusers folder, a checkpoint file, or a shipped model by its name.
+    ///
+    /// # Errors
+    /// See [`device::open`], [`model::find`], [`model::recognise`] and [`Recognised::load`].
+    pub fn open(model: impl AsRef<Path>, options: &OpenOptions<'_>) -> Result<Self> {
+        threads::start(options.threads)?;
+        let opened = device::open(options.device, &options.hooks)?;
+        Self::open_on(model, &opened, options)
+    }
+
+    /// The same on a device that is open already, such as one that [`device::share`] made of the application's own.
+    ///
+    /// # Errors
+    /// As there, but for those of the device.
+    pub fn open_on(
+        model: impl AsRef<Path>,
+        on: &Opened,
+        options: &OpenOptions<'_>,
+    ) -> Result<Self> {
+        threads::start(options.threads)?;
+        let (device, OpenOptions { dtype, vae, guide, hooks, .. }) = (&on.device, options);
+        let load = |recognised: Recognised| {
+            recognised.load(*dtype, device, &mut |notice| hooks.notify(notice))
+        };
+        let path = model::find(model.as_ref())?;
+        let opened = threads::run(|| {
+            let mut recognised = model::recognise(&path)?;
+            if let Some(vae) = vae {
+                recognised = recognised.with_vae(vae)?;
+            }
+            let origin = Origin {
+                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                kind: recognised.kind.clone(),
+                weights: recognised.net.checkpoint.fingerprint(),
+                dtype: *dtype,
+                vae: vae.clone(),
+                guide: guide.clone(),
+                device: on.to_string(),
+            };
+            let mut pipeline = Self { origin, ..Self::new(load(recognised)?, device)? };
+            if let Some(guide) = guide {
+                let guide = model::recognise(&model::find(guide)?)?;
+                pipeline = pipeline.with_guide(load(guide)?)?;
+            }
+            Ok(pipeline)
+        });
+        if opened.is_err() {
+            // Drivers crash when a process ends under a GPU at work.
+            let _ = device.sync();
+        }
+        opened
+    }
+}

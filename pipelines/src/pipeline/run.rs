@@ -1,0 +1,179 @@
+//! The run itself: batches of images, each a solver's way from noise to data.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
+use pyrograph_engine::diffusion::{
+    Apart, Denoiser, Guided, Inpaint, NoiseSource, Pair, Phased, Process, Step, Together,
+};
+use pyrograph_engine::nets::{Dit, Net};
+
+use super::job::{Job, Plan};
+use super::{OnStep, Pipeline, Progress};
+use crate::error::{Error, Result};
+use crate::patches::Phase;
+use crate::settings::GuidanceSettings;
+use crate::task::Task;
+
+/// What a network is called for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    /// The model's own network, with the prompts.
+    Main,
+    /// The same for twice the images: with the prompts, and without.
+    Both,
+    /// The weaker model to guide away from, with the prompts.
+    Guide,
+}
+
+/// Makes a denoiser of a call with a patch size.
+pub(super) type Bind<'a, 'b> = dyn Fn(Call, usize) -> Box<dyn Denoiser + 'a> + 'b;
+
+impl<T: Task> Pipeline<T> {
+    /// Final latents, each batch shown to `done` as soon as it is there.
+    pub(super) fn batches(
+        &self,
+        job: &Job<'_, T::Prompt>,
+        on_step: &mut OnStep<'_>,
+        done: &mut dyn FnMut(&Tensor<4>) -> Result<()>,
+    ) -> Result<Tensor<4>> {
+        let [_, channels, height, width] = job.shape;
+        let batch = job.settings.batch;
+        let mut latents = Vec::new();
+        for (i, prompts) in job.prompts.chunks(batch).enumerate() {
+            let first = i * batch;
+            let seed = job.settings.seed.wrapping_add(first as u64);
+            let mut source = NoiseSource::new(seed, prompts.len());
+            let own = source.draw([channels, height, width], &self.device);
+            let given = job.noise.as_ref();
+            let noise = given.map_or(own, |noise| noise.clone().narrow(0, first, prompts.len()));
+            let mut show = |step: Step<'_>| {
+                let is_due =
+                    job.previews.is_some_and(|every| step.index.is_multiple_of(every.max(1)));
+                on_step(Progress {
+                    first,
+                    step: step.index,
+                    steps: step.total,
+                    x: step.x,
+                    denoised: step.denoised,
+                    decoder: is_due.then_some(job.decoder),
+                })
+            };
+            let x = self.sample(job, prompts, noise, &mut source, &mut show)?;
+            done(&x)?;
+            latents.push(x);
+        }
+        Ok(Tensor::cat(latents, 0))
+    }
+
+    fn sample(
+        &self,
+        job: &Job<'_, T::Prompt>,
+        prompts: &[T::Prompt],
+        noise: Tensor<4>,
+        source: &mut NoiseSource,
+        on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>> {
+        let grid = &job.plan.grid;
+        let mut denoiser = self.denoiser(job, prompts)?;
+        let x = match (&self.net, &job.picture) {
+            (Net::Dit(_), Some(picture)) => {
+                let level = grid.steps[0][0];
+                picture.clone().expand(noise.dims()) * level.alpha + noise * level.sigma
+            }
+            _ => noise,
+        };
+        let sampled = job.settings.sampler.sample(&mut denoiser, x, grid, source, on_step);
+        sampled.map_err(|_| Error::Cancelled)
+    }
+
+    /// The networks bound to some of the prompts.
+    fn denoiser<'a>(
+        &'a self,
+        job: &'a Job<'_, T::Prompt>,
+        prompts: &[T::Prompt],
+    ) -> Result<Box<dyn Denoiser + 'a>> {
+        let told = self.task.encode(prompts)?;
+        if let Net::Student(net) = &self.net {
+            let student = StudentDenoiser::new(net, &self.config.process, told, &job.plan.grid);
+            let [_, channels, height, width] = job.shape;
+            let shape = [prompts.len(), channels, height, width];
+            return Ok(match &job.picture {
+                Some(picture) => Box::new(student.from_image(picture.clone().expand(shape))),
+                None => Box::new(student),
+            });
+        }
+        let null = self.task.null(prompts.len());
+        let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + 'a> {
+            let (net, process) = self.network(call);
+            let told = match call {
+                Call::Main | Call::Guide => told.clone(),
+                Call::Both => told.clone().followed_by(null.clone()),
+            };
+            Box::new(DitDenoiser::new(net, process, told).at(patch))
+        };
+        let inner = self.phased(&job.settings.guidance, &job.plan, &bind);
+        Ok(match (job.picture.clone(), job.mask.clone()) {
+            (Some(picture), Some(mask)) => Box::new(Inpaint { inner, picture, mask }),
+            _ => Box::new(inner),
+        })
+    }
+
+    pub(super) fn network(&self, call: Call) -> (&Dit, &Process) {
+        match (call, self.guide.as_deref()) {
+            (Call::Guide, Some((net, process))) => (net, process),
+            _ => (self.net.trunk(), &self.config.process),
+        }
+    }
+
+    /// The networks with their guidance, at the patch sizes of each step.
+    pub(super) fn phased<'a>(
+        &self,
+        guidance: &GuidanceSettings,
+        plan: &Plan,
+        bind: &Bind<'a, '_>,
+    ) -> Phased<Box<dyn Denoiser + 'a>> {
+        let guided = |phase: &Phase| (self.guided(guidance, *phase, bind), phase.end);
+        Phased { phases: plan.phases.iter().map(guided).collect() }
+    }
+
+    /// The networks with their guidance for some of the steps.
+    fn guided<'a>(
+        &self,
+        guidance: &GuidanceSettings,
+        phase: Phase,
+        bind: &Bind<'a, '_>,
+    ) -> Box<dyn Denoiser + 'a> {
+        let main = bind(Call::Main, phase.main);
+        if guidance.scale == 1.0 {
+            return main;
+        }
+        match &self.guide {
+            Some(guide) => {
+                let other = guide.0.config();
+                let patch =
+                    if other.patches().contains(&phase.guide) { phase.guide } else { other.patch };
+                let guide = bind(Call::Guide, patch);
+                guided(guidance, guidance.scale, Apart { main, guide })
+            }
+            None if phase.main != phase.guide => {
+                let guide = bind(Call::Main, phase.guide);
+                guided(guidance, phase.scale(guidance.scale), Apart { main, guide })
+            }
+            None => {
+                let both = bind(Call::Both, phase.main);
+                guided(guidance, guidance.scale, Together { main, both })
+            }
+        }
+    }
+}
+
+fn guided<'a>(
+    settings: &GuidanceSettings,
+    scale: f64,
+    pair: impl Pair + 'a,
+) -> Box<dyn Denoiser + 'a> {
+    let GuidanceSettings { channels, interval, rescale, .. } = *settings;
+    Box::new(Guided { pair, scale, channels, interval, rescale })
+}

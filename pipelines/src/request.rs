@@ -1,0 +1,258 @@
+//! What to make, and how.
+
+use std::path::PathBuf;
+
+use burn::tensor::Tensor;
+use image::RgbImage;
+use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
+use serde::{Deserialize, Serialize};
+
+use crate::patches::PatchPlan;
+use crate::settings::{Defaults, GuidanceSettings, Settings};
+
+/// What to make, and how: an image per prompt. What is `None` is left to the model.
+///
+/// The same type is behind the command line, the settings inside pictures and an application's own calls:
+///
+/// ```
+/// use pyrograph::Request;
+///
+/// let request: Request<usize> = serde_json::from_str(r#"{ "prompts": [3, 5], "seed": 7, "steps": 30 }"#)?;
+/// let same = Request { seed: 7, steps: Some(30), ..Request::new([3, 5]) };
+/// assert_eq!(serde_json::to_string(&request)?, serde_json::to_string(&same)?);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request<P> {
+    /// One per image; a class id for a class-conditional model.
+    pub prompts: Vec<P>,
+    /// Image `i` uses the noise of seed `seed + i`.
+    pub seed: u64,
+    /// `[height, width]` in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
+    /// Sampling steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Solver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<Sampler>,
+    /// Placement of the steps. With a sampler and no placement, it is the sampler's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<Spacing>,
+    /// Guidance.
+    pub guidance: Guidance,
+    /// Patch sizes over the steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patches: Option<PatchPlan>,
+    /// Picture to start from, in place of noise alone (SDEdit, Meng et al. 2022).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture: Option<StartPicture>,
+    /// Where to make something new, in white, and where to keep the picture, in black.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Picture>,
+    /// Replaces the noise of the seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<Noise>,
+    /// Images per network call; does not change the images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Latent cells per side of a tile when decoding; larger images are tiled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae_tile: Option<usize>,
+    /// Steps from one preview to the next; without, there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previews: Option<usize>,
+}
+
+/// Classifier-free guidance, or autoguidance where the pipeline has a guide model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guidance {
+    /// Extrapolation factor; 1 is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Channels that are guided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<GuidedChannels>,
+    /// See [`GuidanceSettings::interval`]; [`Guidance::EVERYWHERE`] is everywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
+    /// See [`GuidanceSettings::rescale`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescale: Option<f64>,
+}
+
+impl Guidance {
+    /// The interval of all noise levels.
+    pub const EVERYWHERE: [f64; 2] = [0.0, f64::MAX];
+}
+
+/// Picture that a run starts from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StartPicture {
+    /// Cut and resized to the size of the images.
+    #[serde(flatten)]
+    pub picture: Picture,
+    /// Share of the steps that are taken, above 0 and up to 1; without, 0.75. The picture gets the noise of where they
+    /// begin. A student takes the picture for its own first prediction instead, and has no strength.
+    pub strength: Option<f64>,
+}
+
+/// A picture, as a file or in memory; what is in memory is not serialised.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Picture {
+    /// PNG, JPEG or WebP; transparent parts become white.
+    File(PathBuf),
+    /// Pixels.
+    #[serde(skip)]
+    Pixels(RgbImage),
+    /// In the model's own space, such as the latents of an earlier run, `[1, channels, height, width]`; as a mask, with
+    /// one channel from 0 to 1.
+    #[serde(skip)]
+    Latent(Tensor<4>),
+}
+
+/// Noise from N(0, 1), `[images, channels, height, width]`; in memory it is not serialised.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Noise {
+    /// The tensor `noise` of a safetensors file.
+    File(PathBuf),
+    /// Values.
+    #[serde(skip)]
+    Values(Tensor<4>),
+}
+
+/// Images per network call, where nothing is said.
+const BATCH: usize = 8;
+/// Latent cells per side of a tile, where nothing is said.
+const VAE_TILE: usize = 64;
+
+impl<P> Default for Request<P> {
+    fn default() -> Self {
+        Self::new([])
+    }
+}
+
+impl<P> Request<P> {
+    /// An image per prompt, with everything else left to the model, from seed 0.
+    pub fn new(prompts: impl IntoIterator<Item = P>) -> Self {
+        Self {
+            prompts: prompts.into_iter().collect(),
+            seed: 0,
+            size: None,
+            steps: None,
+            sampler: None,
+            spacing: None,
+            guidance: Guidance::default(),
+            patches: None,
+            picture: None,
+            mask: None,
+            noise: None,
+            batch: None,
+            vae_tile: None,
+            previews: None,
+        }
+    }
+
+    /// An image per prompt with complete settings.
+    pub fn with(prompts: impl IntoIterator<Item = P>, settings: &Settings) -> Self {
+        let GuidanceSettings { scale, channels, interval, rescale } = settings.guidance.clone();
+        Self {
+            seed: settings.seed,
+            size: settings.size,
+            steps: Some(settings.steps),
+            sampler: Some(settings.sampler.clone()),
+            spacing: settings.spacing.clone(),
+            guidance: Guidance {
+                scale: Some(scale),
+                channels: Some(channels),
+                interval: interval.or(Some(Guidance::EVERYWHERE)),
+                rescale: Some(rescale),
+            },
+            patches: settings.patches.clone(),
+            batch: Some(settings.batch),
+            vae_tile: Some(settings.vae_tile),
+            ..Self::new(prompts)
+        }
+    }
+
+    /// Complete settings, with `defaults` where the request says nothing.
+    pub fn settings(&self, defaults: &Defaults) -> Settings {
+        let spacing = match (&self.sampler, &self.spacing) {
+            (None, None) => defaults.spacing.clone(),
+            (_, spacing) => spacing.clone(),
+        };
+        let Guidance { scale, channels, interval, rescale } = self.guidance;
+        Settings {
+            seed: self.seed,
+            steps: self.steps.unwrap_or(defaults.steps),
+            sampler: self.sampler.clone().unwrap_or_else(|| defaults.sampler.clone()),
+            spacing,
+            guidance: GuidanceSettings {
+                scale: scale.unwrap_or(defaults.cfg_scale),
+                channels: channels.unwrap_or(defaults.cfg_channels),
+                interval: interval
+                    .or(defaults.cfg_interval)
+                    .filter(|interval| *interval != Guidance::EVERYWHERE),
+                rescale: rescale.unwrap_or(0.0),
+            },
+            size: self.size,
+            batch: self.batch.unwrap_or(BATCH).max(1),
+            vae_tile: self.vae_tile.unwrap_or(VAE_TILE),
+            patches: self.patches.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults {
+            sampler: Sampler::DpmPp2m,
+            spacing: Some(Spacing::Karras { rho: 7.0 }),
+            steps: 20,
+            cfg_scale: 1.6,
+            cfg_channels: GuidedChannels::First(3),
+            cfg_interval: Some([0.1, 2.0]),
+        }
+    }
+
+    #[test]
+    fn what_is_left_open_is_the_models() {
+        let settings = Request::<usize>::new([1]).settings(&defaults());
+        let GuidanceSettings { scale, channels, interval, rescale } = settings.guidance.clone();
+        assert_eq!((settings.steps, scale, rescale), (20, 1.6, 0.0));
+        assert_eq!((channels, interval), (GuidedChannels::First(3), Some([0.1, 2.0])));
+        assert_eq!(settings.spacing, Some(Spacing::Karras { rho: 7.0 }));
+        // Complete settings stay what they are, whatever the model.
+        let other = Defaults { steps: 3, ..Defaults::student(4, Spacing::Linspace) };
+        assert_eq!(Request::with([1], &settings).settings(&other), settings);
+        assert_eq!(Request::with([1], &other.settings(7)).settings(&defaults()), other.settings(7));
+        // A sampler does not take over the placement of another.
+        let heun =
+            Request { sampler: Some(Sampler::Heun { churn: None }), ..Request::<usize>::new([]) };
+        assert_eq!(heun.settings(&defaults()).spacing, None);
+    }
+
+    #[test]
+    fn requests_in_json() {
+        let text = r#"{
+            "prompts": ["a"], "guidance": { "scale": 2 }, "sampler": { "ddim": { "eta": 0.5 } },
+            "picture": { "file": "a.png", "strength": 0.5 }, "mask": { "file": "m.png" }
+        }"#;
+        let request: Request<String> = serde_json::from_str(text).expect("a request");
+        assert_eq!(request.guidance.scale, Some(2.0));
+        assert_eq!(request.sampler, Some(Sampler::Ddim { eta: 0.5 }));
+        let again = serde_json::to_value(&request).expect("JSON");
+        assert_eq!(again["picture"], serde_json::json!({ "file": "a.png", "strength": 0.5 }));
+        for wrong in [r#"{ "step": 3 }"#, r#"{ "guidance": { "cfg": 3 } }"#, r#"{ "mask": {} }"#] {
+            assert!(serde_json::from_str::<Request<String>>(wrong).is_err(), "{wrong}");
+        }
+    }
+}
