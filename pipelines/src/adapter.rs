@@ -10,6 +10,7 @@ use pyrograph_engine::nets::{self, Adaptable, Net};
 use pyrograph_weights::Checkpoint;
 use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, read_lora};
 
+use crate::device::Notice;
 use crate::error::{Error, Result};
 
 /// A LoRA that was read for a network; copies share its matrices.
@@ -36,7 +37,7 @@ impl Adapter {
     ///
     /// The names are those of the original DiT, of diffusers or our own, as PEFT, diffusers, kohya's scripts and
     /// OneTrainer write them. `alpha` replaces what the file says; where neither says anything alpha is the rank,
-    /// and `warn` hears of it.
+    /// and `notify` hears of it.
     ///
     /// # Errors
     /// Files that cannot be read, other kinds of adapters (LoKr, LoHa, DoRA), tensors that the network has no place
@@ -46,7 +47,7 @@ impl Adapter {
         net: &Net,
         alpha: Option<f64>,
         device: &Device,
-        warn: &mut dyn FnMut(String),
+        notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
         let inside = FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
         let checkpoint = Checkpoint::open(inside.as_deref().unwrap_or(path))?;
@@ -56,7 +57,7 @@ impl Adapter {
         let Lora { terms: read, alpha_assumed } =
             read_lora(&checkpoint, &layouts, &net.layer_widths(), alpha)?;
         if alpha_assumed {
-            warn(format!("{}: no alpha is stored, it is taken for the rank", path.display()));
+            notify(Notice::AlphaAssumed { file: path.to_owned() });
         }
         let ranks = read.iter().map(|term| term.down.shape()[1]);
         let ranks = [ranks.clone().min(), ranks.max()].map(Option::unwrap_or_default);

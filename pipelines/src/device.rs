@@ -1,6 +1,7 @@
 //! Opening a device, and finding out whether a GPU can be trusted.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device;
@@ -33,12 +34,17 @@ pub enum Notice {
         /// Name of the first.
         first: String,
     },
+    /// A LoRA says nowhere what its alpha is, so that it is taken for the rank.
+    AlphaAssumed {
+        /// File or folder.
+        file: PathBuf,
+    },
 }
 
 impl Notice {
     /// Whether something is wrong.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. })
+        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. } | Self::AlphaAssumed { .. })
     }
 }
 
@@ -57,6 +63,9 @@ impl fmt::Display for Notice {
             }
             Self::NotFinite { tensors, first } => {
                 write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
+            }
+            Self::AlphaAssumed { file } => {
+                write!(f, "{}: no alpha is stored, it is taken for the rank", file.display())
             }
         }
     }

@@ -6,13 +6,16 @@ use burn::tensor::{Tensor, TensorData};
 use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph::model::{self, Model};
 use pyrograph_engine::nets::{Conditioning, Net};
-use pyrograph_weights::Checkpoint;
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::util::{Case, assert_close, device, relative_difference, tolerance};
+use crate::command::TestCommand;
+use crate::util::{
+    Case, assert_close, assets, device, identical, relative_difference, root, tolerance,
+};
 
 /// See `make_lora.py` there.
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+    root().join("tests/fixtures")
 }
 
 fn model() -> Model {
@@ -21,8 +24,8 @@ fn model() -> Model {
 
 fn adapter(file: &str, net: &Net) -> Adapter {
     let path = fixtures().join("lora").join(file);
-    let warn = &mut |notice| panic!("{notice}");
-    Adapter::open(&path, net, None, &device(), warn).unwrap_or_else(|error| panic!("{error}"))
+    let notify = &mut |notice| panic!("{notice}");
+    Adapter::open(&path, net, None, &device(), notify).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn output(net: &Net) -> Tensor<4> {
@@ -53,7 +56,7 @@ fn a_network_with_a_lora_gives_what_peft_gives() {
         adapters.set_weight(&mut net, id, -0.5).expect("a weight");
         assert_close(file, output(&net), expected("-0.5"), tolerance(1e-5));
         adapters.take_off(&mut net, id).expect("it is on");
-        assert!(output(&net).equal(bare.clone()).all().into_scalar::<bool>(), "{file}");
+        assert!(identical(output(&net), bare.clone()), "{file}");
     }
 }
 
@@ -83,4 +86,65 @@ fn adapters_are_told_apart_by_what_they_were_given() {
     assert!(fault.to_string().contains("is not on"), "{fault}");
     adapters.put_on(&mut net, lora, 0.75).expect("put on");
     assert_close("the same two", output(&net), before, tolerance(1e-5));
+}
+
+/// A LoRA of one layer in every block of the shipped model, of rank 1.
+fn write_lora(path: &Path, of: &str) {
+    let weights = Checkpoint::open(assets().join("emoji-class/dit.safetensors")).expect("weights");
+    let layers = weights.tensors().values().filter_map(|info| {
+        let name = info.name.strip_suffix(".weight").filter(|name| name.ends_with(of))?;
+        Some((name, info.shape[0], info.shape[1]))
+    });
+    let ones =
+        |rows, columns, value: f32| TensorData::new(vec![value; rows * columns], [rows, columns]);
+    let tensors: Vec<(String, TensorData)> = layers
+        .flat_map(|(name, inputs, outputs)| {
+            [
+                (format!("{name}.lora_A.weight"), ones(1, inputs, 0.05)),
+                (format!("{name}.lora_B.weight"), ones(outputs, 1, 0.05)),
+            ]
+        })
+        .collect();
+    assert!(!tensors.is_empty(), "no layer {of}");
+    write_safetensors(path, &tensors, &Default::default()).expect("written");
+}
+
+#[test]
+fn loras_on_the_command_line_are_kept_in_pictures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_lora(&folder.path().join("a.safetensors"), "mlp.down");
+    write_lora(&folder.path().join("b.safetensors"), "attention.out");
+    let picture = |name: &str| image::open(folder.path().join(name)).expect("a picture").to_rgb8();
+    let generate = |name: &str, args: &[&str]| {
+        let options = ["generate", "class", "-o", name, "--dtype", "int8"];
+        TestCommand::new(&folder, options).on_cpu().args(args).reported()
+    };
+    let asked = ["--class", "5", "--seed", "3", "--steps", "4"];
+    let with = |loras: &[&'static str]| [&asked[..], loras].concat();
+    generate("bare.png", &asked);
+    let said =
+        generate("on.png", &with(&["--lora", "a.safetensors", "--lora", "b.safetensors:-0.5"]));
+    assert!(said.contains("warning: a.safetensors: no alpha is stored"), "{said}");
+    assert_ne!(picture("on.png"), picture("bare.png"));
+    generate("zero.png", &with(&["--lora", "a.safetensors:0", "--lora", "b.safetensors:0"]));
+    assert_eq!(picture("zero.png"), picture("bare.png"));
+    generate("one.png", &with(&["--lora", "a.safetensors"]));
+    assert_ne!(picture("one.png"), picture("on.png"));
+
+    let again = ["--from-metadata", "on.png"];
+    generate("again.png", &again);
+    assert_eq!(picture("again.png"), picture("on.png"));
+    generate("other.png", &[&again[..], &["--lora", "a.safetensors"]].concat());
+    assert_eq!(picture("other.png"), picture("one.png"));
+    write_lora(&folder.path().join("b.safetensors"), "mlp.up");
+    let said = generate("changed.png", &again);
+    assert!(said.contains("warning: b.safetensors was "), "{said}");
+
+    let other = fixtures().join("lora/kohya.safetensors");
+    let command = ["generate", "class", "--lora", other.to_str().expect("a path in UTF-8")];
+    let error = TestCommand::new(&folder, command).on_cpu().failed();
+    assert!(error.contains("unused") && error.contains("lora_unet_"), "{error}");
+    assert!(
+        TestCommand::new(&folder, ["generate", "class", "--lora", ":1"]).misused().contains("FILE")
+    );
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::Pipeline;
 use crate::adapter::{Adapter, AdapterId, PutOn};
+use crate::device::Notice;
 use crate::error::Result;
 use crate::task::Task;
 
@@ -30,9 +31,9 @@ impl<T: Task> Pipeline<T> {
         &self,
         path: impl AsRef<Path>,
         alpha: Option<f64>,
-        warn: &mut dyn FnMut(String),
+        notify: &mut dyn FnMut(Notice),
     ) -> Result<Adapter> {
-        Adapter::open(path.as_ref(), &self.net, alpha, &self.device, warn)
+        Adapter::open(path.as_ref(), &self.net, alpha, &self.device, notify)
     }
 
     /// Puts an adapter on the network, beside those that are on; a guide model has none.

@@ -126,7 +126,8 @@ pub(super) struct Lora {
 
 fn parse_lora(text: &str) -> anyhow::Result<Lora> {
     // A colon can also be part of a path.
-    let weighted = text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
+    let weighted =
+        text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
     let (file, weight) = weighted.unwrap_or((text, 1.0));
     anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
     Ok(Lora { file: file.into(), weight })
