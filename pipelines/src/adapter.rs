@@ -1,6 +1,5 @@
 //! LoRA files, and which of them are on a network.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,12 +100,6 @@ impl Adapter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AdapterId(u64);
 
-impl fmt::Display for AdapterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// An adapter that is on.
 #[derive(Debug, Clone)]
 pub struct PutOn {
@@ -177,7 +170,7 @@ impl Adapters {
 
     fn position(&self, id: AdapterId) -> Result<usize> {
         let position = self.on.iter().position(|on| on.id == id);
-        position.ok_or(Error::AdapterOff { id })
+        position.ok_or(Error::AdapterOff { id: id.0 })
     }
 
     fn change(&mut self, net: &mut impl Adaptable, on: Vec<PutOn>) -> Result<()> {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use pyrograph_engine::selfcheck::TOLERANCE;
 
-use crate::adapter::AdapterId;
 use crate::model::WeightType;
 
 /// What can go wrong between a request and a picture.
@@ -244,8 +243,8 @@ pub enum Error {
     /// An adapter that is not on.
     #[error("adapter {id} is not on")]
     AdapterOff {
-        /// The adapter.
-        id: AdapterId,
+        /// Number of its [`AdapterId`](crate::adapter::AdapterId).
+        id: u64,
     },
     /// A weight of an adapter that cannot be.
     #[error("{}: weight {weight}, expected a finite number", path.display())]
