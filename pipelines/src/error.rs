@@ -248,6 +248,20 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An adapter that is not on.
+    #[error("adapter {id} is not on")]
+    AdapterOff {
+        /// Number of its [`AdapterId`](crate::adapter::AdapterId).
+        id: u64,
+    },
+    /// A weight of an adapter that cannot be.
+    #[error("{}: weight {weight}, expected a finite number", path.display())]
+    AdapterWeight {
+        /// The adapter.
+        path: PathBuf,
+        /// The weight.
+        weight: f64,
+    },
     /// Stopped by the caller.
     #[error("cancelled")]
     Cancelled,

@@ -1,6 +1,7 @@
 //! How an application takes part in opening devices and models.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use pyrograph_engine::device::Adapter;
 
@@ -27,12 +28,17 @@ pub enum Notice {
         /// Name of the first.
         first: String,
     },
+    /// A LoRA says nowhere what its alpha is, so that it is taken for the rank.
+    AlphaAssumed {
+        /// File or folder.
+        file: PathBuf,
+    },
 }
 
 impl Notice {
     /// Whether something is wrong.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. })
+        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. } | Self::AlphaAssumed { .. })
     }
 }
 
@@ -51,6 +57,9 @@ impl fmt::Display for Notice {
             }
             Self::NotFinite { tensors, first } => {
                 write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
+            }
+            Self::AlphaAssumed { file } => {
+                write!(f, "{}: no alpha is stored, it is taken for the rank", file.display())
             }
         }
     }

@@ -19,6 +19,7 @@
 //! # Ok::<(), pyrograph::Error>(())
 //! ```
 
+pub mod adapter;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::PutOn;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::WeightType;
@@ -40,6 +41,9 @@ pub struct Record {
     /// Model that guided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guide: Option<PathBuf>,
+    /// Adapters that were on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRecord>,
     /// Picture that it started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub picture: Option<StartPicture>,
@@ -51,6 +55,31 @@ pub struct Record {
     pub compute: Option<Compute>,
     /// With nothing left open.
     pub settings: Settings,
+}
+
+/// An adapter of a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// File or folder.
+    pub file: PathBuf,
+    /// Fingerprint of its tensors.
+    pub fingerprint: String,
+    /// What replaced the file's own alpha.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl AdapterRecord {
+    fn of(PutOn { adapter, weight, .. }: &PutOn) -> Self {
+        Self {
+            file: adapter.path().to_owned(),
+            fingerprint: adapter.fingerprint().to_owned(),
+            alpha: adapter.alpha(),
+            weight: *weight,
+        }
+    }
 }
 
 impl Record {
@@ -70,6 +99,7 @@ impl Record {
             dtype: origin.dtype,
             vae: origin.vae.clone(),
             guide: origin.guide.clone(),
+            adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
             picture: request.picture.clone().filter(|start| is_file(&start.picture)),
             mask: request.mask.clone().filter(is_file),
             compute: Some(pipeline.compute(request)?),

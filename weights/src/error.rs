@@ -97,6 +97,14 @@ pub enum Error {
         /// Everything that does not fit.
         mismatch: Box<Mismatch>,
     },
+    /// An adapter that is no LoRA, or whose numbers cannot be.
+    #[error("{}: {reason}", path.display())]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the tensor's name.
+        reason: String,
+    },
     /// A target that exists.
     #[error("{} exists", path.display())]
     Exists {

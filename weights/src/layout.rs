@@ -71,6 +71,13 @@ impl Layout {
         })
     }
 
+    /// The table without the rules for these of our parameters.
+    pub(crate) fn without(mut self, pattern: &str) -> Self {
+        let other = |rule: &Rule| matches(pattern, &rule.target).is_none();
+        self.rules = self.rules.map(|rules| rules.into_iter().filter(other).collect());
+        self
+    }
+
     pub(crate) fn ignores(&self, name: &str) -> bool {
         self.ignored.iter().any(|pattern| matches(pattern, name).is_some())
     }

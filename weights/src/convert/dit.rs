@@ -125,3 +125,16 @@ pub fn dit_diffusers(per_block: bool) -> Layout {
     };
     Layout::new("diffusers DiT", rules, copies)
 }
+
+/// The spellings of a DiT's weights that LoRA files have: our own, the original code's, for a student of
+/// `steps` steps, and that of diffusers.
+///
+/// A network whose blocks share an embedder cannot follow a LoRA of diffusers on the embedder of one block, so
+/// these are unknown then.
+pub fn dit_lora(steps: usize, per_block: bool) -> [Layout; 3] {
+    let diffusers = match per_block {
+        true => dit_diffusers(true),
+        false => dit_diffusers(false).without("embedder.*.*.*.*"),
+    };
+    [Layout::native(), dit_original(steps), diffusers]
+}
