@@ -290,6 +290,7 @@ mod tests {
             assert!(read(&path).is_err());
         }
     }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -300,7 +301,7 @@ mod tests {
             let keyed = texts.into_iter().enumerate();
             let texts: Vec<_> = keyed.map(|(i, text)| (format!("key {i}"), text)).collect();
             write_image(&path, &image::RgbImage::new(2, 2), &texts).expect("written");
-            prop_assert_eq!(read(&path).expect("read"), texts.into_iter().collect::<BTreeMap<_, _>>());
+            prop_assert_eq!(read(&path).expect("read"), BTreeMap::from_iter(texts));
         }
 
         /// Bytes as they come, and a good file with some replaced.

@@ -299,7 +299,8 @@ mod tests {
             let mut start = 0;
             for phase in &phases {
                 prop_assert!(phase.end > start);
-                prop_assert!(sizes[start..phase.end].iter().all(|size| *size == (phase.main, phase.guide)));
+                let same = |size: &(usize, usize)| *size == (phase.main, phase.guide);
+                prop_assert!(sizes[start..phase.end].iter().all(same));
                 start = phase.end;
             }
             prop_assert_eq!((start, phases.len()), (steps, sizes.chunk_by(|a, b| a == b).count()));
@@ -320,7 +321,8 @@ mod tests {
                 prop_assert!(fewest.is_none() || share > 1.0);
                 return Ok(());
             };
-            let weak: usize = plan.main.iter().filter(|(patch, _)| *patch == 4).map(|(_, n)| n).sum();
+            let weak = plan.main.iter().filter(|(patch, _)| *patch == 4);
+            let weak: usize = weak.map(|(_, n)| n).sum();
             prop_assert_eq!(Some(weak), fewest);
             prop_assert_eq!(&plan.main, &plan.guide);
             prop_assert_eq!(plan.main.iter().map(|(_, n)| n).sum::<usize>(), steps);
