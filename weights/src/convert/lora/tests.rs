@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::super::dit_lora;
 use super::*;
-use crate::write::write_safetensors;
+use crate::write_safetensors;
 
 const HIDDEN: usize = 8;
 const RANK: usize = 2;
