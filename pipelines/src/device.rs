@@ -63,6 +63,9 @@ impl fmt::Display for Notice {
     }
 }
 
+/// See [`Hooks::probe`].
+pub type Probe<'a> = dyn Fn(&Adapter, bool) -> Option<f64> + Sync + 'a;
+
 /// How an application takes part in opening a device or a model; by default, not at all.
 #[derive(Clone, Copy, Default)]
 pub struct Hooks<'a> {
@@ -70,7 +73,7 @@ pub struct Hooks<'a> {
     pub notify: Option<&'a (dyn Fn(Notice) + Sync)>,
     /// Checks a GPU with kernel fusion, or without, in a process of its own, whose end is not that of the
     /// application: [`check`]'s result there, `None` if it does not answer.
-    pub probe: Option<&'a (dyn Fn(&Adapter, bool) -> Option<f64> + Sync)>,
+    pub probe: Option<&'a Probe<'a>>,
 }
 
 impl Hooks<'_> {

@@ -1,13 +1,13 @@
 //! Adapters of wgpu: the only file that names it.
 
-use burn::tensor::wgpu::wgpu::{self, Backends, DeviceType, Features};
 use burn::tensor::wgpu::WgpuBackend;
+use burn::tensor::wgpu::wgpu::{self, Backends, DeviceType, Features};
 use burn::tensor::{Device, DeviceKind};
 use burn_std::config::{BurnConfig, RuntimeConfig};
 
 pub use burn::tensor::wgpu::WgpuSetup;
 
-use super::Adapter;
+use super::{Adapter, Opened};
 use crate::error::{Error, Result};
 
 /// How burn is told an adapter.
@@ -54,27 +54,41 @@ fn adapters_on(backend: wgpu::Backend, choice: WgpuBackend, api: &'static str) -
     };
     let adapters = wait(instance.enumerate_adapters(backends));
     let describe = |(index, adapter): (usize, wgpu::Adapter)| {
-        let (info, features) = (adapter.get_info(), adapter.features());
-        let kind = match info.device_type {
+        let kind = match adapter.get_info().device_type {
             DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(next(0)),
             DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(next(1)),
             DeviceType::VirtualGpu => DeviceKind::VirtualGpu(next(2)),
             DeviceType::Cpu => DeviceKind::Cpu,
             DeviceType::Other => DeviceKind::DefaultDevice,
         };
-        Adapter {
-            index,
+        let selector = Selector { kind, backend: choice };
+        Adapter { index, api, selector, ..Adapter::describe(&adapter) }
+    };
+    adapters.into_iter().enumerate().map(describe).collect()
+}
+
+impl Adapter {
+    /// What an adapter says of itself.
+    fn describe(adapter: &wgpu::Adapter) -> Self {
+        let (info, features) = (adapter.get_info(), adapter.features());
+        let (kind, backend) = (DeviceKind::DefaultDevice, WgpuBackend::Auto);
+        Self {
+            index: 0,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-            api,
+            api: info.backend.to_str(),
             software: info.device_type == DeviceType::Cpu,
             f16: features.contains(Features::SHADER_F16),
             subgroups: features.contains(Features::SUBGROUP),
             max_buffer: adapter.limits().max_buffer_size,
             name: info.name,
-            selector: Selector { kind, backend: choice },
+            selector: Selector { kind, backend },
         }
-    };
-    adapters.into_iter().enumerate().map(describe).collect()
+    }
+
+    /// The adapter of a device that the application has opened itself; its index is 0, wherever it stands in the list.
+    pub fn of(setup: &WgpuSetup) -> Self {
+        Self::describe(&setup.adapter)
+    }
 }
 
 /// Waits for one of wgpu's futures, which on native targets are ready at once.
@@ -89,16 +103,20 @@ pub fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A device on an adapter that the application has opened itself, sharing its queue and buffers.
-///
-/// See the example `own_device` of the `pyrograph` crate.
+/// A device on an adapter that the application has opened itself, sharing its queue and buffers; for `fusion`, see
+/// [`open`](super::open).
 ///
 /// # Errors
 /// A device without the features that the shaders of this build need.
-pub fn share(setup: WgpuSetup) -> Result<Device> {
-    let name = setup.adapter.get_info().name;
-    let shared = Device::wgpu_options().setup(setup).init();
-    shared.map_err(|reason| Error::Adapter { name, reason: reason.to_string() })
+pub fn share(setup: WgpuSetup, fusion: bool) -> Result<Opened> {
+    let adapter = Adapter::of(&setup);
+    if !fusion {
+        disable_fusion();
+    }
+    match Device::wgpu_options().setup(setup).init() {
+        Ok(device) => Ok(Opened { device, adapter: Some(adapter) }),
+        Err(reason) => Err(Error::Adapter { name: adapter.name, reason: reason.to_string() }),
+    }
 }
 
 /// See [`super::open`].
@@ -108,10 +126,8 @@ pub(super) fn open(adapter: &Adapter, fusion: bool) -> Result<Device> {
     }
     let Selector { kind, backend } = adapter.selector.clone();
     let opened = Device::wgpu_options().device_kind(kind).graphics_api(backend).init();
-    opened.map_err(|reason| Error::Adapter {
-        name: adapter.name.clone(),
-        reason: reason.to_string(),
-    })
+    opened
+        .map_err(|reason| Error::Adapter { name: adapter.name.clone(), reason: reason.to_string() })
 }
 
 /// Keeps burn's fusion from looking for kernels to join, which leaves every operation on its own.

@@ -36,7 +36,9 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
             if a.software { ", software: used only when named" } else { "" },
         );
     }
-    if adapters.is_empty() && let Err(reason) = find(DeviceChoice::Gpu(None)) {
+    if adapters.is_empty()
+        && let Err(reason) = find(DeviceChoice::Gpu(None))
+    {
         println!("{reason}");
     }
     Ok(())
