@@ -12,6 +12,7 @@ mod flexible;
 mod metrics;
 mod parity;
 mod picture;
+mod readme;
 mod request;
 mod robustness;
 mod samplers;
