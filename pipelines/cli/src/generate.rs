@@ -72,6 +72,7 @@ fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Resu
     options.hooks.notify = Some(&notify);
     let mut pipeline = ClassPipeline::open_on(&model, &opened, &options)?;
     crate::memory::give_back(options.dtype);
+    put_on(args, earlier, &mut pipeline, common)?;
     let origin = pipeline.origin();
     if let Some(Record { weights: before, .. }) = earlier
         && *before != origin.weights
@@ -82,7 +83,6 @@ fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Resu
             origin.weights
         ));
     }
-    put_on(args, earlier, &mut pipeline, common)?;
     if common.verbose {
         common.say(&format!("opened {} in {:.2} s", origin.kind, started.elapsed().as_secs_f64()));
     }
