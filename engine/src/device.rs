@@ -1,14 +1,32 @@
-//! Choosing and opening a device: the only file that names wgpu.
+//! Choosing and opening a device.
 
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::wgpu::wgpu::{self, Backends, DeviceType, Features};
-use burn::tensor::wgpu::{WgpuBackend, WgpuSetup};
-use burn::tensor::{Device, DeviceKind};
-use burn_std::config::{BurnConfig, RuntimeConfig};
+use burn::tensor::Device;
 
 use crate::error::{Error, Result};
+
+#[cfg(feature = "gpu")]
+mod gpu;
+#[cfg(feature = "gpu")]
+pub use gpu::{WgpuSetup, share, wait};
+
+/// A build without the GPU finds no adapter.
+#[cfg(not(feature = "gpu"))]
+mod gpu {
+    use super::{Adapter, Device, Error, Result};
+
+    pub(super) type Selector = ();
+
+    pub(super) fn adapters() -> Vec<Adapter> {
+        Vec::new()
+    }
+
+    pub(super) fn open(_: &Adapter, _fusion: bool) -> Result<Device> {
+        Err(Error::BuiltWithoutGpu)
+    }
+}
 
 /// What a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,8 +76,7 @@ pub struct Adapter {
     pub subgroups: bool,
     /// Largest buffer in bytes; graphics APIs do not tell the memory.
     pub max_buffer: u64,
-    kind: DeviceKind,
-    backend: WgpuBackend,
+    selector: gpu::Selector,
 }
 
 impl fmt::Display for Adapter {
@@ -70,75 +87,10 @@ impl fmt::Display for Adapter {
 }
 
 /// The adapters of this machine, on the first graphics API that has a real GPU, or failing that any.
+///
+/// None in a build without the feature `gpu`.
 pub fn adapters() -> Vec<Adapter> {
-    let apis = [
-        (wgpu::Backend::Vulkan, WgpuBackend::Vulkan, "Vulkan"),
-        (wgpu::Backend::Metal, WgpuBackend::Metal, "Metal"),
-        (wgpu::Backend::Dx12, WgpuBackend::Dx12, "DirectX 12"),
-    ];
-    let mut found = Vec::new();
-    for (backend, choice, api) in apis {
-        let adapters = adapters_on(backend, choice, api);
-        let real = adapters.iter().any(|adapter| !adapter.software);
-        if real || found.is_empty() {
-            found = adapters;
-        }
-        if real {
-            break;
-        }
-    }
-    found
-}
-
-fn adapters_on(backend: wgpu::Backend, choice: WgpuBackend, api: &'static str) -> Vec<Adapter> {
-    let backends = Backends::from(backend);
-    if !wgpu::Instance::enabled_backend_features().contains(backends) {
-        return Vec::new();
-    }
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    let mut count = [0; 3];
-    let mut next = |kind: usize| {
-        count[kind] += 1;
-        count[kind] - 1
-    };
-    let adapters = wait(instance.enumerate_adapters(backends));
-    let describe = |(index, adapter): (usize, wgpu::Adapter)| {
-        let (info, features) = (adapter.get_info(), adapter.features());
-        Adapter {
-            index,
-            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-            api,
-            software: info.device_type == DeviceType::Cpu,
-            f16: features.contains(Features::SHADER_F16),
-            subgroups: features.contains(Features::SUBGROUP),
-            max_buffer: adapter.limits().max_buffer_size,
-            kind: match info.device_type {
-                DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(next(0)),
-                DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(next(1)),
-                DeviceType::VirtualGpu => DeviceKind::VirtualGpu(next(2)),
-                DeviceType::Cpu => DeviceKind::Cpu,
-                DeviceType::Other => DeviceKind::DefaultDevice,
-            },
-            name: info.name,
-            backend: choice,
-        }
-    };
-    adapters.into_iter().enumerate().map(describe).collect()
-}
-
-/// Waits for one of wgpu's futures, which on native targets are ready at once.
-pub fn wait<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        std::thread::yield_now();
-    }
+    gpu::adapters()
 }
 
 /// An opened device.
@@ -159,18 +111,6 @@ impl fmt::Display for Opened {
     }
 }
 
-/// A device on an adapter that the application has opened itself, sharing its queue and buffers.
-///
-/// See the example `own_device` of the `pyrograph` crate.
-///
-/// # Errors
-/// A device without the features that the shaders of this build need.
-pub fn share(setup: WgpuSetup) -> Result<Device> {
-    let name = setup.adapter.get_info().name;
-    let shared = Device::wgpu_options().setup(setup).init();
-    shared.map_err(|reason| Error::Adapter { name, reason: reason.to_string() })
-}
-
 /// Whether a device computes on the CPU, in this process.
 pub fn is_host(device: &Device) -> bool {
     device.clone().inner() == Device::flex()
@@ -183,6 +123,7 @@ pub fn is_host(device: &Device) -> bool {
 pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
     let adapter = match choice {
         DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Gpu(_) if !cfg!(feature = "gpu") => return Err(Error::BuiltWithoutGpu),
         DeviceChoice::Auto => adapters().into_iter().find(|adapter| !adapter.software),
         DeviceChoice::Gpu(index) => Some(choose(adapters(), index)?),
     };
@@ -201,17 +142,11 @@ pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
 /// # Errors
 /// A driver that refuses.
 pub fn open(adapter: Option<Adapter>, fusion: bool) -> Result<Opened> {
-    let Some(adapter) = adapter else {
-        return Ok(Opened { device: Device::flex(), adapter: None });
+    let device = match &adapter {
+        None => Device::flex(),
+        Some(adapter) => gpu::open(adapter, fusion)?,
     };
-    if !fusion {
-        disable_fusion();
-    }
-    let kind = adapter.kind.clone();
-    match Device::wgpu_options().device_kind(kind).graphics_api(adapter.backend).init() {
-        Ok(device) => Ok(Opened { device, adapter: Some(adapter) }),
-        Err(reason) => Err(Error::Adapter { name: adapter.name, reason: reason.to_string() }),
-    }
+    Ok(Opened { device, adapter })
 }
 
 fn choose(mut adapters: Vec<Adapter>, index: Option<usize>) -> Result<Adapter> {
@@ -227,32 +162,9 @@ fn choose(mut adapters: Vec<Adapter>, index: Option<usize>) -> Result<Adapter> {
     }
 }
 
-/// Keeps burn's fusion from looking for kernels to join, which leaves every operation on its own.
-fn disable_fusion() {
-    let settings = serde_json::json!({ "fusion": { "beam_search": { "max_explorations": 0 } } });
-    let config: BurnConfig = serde_json::from_value(settings).expect("burn's own field names");
-    // Ignored when the process has set its own configuration, or has used the GPU before.
-    BurnConfig::try_set(config);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn adapter(index: usize, software: bool) -> Adapter {
-        Adapter {
-            index,
-            name: format!("adapter {index}"),
-            driver: String::new(),
-            api: "Vulkan",
-            software,
-            f16: false,
-            subgroups: false,
-            max_buffer: 0,
-            kind: DeviceKind::Cpu,
-            backend: WgpuBackend::Vulkan,
-        }
-    }
 
     #[test]
     fn spellings() {
@@ -262,13 +174,12 @@ mod tests {
         assert!(error.to_string().contains("`cuda`"));
     }
 
+    #[cfg(not(feature = "gpu"))]
     #[test]
-    fn software_is_used_only_when_named() {
-        let both = || vec![adapter(0, true), adapter(1, false)];
-        assert_eq!(choose(both(), None).expect("the real one").index, 1);
-        assert_eq!(choose(both(), Some(0)).expect("the named one").index, 0);
-        assert!(matches!(choose(vec![adapter(0, true)], None), Err(Error::OnlySoftware { .. })));
-        assert!(matches!(choose(vec![], None), Err(Error::NoAdapter)));
-        assert!(matches!(choose(both(), Some(5)), Err(Error::NoSuchAdapter { count: 2, .. })));
+    fn a_build_without_gpu_says_so() {
+        assert_eq!(find(DeviceChoice::Auto).expect("the CPU"), None);
+        for index in [None, Some(0)] {
+            assert!(matches!(find(DeviceChoice::Gpu(index)), Err(Error::BuiltWithoutGpu)));
+        }
     }
 }

@@ -4,17 +4,20 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A `--device` that is none of the known spellings.
+    /// None of the known spellings of a device.
     #[error("unknown device `{found}`, expected auto, cpu, gpu or gpu:N")]
     UnknownDevice {
         /// What was asked for.
         found: String,
     },
+    /// A GPU asked of a build without the feature `gpu`.
+    #[error("this build has no GPU support (feature `gpu`)")]
+    BuiltWithoutGpu,
     /// No adapter, no driver, or no loader.
     #[error("no GPU adapter found: no Vulkan, Metal or DirectX 12 driver answers on this machine")]
     NoAdapter,
     /// An adapter index past the end.
-    #[error("no adapter {index}: this machine has {count}, see `pyrograph devices`")]
+    #[error("no adapter {index}: this machine has {count}")]
     NoSuchAdapter {
         /// The index asked for.
         index: usize,
@@ -33,7 +36,7 @@ pub enum Error {
     },
     /// The SPIR-V compiler on a software adapter, whose driver it crashes.
     #[error(
-        "adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use --device cpu, or a build without that feature"
+        "adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use the CPU, or a build without that feature"
     )]
     SoftwareWithSpirv {
         /// Name of the adapter.

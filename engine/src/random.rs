@@ -1,4 +1,5 @@
-//! Random numbers that can be replayed: the stream of `torch.randn` on the CPU, drawn on the host.
+//! Random numbers that can be replayed, drawn on the host: the stream of `torch.randn` on the CPU for values,
+//! and SplitMix64 for choices.
 
 use rand_mt::Mt;
 use std::f64::consts::TAU;
@@ -61,13 +62,30 @@ impl Generator {
     }
 }
 
-/// One stream of whole numbers, SplitMix64 (Steele et al. 2014), from any seed.
-#[derive(Debug, Clone)]
-pub struct SplitMix(pub u64);
+/// The seed of a derived stream: part `part` of number `number` of whatever `seed` determines.
+///
+/// Everything that draws by itself has a stream of its own, so that neither the order of use nor what was
+/// drawn before matters: the parameters of a network (`number` counts them, `part` is 0), and the steps of a
+/// training run (`number` counts them, `part` is one of the streams of a step). The factors are odd constants
+/// of hash functions, which scatter small numbers over the seeds.
+pub fn derived_seed(seed: u64, number: u64, part: u64) -> u64 {
+    let number = number.wrapping_mul(0x9E37_79B9).wrapping_add(part.wrapping_mul(0x85EB_CA6B));
+    seed.wrapping_add(number)
+}
 
-impl SplitMix {
-    /// The next number.
-    pub fn draw(&mut self) -> u64 {
+/// The generator SplitMix64 (Steele et al. 2014), for choices that should not take from the stream of any
+/// noise: the order of training images, a class from a seed.
+#[derive(Debug, Clone)]
+pub struct SplitMix64(u64);
+
+impl SplitMix64 {
+    /// The stream of a seed, all of whose bits count.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -111,8 +129,17 @@ mod tests {
 
     #[test]
     fn split_mix_matches_the_reference() {
-        let mut stream = SplitMix(1234567);
-        assert_eq!(stream.draw(), 6457827717110365317);
-        assert_eq!(stream.draw(), 3203168211198807973);
+        let mut random = SplitMix64::new(1234567);
+        assert_eq!(random.next_u64(), 6457827717110365317);
+        assert_eq!(random.next_u64(), 3203168211198807973);
+    }
+
+    #[test]
+    fn derived_streams_keep_their_seeds() {
+        assert_eq!(derived_seed(5, 0, 0), 5);
+        assert_eq!(derived_seed(0, 3, 0), 3 * 0x9E37_79B9);
+        assert_eq!(derived_seed(1, 1, 2), 1 + 0x9E37_79B9 + 2 * 0x85EB_CA6B);
+        // The last part, as numbers from the end are counted.
+        assert_eq!(derived_seed(0, 0, u64::MAX), 0u64.wrapping_sub(0x85EB_CA6B));
     }
 }

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device;
 
-pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host, wait};
+pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host};
+#[cfg(feature = "gpu")]
+pub use pyrograph_engine::device::{WgpuSetup, wait};
 
 use crate::error::Result;
 use crate::health;
@@ -71,6 +72,9 @@ impl fmt::Display for Notice {
     }
 }
 
+/// See [`Hooks::probe`].
+pub type Probe<'a> = dyn Fn(&Adapter, bool) -> Option<f64> + Sync + 'a;
+
 /// How an application takes part in opening a device or a model; by default, not at all.
 #[derive(Clone, Copy, Default)]
 pub struct Hooks<'a> {
@@ -78,7 +82,7 @@ pub struct Hooks<'a> {
     pub notify: Option<&'a (dyn Fn(Notice) + Sync)>,
     /// Checks a GPU with kernel fusion, or without, in a process of its own, whose end is not that of the
     /// application: [`check`]'s result there, `None` if it does not answer.
-    pub probe: Option<&'a (dyn Fn(&Adapter, bool) -> Option<f64> + Sync)>,
+    pub probe: Option<&'a Probe<'a>>,
 }
 
 impl Hooks<'_> {
@@ -121,6 +125,7 @@ pub fn open(choice: DeviceChoice, hooks: &Hooks<'_>) -> Result<Opened> {
 ///
 /// # Errors
 /// A device without the features that the shaders of this build need, one that differs from the CPU.
+#[cfg(feature = "gpu")]
 pub fn share(setup: WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
     health::share(setup, hooks)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pyrograph_engine::selfcheck::TOLERANCE;
 
 use crate::model::WeightType;
+use crate::trajectories::TrajectoryError;
 
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +99,16 @@ pub enum Error {
         path: PathBuf,
         /// What it is.
         reason: String,
+    },
+    /// A model of another task.
+    #[error("the model has {found}; for the task `{task}`, expected {expected}")]
+    Task {
+        /// What was to be done with it.
+        task: &'static str,
+        /// What it is told.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
     },
     /// A class id past the end.
     #[error("class {class}, expected 0 to {}", classes - 1)]
@@ -226,7 +237,7 @@ pub enum Error {
         /// The folder or file.
         path: PathBuf,
         /// Why.
-        reason: String,
+        reason: TrajectoryError,
     },
     /// A setting that a few-step student cannot follow.
     #[error("{reason}")]

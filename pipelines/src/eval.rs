@@ -175,7 +175,7 @@ impl FeatureNet {
 /// None that an opened dataset can cause.
 pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Vec<RgbImage>> {
     let count = indices.len();
-    to_images(data.batch(indices, &vec![false; count], &vec![0; count], device))
+    to_images(data.pixels(indices, &vec![false; count], &vec![0; count], device))
 }
 
 fn resized(image: &RgbImage) -> RgbImage {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use burn::tensor::wgpu::WgpuSetup;
 use pyrograph_engine::device::{self, Adapter, Opened};
 use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use serde::{Deserialize, Serialize};
@@ -57,7 +56,7 @@ impl Memory {
 /// Opens an adapter with fusion, if that gives right numbers; checks it first if it, its driver or this library is new
 /// here.
 pub(crate) fn open(adapter: Adapter, hooks: &Hooks<'_>) -> Result<Opened> {
-    let (key, name) = (key(&adapter.name, &adapter.driver), adapter.to_string());
+    let (key, name) = (key(&adapter), adapter.to_string());
     let mut memory = Memory::read();
     if let Some(probe) = hooks.probe
         && !matches!(memory.known.get(&key), Some(Health { pending: false, .. }))
@@ -71,16 +70,16 @@ pub(crate) fn open(adapter: Adapter, hooks: &Hooks<'_>) -> Result<Opened> {
 }
 
 /// Shares a device of the application, with fusion if that gives right numbers.
-pub(crate) fn share(setup: WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
-    let info = setup.adapter.get_info();
-    let driver = format!("{} {}", info.driver, info.driver_info);
-    let key = key(&info.name, driver.trim());
-    let open = |_fusion| Ok(Opened { device: device::share(setup)?, adapter: None });
-    tried(&info.name, &key, &mut Memory::read(), hooks, open)
+#[cfg(feature = "gpu")]
+pub(crate) fn share(setup: device::WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
+    let adapter = Adapter::of(&setup);
+    let key = key(&adapter);
+    let open = |fusion| Ok(device::share(setup, fusion)?);
+    tried(&adapter.to_string(), &key, &mut Memory::read(), hooks, open)
 }
 
-fn key(name: &str, driver: &str) -> String {
-    format!("{name} | {driver} | {}", env!("CARGO_PKG_VERSION"))
+fn key(adapter: &Adapter) -> String {
+    format!("{} | {} | {}", adapter.name, adapter.driver, env!("CARGO_PKG_VERSION"))
 }
 
 /// Whether to use fusion, by a measurement in another process.

@@ -67,10 +67,11 @@ impl GuidanceSettings {
             return fault(format!("cfg scale {scale} or rescale {rescale} is out of range"));
         }
         match interval {
-            Some([low, high]) if !(low <= high) => {
+            None => Ok(()),
+            Some([low, high]) if low <= high => Ok(()),
+            Some([low, high]) => {
                 fault(format!("cfg interval from {low} to {high}, expected the lower end first"))
             }
-            _ => Ok(()),
         }
     }
 }

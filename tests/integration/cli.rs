@@ -81,13 +81,13 @@ fn an_original_checkpoint_through_inspect_and_convert() {
         assert_eq!(described["config"]["net"]["heads"], config["num_heads"]);
 
         let alone = ["generate", "class", "-m", text(&checkpoint), "--class", "0", "--steps", "3"];
-        assert!(TestCommand::new(&folder, &alone).failed().contains("--vae"));
+        assert!(TestCommand::new(&folder, alone).failed().contains("--vae"));
 
         let vae = cases("dit-pipeline")[0].join("vae");
         let convert =
             ["convert", text(&checkpoint), "-o", "native", "--dtype", "f32", "--vae", text(&vae)];
-        TestCommand::new(&folder, &convert).succeeded();
-        assert!(TestCommand::new(&folder, &convert).failed().contains("exists"));
+        TestCommand::new(&folder, convert).succeeded();
+        assert!(TestCommand::new(&folder, convert).failed().contains("exists"));
         TestCommand::new(&folder, alone)
             .args(["--vae", text(&vae), "--seed", "4", "-o", "original.webp"])
             .succeeded();
@@ -178,9 +178,9 @@ fn mistakes_are_named_and_leave_no_files() {
     assert!(with(&["--class", "1", "-o", "no/such/a.png"]).contains("no/such"));
     assert!(with(&["--class", "1", "--noise", "none.safetensors"]).contains("none.safetensors"));
     let sweep = ["sweep", "-m", "emoji-class", "--reference", ".", "-o", "no/such/a.csv"];
-    assert!(TestCommand::new(&folder, &sweep).failed().contains("no/such"));
+    assert!(TestCommand::new(&folder, sweep).failed().contains("no/such"));
     let train = ["train", "class", "--data", ".", "--set", "betas=[1, 1]"];
-    assert!(TestCommand::new(&folder, &train).failed().contains("betas"));
+    assert!(TestCommand::new(&folder, train).failed().contains("betas"));
     let none = TestCommand::new(&folder, ["generate", "class", "-m", "nowhere"]).failed();
     assert!(none.contains("nowhere"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
@@ -238,7 +238,7 @@ fn half_precision_is_close_to_single() {
     let adapted = folder.path().join("adapted");
     let flexify =
         ["flexify", text(&golden), "--patches", "4", "--adapters", "2", "-o", text(&adapted)];
-    TestCommand::new(&folder, &flexify).succeeded();
+    TestCommand::new(&folder, flexify).succeeded();
     let models: [(&str, &[&str]); 4] = [
         (text(&golden), &[]),
         (text(&adapted), &["--weak-steps", "4"]),

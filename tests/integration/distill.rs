@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Trajectories, TrajectorySpec};
 use pyrograph::{Noise, Request, model};
 use pyrograph_engine::diffusion::NoiseSource;
@@ -32,8 +32,8 @@ fn distill(
     let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
     let config = base.with(text, &changes).expect("settings");
     let set = Trajectories::open(&folder.join(set)).expect("a set");
-    let source = Source::Trajectories(set);
-    let mut run = Run::new(&folder.join(name), config, source, resume, &device()).expect("a run");
+    let mut run =
+        Run::on_trajectories(&folder.join(name), config, set, resume, &device()).expect("a run");
     let _ = train_until(&mut run, Some(stop));
     run
 }
@@ -46,7 +46,7 @@ fn a_resumed_student_equals_one_without_a_break_bit_for_bit() {
     let whole = distill(folder.path(), &[], ["whole", "set"], (false, 0));
     distill(folder.path(), &[], ["parts", "set"], (false, 6));
     let resumed = distill(folder.path(), &[], ["parts", "set"], (true, 0));
-    assert_same_parameters("resumed", whole.net(), resumed.net());
+    assert_same_parameters("resumed", &whole.net(), &resumed.net());
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
     distill(path, &changes, ["parts", "set"], (false, 6));
     let resumed = distill(path, &changes, ["parts", "set"], (true, 0));
     let plain = distill(path, &[&init], ["plain", "set"], (false, 0));
-    assert_same_parameters("resumed", whole.net(), resumed.net());
-    let [whole, plain] = [whole, plain].map(|run| params::values(run.net()));
+    assert_same_parameters("resumed", &whole.net(), &resumed.net());
+    let [whole, plain] = [whole, plain].map(|run| params::values(&run.net()));
     let same = whole.into_iter().zip(plain).all(|(a, b)| identical(a, b));
     assert!(!same, "the heads pulled at nothing");
 
@@ -156,7 +156,7 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
         let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
         let config = base.with("", &changes).expect("settings");
         let set = Trajectories::open(&path.join("set")).expect("a set");
-        let run = Run::new(&path.join("none"), config, Source::Trajectories(set), false, &device());
+        let run = Run::on_trajectories(&path.join("none"), config, set, false, &device());
         let error = run.map(drop).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };

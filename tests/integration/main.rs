@@ -13,6 +13,7 @@ mod lora;
 mod metrics;
 mod parity;
 mod picture;
+mod readme;
 mod request;
 mod robustness;
 mod samplers;

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use pyrograph::data::{Background, Dataset};
 use pyrograph::merge::merge;
 use pyrograph::model::open;
-use pyrograph::train::{Run, Source, TrainConfig, reconstruct};
+use pyrograph::train::{Run, TrainConfig, reconstruct};
 use pyrograph_engine::ops;
 use pyrograph_engine::train::{Precision, params};
 use pyrograph_weights::Checkpoint;
@@ -36,9 +36,8 @@ fn config(steps: u64) -> TrainConfig {
 }
 
 fn run(data: &Dataset, folder: &Path, steps: u64, resume: bool, stop: Option<u64>) -> Run {
-    let mut run =
-        Run::new(folder, config(steps), Source::Images(data.clone()), resume, &Device::flex())
-            .expect("a run");
+    let mut run = Run::on_images(folder, config(steps), data.clone(), resume, &Device::flex())
+        .expect("a run");
     let flow = train_until(&mut run, stop);
     assert_eq!(flow.is_break(), stop.is_some());
     run
@@ -53,7 +52,7 @@ fn a_resumed_run_equals_one_without_a_break_bit_for_bit() {
         let parts = folder.path().join(format!("parts-{stop}"));
         run(&data, &parts, 11, false, Some(stop));
         let resumed = run(&data, &parts, 11, true, None);
-        assert_same_parameters(&format!("stopped at {stop}"), whole.net(), resumed.net());
+        assert_same_parameters(&format!("stopped at {stop}"), &whole.net(), &resumed.net());
         let log = |folder: &Path| {
             let text = std::fs::read_to_string(folder.join("log.csv")).expect("a log");
             let loss = |line: &str| line.rsplit_once(',').map(|(start, _)| start.to_owned());
@@ -90,7 +89,7 @@ fn a_run_refuses_to_start_over_or_to_change() {
     let path = folder.path().join("run");
     run(&data, &path, 4, false, None);
     let new = |config: TrainConfig, resume: bool| {
-        Run::new(&path, config, Source::Images(data.clone()), resume, &Device::flex()).map(|_| ())
+        Run::on_images(&path, config, data.clone(), resume, &Device::flex()).map(|_| ())
     };
     let error = new(config(4), false).expect_err("the folder is taken");
     assert!(error.to_string().contains("--resume"), "{error}");
@@ -118,7 +117,7 @@ fn mixed_precision_goes_nearly_the_same_way_or_is_refused() {
     let train = |precision: Precision| {
         let path = folder.path().join(format!("{precision:?}"));
         let config = TrainConfig { precision, ..config(60) };
-        let mut run = Run::new(&path, config, Source::Images(data.clone()), false, &device)?;
+        let mut run = Run::on_images(&path, config, data.clone(), false, &device)?;
         let _ = run.train(&mut |_| ControlFlow::Continue(()))?;
         Ok::<_, pyrograph::Error>(first_and_last_loss(&path))
     };
@@ -144,14 +143,13 @@ fn averages_of_any_width_come_from_the_snapshots() {
     let path = folder.path().join("run");
     let mut config = config(12);
     let device = Device::flex();
-    let none =
-        Run::new(&path, config.clone(), Source::Images(data.clone()), false, &device).map(drop);
+    let none = Run::on_images(&path, config.clone(), data.clone(), false, &device).map(drop);
     none.expect("a run");
     let error = reconstruct(&path, 0.1, None, &device).expect_err("no snapshots yet");
     assert!(error.to_string().contains("snapshot_every"), "{error}");
 
     config.snapshot_every = 2;
-    let mut run = Run::new(&path, config, Source::Images(data), false, &device).expect("a run");
+    let mut run = Run::on_images(&path, config, data, false, &device).expect("a run");
     let _ = train_until(&mut run, None);
     // Both widths were tracked, so that the truth is known.
     for (i, width) in [0.10, 0.05].into_iter().enumerate() {
@@ -177,8 +175,8 @@ fn models_from_one_start_merge_into_the_mean_of_their_weights() {
     let train = |name: &str, setting: &str| {
         let path = folder.path().join(name);
         let config = config(4).with("", &[setting.to_owned()]).expect("valid");
-        let source = Source::Images(data.clone());
-        let mut run = Run::new(&path, config, source, false, &Device::flex()).expect("a run");
+        let source = data.clone();
+        let mut run = Run::on_images(&path, config, source, false, &Device::flex()).expect("a run");
         let _ = train_until(&mut run, None);
         path.join("model")
     };
@@ -217,14 +215,9 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     config.model.size = [16, 16];
     config.model.patch = 1;
     let train = |path: &Path, background: [u8; 3], resume: bool, stop: u64| {
-        let mut run = Run::new(
-            path,
-            config.clone(),
-            Source::Images(open(background)),
-            resume,
-            &Device::flex(),
-        )
-        .expect("a run");
+        let mut run =
+            Run::on_images(path, config.clone(), open(background), resume, &Device::flex())
+                .expect("a run");
         let _ = train_until(&mut run, Some(stop));
         run
     };
@@ -235,7 +228,7 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     let first = written(&parts);
     let b = train(&parts, [255; 3], true, 6);
     assert!(first == written(&parts) && first == written(&whole));
-    assert_same_parameters("resumed", a.net(), b.net());
+    assert_same_parameters("resumed", &a.net(), &b.net());
     // Other pictures are not mistaken for these, and a broken file is made again.
     train(&parts, [0; 3], true, 6);
     assert!(first != written(&parts));

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use pyrograph::model::{self, Model, ModelConfig};
-use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph::{ClassPipeline, Progress, Request};
 use pyrograph_engine::diffusion::Sampler;
@@ -208,7 +208,7 @@ fn recordings_that_cannot_be_are_refused() {
         let config = base.with("", &[change.to_owned()]).expect("settings");
         let set = Trajectories::open(&path).expect("a set");
         let run = folder.path().join("run");
-        let result = Run::new(&run, config, Source::Trajectories(set), false, &device());
+        let result = Run::on_trajectories(&run, config, set, false, &device());
         let error = result.map(drop).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };

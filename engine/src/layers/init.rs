@@ -5,7 +5,7 @@ use std::cell::Cell;
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::random::Generator;
+use crate::random::{Generator, derived_seed};
 
 /// Distribution of the fresh values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,7 +66,7 @@ impl<'a> Init<'a> {
     pub fn param<const D: usize>(&self, fresh: Fresh, shape: [usize; D]) -> Param<Tensor<D>> {
         let number = self.count.get();
         self.count.set(number + 1);
-        let seed = self.seed.wrapping_add(number.wrapping_mul(0x9E37_79B9));
+        let seed = derived_seed(self.seed, number, 0);
         Param::uninitialized(
             ParamId::new(),
             move |device: &Device, trained: bool| {

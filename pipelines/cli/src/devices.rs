@@ -4,6 +4,7 @@ use std::process::Command;
 
 use pyrograph::DeviceChoice;
 use pyrograph::device::{self, Adapter, adapters};
+use pyrograph_engine::device::find;
 
 use crate::common::Common;
 
@@ -35,8 +36,10 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
             if a.software { ", software: used only when named" } else { "" },
         );
     }
-    if adapters.is_empty() {
-        println!("no GPU adapter: no Vulkan, Metal or DirectX 12 driver answers");
+    if adapters.is_empty()
+        && let Err(reason) = find(DeviceChoice::Gpu(None))
+    {
+        println!("{reason}");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use indicatif::{HumanBytes, HumanDuration};
 use pyrograph::engine::diffusion::{Sampler, parse_sampler};
 use pyrograph::engine::metrics::Estimate;
 use pyrograph::engine::nets::Points;
-use pyrograph::train::{Run, Source, TrainConfig};
+use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph::{ClassPipeline, Error, OpenOptions, model};
 
@@ -219,7 +219,7 @@ fn record(
     let pipeline = ClassPipeline::open_on(model, &common.open()?, &options)?;
     let spec = spec(args, &pipeline)?;
     if let Some(steps) = student {
-        spec.picks(steps).map_err(|reason| Error::Config { reason })?;
+        spec.picks(steps).map_err(|error| Error::Config { reason: error.to_string() })?;
     }
     let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
     let estimate = recorder.estimate()?;
@@ -285,7 +285,7 @@ fn train(
 ) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let set = Trajectories::open(trajectories)?;
-    let mut run = Run::new(output, config, Source::Trajectories(set), resume, &device)?;
+    let mut run = Run::on_trajectories(output, config, set, resume, &device)?;
     follow(&mut run, common)
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use pyrograph::data::Dataset;
 use pyrograph::model;
-use pyrograph::train::{Event, Run, Source, TrainConfig, reconstruct};
+use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
 use pyrograph::weights::FloatDtype;
 
 use crate::bench::peak_memory;
@@ -125,8 +125,7 @@ pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let opened = common.open()?;
     let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
     common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
-    let source = Source::Images(data);
-    let mut run = Run::new(&args.output, config, source, args.run.resume, &opened.device)?;
+    let mut run = Run::on_images(&args.output, config, data, args.run.resume, &opened.device)?;
     follow(&mut run, common)
 }
 

@@ -34,6 +34,11 @@ impl Task for ClassTask {
     fn of(config: &ModelConfig, device: &Device) -> Result<Self> {
         let ModelConfig { net, labels, .. } = config;
         let (classes, labels) = (net.dit.classes, labels.clone());
+        if classes == 0 || net.dit.text.is_some() {
+            let text = if net.dit.text.is_some() { ", and reads text" } else { "" };
+            let found = format!("{classes} classes{text}");
+            return Err(Error::Task { task: "class", found, expected: "classes alone" });
+        }
         Ok(Self { classes, labels, device: device.clone() })
     }
 

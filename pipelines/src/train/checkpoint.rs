@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::nets::Net;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use pyrograph_engine::nets::Dit;
 use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
 
+use super::learner::Learner;
 use super::{Run, TrainConfig};
 use crate::error::{Error, Result};
 
@@ -22,6 +23,9 @@ const STATE_KEY: &str = "pyrograph.training";
 
 /// Before the names of the tensors of a critic.
 const CRITIC: &str = "critic.";
+/// Names of the random features of the time code.
+const SCALE: &str = "frozen/embedder.time.fourier.scale";
+const SHIFT: &str = "frozen/embedder.time.fourier.shift";
 
 /// What a checkpoint holds besides tensors. Data order, noise, dropout and flips are functions of the
 /// seed and the step, so that this is all.
@@ -71,11 +75,12 @@ fn tensors<M: Module + Send>(trainer: &Trainer<M>, prefix: &str) -> Vec<(String,
     tensors
 }
 
-/// Puts those tensors into a fresh trainer.
+/// Puts those tensors into a fresh trainer, which took `step` steps.
 fn restore<M: Module + Send>(
     trainer: &mut Trainer<M>,
     prefix: &str,
     checkpoint: &Checkpoint,
+    step: u64,
     device: &Device,
 ) -> Result<()> {
     let names = params::names(&trainer.model);
@@ -99,6 +104,7 @@ fn restore<M: Module + Send>(
     trainer.averages = averages.collect::<Result<_>>()?;
     trainer.model = params::with_values(trainer.model.clone(), model);
     (trainer.optimizer.first, trainer.optimizer.second) = (first, second);
+    trainer.step = step;
     Ok(())
 }
 
@@ -108,12 +114,16 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
     let path = folder.join(format!("{:07}.safetensors", run.step()));
-    let mut tensors = tensors(&run.trainer, "");
-    tensors.extend(frozen(&run.trainer.model));
-    if let Some(critic) = &run.critic {
+    let mut tensors = match &run.learner {
+        Learner::Denoising(learner) => tensors(&learner.trainer, ""),
+        Learner::Student(learner) => tensors(&learner.trainer, ""),
+    };
+    tensors.extend(frozen(run.learner.trunk()));
+    if let Some(critic) = run.learner.critic() {
         tensors.extend(self::tensors(&critic.trainer, CRITIC));
     }
-    let state = State { step: run.step(), images: run.material.len(), config: run.config.clone() };
+    let (step, images) = (run.step(), run.learner.examples());
+    let state = State { step, images, config: run.config.clone() };
     let state = serde_json::to_string(&state).expect("a configuration serialises");
     write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
     let mut found = all(&run.folder)?;
@@ -126,17 +136,36 @@ pub(super) fn save(run: &Run) -> Result<PathBuf> {
 }
 
 /// The random features of the time code, which are not trained.
-fn frozen(net: &Net) -> Vec<(String, TensorData)> {
-    match &net.trunk().embedder.time.fourier {
+fn frozen(net: &Dit) -> Vec<(String, TensorData)> {
+    match &net.embedder.time.fourier {
         None => Vec::new(),
         Some(fourier) => vec![
-            ("frozen/embedder.time.fourier.scale".to_owned(), fourier.scale.val().into_data()),
-            ("frozen/embedder.time.fourier.shift".to_owned(), fourier.shift.val().into_data()),
+            (SCALE.to_owned(), fourier.scale.val().into_data()),
+            (SHIFT.to_owned(), fourier.shift.val().into_data()),
         ],
     }
 }
 
+/// Puts those into a fresh network.
+fn restore_frozen(net: &mut Dit, checkpoint: &Checkpoint, device: &Device) -> Result<()> {
+    if let Some(fourier) = &mut net.embedder.time.fourier {
+        let read = |name: &str| -> Result<Tensor<1>> {
+            let (values, shape) = checkpoint.read_f32(name)?;
+            let length = shape.iter().product::<usize>();
+            let autodiff = device.clone().autodiff();
+            Ok(Tensor::from_data(TensorData::new(values, [length]), &autodiff))
+        };
+        let (scale, shift) = (read(SCALE)?, read(SHIFT)?);
+        fourier.scale = fourier.scale.clone().map(|_| scale);
+        fourier.shift = fourier.shift.clone().map(|_| shift);
+    }
+    Ok(())
+}
+
 /// Puts the state of a checkpoint into a fresh run.
+///
+/// # Errors
+/// No checkpoint, or one of a run of other settings or data.
 pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
     let checkpoint = Checkpoint::open(path)?;
     let fault = |reason: String| Error::Resume { path: path.to_owned(), reason };
@@ -145,53 +174,48 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
         .get(STATE_KEY)
         .ok_or_else(|| fault("it holds no training state".into()))?;
     let state: State = serde_json::from_str(state).map_err(|e| fault(e.to_string()))?;
-    if state.images != run.material.len() {
-        return Err(fault(format!(
-            "it was trained on {} images, the folder has {}",
-            state.images,
-            run.material.len()
-        )));
+    let images = run.learner.examples();
+    if state.images != images {
+        let then = state.images;
+        return Err(fault(format!("it was trained on {then} images, the folder has {images}")));
     }
-    for (what, then, now) in [
-        ("model", format!("{:?}", state.config.model), format!("{:?}", run.config.model)),
-        ("student", format!("{:?}", state.config.student), format!("{:?}", run.config.student)),
-        (
-            "adversarial",
-            format!("{:?}", state.config.adversarial),
-            format!("{:?}", run.config.adversarial),
-        ),
-        ("init", format!("{:?}", state.config.init), format!("{:?}", run.config.init)),
-        ("averages", format!("{:?}", state.config.averages), format!("{:?}", run.config.averages)),
-        ("seed", state.config.seed.to_string(), run.config.seed.to_string()),
-        ("batch", state.config.batch.to_string(), run.config.batch.to_string()),
-    ] {
-        if then != now {
-            return Err(fault(format!("{what} was {then}, is {now}")));
+    if let Some([what, then, now]) = changed(&state.config, &run.config) {
+        return Err(fault(format!("{what} was {then}, is {now}")));
+    }
+    let (step, device) = (state.step, &run.device);
+    match &mut run.learner {
+        Learner::Denoising(learner) => {
+            restore(&mut learner.trainer, "", &checkpoint, step, device)?;
+        }
+        Learner::Student(learner) => {
+            restore(&mut learner.trainer, "", &checkpoint, step, device)?;
+            if let Some(critic) = &mut learner.critic {
+                restore(&mut critic.trainer, CRITIC, &checkpoint, step, device)?;
+            }
         }
     }
-    let device = run.device.clone();
-    let trainer = &mut run.trainer;
-    restore(trainer, "", &checkpoint, &device)?;
-    if let Some(fourier) = &mut trainer.model.trunk_mut().embedder.time.fourier {
-        let read = |name: &str| -> Result<Tensor<1>> {
-            let (values, shape) = checkpoint.read_f32(name)?;
-            let length = shape.iter().product::<usize>();
-            let autodiff = device.clone().autodiff();
-            Ok(Tensor::from_data(TensorData::new(values, [length]), &autodiff))
-        };
-        let (scale, shift) = (
-            read("frozen/embedder.time.fourier.scale")?,
-            read("frozen/embedder.time.fourier.shift")?,
-        );
-        fourier.scale = fourier.scale.clone().map(|_| scale);
-        fourier.shift = fourier.shift.clone().map(|_| shift);
+    restore_frozen(run.learner.trunk_mut(), &checkpoint, device)
+}
+
+/// A setting that must stay as it was and did not: its name, what it was, what it is.
+fn changed(then: &TrainConfig, now: &TrainConfig) -> Option<[String; 3]> {
+    fn text(value: &impl std::fmt::Debug) -> String {
+        format!("{value:?}")
     }
-    trainer.step = state.step;
-    if let Some(critic) = &mut run.critic {
-        restore(&mut critic.trainer, CRITIC, &checkpoint, &device)?;
-        critic.trainer.step = state.step;
-    }
-    Ok(())
+    let settings = |config: &TrainConfig| {
+        [
+            ("model", text(&config.model)),
+            ("student", text(&config.student)),
+            ("adversarial", text(&config.adversarial)),
+            ("init", text(&config.init)),
+            ("averages", text(&config.averages)),
+            ("seed", text(&config.seed)),
+            ("batch", text(&config.batch)),
+        ]
+    };
+    let mut pairs = settings(then).into_iter().zip(settings(now));
+    let ((what, then), (_, now)) = pairs.find(|((_, then), (_, now))| then != now)?;
+    Some([what.to_owned(), then, now])
 }
 
 /// Stores the averages of this step in f16, for post-hoc reconstruction.
@@ -199,13 +223,14 @@ pub(super) fn save_snapshot(run: &Run) -> Result<()> {
     let folder = run.folder.join(SNAPSHOTS);
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
-    for (i, profile) in run.config.averages.iter().enumerate() {
+    let names = params::names(&run.learner.net());
+    let averages = run.config.averages.iter().zip(run.learner.averages());
+    for (i, (profile, values)) in averages.enumerate() {
         let path = folder.join(format!("{:07}-{i}.safetensors", run.step()));
-        let names = params::names(&run.trainer.model).into_iter();
-        let values = run.trainer.averages[i].iter();
         let tensors: Vec<(String, TensorData)> = names
+            .iter()
             .zip(values)
-            .map(|(name, value)| (name, value.to_data_dtype(burn::tensor::DType::F16)))
+            .map(|(name, value)| (name.clone(), value.to_data_dtype(DType::F16)))
             .collect();
         let profile = serde_json::to_string(profile).expect("a profile serialises");
         let metadata = BTreeMap::from([

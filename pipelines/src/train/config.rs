@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use pyrograph_engine::denoisers;
-use pyrograph_engine::diffusion::{NoiseSchedule, Prediction, Sampler, Spacing};
-use pyrograph_engine::diffusion::{Process, TimeInput};
+use pyrograph_engine::diffusion::{
+    NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
+};
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
 use pyrograph_engine::nets::{DitConfig, Flexible};
 use pyrograph_engine::train::{Average, Decay, LearningRate, Precision, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
 use super::student::{Adversarial, StudentShape};
-
 use crate::data::Background;
 use crate::error::{Error, Result};
 use crate::settings::Defaults;
@@ -229,7 +229,7 @@ impl TrainConfig {
             let (key, value) = item
                 .split_once('=')
                 .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
-            set(&mut table, key.trim(), parse_value(value.trim())).map_err(fault)?;
+            set(&mut table, key.trim(), parse_value(value.trim()))?;
         }
         let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
         config.check()?;
@@ -392,7 +392,8 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
     }
 }
 
-fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+/// Puts a value at a dotted key.
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     match key.split_once('.') {
         None => {
             table.insert(key.to_owned(), value);
@@ -403,7 +404,9 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), Str
                 .entry(first)
                 .or_insert_with(|| toml::Value::Table(toml::Table::new()))
                 .as_table_mut()
-                .ok_or_else(|| format!("`{first}` is not a table, in `{key}`"))?;
+                .ok_or_else(|| Error::Config {
+                    reason: format!("`{first}` is not a table, in `{key}`"),
+                })?;
             set(inner, rest, value)
         }
     }

@@ -8,7 +8,7 @@ use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
 
-use super::Trajectories;
+use super::{Trajectories, TrajectoryError};
 use crate::error::{Error, Result};
 
 /// Mean squared errors of the steps of a student against the points of its teacher's trajectories, with
@@ -40,7 +40,7 @@ impl Trajectories {
         let fault = |reason| Error::Trajectories { path: self.folder.clone(), reason };
         let spec = &self.spec;
         let Net::Student(net) = net else {
-            return Err(fault("they are compared with a student, the model is none".into()));
+            return Err(fault(TrajectoryError::NoStudent));
         };
         let (student, trunk) = (net.config(), net.trunk().config());
         let picks = spec.picks(student.steps()).map_err(fault)?;
@@ -48,10 +48,8 @@ impl Trajectories {
         let found = ([trunk.channels, height, width], trunk.classes, student.points);
         let expected = (spec.shape, spec.classes, spec.points);
         if found != expected {
-            return Err(fault(format!(
-                "the student is one of (shape, classes, points) {found:?}, the trajectories are of \
-                 {expected:?}"
-            )));
+            let [found, expected] = [found, expected].map(|kind| format!("{kind:?}"));
+            return Err(fault(TrajectoryError::OtherStudent { found, expected }));
         }
         let mut errors =
             [Past::Teacher, Past::Own].map(|past| (past, vec![Vec::new(); picks.len()]));

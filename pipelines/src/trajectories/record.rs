@@ -10,7 +10,7 @@ use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
 use pyrograph_weights::write_safetensors;
 
-use super::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
+use super::{LABELS, SPEC, TrajectoryError, TrajectorySpec, holds, name, read_spec};
 use crate::error::{Error, Result};
 use crate::image::write_whole;
 use crate::pipeline::{ClassPipeline, Progress};
@@ -55,10 +55,8 @@ impl<'a> Recorder<'a> {
         let fault = |reason| Error::Trajectories { path: folder.to_owned(), reason };
         spec.check().map_err(fault)?;
         if !spec.settings.sampler.is_deterministic() {
-            let sampler = &spec.settings.sampler;
-            return Err(fault(format!(
-                "sampler {sampler} draws noise, expected a deterministic one"
-            )));
+            let sampler = spec.settings.sampler.to_string();
+            return Err(fault(TrajectoryError::RandomSampler { sampler }));
         }
         std::fs::create_dir_all(folder)
             .map_err(|source| Error::File { path: folder.to_owned(), source })?;
@@ -66,7 +64,8 @@ impl<'a> Recorder<'a> {
         if let Some(old) = read_spec(folder)?
             && (TrajectorySpec { count: spec.count, ..old.clone() }) != spec
         {
-            return Err(fault(format!("it holds trajectories of {old:?}, asked for {spec:?}")));
+            let [found, asked] = [old, spec].map(|spec| format!("{spec:?}"));
+            return Err(fault(TrajectoryError::OtherSet { found, asked }));
         }
         let text = serde_json::to_string_pretty(&spec).expect("a description serialises");
         write_whole(&folder.join(SPEC), text.as_bytes())?;
@@ -158,8 +157,7 @@ impl<'a> Recorder<'a> {
             let batch: Tensor<5> = Tensor::cat(batch, 1);
             let largest: f32 = batch.clone().abs().max().into_scalar();
             if !largest.is_finite() {
-                let index = indices.start;
-                let reason = format!("a trajectory from number {index} on is not finite");
+                let reason = TrajectoryError::NotFinite { index: indices.start };
                 return Err(Error::Trajectories { path: self.folder.to_owned(), reason });
             }
             for i in 0..batch.dims()[0] {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use pyrograph::engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
-use pyrograph::engine::random::SplitMix;
+use pyrograph::engine::random::SplitMix64;
 use pyrograph::metadata::Record;
 use pyrograph::settings::Defaults;
 use pyrograph::{ClassPipeline, Noise, Picture, Request, StartPicture};
@@ -135,7 +135,8 @@ fn classes(args: &Class, seed: u64, pipeline: &ClassPipeline) -> anyhow::Result<
         None => (0..count).collect(),
         Some("random") => {
             // A class depends on the seed of its image only.
-            let random = |i| (SplitMix(seed.wrapping_add(i)).draw() % count as u64) as usize;
+            let random =
+                |i| (SplitMix64::new(seed.wrapping_add(i)).next_u64() % count as u64) as usize;
             (0..args.count.unwrap_or(1) as u64).map(random).collect()
         }
         Some(names) => {

@@ -1,16 +1,29 @@
 //! Training images: a folder with one sub-folder per class, or with a `metadata.jsonl`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod files;
+mod latents;
+mod order;
+
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::random::SplitMix;
+use pyrograph_engine::nets::Conditioning;
+use pyrograph_engine::random::Generator;
+use pyrograph_engine::train::Batch;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use latents::Encoder;
+pub use order::Order;
+
 use crate::error::{Error, Result};
 use crate::image::{Drawn, decode, fit, to_tensor};
+use latents::Latents;
+
+/// Range of the numbers that choose a background.
+const COLOUR_DRAWS: f64 = 65536.0;
 
 /// What transparent pixels are laid on: one of these colours, chosen per draw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +36,7 @@ impl Default for Background {
     }
 }
 
-/// Images in memory, resized to one size, with a class each.
+/// Images in memory, resized to one size, with a class each; for training on latents, with those too.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     size: [usize; 2],
@@ -32,19 +45,10 @@ pub struct Dataset {
     labels: Vec<usize>,
     classes: Vec<String>,
     background: Background,
-}
-
-/// Extensions that are read.
-const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
-/// Name of the list of images in a folder without classes.
-const METADATA: &str = "metadata.jsonl";
-
-#[derive(Deserialize)]
-struct Entry {
-    #[serde(alias = "file")]
-    file_name: String,
-    #[serde(alias = "class")]
-    label: String,
+    /// Mirrors half of the images of every batch.
+    flip: bool,
+    /// What batches hold in place of pixels.
+    latents: Option<Latents>,
 }
 
 impl Dataset {
@@ -60,10 +64,7 @@ impl Dataset {
         if background.0.is_empty() {
             return Err(fault("no background colour"));
         }
-        let files = match folder.join(METADATA) {
-            list if list.is_file() => listed(folder, &list)?,
-            _ => by_folder(folder)?,
-        };
+        let files = files::labelled(folder)?;
         if files.is_empty() {
             return Err(fault("no images: expected sub-folders of png, jpg or webp files"));
         }
@@ -77,7 +78,24 @@ impl Dataset {
             .par_iter()
             .map(|(path, _)| Ok(fit(&decode(path)?, size)))
             .collect::<Result<_>>()?;
-        Ok(Self { size, pixels: images.concat(), labels, classes, background })
+        let pixels = images.concat();
+        Ok(Self { size, pixels, labels, classes, background, flip: false, latents: None })
+    }
+
+    /// The same for training: with `flip`, half of the images of every batch are mirrored; with an `encoder`,
+    /// batches are of latents, which are made on `device` and kept in `folder`.
+    ///
+    /// # Errors
+    /// Latents in `folder` of another shape, or a file that cannot be written.
+    pub(crate) fn for_training(
+        self,
+        flip: bool,
+        encoder: Option<Encoder>,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<Self> {
+        let latents = encoder.map(|encoder| Latents::open(folder, &self, encoder, flip, device));
+        Ok(Self { flip, latents: latents.transpose()?, ..self })
     }
 
     /// Number of images.
@@ -107,10 +125,31 @@ impl Dataset {
         hasher.finish()
     }
 
-    /// A batch with pixels in [-1, 1], `[batch, 3, height, width]`.
+    /// Some of the images, or their latents, with their classes; the null class is the one past the last. All
+    /// randomness is that of `random`: which are mirrored, their backgrounds, and the draws from their
+    /// posteriors.
+    ///
+    /// # Shapes
+    /// `clean`: `[batch, 3, height, width]`, or `[batch, channels, height, width]` of the latents
+    pub fn batch(&self, indices: &[usize], random: &mut Generator, device: &Device) -> Batch {
+        let flips: Vec<bool> =
+            indices.iter().map(|_| self.flip && random.uniform() < 0.5).collect();
+        let colours: Vec<usize> =
+            indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
+        let clean = match &self.latents {
+            Some(latents) => latents.batch(indices, &flips, random, device),
+            None => self.pixels(indices, &flips, &colours, device),
+        };
+        let classes: Vec<usize> = indices.iter().map(|&index| self.label(index)).collect();
+        let null = vec![self.classes.len(); indices.len()];
+        let [told, null] = [classes, null].map(|ids| Conditioning::classes(&ids, device));
+        Batch { clean, told, null }
+    }
+
+    /// Images with pixels in [-1, 1], `[batch, 3, height, width]`.
     ///
     /// `flips` mirrors an image, `colours` chooses its background, modulo their number.
-    pub fn batch(
+    pub fn pixels(
         &self,
         indices: &[usize],
         flips: &[bool],
@@ -125,110 +164,6 @@ impl Dataset {
                 flip,
             });
         to_tensor(drawn, self.size, device)
-    }
-}
-
-fn by_folder(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let images = |folder: &Path| -> Result<Vec<(PathBuf, String)>> {
-        let class = name(folder);
-        let readable = |path: &PathBuf| {
-            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            EXTENSIONS.contains(&extension.as_str())
-        };
-        let found = sorted_entries(folder)?.into_iter().filter(readable);
-        Ok(found.map(|path| (path, class.clone())).collect())
-    };
-    let mut files = Vec::new();
-    for class in sorted_entries(folder)? {
-        if !class.is_dir() || name(&class).starts_with('.') {
-            continue;
-        }
-        let found = images(&class)?;
-        if found.is_empty() {
-            return Err(Error::Dataset { path: class, reason: "a class without images".into() });
-        }
-        files.extend(found);
-    }
-    if files.is_empty() {
-        // A folder of images is a single class.
-        files = images(folder)?;
-    }
-    Ok(files)
-}
-
-fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let file = |source| Error::File { path: folder.to_owned(), source };
-    let entries: std::io::Result<Vec<PathBuf>> =
-        std::fs::read_dir(folder).map_err(file)?.map(|entry| Ok(entry?.path())).collect();
-    let mut entries = entries.map_err(file)?;
-    entries.sort();
-    Ok(entries)
-}
-
-fn listed(folder: &Path, list: &Path) -> Result<Vec<(PathBuf, String)>> {
-    let text = std::fs::read_to_string(list)
-        .map_err(|source| Error::File { path: list.to_owned(), source })?;
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let fault = |reason: String| Error::Dataset {
-            path: list.to_owned(),
-            reason: format!("line {}: {reason}", number + 1),
-        };
-        let entry: Entry = serde_json::from_str(line).map_err(|error| fault(error.to_string()))?;
-        let inside = Path::new(&entry.file_name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
-        if !inside {
-            return Err(fault(format!("`{}` leaves the folder", entry.file_name)));
-        }
-        let path = folder.join(&entry.file_name);
-        if files.insert(path, entry.label).is_some() {
-            return Err(fault(format!("`{}` is listed twice", entry.file_name)));
-        }
-    }
-    Ok(files.into_iter().collect())
-}
-
-/// The order in which a run sees its images: a new permutation per epoch, a pure function of the seed, so
-/// that a run can go on anywhere.
-#[derive(Debug, Clone, Copy)]
-pub struct Order {
-    len: usize,
-    seed: u64,
-}
-
-impl Order {
-    /// The order of `len` images.
-    pub fn new(len: usize, seed: u64) -> Self {
-        Self { len, seed }
-    }
-
-    /// Images at positions `position..position + count` of the endless sequence of epochs.
-    pub fn indices(&self, position: u64, count: usize) -> Vec<usize> {
-        let len = self.len as u64;
-        let mut found = Vec::with_capacity(count);
-        let mut epoch = None;
-        let mut permutation = Vec::new();
-        for at in position..position + count as u64 {
-            if epoch != Some(at / len) {
-                epoch = Some(at / len);
-                permutation = self.permutation(at / len);
-            }
-            found.push(permutation[(at % len) as usize]);
-        }
-        found
-    }
-
-    /// Fisher-Yates with a stream of SplitMix64 per epoch.
-    fn permutation(&self, epoch: u64) -> Vec<usize> {
-        let mut stream = SplitMix(self.seed ^ SplitMix(epoch.wrapping_add(1)).draw());
-        let mut order: Vec<usize> = (0..self.len).collect();
-        for i in (1..self.len).rev() {
-            // The bias of the remainder is below 2^-40 for any number of images that fits in memory.
-            order.swap(i, (stream.draw() % (i as u64 + 1)) as usize);
-        }
-        order
     }
 }
 
@@ -257,7 +192,7 @@ mod tests {
         let data = Dataset::open(folder.path(), [4, 6], background).expect("two images");
         assert_eq!(data.classes(), ["a", "b"]);
         let device = Device::flex();
-        let x = data.batch(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
+        let x = data.pixels(&[0, 0, 1], &[false, true, false], &[0, 1, 0], &device);
         assert_eq!([data.label(0), data.label(1)], [0, 1]);
         let at = |image: usize, channel: usize, column: usize| -> f32 {
             x.clone()
@@ -272,7 +207,7 @@ mod tests {
     #[test]
     fn lists_stay_in_their_folder() {
         let folder = folder();
-        let list = folder.path().join(METADATA);
+        let list = folder.path().join("metadata.jsonl");
         let open = || Dataset::open(folder.path(), [4, 4], Background::default());
         std::fs::write(&list, r#"{"file_name": "a/1.png", "label": "x"}"#).expect("written");
         assert_eq!(open().expect("one image").classes(), ["x"]);
@@ -294,18 +229,5 @@ mod tests {
         let error =
             Dataset::open(folder.path(), [4, 4], Background::default()).expect_err("broken");
         assert!(error.to_string().contains("2.png"), "{error}");
-    }
-
-    #[test]
-    fn every_epoch_is_a_permutation_and_any_part_can_be_asked_for() {
-        let order = Order::new(10, 3);
-        let all = order.indices(0, 30);
-        for epoch in all.chunks(10) {
-            let mut sorted = epoch.to_vec();
-            sorted.sort_unstable();
-            assert_eq!(sorted, (0..10).collect::<Vec<_>>());
-        }
-        assert_ne!(all[..10], all[10..20]);
-        assert_eq!(order.indices(7, 9), all[7..16]);
     }
 }

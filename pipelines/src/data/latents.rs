@@ -8,8 +8,9 @@ use pyrograph_engine::nets::Vae;
 use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use crate::data::Dataset;
+use super::Dataset;
 use crate::error::{Error, Result};
+use crate::model::open_autoencoder;
 
 /// Images encoded at a time.
 const BATCH: usize = 8;
@@ -18,8 +19,29 @@ const FILE: &str = "latents.safetensors";
 /// Key of what the latents were made from.
 const ORIGIN_KEY: &str = "origin";
 
+/// An autoencoder that makes latents.
+#[derive(Debug, Clone)]
+pub(crate) struct Encoder {
+    pub(crate) vae: Vae,
+    /// Of its weights, or of a model that it is part of.
+    pub(crate) fingerprint: String,
+}
+
+impl Encoder {
+    /// The autoencoder of a model.
+    ///
+    /// # Errors
+    /// No model, or one without an autoencoder.
+    pub(crate) fn open(path: &Path, device: &Device) -> Result<Self> {
+        let (vae, fingerprint) = open_autoencoder(path, device)?;
+        Ok(Self { vae, fingerprint })
+    }
+}
+
 /// Posteriors of all images, and behind them those of the mirrored images if the run mirrors.
+#[derive(Debug, Clone)]
 pub(super) struct Latents {
+    vae: Vae,
     /// `[channels, height, width]`.
     shape: [usize; 3],
     mean: Vec<f32>,
@@ -29,29 +51,32 @@ pub(super) struct Latents {
 }
 
 impl Latents {
-    /// Reads the latents of a run, or encodes them if there are none of these images and this
-    /// autoencoder, whose weights are named by `fingerprint`.
+    /// Reads the latents of a run, or encodes them if there are none of these images and this autoencoder.
+    ///
+    /// # Errors
+    /// Latents of another shape, or a file that cannot be read or written.
     pub(super) fn open(
         folder: &Path,
         data: &Dataset,
-        (vae, fingerprint): (&Vae, &str),
+        encoder: Encoder,
         flip: bool,
         device: &Device,
     ) -> Result<Self> {
+        let Encoder { vae, fingerprint } = encoder;
         let path = folder.join(FILE);
         let origin = format!("{fingerprint} {:016x} {flip}", data.fingerprint());
         let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
         // A file that cannot be read is as good as none: it is made again.
         let known = known.ok().flatten();
         if let Some(file) = known.filter(|file| file.metadata().get(ORIGIN_KEY) == Some(&origin)) {
-            return Self::read(&file, &path, data.len(), flip);
+            return Self::read(vae, &file, data.len(), flip);
         }
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         let all: Vec<usize> = (0..data.len()).collect();
         for flipped in [false, true].into_iter().take(1 + usize::from(flip)) {
             for indices in all.chunks(BATCH) {
                 let (flips, colours) = (vec![flipped; indices.len()], vec![0; indices.len()]);
-                let pixels = data.batch(indices, &flips, &colours, device);
+                let pixels = data.pixels(indices, &flips, &colours, device);
                 let posterior = vae.encode(pixels);
                 mean.push(posterior.mean);
                 deviation.push((posterior.log_variance * 0.5).exp());
@@ -62,28 +87,29 @@ impl Latents {
             [("mean".into(), half(mean)), ("deviation".into(), half(deviation))];
         let metadata = BTreeMap::from([(ORIGIN_KEY.to_owned(), origin)]);
         write_safetensors(&path, &tensors, &metadata)?;
-        Self::read(&Checkpoint::open(&path)?, &path, data.len(), flip)
+        Self::read(vae, &Checkpoint::open(&path)?, data.len(), flip)
     }
 
-    fn read(file: &Checkpoint, path: &Path, images: usize, flip: bool) -> Result<Self> {
+    fn read(vae: Vae, file: &Checkpoint, images: usize, flip: bool) -> Result<Self> {
         let (mean, shape) = file.read_f32("mean")?;
         let (deviation, other) = file.read_f32("deviation")?;
         let rows = images * (1 + usize::from(flip));
         match shape.as_slice() {
             &[found, channels, height, width] if found == rows && shape == other => Ok(Self {
+                vae,
                 shape: [channels, height, width],
                 mean,
                 deviation,
                 mirrored: if flip { images } else { 0 },
             }),
             _ => Err(Error::Dataset {
-                path: path.to_owned(),
+                path: file.path().to_owned(),
                 reason: format!("latents of shape {shape:?} and {other:?}, expected {rows} rows"),
             }),
         }
     }
 
-    /// Samples of the posteriors of a batch, unscaled, `[batch, channels, height, width]`.
+    /// Samples of the posteriors of a batch, scaled for the network, `[batch, channels, height, width]`.
     pub(super) fn batch(
         &self,
         indices: &[usize],
@@ -101,6 +127,6 @@ impl Latents {
         }
         let [channels, height, width] = self.shape;
         let shape = [indices.len(), channels, height, width];
-        Tensor::from_data(TensorData::new(values, shape), device)
+        self.vae.scale(Tensor::from_data(TensorData::new(values, shape), device))
     }
 }

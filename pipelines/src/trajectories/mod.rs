@@ -5,10 +5,13 @@
 //! `i mod classes`.
 
 mod deviation;
+mod error;
 mod record;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::diffusion::NoiseSource;
@@ -18,6 +21,7 @@ use pyrograph_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 pub use deviation::Deviation;
+pub use error::TrajectoryError;
 pub use record::{Estimate, Recorder};
 
 use crate::error::{Error, Result};
@@ -51,6 +55,8 @@ const BYTES: usize = 2;
 const SPEC: &str = "trajectories.json";
 /// Name of the classes in a shard.
 const LABELS: &str = "labels";
+/// Most shards that are kept open.
+const OPEN_SHARDS: usize = 64;
 
 impl TrajectorySpec {
     /// Numbers of steps after which `points` points are recorded, evenly over `steps`.
@@ -74,20 +80,14 @@ impl TrajectorySpec {
     /// # Errors
     /// A number of steps that does not divide that of the points, or a second step that would start from the
     /// estimate of pure noise.
-    pub fn picks(&self, steps: usize) -> Result<Vec<usize>, String> {
+    pub fn picks(&self, steps: usize) -> Result<Vec<usize>, TrajectoryError> {
         let points = self.after.len();
         if steps == 0 || !points.is_multiple_of(steps) {
-            return Err(format!(
-                "a student of {steps} steps on trajectories of {points} points, expected a divisor"
-            ));
+            return Err(TrajectoryError::StudentSteps { steps, points });
         }
         let picks: Vec<_> = (1..=steps).map(|step| step * points / steps - 1).collect();
         if steps > 1 && self.points == Points::Estimates && self.after[picks[0]] == 1 {
-            return Err(format!(
-                "the first step of the student would end after 1 of {} of the teacher's, where its estimate \
-                 is that of pure noise: expected 2 or more",
-                self.settings.steps
-            ));
+            return Err(TrajectoryError::FirstStep { steps: self.settings.steps });
         }
         Ok(picks)
     }
@@ -103,24 +103,19 @@ impl TrajectorySpec {
     }
 
     /// Says what is wrong with the numbers, if anything.
-    fn check(&self) -> Result<(), String> {
-        let rising = self.after.windows(2).all(|pair| pair[0] < pair[1]);
-        let ends = self.after.first().is_some_and(|&first| first > 0)
-            && self.after.last() == Some(&self.settings.steps);
+    fn check(&self) -> Result<(), TrajectoryError> {
+        let Self { count, shard, classes, shape, .. } = *self;
+        let (after, steps) = (&self.after, self.settings.steps);
+        let rising = after.windows(2).all(|pair| pair[0] < pair[1]);
+        let ends = after.first().is_some_and(|&first| first > 0) && after.last() == Some(&steps);
         if !(rising && ends) {
-            return Err(format!(
-                "points after {:?} steps, expected rising numbers from 1 to {}",
-                self.after, self.settings.steps
-            ));
+            return Err(TrajectoryError::Points { after: after.clone(), steps });
         }
-        let sizes = [self.count, self.shard, self.classes, self.shape.iter().product()];
-        if sizes.iter().any(|&size| size == 0 || size > 1 << 32) {
-            return Err(format!(
-                "{} trajectories in shards of {}, {} classes, points of {:?}",
-                self.count, self.shard, self.classes, self.shape
-            ));
+        let sizes = [count, shard, classes, shape.iter().product()];
+        match sizes.iter().any(|&size| size == 0 || size > 1 << 32) {
+            true => Err(TrajectoryError::Sizes { count, shard, classes, shape }),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -129,6 +124,8 @@ impl TrajectorySpec {
 pub struct Trajectories {
     folder: PathBuf,
     spec: TrajectorySpec,
+    /// Shards that are open, by number.
+    opened: Mutex<BTreeMap<usize, Arc<Checkpoint>>>,
 }
 
 impl Trajectories {
@@ -139,18 +136,16 @@ impl Trajectories {
     pub fn open(folder: &Path) -> Result<Self> {
         let missing = || Error::NoTrajectories { path: folder.to_owned(), file: SPEC };
         let spec = read_spec(folder)?.ok_or_else(missing)?;
-        for shard in 0..spec.shards() {
+        let shards = spec.shards();
+        for shard in 0..shards {
             let path = spec.path(folder, shard);
-            let fault = |reason| Error::Trajectories { path: path.clone(), reason };
-            if !path.is_file() {
-                let shards = spec.shards();
-                return Err(fault(format!(
-                    "shard {shard} of {shards} is missing: record again, what is there is kept"
-                )));
-            }
-            holds(&path, &spec, shard).map_err(fault)?;
+            let whole = match path.is_file() {
+                true => holds(&path, &spec, shard),
+                false => Err(TrajectoryError::MissingShard { shard, shards }),
+            };
+            whole.map_err(|reason| Error::Trajectories { path, reason })?;
         }
-        Ok(Self { folder: folder.to_owned(), spec })
+        Ok(Self { folder: folder.to_owned(), spec, opened: Mutex::default() })
     }
 
     /// What was recorded.
@@ -158,7 +153,8 @@ impl Trajectories {
         &self.spec
     }
 
-    /// Some of the trajectories, with the points of numbers `picks` only.
+    /// Some of the trajectories, with the points of numbers `picks` only: each of them, and the noise,
+    /// `[batch, channels, height, width]`.
     ///
     /// # Errors
     /// A shard that can no longer be read.
@@ -173,8 +169,7 @@ impl Trajectories {
         let mut noise = Vec::new();
         let mut points = vec![Vec::with_capacity(indices.len() * size); picks.len()];
         for &index in indices {
-            let shard = Checkpoint::open(self.spec.path(&self.folder, index / self.spec.shard))?;
-            let (values, _) = shard.read_f32(&name(index))?;
+            let (values, _) = self.shard(index / self.spec.shard)?.read_f32(&name(index))?;
             for (points, pick) in points.iter_mut().zip(picks) {
                 points.extend_from_slice(&values[pick * size..][..size]);
             }
@@ -189,6 +184,22 @@ impl Trajectories {
             points: points.into_iter().map(tensor).collect(),
             told: Conditioning::classes(&classes, device),
         })
+    }
+
+    /// A shard, which stays open for the next trajectory.
+    fn shard(&self, number: usize) -> Result<Arc<Checkpoint>> {
+        // A panic elsewhere cannot leave half a shard.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shard) = opened.get(&number) {
+            return Ok(shard.clone());
+        }
+        let shard = Arc::new(Checkpoint::open(self.spec.path(&self.folder, number))?);
+        if opened.len() == OPEN_SHARDS {
+            // Any will do: trajectories are drawn at random.
+            opened.pop_first();
+        }
+        opened.insert(number, shard.clone());
+        Ok(shard)
     }
 }
 
@@ -212,27 +223,22 @@ fn read_spec(folder: &Path) -> Result<Option<TrajectorySpec>> {
     }
 }
 
-/// Whether a file is the shard that it should be.
-fn holds(path: &Path, spec: &TrajectorySpec, shard: usize) -> Result<(), String> {
-    let file = Checkpoint::open(path).map_err(|error| error.to_string())?;
+/// Says why a file is not the shard that it should be, if it is not.
+fn holds(path: &Path, spec: &TrajectorySpec, shard: usize) -> Result<(), TrajectoryError> {
+    let file = Checkpoint::open(path)?;
     let [channels, height, width] = spec.shape;
     let expected = [spec.after.len(), channels, height, width];
     for index in spec.range(shard) {
-        match file.tensors().get(&name(index)) {
-            Some(info) if info.shape == expected => (),
-            Some(info) => {
-                return Err(format!(
-                    "trajectory {index} has shape {:?}, expected {expected:?}",
-                    info.shape
-                ));
-            }
-            None => return Err(format!("trajectory {index} is missing")),
+        let info = file.tensors().get(&name(index));
+        let info = info.ok_or(TrajectoryError::MissingTrajectory { index })?;
+        if info.shape != expected {
+            return Err(TrajectoryError::Shape { index, found: info.shape.clone(), expected });
         }
     }
-    let (labels, _) = file.read_f32(LABELS).map_err(|error| error.to_string())?;
+    let (labels, _) = file.read_f32(LABELS)?;
     let classes = spec.range(shard).map(|index| (index % spec.classes) as f32);
     match labels.iter().copied().eq(classes) {
         true => Ok(()),
-        false => Err("its classes are others than those of its trajectories".into()),
+        false => Err(TrajectoryError::Classes),
     }
 }

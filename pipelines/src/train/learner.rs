@@ -1,0 +1,112 @@
+//! Networks in training, each with what it learns from.
+
+use burn::tensor::Tensor;
+use pyrograph_engine::nets::{Dit, Net, Vae};
+use pyrograph_engine::random::{Generator, derived_seed};
+
+use super::critic::Critic;
+use super::denoising::DenoisingLearner;
+use super::distillation::StudentLearner;
+use crate::model::{Model, ModelConfig};
+
+/// A network in training, its data and its loss.
+#[expect(clippy::large_enum_variant, reason = "there is one per run")]
+pub(super) enum Learner {
+    /// On images.
+    Denoising(DenoisingLearner),
+    /// On the trajectories of its teacher.
+    Student(StudentLearner),
+}
+
+impl Learner {
+    /// Number of images or trajectories.
+    pub(super) fn examples(&self) -> usize {
+        match self {
+            Self::Denoising(learner) => learner.data.len(),
+            Self::Student(learner) => learner.trajectories.spec().count,
+        }
+    }
+
+    /// Steps taken.
+    pub(super) fn step(&self) -> u64 {
+        match self {
+            Self::Denoising(learner) => learner.trainer.step,
+            Self::Student(learner) => learner.trainer.step,
+        }
+    }
+
+    /// The network, on an autodiff device.
+    pub(super) fn net(&self) -> Net {
+        match self {
+            Self::Denoising(learner) => learner.trainer.model.clone().into(),
+            Self::Student(learner) => learner.trainer.model.clone().into(),
+        }
+    }
+
+    /// See [`Net::trunk`].
+    pub(super) fn trunk(&self) -> &Dit {
+        match self {
+            Self::Denoising(learner) => &learner.trainer.model,
+            Self::Student(learner) => learner.trainer.model.trunk(),
+        }
+    }
+
+    /// See [`Net::trunk`].
+    pub(super) fn trunk_mut(&mut self) -> &mut Dit {
+        match self {
+            Self::Denoising(learner) => &mut learner.trainer.model,
+            Self::Student(learner) => learner.trainer.model.trunk_mut(),
+        }
+    }
+
+    /// What judges a student, if anything.
+    pub(super) fn critic(&self) -> Option<&Critic> {
+        match self {
+            Self::Denoising(_) => None,
+            Self::Student(learner) => learner.critic.as_ref(),
+        }
+    }
+
+    /// Averages of the weights, each in the order of the parameters.
+    pub(super) fn averages(&self) -> &[Vec<Tensor<1>>] {
+        match self {
+            Self::Denoising(learner) => &learner.trainer.averages,
+            Self::Student(learner) => &learner.trainer.averages,
+        }
+    }
+
+    /// The network with the weights of average number `index`, off the autodiff device.
+    pub(super) fn averaged(&self, index: usize) -> Net {
+        match self {
+            Self::Denoising(learner) => learner.trainer.averaged(index).into(),
+            Self::Student(learner) => learner.trainer.averaged(index).into(),
+        }
+    }
+}
+
+/// The finished model but for its network's weights.
+pub(super) struct Outline {
+    pub(super) config: ModelConfig,
+    pub(super) vae: Option<Vae>,
+}
+
+impl Outline {
+    /// The model of a network.
+    pub(super) fn with(&self, net: Net) -> Model {
+        Model { net, vae: self.vae.clone(), config: self.config.clone() }
+    }
+}
+
+/// The random streams of one step of a run, so that a run can be resumed at any step.
+#[derive(Clone, Copy)]
+pub(super) struct Streams {
+    pub(super) seed: u64,
+    pub(super) step: u64,
+}
+
+impl Streams {
+    /// The stream of one part of the step.
+    pub(super) fn part(self, part: u64) -> Generator {
+        Generator::new(derived_seed(self.seed, self.step, part))
+    }
+}
