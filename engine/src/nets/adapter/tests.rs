@@ -5,7 +5,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::*;
 use crate::layers::Init;
-use crate::layers::dense::DenseConfig;
+use crate::layers::dense::{DenseConfig, Quantize};
 use crate::nets::{
     Conditioning, DitConfig, Flexible, History, Points, Sharing, StudentConfig, Text,
     TextAttention, TextConfig,
@@ -77,7 +77,7 @@ fn forward(net: &Dit, patch: usize) -> Tensor<4> {
 
 /// Terms on all outputs of every layer, and others on the second third.
 fn adapter(net: &mut impl Adaptable, seed: u64) -> Adapter {
-    let mut draws = Draws::new(seed, 0.1);
+    let mut draws = Draws::new(seed, 0.2);
     let terms = net.linear_layers().into_iter().map(|(name, layer)| {
         let [inputs, outputs] = layer.widths();
         let mut term = |start, width| LowRank {
@@ -219,7 +219,7 @@ fn weights_of_every_type_take_adapters_and_give_back_the_same_bits() {
         (FloatDType::F32, Dit::folded, 2e-5),
         (FloatDType::F16, Dit::folded, 2e-3),
         (FloatDType::BF16, Dit::folded, 2e-2),
-        (FloatDType::F16, quantized, 3e-2),
+        (FloatDType::F16, quantized, 8e-2),
     ];
     for (dtype, open, tolerance) in types {
         let mut net = net(&dit(false));
@@ -231,7 +231,7 @@ fn weights_of_every_type_take_adapters_and_give_back_the_same_bits() {
         net.put_on(&[(&adapter, 1.0)]).expect("fits");
         let error = difference(&forward(&net, 2), &expected);
         assert!(error < tolerance, "{dtype:?}: {error}");
-        assert!(difference(&before, &expected) > 4.0 * tolerance, "{dtype:?}");
+        assert!(difference(&before, &expected) > 2.0 * tolerance, "{dtype:?}");
 
         net.put_on(&[(&adapter, 0.0)]).expect("fits");
         assert!(same(forward(&net, 2), before.clone()), "{dtype:?}: a factor of 0");
@@ -256,12 +256,14 @@ fn what_is_added_to_a_packed_layer_is_in_f32() {
     let added: Tensor<2> =
         terms.iter().map(|term| product(term, [50, 60])).reduce(|a, b| a + b).expect("terms");
     let added = ops::linear(x.clone(), added, None, None);
-    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
-        let mut layer = layer.clone().map(&mut Cast(dtype)).folded();
+    let packed = |dtype| layer.clone().map(&mut Cast(dtype)).folded();
+    let layers = [FloatDType::F32, FloatDType::F16, FloatDType::BF16].map(packed);
+    let in_8_bits = packed(FloatDType::F16).map(&mut Quantize::default());
+    for mut layer in layers.into_iter().chain([in_8_bits]) {
         let expected = layer.forward(x.clone()) + added.clone();
         layer.put_on(&terms);
         let error = difference(&layer.forward(x.clone()), &expected);
-        assert!(error < 1e-6, "{dtype:?}: {error}");
+        assert!(error < 1e-6, "{:?}: {error}", layer.weight.val().dtype());
     }
 }
 
