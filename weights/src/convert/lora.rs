@@ -134,6 +134,28 @@ pub fn read_lora(
 ) -> Result<Lora> {
     refuse_other_kinds(checkpoint)?;
     let places = places(layouts, layers);
+    let found = matched(checkpoint, &places)?;
+    let scaling = Scaling::of(checkpoint, alpha)?;
+    let mut read = Vec::new();
+    let mut alpha_assumed = false;
+    for (name, tensors) in found {
+        let (place, own) = (&places[name], tensors.alpha);
+        let (Some(down), Some(up)) = (tensors.down, tensors.up) else { continue };
+        let factor = scaling.factor(checkpoint, &place.module, own, down.shape[0])?;
+        alpha_assumed |= factor.is_none();
+        let term = term(checkpoint, [down, up], place, factor.unwrap_or(1.0))?;
+        read.push((place.layer, LoraTerm { layer: layers[place.layer].0.clone(), ..term }));
+    }
+    read.sort_by_key(|(layer, term)| (*layer, term.start));
+    let terms = read.into_iter().map(|(_, term)| term).collect();
+    Ok(Lora { terms, alpha_assumed })
+}
+
+/// The tensors of every foreign layer by its name in the file, complete and of the right shapes.
+fn matched<'a>(
+    checkpoint: &'a Checkpoint,
+    places: &HashMap<String, Place>,
+) -> Result<BTreeMap<&'a str, Found<'a>>> {
     let mut mismatch = Mismatch::default();
     let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
     for (key, info) in checkpoint.tensors() {
@@ -164,24 +186,10 @@ pub fn read_lora(
         let (path, mismatch) = (checkpoint.path().to_owned(), Box::new(mismatch));
         return Err(Error::Mismatch { path, mismatch });
     }
-    if found.is_empty() {
-        return Err(fault(checkpoint, "no tensors"));
+    match found.is_empty() {
+        true => Err(fault(checkpoint, "no tensors")),
+        false => Ok(found),
     }
-    let scaling = Scaling::of(checkpoint, alpha)?;
-    let mut read = Vec::new();
-    let mut alpha_assumed = false;
-    for (name, tensors) in found {
-        let (place, own) = (&places[name], tensors.alpha);
-        let (Some(down), Some(up)) = (tensors.down, tensors.up) else { continue };
-        let rank = down.shape[0];
-        let factor = scaling.factor(checkpoint, &place.module, own, rank)?;
-        alpha_assumed |= factor.is_none();
-        let term = term(checkpoint, [down, up], place, factor.unwrap_or(1.0))?;
-        read.push((place.layer, LoraTerm { layer: layers[place.layer].0.clone(), ..term }));
-    }
-    read.sort_by_key(|(layer, term)| (*layer, term.start));
-    let terms = read.into_iter().map(|(_, term)| term).collect();
-    Ok(Lora { terms, alpha_assumed })
 }
 
 fn fault(checkpoint: &Checkpoint, reason: impl Display) -> Error {
