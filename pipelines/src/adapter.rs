@@ -9,8 +9,8 @@ use pyrograph_engine::nets::{self, Adaptable, Net};
 use pyrograph_weights::Checkpoint;
 use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, read_lora};
 
-use crate::device::Notice;
 use crate::error::{Error, Result};
+use crate::hooks::Notice;
 
 /// A LoRA that was read for a network; copies share its matrices.
 #[derive(Debug, Clone)]

@@ -25,6 +25,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 mod health;
+mod hooks;
 pub mod image;
 pub mod labels;
 pub mod merge;

@@ -241,6 +241,8 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::image::write_image;
 
@@ -316,6 +318,42 @@ mod tests {
         for bytes in [&b""[..], b"\x89PNG\r\n\x1a\n", b"not a png at all"] {
             std::fs::write(&path, bytes).expect("written");
             assert!(read(&path).is_err());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_text_survives_a_round_trip(texts in prop::collection::vec(any::<String>(), 1..4)) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("a.png");
+            let keyed = texts.into_iter().enumerate();
+            let texts: Vec<_> = keyed.map(|(i, text)| (format!("key {i}"), text)).collect();
+            write_image(&path, &image::RgbImage::new(2, 2), &texts).expect("written");
+            prop_assert_eq!(read(&path).expect("read"), BTreeMap::from_iter(texts));
+        }
+
+        /// Bytes as they come, and a good file with some replaced.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            text in ".{0,40}",
+        ) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("a.png");
+            std::fs::write(&path, [&b"\x89PNG\r\n\x1a\n"[..], &bytes].concat()).expect("written");
+            prop_assert!(read(&path).is_err());
+            let picture = image::RgbImage::new(2, 2);
+            write_image(&path, &picture, &[("key".into(), text)]).expect("written");
+            let mut good = std::fs::read(&path).expect("a file");
+            for (at, byte) in changes {
+                let at = at.index(good.len());
+                good[at] = byte;
+            }
+            std::fs::write(&path, good).expect("written");
+            let _ = read(&path);
         }
     }
 }

@@ -92,8 +92,8 @@ fn adapters_are_told_apart_by_what_they_were_given() {
 fn write_lora(path: &Path, of: &str) {
     let weights =
         Checkpoint::open(assets().join("models/emoji-class/dit.safetensors")).expect("weights");
-    let layers = weights.tensors().values().filter_map(|info| {
-        let name = info.name.strip_suffix(".weight").filter(|name| name.ends_with(of))?;
+    let layers = weights.tensors().iter().filter_map(|(name, info)| {
+        let name = name.strip_suffix(".weight").filter(|name| name.ends_with(of))?;
         Some((name, info.shape[0], info.shape[1]))
     });
     let ones =

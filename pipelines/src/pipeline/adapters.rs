@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::Pipeline;
 use crate::adapter::{Adapter, AdapterId, PutOn};
-use crate::device::Notice;
 use crate::error::Result;
+use crate::hooks::Notice;
 use crate::task::Task;
 
 /// A pipeline that several threads share cannot change. A clone can, and costs next to nothing, as the two share all

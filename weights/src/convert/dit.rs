@@ -67,7 +67,7 @@ pub fn embedder_per_block(checkpoint: &Checkpoint) -> Result<bool> {
         let Some((block, rest)) = name.split_once(".norm1.emb.") else { continue };
         let first = format!("transformer_blocks.0.norm1.emb.{rest}");
         let other = block != "transformer_blocks.0" && checkpoint.tensors().contains_key(&first);
-        if other && checkpoint.bytes(name)? != checkpoint.bytes(&first)? {
+        if other && checkpoint.read(name)? != checkpoint.read(&first)? {
             return Ok(true);
         }
     }

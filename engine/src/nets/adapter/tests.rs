@@ -215,7 +215,8 @@ fn a_network_with_adapters_equals_one_whose_weights_hold_them() {
 #[test]
 fn weights_of_every_type_take_adapters_and_give_back_the_same_bits() {
     let quantized = |net: Dit| net.quantized().expect("on the CPU");
-    let types: [(FloatDType, fn(Dit) -> Dit, f32); 4] = [
+    type Open = fn(Dit) -> Dit;
+    let types: [(FloatDType, Open, f32); 4] = [
         (FloatDType::F32, Dit::folded, 2e-5),
         (FloatDType::F16, Dit::folded, 2e-3),
         (FloatDType::BF16, Dit::folded, 2e-2),

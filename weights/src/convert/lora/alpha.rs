@@ -1,12 +1,12 @@
 //! By what the product of the two matrices is multiplied.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::fault;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// Key of diffusers' settings in the metadata of a file.
@@ -68,12 +68,12 @@ impl Scaling {
         &self,
         checkpoint: &Checkpoint,
         module: &str,
-        own: Option<&TensorInfo>,
+        own: Option<&str>,
         rank: usize,
     ) -> Result<Option<f64>> {
         let (alpha, root) = match (self.given, own, &self.settings) {
             (Some(given), ..) => (given, false),
-            (None, Some(own), _) => (f64::from(checkpoint.read_f32(&own.name)?.0[0]), false),
+            (None, Some(own), _) => (f64::from(checkpoint.read_f32(own)?.0[0]), false),
             (None, None, Some(settings)) => {
                 (settings.alpha(checkpoint, module)?, settings.use_rslora)
             }
@@ -143,4 +143,8 @@ fn beside(checkpoint: &Checkpoint) -> Result<Option<Settings>> {
     let text = std::fs::read(&path).map_err(file)?;
     let json = |source| Error::Json { path: path.clone(), source };
     serde_json::from_slice(&text).map(Some).map_err(json)
+}
+
+pub(super) fn fault(checkpoint: &Checkpoint, reason: impl Display) -> Error {
+    Error::Lora { path: checkpoint.path().to_owned(), reason: reason.to_string() }
 }

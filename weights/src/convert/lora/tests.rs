@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::super::dit_lora;
 use super::*;
-use crate::write::write_safetensors;
+use crate::write_safetensors;
 
 const HIDDEN: usize = 8;
 const RANK: usize = 2;
@@ -215,6 +215,7 @@ fn alpha_comes_from_where_it_is() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of files, one after the other")]
 fn what_is_no_lora_of_this_network_is_refused_by_name() {
     let good = one("blocks.0.attn.proj");
     let with =

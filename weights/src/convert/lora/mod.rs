@@ -9,14 +9,14 @@ mod alpha;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Display;
 
 use burn::tensor::TensorData;
 
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Mismatch, Result};
-use crate::layout::{Layout, Transform, reorder};
-use alpha::Scaling;
+use crate::layout::{Layout, Rule, Transform};
+use crate::tensor::TensorInfo;
+use alpha::{Scaling, fault};
 
 /// Before the dotted name of a layer.
 const DOTTED: [&str; 7] = [
@@ -110,10 +110,13 @@ struct Place {
 /// The tensors of one foreign layer, by their names in the file.
 #[derive(Debug, Default)]
 struct Found<'a> {
-    down: Option<&'a TensorInfo>,
-    up: Option<&'a TensorInfo>,
-    alpha: Option<&'a TensorInfo>,
+    down: Option<Named<'a>>,
+    up: Option<Named<'a>>,
+    alpha: Option<Named<'a>>,
 }
+
+/// A tensor and its name in the file.
+type Named<'a> = (&'a str, &'a TensorInfo);
 
 /// Reads the LoRA in `checkpoint` for a network with these linear layers: names and `[inputs, outputs]`.
 ///
@@ -139,9 +142,10 @@ pub fn read_lora(
     let mut read = Vec::new();
     let mut alpha_assumed = false;
     for (name, tensors) in found {
-        let (place, own) = (&places[name], tensors.alpha);
+        let (place, own) = (&places[name], tensors.alpha.map(|(name, _)| name));
         let (Some(down), Some(up)) = (tensors.down, tensors.up) else { continue };
-        let factor = scaling.factor(checkpoint, &place.module, own, down.shape[0])?;
+        let rank = down.1.shape[0];
+        let factor = scaling.factor(checkpoint, &place.module, own, rank)?;
         alpha_assumed |= factor.is_none();
         let term = term(checkpoint, [down, up], place, factor.unwrap_or(1.0))?;
         read.push((place.layer, LoraTerm { layer: layers[place.layer].0.clone(), ..term }));
@@ -170,8 +174,8 @@ fn matched<'a>(
             Role::Up => &mut entry.up,
             Role::Alpha => &mut entry.alpha,
         };
-        if let Some(other) = slot.replace(info) {
-            mismatch.different.push(twice(&other.name, key));
+        if let Some((other, _)) = slot.replace((key.as_str(), info)) {
+            mismatch.different.push(twice(other, key));
         }
     }
     let mut taken = HashMap::new();
@@ -190,10 +194,6 @@ fn matched<'a>(
         true => Err(fault(checkpoint, "no tensors")),
         false => Ok(found),
     }
-}
-
-fn fault(checkpoint: &Checkpoint, reason: impl Display) -> Error {
-    Error::Lora { path: checkpoint.path().to_owned(), reason: reason.to_string() }
 }
 
 fn twice(first: &str, second: &str) -> String {
@@ -255,9 +255,9 @@ fn check(place: &Place, name: &str, tensors: &Found<'_>, mismatch: &mut Mismatch
     };
     let [inputs, outputs] = place.widths;
     let (width, most) = (outputs / place.part[1], inputs.max(outputs));
-    let rank = down.shape.first().copied().unwrap_or_default();
+    let rank = down.1.shape.first().copied().unwrap_or_default();
     let ones = |shape: &[usize]| shape.iter().all(|length| *length == 1);
-    let fits = match (place.kernel, down.shape.as_slice()) {
+    let fits = match (place.kernel, down.1.shape.as_slice()) {
         // A convolution over square patches.
         (true, [_, channels, rows, columns]) => {
             rows == columns && channels * rows * columns == inputs
@@ -265,36 +265,35 @@ fn check(place: &Place, name: &str, tensors: &Found<'_>, mismatch: &mut Mismatch
         (false, [_, found, rest @ ..]) => *found == inputs && ones(rest),
         _ => false,
     };
-    let mut differs = |info: &TensorInfo, fits: bool, expected: String| {
+    let mut differs = |(name, info): Named<'_>, fits: bool, expected: String| {
         if !fits {
-            let (name, shape, dtype) = (&info.name, &info.shape, info.dtype);
+            let (shape, dtype) = (&info.shape, info.dtype);
             let found = format!("{name}: {dtype} of shape {shape:?}, expected {expected}");
             mismatch.different.push(found);
         }
     };
     let form = if place.kernel { "channels, side, side" } else { "in" };
-    let fits = fits && (1..=most).contains(&rank) && down.dtype.is_float();
+    let fits = fits && (1..=most).contains(&rank) && down.1.dtype.is_float();
     differs(down, fits, format!("floats [rank, {form}] with a rank to {most} and {inputs} inputs"));
-    let fits =
-        matches!(up.shape.as_slice(), [a, b, rest @ ..] if [*a, *b] == [width, rank] && ones(rest));
-    differs(up, fits && up.dtype.is_float(), format!("floats [{width}, {rank}]"));
+    let fits = matches!(up.1.shape.as_slice(), [a, b, rest @ ..] if [*a, *b] == [width, rank] && ones(rest));
+    differs(up, fits && up.1.dtype.is_float(), format!("floats [{width}, {rank}]"));
     if let Some(alpha) = tensors.alpha {
-        differs(alpha, ones(&alpha.shape), "one number".into());
+        differs(alpha, ones(&alpha.1.shape), "one number".into());
     }
 }
 
 /// Reads the matrices of a layer; the name of ours is left empty.
 fn term(
     checkpoint: &Checkpoint,
-    matrices: [&TensorInfo; 2],
+    matrices: [Named<'_>; 2],
     place: &Place,
     factor: f64,
 ) -> Result<LoraTerm> {
-    let finite = |info: &TensorInfo| {
-        let (values, shape) = checkpoint.read_f32(&info.name)?;
+    let finite = |(name, _): Named<'_>| {
+        let (values, shape) = checkpoint.read_f32(name)?;
         match values.iter().all(|value| value.is_finite()) {
             true => Ok((values, shape)),
-            false => Err(fault(checkpoint, format!("`{}` holds NaN or infinity", info.name))),
+            false => Err(fault(checkpoint, format!("`{name}` holds NaN or infinity"))),
         }
     };
     let [down, up] = matrices.map(finite);
@@ -303,18 +302,20 @@ fn term(
         true => Transform::PatchKernel,
         false => Transform::Transpose,
     };
-    let down = transform.apply(down.0, &down.1).expect("shapes were checked");
-    let (mut up, shape) = Transform::Transpose.apply(up.0, &up.1).expect("shapes were checked");
-    if let Some(order) = &place.chunks {
-        up = reorder(up, &shape, order).ok_or_else(|| {
-            let chunks = order.len();
+    let rule = |transform, chunks| Rule { chunks, ..Rule::new("", "", transform) };
+    let placed = |rule: Rule, (values, shape): (Vec<f32>, Vec<usize>)| {
+        let placed = rule.shape(&[&shape]).ok_or_else(|| {
+            let chunks = rule.chunks.as_ref().map_or(1, Vec::len);
             fault(checkpoint, format!("`{}`: {shape:?} in {chunks} chunks", place.module))
         })?;
-    }
+        Ok((rule.apply(vec![(values, shape)]), placed))
+    };
+    let (down, rank) = placed(rule(transform, None), down)?;
+    let (mut up, shape) = placed(rule(Transform::Transpose, place.chunks.clone()), up)?;
     up.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
     Ok(LoraTerm {
         layer: String::new(),
-        down: TensorData::new(down.0, down.1),
+        down: TensorData::new(down, rank),
         start: place.part[0] * shape[1],
         up: TensorData::new(up, shape),
     })

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use pyrograph_engine::diffusion::{GuidedChannels, Process};
+use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{Dit, DitConfig, Net, Student, StudentConfig, Vae};
 
 use crate::adapter::Adapters;
@@ -278,9 +278,6 @@ impl ClassPipeline {
         self.labels().find(name, self.classes())
     }
 }
-
-/// Channels guided by the original DiT, which keeps the fourth as it is.
-pub const DIT_GUIDED_CHANNELS: GuidedChannels = GuidedChannels::First(3);
 
 /// Several threads may share one.
 const _: () = {
