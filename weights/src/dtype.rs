@@ -103,16 +103,15 @@ impl FloatDtype {
 
     /// Whether little-endian numbers of this type are neither infinite nor NaN, whose exponents are all ones.
     pub(crate) fn is_finite(self, bytes: &[u8]) -> bool {
-        let halves = |exponent: u16| {
-            let mut halves = bytes.as_chunks().0.iter();
-            halves.all(|half| u16::from_le_bytes(*half) & exponent != exponent)
-        };
+        // All are looked at, which is several at a time, rather than up to the first that is not.
+        fn every<const N: usize>(bytes: &[u8], finite: impl Fn([u8; N]) -> bool) -> bool {
+            bytes.as_chunks().0.iter().fold(true, |all, value| all & finite(*value))
+        }
+        let exponent = |mask: u16| move |half| u16::from_le_bytes(half) & mask != mask;
         match self {
-            FloatDtype::F32 => {
-                bytes.as_chunks().0.iter().all(|value| f32::from_le_bytes(*value).is_finite())
-            }
-            FloatDtype::F16 => halves(0x7c00),
-            FloatDtype::Bf16 => halves(0x7f80),
+            FloatDtype::F32 => every(bytes, |value| f32::from_le_bytes(value).is_finite()),
+            FloatDtype::F16 => every(bytes, exponent(0x7c00)),
+            FloatDtype::Bf16 => every(bytes, exponent(0x7f80)),
         }
     }
 

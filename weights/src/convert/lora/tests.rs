@@ -274,7 +274,7 @@ fn what_is_no_lora_of_this_network_is_refused_by_name() {
         (r#"{"transformer.lora_alpha": 4, "transformer.use_dora": true}"#, "DoRA"),
         (r#"{"transformer.lora_alpha": 4, "transformer.peft_type": "LOHA"}"#, "LOHA"),
         (r#"{"unet.lora_alpha": 4, "unet.alpha_pattern": {"to_(q|k)": 1}}"#, "to_(q|k)"),
-        (r#"{"unet.lora_alpha": 4, "unet.alpha_pattern": {"proj": 1, "attn.proj": 2}}"#, "1 and 2"),
+        (r#"{"unet.lora_alpha": 4, "unet.alpha_pattern": {"proj": 1, "attn.proj": 2}}"#, "2 and 1"),
         ("{", "JSON"),
     ] {
         let fault = read_with(&good, &[(key, text)], None).expect_err("refused").to_string();
