@@ -50,6 +50,30 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
+    /// A layer that an adapter names and the network does not have.
+    #[error("no linear layer `{name}` in the network")]
+    NoLayer {
+        /// Name of the layer.
+        name: String,
+    },
+    /// A low-rank term of an adapter that does not go with its layer.
+    #[error(
+        "`{name}` has {} inputs and {} outputs, the adapter's matrices are {down:?} and {up:?}, from output {start}",
+        widths[0],
+        widths[1]
+    )]
+    LowRank {
+        /// Name of the layer.
+        name: String,
+        /// Inputs and outputs of the layer.
+        widths: [usize; 2],
+        /// Shape of the first matrix, `[in, rank]`.
+        down: [usize; 2],
+        /// Shape of the second matrix, `[rank, width]`.
+        up: [usize; 2],
+        /// The first output that it changes.
+        start: usize,
+    },
     /// A device that was opened with other settings before.
     #[error("floating-point type could not be set: {reason}")]
     Precision {

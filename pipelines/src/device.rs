@@ -1,7 +1,5 @@
 //! Opening a device, and finding out whether a GPU can be trusted.
 
-use std::fmt;
-
 use pyrograph_engine::device;
 
 pub use pyrograph_engine::device::{Adapter, DeviceChoice, Opened, adapters, is_host};
@@ -10,86 +8,7 @@ pub use pyrograph_engine::device::{WgpuSetup, wait};
 
 use crate::error::Result;
 use crate::health;
-
-/// What an application should pass on to its user.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Notice {
-    /// [`DeviceChoice::Auto`] found no GPU.
-    NoGpu,
-    /// A GPU is going to be checked, which can take a minute.
-    FirstUse {
-        /// The GPU and its graphics API.
-        adapter: String,
-    },
-    /// Kernel fusion, which saves time, is left off.
-    FusionOff {
-        /// Largest difference from the CPU with it, as a share of the largest value; `None` if the check did not end.
-        difference: Option<f64>,
-    },
-    /// A model has weights that are NaN or infinite.
-    NotFinite {
-        /// Number of such tensors.
-        tensors: usize,
-        /// Name of the first.
-        first: String,
-    },
-}
-
-impl Notice {
-    /// Whether something is wrong.
-    pub fn is_warning(&self) -> bool {
-        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. })
-    }
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoGpu => write!(f, "no GPU found, running on the CPU"),
-            Self::FirstUse { adapter } => {
-                write!(f, "first use of {adapter}: checking it against the CPU")
-            }
-            Self::FusionOff { difference: Some(difference) } => {
-                write!(f, "kernel fusion is off, it differs from the CPU by {difference:.1e}")
-            }
-            Self::FusionOff { difference: None } => {
-                write!(f, "kernel fusion is off, it differs from the CPU by a crash")
-            }
-            Self::NotFinite { tensors, first } => {
-                write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
-            }
-        }
-    }
-}
-
-/// See [`Hooks::probe`].
-pub type Probe<'a> = dyn Fn(&Adapter, bool) -> Option<f64> + Sync + 'a;
-
-/// How an application takes part in opening a device or a model; by default, not at all.
-#[derive(Clone, Copy, Default)]
-pub struct Hooks<'a> {
-    /// Hears of every [`Notice`].
-    pub notify: Option<&'a (dyn Fn(Notice) + Sync)>,
-    /// Checks a GPU with kernel fusion, or without, in a process of its own, whose end is not that of the
-    /// application: [`check`]'s result there, `None` if it does not answer.
-    pub probe: Option<&'a Probe<'a>>,
-}
-
-impl Hooks<'_> {
-    pub(crate) fn notify(&self, notice: Notice) {
-        if let Some(notify) = self.notify {
-            notify(notice);
-        }
-    }
-}
-
-impl fmt::Debug for Hooks<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { notify, probe } = self;
-        write!(f, "Hooks {{ notify: {}, probe: {} }}", notify.is_some(), probe.is_some())
-    }
-}
+pub use crate::hooks::{Hooks, Notice, Probe};
 
 /// Opens a device.
 ///

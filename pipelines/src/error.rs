@@ -4,9 +4,6 @@ use std::path::PathBuf;
 
 use pyrograph_engine::selfcheck::TOLERANCE;
 
-use crate::model::WeightType;
-use crate::trajectories::TrajectoryError;
-
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -140,7 +137,7 @@ pub enum Error {
     #[error("the device cannot compute in {dtype}")]
     UnsupportedDtype {
         /// The type.
-        dtype: WeightType,
+        dtype: String,
     },
     /// A type of weights that is not known.
     #[error("unknown type `{found}`, expected f32, f16, bf16 or int8")]
@@ -251,6 +248,20 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An adapter that is not on.
+    #[error("adapter {id} is not on")]
+    AdapterOff {
+        /// Number of its [`AdapterId`](crate::adapter::AdapterId).
+        id: u64,
+    },
+    /// A weight of an adapter that cannot be.
+    #[error("{}: weight {weight}, expected a finite number", path.display())]
+    AdapterWeight {
+        /// The adapter.
+        path: PathBuf,
+        /// The weight.
+        weight: f64,
+    },
     /// Stopped by the caller.
     #[error("cancelled")]
     Cancelled,
@@ -312,4 +323,110 @@ fn fault(difference: Option<f64>) -> String {
         Some(found) => format!("differs from the CPU by {found:.1e}, allowed {TOLERANCE:.0e}"),
         None => "crashes".into(),
     }
+}
+
+/// What is wrong with recorded trajectories, or with what is asked of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrajectoryError {
+    /// A file that was not recorded yet.
+    #[error("shard {shard} of {shards} is missing: record again, what is there is kept")]
+    MissingShard {
+        /// Its number.
+        shard: usize,
+        /// Number of files.
+        shards: usize,
+    },
+    /// A shard that lacks one of its trajectories.
+    #[error("trajectory {index} is missing")]
+    MissingTrajectory {
+        /// Its number.
+        index: usize,
+    },
+    /// A trajectory with other points than the description says.
+    #[error("trajectory {index} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Its number.
+        index: usize,
+        /// Found.
+        found: Vec<usize>,
+        /// `[points, channels, height, width]` expected.
+        expected: [usize; 4],
+    },
+    /// A shard of other trajectories.
+    #[error("its classes are others than those of its trajectories")]
+    Classes,
+    /// A shard that cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] pyrograph_weights::Error),
+    /// Points after steps that are not possible.
+    #[error("points after {after:?} steps, expected rising numbers from 1 to {steps}")]
+    Points {
+        /// Numbers of steps.
+        after: Vec<usize>,
+        /// Steps of the teacher.
+        steps: usize,
+    },
+    /// Sizes of a set that are 0 or too large.
+    #[error("{count} trajectories in shards of {shard}, {classes} classes, points of {shape:?}")]
+    Sizes {
+        /// Number of trajectories.
+        count: usize,
+        /// Trajectories per file.
+        shard: usize,
+        /// Number of classes.
+        classes: usize,
+        /// `[channels, height, width]` of a point.
+        shape: [usize; 3],
+    },
+    /// A solver that cannot be recorded.
+    #[error("sampler {sampler} draws noise, expected a deterministic one")]
+    RandomSampler {
+        /// Its name.
+        sampler: String,
+    },
+    /// A folder with trajectories that were recorded otherwise.
+    #[error("it holds trajectories of {found}, asked for {asked}")]
+    OtherSet {
+        /// Description of what is there.
+        found: String,
+        /// Description of what was asked for.
+        asked: String,
+    },
+    /// A teacher that left the numbers.
+    #[error("a trajectory from number {index} on is not finite")]
+    NotFinite {
+        /// Number of the first of the batch.
+        index: usize,
+    },
+    /// A student of a number of steps that does not divide that of the points.
+    #[error("a student of {steps} steps on trajectories of {points} points, expected a divisor")]
+    StudentSteps {
+        /// Steps of the student.
+        steps: usize,
+        /// Recorded points.
+        points: usize,
+    },
+    /// A student whose second step would start from the estimate of pure noise.
+    #[error(
+        "the first step of the student would end after 1 of {steps} of the teacher's, where its estimate \
+         is that of pure noise: expected 2 or more"
+    )]
+    FirstStep {
+        /// Steps of the teacher.
+        steps: usize,
+    },
+    /// A network to be compared that is no student.
+    #[error("they are compared with a student, the model is none")]
+    NoStudent,
+    /// A student of another kind of trajectories.
+    #[error(
+        "the student is one of (shape, classes, points) {found}, the trajectories are of {expected}"
+    )]
+    OtherStudent {
+        /// Of the student.
+        found: String,
+        /// Of the trajectories.
+        expected: String,
+    },
 }

@@ -7,8 +7,8 @@ use pyrograph_engine::device::{self, Adapter, Opened};
 use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Hooks, Notice};
 use crate::error::{Error, Result};
+use crate::hooks::{Hooks, Notice};
 use crate::image::write_whole;
 
 /// What was found out about an adapter.

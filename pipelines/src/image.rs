@@ -1,6 +1,5 @@
 //! Pictures: tensors to pixels, contact sheets, files.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -8,6 +7,7 @@ use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{ImageFormat, RgbImage, RgbaImage, imageops};
 use pyrograph_weights::folder_of;
+pub use pyrograph_weights::write_whole;
 
 use crate::error::{Error, Result};
 
@@ -202,27 +202,7 @@ pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) 
             bytes.into_inner()
         }
     };
-    write_whole(path, &bytes)
-}
-
-/// Writes a file whole or not at all.
-///
-/// # Errors
-/// A disk that refuses.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    let mut temporary =
-        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder_of(path)).map_err(file)?;
-    temporary.write_all(bytes).map_err(file)?;
-    temporary.as_file().sync_all().map_err(file)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        temporary.as_file().set_permissions(mode).map_err(file)?;
-    }
-    temporary.persist(path).map_err(|error| file(error.error))?;
-    Ok(())
+    Ok(write_whole(path, &bytes)?)
 }
 
 fn encode_png(

@@ -19,11 +19,13 @@
 //! # Ok::<(), pyrograph::Error>(())
 //! ```
 
+pub mod adapter;
 pub mod data;
 pub mod device;
 pub mod error;
 pub mod eval;
 mod health;
+mod hooks;
 pub mod image;
 pub mod labels;
 pub mod merge;

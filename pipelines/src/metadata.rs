@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::PutOn;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::WeightType;
@@ -40,6 +41,9 @@ pub struct Record {
     /// Model that guided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guide: Option<PathBuf>,
+    /// Adapters that were on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRecord>,
     /// Picture that it started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub picture: Option<StartPicture>,
@@ -51,6 +55,31 @@ pub struct Record {
     pub compute: Option<Compute>,
     /// With nothing left open.
     pub settings: Settings,
+}
+
+/// An adapter of a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// File or folder.
+    pub file: PathBuf,
+    /// Fingerprint of its tensors.
+    pub fingerprint: String,
+    /// What replaced the file's own alpha.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl AdapterRecord {
+    fn of(PutOn { adapter, weight, .. }: &PutOn) -> Self {
+        Self {
+            file: adapter.path().to_owned(),
+            fingerprint: adapter.fingerprint().to_owned(),
+            alpha: adapter.alpha(),
+            weight: *weight,
+        }
+    }
 }
 
 impl Record {
@@ -70,6 +99,7 @@ impl Record {
             dtype: origin.dtype,
             vae: origin.vae.clone(),
             guide: origin.guide.clone(),
+            adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
             picture: request.picture.clone().filter(|start| is_file(&start.picture)),
             mask: request.mask.clone().filter(is_file),
             compute: Some(pipeline.compute(request)?),
@@ -211,6 +241,8 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::image::write_image;
 
@@ -286,6 +318,42 @@ mod tests {
         for bytes in [&b""[..], b"\x89PNG\r\n\x1a\n", b"not a png at all"] {
             std::fs::write(&path, bytes).expect("written");
             assert!(read(&path).is_err());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_text_survives_a_round_trip(texts in prop::collection::vec(any::<String>(), 1..4)) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("a.png");
+            let keyed = texts.into_iter().enumerate();
+            let texts: Vec<_> = keyed.map(|(i, text)| (format!("key {i}"), text)).collect();
+            write_image(&path, &image::RgbImage::new(2, 2), &texts).expect("written");
+            prop_assert_eq!(read(&path).expect("read"), BTreeMap::from_iter(texts));
+        }
+
+        /// Bytes as they come, and a good file with some replaced.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            text in ".{0,40}",
+        ) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("a.png");
+            std::fs::write(&path, [&b"\x89PNG\r\n\x1a\n"[..], &bytes].concat()).expect("written");
+            prop_assert!(read(&path).is_err());
+            let picture = image::RgbImage::new(2, 2);
+            write_image(&path, &picture, &[("key".into(), text)]).expect("written");
+            let mut good = std::fs::read(&path).expect("a file");
+            for (at, byte) in changes {
+                let at = at.index(good.len());
+                good[at] = byte;
+            }
+            std::fs::write(&path, good).expect("written");
+            let _ = read(&path);
         }
     }
 }

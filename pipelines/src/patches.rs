@@ -195,6 +195,7 @@ fn parse_sizes(text: &str, steps: usize) -> Result<Vec<(usize, usize)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use pyrograph_engine::nets::{Flexible, Sharing};
 
     fn xl() -> DitConfig {
@@ -265,5 +266,75 @@ mod tests {
         assert!(plan.phases(&xl(), [32, 32], 20).is_err());
         let backwards = PatchPlan { main: vec![(4, 20)], guide: vec![(2, 20)] };
         assert!(backwards.phases(&xl(), [32, 32], 20).is_err());
+    }
+    /// Patch sizes step by step as runs.
+    fn runs(sizes: &[usize]) -> Vec<(usize, usize)> {
+        sizes.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+    }
+
+    /// Runs in the form that is read; the last number of steps can be left out.
+    fn written(runs: &[(usize, usize)], short: bool) -> String {
+        let items = runs.iter().map(|(patch, count)| format!("{patch}:{count}"));
+        let text = items.collect::<Vec<_>>().join(",");
+        match text.rsplit_once(':') {
+            Some((start, _)) if short => start.to_owned(),
+            _ => text,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_plan_is_read_back_and_has_every_step_once(
+            sizes in prop::collection::vec(prop::sample::select(vec![(2, 2), (2, 4), (4, 4)]), 1..20),
+            short in any::<[bool; 2]>(),
+        ) {
+            let steps = sizes.len();
+            let (main, guide): (Vec<_>, Vec<_>) = sizes.iter().copied().unzip();
+            let plan = PatchPlan { main: runs(&main), guide: runs(&guide) };
+            let text = [written(&plan.main, short[0]), written(&plan.guide, short[1])].join("/");
+            prop_assert_eq!(&PatchPlan::parse(&text, steps).expect("adds up"), &plan);
+            let phases = plan.phases(&xl(), [32, 32], steps).expect("a plan");
+            let mut start = 0;
+            for phase in &phases {
+                prop_assert!(phase.end > start);
+                let same = |size: &(usize, usize)| *size == (phase.main, phase.guide);
+                prop_assert!(sizes[start..phase.end].iter().all(same));
+                start = phase.end;
+            }
+            prop_assert_eq!((start, phases.len()), (steps, sizes.chunk_by(|a, b| a == b).count()));
+            let share = plan.share(&xl(), [32, 32], steps);
+            prop_assert!(share > 0.0 && share <= 1.0, "{share}");
+            let backwards = PatchPlan { main: plan.guide, guide: plan.main };
+            let same = main == guide;
+            prop_assert_eq!(backwards.phases(&xl(), [32, 32], steps).is_ok(), same);
+        }
+
+        #[test]
+        fn a_target_needs_every_weak_step_of_its_plan(share in 0.01..1.2f64, steps in 1..60usize) {
+            let cost = |weak: usize| {
+                PatchPlan::weak_first([2, 4], weak, weak, steps).share(&xl(), [32, 32], steps)
+            };
+            let fewest = (0..=steps).find(|weak| cost(*weak) <= share);
+            let Ok(plan) = PatchPlan::for_compute(&xl(), [32, 32], share, steps) else {
+                prop_assert!(fewest.is_none() || share > 1.0);
+                return Ok(());
+            };
+            let weak = plan.main.iter().filter(|(patch, _)| *patch == 4);
+            let weak: usize = weak.map(|(_, n)| n).sum();
+            prop_assert_eq!(Some(weak), fewest);
+            prop_assert_eq!(&plan.main, &plan.guide);
+            prop_assert_eq!(plan.main.iter().map(|(_, n)| n).sum::<usize>(), steps);
+            prop_assert!(plan.main.windows(2).all(|pair| pair[0].0 > pair[1].0));
+        }
+
+        #[test]
+        fn any_plan_is_read_or_refused(text in "[0-9:,/ a]{0,16}", steps in 0..100usize) {
+            if let Ok(plan) = PatchPlan::parse(&text, steps) {
+                prop_assert_eq!(plan.main.iter().map(|(_, n)| n).sum::<usize>(), steps);
+                let _ = plan.phases(&xl(), [32, 32], steps);
+            }
+        }
     }
 }

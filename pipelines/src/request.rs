@@ -210,6 +210,13 @@ impl<P> Request<P> {
     }
 }
 
+impl Defaults {
+    /// Complete settings with these defaults.
+    pub fn settings(&self, seed: u64) -> Settings {
+        Request::<()> { seed, ..Request::new([]) }.settings(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::patches::PatchPlan;
-use crate::request::Request;
 
 /// How to make images, beyond which ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,10 +107,5 @@ impl Defaults {
             cfg_channels: GuidedChannels::All,
             cfg_interval: None,
         }
-    }
-
-    /// Complete settings with these defaults.
-    pub fn settings(&self, seed: u64) -> Settings {
-        Request::<()> { seed, ..Request::new([]) }.settings(self)
     }
 }

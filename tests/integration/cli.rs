@@ -5,19 +5,15 @@ use std::path::Path;
 use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
-use crate::util::{Case, assert_close, assets, cases, device, json, tolerance};
+use crate::util::{Case, assert_close, assert_same_pixels, assets, cases, device, json, tolerance};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// The same pixels on the CPU. On a GPU the kernels chosen may differ from call to call, and so the
-/// rounding.
 fn assert_same_picture(a: &Path, b: &Path) {
     let pixels = |path: &Path| image::open(path).expect("a picture").into_rgb8();
-    let allowed = if tolerance(0.0) == 0.0 { 0 } else { 2 };
-    let apart = pixels(a).iter().zip(pixels(b).iter()).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(apart.expect("pixels") <= allowed, "{a:?} and {b:?} differ by {apart:?}");
+    assert_same_pixels(&format!("{} and {}", a.display(), b.display()), &pixels(a), &pixels(b));
 }
 
 #[test]

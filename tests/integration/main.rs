@@ -9,6 +9,7 @@ mod cli;
 mod command;
 mod distill;
 mod flexible;
+mod lora;
 mod metrics;
 mod parity;
 mod picture;

@@ -1,13 +1,17 @@
 //! One request, one pipeline: shared by threads, checked before the work.
 
 use std::ops::ControlFlow;
+use std::sync::Barrier;
 
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use pyrograph::device::Opened;
 use pyrograph::patches::PatchPlan;
-use pyrograph::{ClassPipeline, Error, Guidance, OpenOptions, Picture, Request, model};
+use pyrograph::{
+    ClassPipeline, Error, Guidance, OpenOptions, Picture, Request, StartPicture, model,
+};
+use pyrograph_engine::diffusion::parse_sampler;
 
-use crate::util::{assets, device};
+use crate::util::{assert_close, assert_same_pixels, assets, cases, device, tolerance};
 
 fn pipeline() -> ClassPipeline {
     let on = Opened { device: device(), adapter: None };
@@ -43,8 +47,65 @@ fn threads_share_a_pipeline() {
     });
     assert!(matches!(cancelled, Err(Error::Cancelled)));
     for (alone, together) in alone.iter().zip(&together) {
-        let apart = alone.iter().zip(together.iter()).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(apart.expect("pixels") <= 2, "{apart:?}");
+        assert_same_pixels("alone and together", alone, together);
+    }
+}
+
+/// Requests that differ in everything of which a run could leave something behind.
+fn different() -> [Request<usize>; 6] {
+    let picture = RgbImage::from_fn(64, 64, |x, y| Rgb([4 * x as u8, 4 * y as u8, 90]));
+    let mask = RgbImage::from_fn(64, 64, |x, _| Rgb([if x < 32 { 0 } else { 255 }; 3]));
+    let picture = Some(StartPicture { picture: Picture::Pixels(picture), strength: Some(0.5) });
+    let mask = Some(Picture::Pixels(mask));
+    let plain = Request { steps: Some(6), ..Request::new([1, 3]) };
+    let (sampler, spacing) = parse_sampler("dpmpp_2m_sde").expect("known");
+    let guidance = Guidance { scale: Some(1.0), ..Guidance::default() };
+    [
+        Request { seed: 5, sampler: Some(sampler), spacing, steps: Some(4), ..Request::new([5]) },
+        Request { picture: picture.clone(), ..plain.clone() },
+        Request { picture, mask, ..plain.clone() },
+        Request { guidance, ..plain.clone() },
+        Request { size: Some([96, 64]), batch: Some(1), ..plain.clone() },
+        plain,
+    ]
+}
+
+/// On the CPU every step is that of a run alone, to the last bit.
+#[test]
+fn runs_at_the_same_time_leave_each_other_alone() {
+    let model = model::open(&cases("dit-pipeline")[0], &device()).expect("a model");
+    let pipeline = ClassPipeline::new(model, &device()).expect("a class model");
+    let make = |request: &Request<usize>| {
+        let mut states = Vec::new();
+        let generated = pipeline.generate(request, &mut |progress| {
+            states.push(progress.x.clone());
+            ControlFlow::Continue(())
+        });
+        (states, generated.expect("pictures").images)
+    };
+    let requests = different();
+    let alone = requests.each_ref().map(make);
+    for _ in 0..3 {
+        let start = Barrier::new(requests.len());
+        let together = std::thread::scope(|scope| {
+            let runs = requests.each_ref().map(|request| {
+                scope.spawn(|| {
+                    start.wait();
+                    make(request)
+                })
+            });
+            runs.map(|run| run.join().expect("no panic"))
+        });
+        for (i, (together, alone)) in together.into_iter().zip(&alone).enumerate() {
+            let name = format!("request {i}");
+            assert_eq!(together.0.len(), alone.0.len(), "{name}");
+            for (found, expected) in together.0.into_iter().zip(&alone.0) {
+                assert_close(&name, found, expected.clone(), tolerance(0.0));
+            }
+            for (found, expected) in together.1.iter().zip(&alone.1) {
+                assert_same_pixels(&name, found, expected);
+            }
+        }
     }
 }
 

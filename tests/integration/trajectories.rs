@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::train::{Run, TrainConfig};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
@@ -12,7 +13,7 @@ use pyrograph_engine::nets::{DitConfig, Net, Points};
 use pyrograph_weights::{Checkpoint, FloatDtype};
 
 use crate::command::TestCommand;
-use crate::util::{assert_close, device, files, is_unfinished, opened, tolerance};
+use crate::util::{assert_close, device, files, identical, is_unfinished, opened, tolerance};
 
 const CLASSES: usize = 3;
 const STEPS: usize = 8;
@@ -166,6 +167,36 @@ fn a_recording_goes_on_where_it_was_left_and_mends_what_is_broken() {
     record(&parts, &teacher, spec(&teacher, 13));
     assert!(right == bytes(&parts, 1));
     assert_eq!(Trajectories::open(&parts).expect("a set").spec().count, 13);
+}
+
+#[test]
+fn a_set_of_many_shards_is_read_in_any_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let teacher = teacher(&folder.path().join("teacher"), 1, true);
+    let path = folder.path().join("set");
+    // More shards than are kept open.
+    let count = 70;
+    record(&path, &teacher, TrajectorySpec { shard: 1, ..spec(&teacher, count) });
+    let open = || Trajectories::open(&path).expect("a set");
+    let points = |set: &Trajectories, indices: &[usize]| {
+        let batch = set.batch(indices, &[0, 3], &device()).expect("all of them");
+        (batch.noise, batch.points)
+    };
+    let set = open();
+    let forwards: Vec<usize> = (0..count).collect();
+    let (noise, all) = points(&set, &forwards);
+    for index in (0..count).rev() {
+        let (own_noise, own) = points(&set, &[index]);
+        let row = |x: &Tensor<4>| x.clone().narrow(0, index, 1);
+        assert!(identical(row(&noise), own_noise), "noise of trajectory {index}");
+        for (all, own) in all.iter().zip(own) {
+            assert!(identical(row(all), own), "trajectory {index}");
+        }
+    }
+    let set = open();
+    std::fs::remove_file(path.join("000002.safetensors")).expect("removed");
+    let error = set.batch(&[1, 2], &[0], &device()).expect_err("a shard is gone").to_string();
+    assert!(error.contains("000002.safetensors"), "{error}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use image::{Rgba, RgbaImage};
+use image::{RgbImage, Rgba, RgbaImage};
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::train::{Event, Run};
 use pyrograph_engine::device::{self, DeviceChoice};
@@ -158,6 +158,15 @@ pub fn open_changed(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Model
 /// The same bits.
 pub fn identical<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> bool {
     a.into_data() == b.into_data()
+}
+
+/// The same pixels on the CPU. On a GPU the kernels chosen may differ from call to call, and so the
+/// rounding.
+pub fn assert_same_pixels(what: &str, a: &RgbImage, b: &RgbImage) {
+    assert_eq!(a.dimensions(), b.dimensions(), "{what}");
+    let allowed = if tolerance(0.0) == 0.0 { 0 } else { 2 };
+    let apart = a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(apart.expect("pixels") <= allowed, "{what} differ by {apart:?}");
 }
 
 /// Fails where two networks differ in a bit of a parameter.

@@ -2,23 +2,23 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::Dtype as Stored;
 use safetensors::tensor::View;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Result};
+use crate::files::{
+    folder_of, is_plain_name, read_at_most, replace, sha256, sync_folder, write_whole,
+};
+use crate::formats::safetensors::write_views;
 use crate::layout::Layout;
 use crate::load::{LoadReport, load};
-use crate::shards::is_plain_name;
-use crate::write::{folder_of, hexadecimal, stream, sync_folder};
 
 /// Name of the manifest in a bundle.
 const MANIFEST: &str = "model.json";
@@ -92,7 +92,8 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads the manifest and checks that the parts are there and have the right lengths.
+    /// Reads the manifest and checks that the parts are there and have the right lengths. Their content is
+    /// not read: see [`Bundle::verify`].
     ///
     /// # Errors
     /// Files that are not there, broken JSON, another format or version, names that leave the folder.
@@ -100,14 +101,7 @@ impl Bundle {
         let folder = folder.as_ref().to_owned();
         let path = folder.join(MANIFEST);
         let fault = |reason| Error::Bundle { path: folder.clone(), reason };
-        let file = |source| Error::File { path: path.clone(), source };
-        let opened = std::fs::File::open(&path).map_err(file)?;
-        let mut text = Vec::new();
-        opened.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text).map_err(file)?;
-        if text.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(fault(format!("{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")));
-        }
-        let manifest: Manifest = serde_json::from_slice(&text)
+        let manifest: Manifest = serde_json::from_slice(&read_at_most(&path, MAX_MANIFEST_BYTES)?)
             .map_err(|source| Error::Json { path: path.clone(), source })?;
         if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
             return Err(fault(format!(
@@ -182,27 +176,13 @@ impl Bundle {
     }
 }
 
-fn sha256(path: &Path) -> Result<String> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    let mut opened = std::fs::File::open(path).map_err(file)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match opened.read(&mut buffer).map_err(file)? {
-            0 => break,
-            count => hash.update(&buffer[..count]),
-        }
-    }
-    Ok(hexadecimal(&hash.finalize()))
-}
-
 /// The weights of one network on their way to a file.
-pub struct Part(Vec<(String, Values)>);
+pub struct Part(Vec<(String, Parameter)>);
 
 /// A parameter whose values are fetched when they are written.
-struct Values {
+struct Parameter {
     shape: Vec<usize>,
-    fetch: Box<dyn Fn() -> Vec<f32>>,
+    fetch: Box<dyn Fn() -> TensorData>,
 }
 
 impl Part {
@@ -211,7 +191,7 @@ impl Part {
         #[derive(Default)]
         struct Collect {
             path: Vec<String>,
-            found: Vec<(String, Values)>,
+            found: Vec<(String, Parameter)>,
         }
         impl ModuleVisitor for Collect {
             fn enter_module(&mut self, name: &str, _container_type: &str) {
@@ -222,11 +202,9 @@ impl Part {
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let tensor = param.val();
-                let fetch = move || -> Vec<f32> {
-                    tensor.to_data_as::<f32>().try_to_vec().expect("converted to f32")
-                };
                 let shape = param.lazy_shape().to_vec();
-                self.found.push((self.path.join("."), Values { shape, fetch: Box::new(fetch) }));
+                let fetch = Box::new(move || tensor.to_data());
+                self.found.push((self.path.join("."), Parameter { shape, fetch }));
             }
         }
         let mut collect = Collect::default();
@@ -235,15 +213,12 @@ impl Part {
     }
 }
 
-struct Typed(Values, FloatDtype);
+/// A parameter and the type it is written in.
+struct Typed(Parameter, FloatDtype);
 
 impl View for Typed {
     fn dtype(&self) -> Stored {
-        match self.1 {
-            FloatDtype::F32 => Stored::F32,
-            FloatDtype::F16 => Stored::F16,
-            FloatDtype::Bf16 => Stored::BF16,
-        }
+        self.1.stored().safetensors()
     }
 
     fn shape(&self) -> &[usize] {
@@ -251,8 +226,16 @@ impl View for Typed {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = (self.0.fetch)();
-        Cow::Owned(self.1.data(values, self.0.shape.clone()).as_bytes().to_vec())
+        let Self(parameter, dtype) = self;
+        let data = (parameter.fetch)();
+        let data = match data.dtype() == dtype.burn() {
+            true => data,
+            false => {
+                let values = data.try_into_vec_as().expect("floats become f32");
+                dtype.data(values, parameter.shape.clone())
+            }
+        };
+        Cow::Owned(data.as_bytes().to_vec())
     }
 
     fn data_len(&self) -> usize {
@@ -285,15 +268,14 @@ pub fn save_bundle(
         let file_name = format!("{name}.safetensors");
         let path = fresh.join(&file_name);
         let views = part.0.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
-        stream(&path, views, &BTreeMap::new())?;
+        replace(&path, |temporary| write_views(temporary, views, &BTreeMap::new()))?;
         let bytes = std::fs::metadata(&path).map_err(file)?.len();
         let entry = PartEntry { file: file_name, bytes, sha256: sha256(&path)?, dtype };
         manifest.parts.insert(name.to_owned(), entry);
     }
     let text = serde_json::to_string_pretty(&manifest)
         .map_err(|source| Error::Json { path: folder.join(MANIFEST), source })?;
-    std::fs::write(fresh.join(MANIFEST), text + "\n").map_err(file)?;
-    sync_folder(&fresh).map_err(file)?;
+    write_whole(&fresh.join(MANIFEST), (text + "\n").as_bytes())?;
     if folder.exists() {
         std::fs::rename(folder, temporary.path().join("old")).map_err(file)?;
     }

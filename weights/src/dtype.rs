@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{BoolStore, DType, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use pytorch_reader::DType as Torch;
+use safetensors::Dtype as Stored;
 use serde::{Deserialize, Serialize};
 
 /// Type of the elements of a stored tensor.
@@ -24,37 +26,51 @@ pub enum Dtype {
     Bool,
 }
 
+/// Each type with its name here, in safetensors, in the reader of PyTorch files, and in burn.
+const TYPES: [(Dtype, &str, Stored, Torch, DType); 10] = [
+    (Dtype::F64, "f64", Stored::F64, Torch::F64, DType::F64),
+    (Dtype::F32, "f32", Stored::F32, Torch::F32, DType::F32),
+    (Dtype::F16, "f16", Stored::F16, Torch::F16, DType::F16),
+    (Dtype::BF16, "bf16", Stored::BF16, Torch::BF16, DType::BF16),
+    (Dtype::I64, "i64", Stored::I64, Torch::I64, DType::I64),
+    (Dtype::I32, "i32", Stored::I32, Torch::I32, DType::I32),
+    (Dtype::I16, "i16", Stored::I16, Torch::I16, DType::I16),
+    (Dtype::I8, "i8", Stored::I8, Torch::I8, DType::I8),
+    (Dtype::U8, "u8", Stored::U8, Torch::U8, DType::U8),
+    (Dtype::Bool, "bool", Stored::BOOL, Torch::Bool, DType::Bool(BoolStore::Native)),
+];
+
 impl Dtype {
     /// Bytes per element.
     pub fn size(self) -> usize {
-        match self {
-            Dtype::F64 | Dtype::I64 => 8,
-            Dtype::F32 | Dtype::I32 => 4,
-            Dtype::F16 | Dtype::BF16 | Dtype::I16 => 2,
-            Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
-        }
+        self.safetensors().bitsize() / 8
     }
 
     /// Whether elements are floating-point numbers.
     pub fn is_float(self) -> bool {
         matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
     }
+
+    pub(crate) fn safetensors(self) -> Stored {
+        TYPES[self as usize].2
+    }
+
+    pub(crate) fn of_safetensors(stored: Stored) -> Option<Self> {
+        TYPES.iter().find(|row| row.2 == stored).map(|row| row.0)
+    }
+
+    pub(crate) fn of_pytorch(stored: Torch) -> Option<Self> {
+        TYPES.iter().find(|row| row.3 == stored).map(|row| row.0)
+    }
+
+    pub(crate) fn of_burn(dtype: DType) -> Option<Self> {
+        TYPES.iter().find(|row| row.4 == dtype).map(|row| row.0)
+    }
 }
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::F64 => "f64",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::BF16 => "bf16",
-            Dtype::I64 => "i64",
-            Dtype::I32 => "i32",
-            Dtype::I16 => "i16",
-            Dtype::I8 => "i8",
-            Dtype::U8 => "u8",
-            Dtype::Bool => "bool",
-        })
+        f.write_str(TYPES[*self as usize].1)
     }
 }
 
@@ -74,11 +90,7 @@ pub enum FloatDtype {
 impl FloatDtype {
     /// burn's name.
     pub fn burn(self) -> DType {
-        match self {
-            FloatDtype::F32 => DType::F32,
-            FloatDtype::F16 => DType::F16,
-            FloatDtype::Bf16 => DType::BF16,
-        }
+        TYPES[self.stored() as usize].4
     }
 
     pub(crate) fn stored(self) -> Dtype {
@@ -86,6 +98,21 @@ impl FloatDtype {
             FloatDtype::F32 => Dtype::F32,
             FloatDtype::F16 => Dtype::F16,
             FloatDtype::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// Whether little-endian numbers of this type are neither infinite nor NaN, whose exponents are all ones.
+    pub(crate) fn is_finite(self, bytes: &[u8]) -> bool {
+        let halves = |exponent: u16| {
+            let mut halves = bytes.as_chunks().0.iter();
+            halves.all(|half| u16::from_le_bytes(*half) & exponent != exponent)
+        };
+        match self {
+            FloatDtype::F32 => {
+                bytes.as_chunks().0.iter().all(|value| f32::from_le_bytes(*value).is_finite())
+            }
+            FloatDtype::F16 => halves(0x7c00),
+            FloatDtype::Bf16 => halves(0x7f80),
         }
     }
 
@@ -154,17 +181,51 @@ pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const FLOATS: [FloatDtype; 3] = [FloatDtype::F32, FloatDtype::F16, FloatDtype::Bf16];
 
     #[test]
     fn every_type_reads_back_its_values() {
         let values = [0.0f32, 1.0, -2.5, 96.0];
-        for dtype in [FloatDtype::F32, FloatDtype::F16, FloatDtype::Bf16] {
+        for dtype in FLOATS {
             let data = dtype.data(values.to_vec(), vec![4]);
             assert_eq!(to_f32(data.as_bytes(), dtype.stored()), values);
             assert_eq!(dtype.to_string().parse(), Ok(dtype));
         }
         assert_eq!(to_f32(&(-7i64).to_le_bytes(), Dtype::I64), [-7.0]);
         assert_eq!(to_f32(&[0xff, 3], Dtype::I8), [-1.0, 3.0]);
+    }
+
+    #[test]
+    fn rows_of_the_table_are_in_the_order_of_the_types() {
+        for (i, (dtype, _, stored, _, burn)) in TYPES.into_iter().enumerate() {
+            assert_eq!(dtype as usize, i);
+            assert_eq!(Dtype::of_safetensors(stored), Some(dtype));
+            assert_eq!((Dtype::of_burn(burn), burn.size()), (Some(dtype), dtype.size()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Any bits: a number that is stored in a type stays what it is, and NaN stays NaN.
+        #[test]
+        fn conversion_to_f32_and_back_keeps_every_number(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            for dtype in FLOATS {
+                let length = bytes.len() / dtype.stored().size();
+                let values = to_f32(&bytes, dtype.stored());
+                prop_assert_eq!(dtype.is_finite(&bytes), values.iter().all(|v| v.is_finite()));
+                let back = dtype.data(values.clone(), vec![length]);
+                let again = to_f32(back.as_bytes(), dtype.stored());
+                for (a, b) in values.iter().zip(&again) {
+                    prop_assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
+                }
+            }
+        }
     }
 }

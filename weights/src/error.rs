@@ -16,6 +16,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file that should be small.
+    #[error("{}: larger than {most} bytes", path.display())]
+    Large {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes accepted.
+        most: u64,
+    },
     /// A file of none of the known formats.
     #[error("{}: neither safetensors, nor a shard index, nor a PyTorch file", path.display())]
     UnknownFormat {
@@ -89,6 +97,17 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A tensor whose values cannot be read.
+    #[error("{}: tensor `{name}`", path.display())]
+    Values {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: std::io::Error,
+    },
     /// A checkpoint that does not fit the network.
     #[error("{}: {mismatch}", path.display())]
     Mismatch {
@@ -96,6 +115,14 @@ pub enum Error {
         path: PathBuf,
         /// Everything that does not fit.
         mismatch: Box<Mismatch>,
+    },
+    /// An adapter that is no LoRA, or whose numbers cannot be.
+    #[error("{}: {reason}", path.display())]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the tensor's name.
+        reason: String,
     },
     /// A target that exists.
     #[error("{} exists", path.display())]

@@ -71,6 +71,13 @@ impl Layout {
         })
     }
 
+    /// The table without the rules for these of our parameters.
+    pub(crate) fn without(mut self, pattern: &str) -> Self {
+        let other = |rule: &Rule| matches(pattern, &rule.target).is_none();
+        self.rules = self.rules.map(|rules| rules.into_iter().filter(other).collect());
+        self
+    }
+
     pub(crate) fn ignores(&self, name: &str) -> bool {
         self.ignored.iter().any(|pattern| matches(pattern, name).is_some())
     }
@@ -99,29 +106,83 @@ fn fill(pattern: &str, stars: &[&str]) -> String {
     pattern.split('.').map(segment).collect::<Vec<_>>().join(".")
 }
 
-impl Transform {
-    /// Applies the transform to elements of a shape; `None` if the shape does not suit it.
-    pub(crate) fn apply(self, values: Vec<f32>, shape: &[usize]) -> Option<(Vec<f32>, Vec<usize>)> {
-        match self {
-            Transform::Copy if shape.is_empty() => Some((values, vec![1])),
-            Transform::Copy => Some((values, shape.to_vec())),
-            Transform::Transpose => {
-                let (out, rest) = shape.split_first()?;
-                let (inputs, ones) = rest.split_first()?;
-                let flat = ones.iter().all(|length| *length == 1);
-                flat.then(|| (transposed(&values, *out, *inputs), vec![*inputs, *out]))
+impl Rule {
+    /// Whether the parameter is one tensor as it is.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.transform == Transform::Copy && self.sources.len() == 1 && self.chunks.is_none()
+    }
+
+    /// Shape of the parameter that sources of these shapes make; `None` if they do not suit the rule.
+    pub(crate) fn shape(&self, sources: &[&[usize]]) -> Option<Vec<usize>> {
+        let parts = sources.iter().map(|shape| self.transform.shape(shape));
+        let parts = parts.collect::<Option<Vec<_>>>()?;
+        let (_, leading) = parts.first()?.split_last()?;
+        let mut total = 0usize;
+        for part in &parts {
+            let (width, others) = part.split_last()?;
+            if others != leading {
+                return None;
             }
+            total = total.checked_add(*width)?;
+        }
+        let chunks = self.chunks.as_ref().map_or(1, Vec::len);
+        let divides = chunks > 0 && total.is_multiple_of(chunks);
+        divides.then(|| [leading, &[total]].concat())
+    }
+
+    /// The parameter that sources make whose shapes suit the rule.
+    ///
+    /// # Panics
+    /// If [`Rule::shape`] is `None` for them.
+    pub(crate) fn apply(&self, sources: Vec<(Vec<f32>, Vec<usize>)>) -> Vec<f32> {
+        let part = |(values, shape): (Vec<f32>, Vec<usize>)| {
+            let width = self.transform.shape(&shape).and_then(|shape| shape.last().copied());
+            (self.transform.apply(values, &shape), width.expect("a suitable shape"))
+        };
+        let parts: Vec<_> = sources.into_iter().map(part).collect();
+        let width = parts.iter().map(|(_, width)| width).sum();
+        let values = side_by_side(parts);
+        match &self.chunks {
+            Some(order) => reorder(&values, width, order),
+            None => values,
+        }
+    }
+}
+
+impl Transform {
+    /// Shape after the transform; `None` if it does not suit it.
+    fn shape(self, shape: &[usize]) -> Option<Vec<usize>> {
+        match self {
+            Transform::Copy if shape.is_empty() => Some(vec![1]),
+            Transform::Copy => Some(shape.to_vec()),
+            Transform::Transpose => match shape {
+                [out, inputs, ones @ ..] if ones.iter().all(|length| *length == 1) => {
+                    Some(vec![*inputs, *out])
+                }
+                _ => None,
+            },
             Transform::PatchKernel => {
                 let [out, channels, rows, columns] = *shape else { return None };
-                let mut result = Vec::with_capacity(values.len());
-                for at in 0..rows * columns {
+                Some(vec![rows.checked_mul(columns)?.checked_mul(channels)?, out])
+            }
+        }
+    }
+
+    /// Values after the transform, of a shape that suits it.
+    fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match (self, shape) {
+            (Transform::Transpose, [out, inputs, ..]) => transposed(&values, *out, *inputs),
+            (Transform::PatchKernel, &[out, channels, rows, columns]) => {
+                let (pixels, mut result) = (rows * columns, Vec::with_capacity(values.len()));
+                for at in 0..pixels {
                     for channel in 0..channels {
-                        let place = |o: usize| (o * channels + channel) * rows * columns + at;
-                        result.extend((0..out).map(|o| values[place(o)]));
+                        let of = |o: usize| values[(o * channels + channel) * pixels + at];
+                        result.extend((0..out).map(of));
                     }
                 }
-                Some((result, vec![rows * columns * channels, out]))
+                result
             }
+            _ => values,
         }
     }
 }
@@ -143,48 +204,48 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     result
 }
 
-/// Puts tensors of equal leading dimensions side by side along the last axis; `None` if they differ.
-pub(crate) fn side_by_side(parts: Vec<(Vec<f32>, Vec<usize>)>) -> Option<(Vec<f32>, Vec<usize>)> {
+/// Rows of the parts one after the other; each part has the width of its rows.
+fn side_by_side(mut parts: Vec<(Vec<f32>, usize)>) -> Vec<f32> {
     if parts.len() == 1 {
-        return parts.into_iter().next();
+        return parts.remove(0).0;
     }
-    let leading = |shape: &[usize]| shape.split_last().map(|(_, leading)| leading.to_vec());
-    let first = leading(&parts.first()?.1)?;
-    if parts.iter().any(|(_, shape)| leading(shape).as_ref() != Some(&first)) {
-        return None;
-    }
-    let width = |shape: &[usize]| shape[shape.len() - 1];
-    let total: usize = parts.iter().map(|(_, shape)| width(shape)).sum();
-    let rows: usize = first.iter().product();
-    let mut values = Vec::with_capacity(rows * total);
-    for row in 0..rows {
-        for (part, shape) in &parts {
-            let width = width(shape);
-            values.extend_from_slice(&part[row * width..(row + 1) * width]);
+    let mut values = Vec::with_capacity(parts.iter().map(|(part, _)| part.len()).sum());
+    let rows = parts.iter().map(|(part, width)| part.len() / (*width).max(1)).max();
+    for row in 0..rows.unwrap_or(0) {
+        for (part, width) in &parts {
+            values.extend_from_slice(&part[row * width..][..*width]);
         }
     }
-    Some((values, [first, vec![total]].concat()))
+    values
 }
 
-/// Reorders equal chunks of the last axis; `None` if they do not divide it.
-pub(crate) fn reorder(values: Vec<f32>, shape: &[usize], order: &[usize]) -> Option<Vec<f32>> {
-    let width = *shape.last()?;
-    if order.is_empty() || width % order.len() != 0 || width == 0 {
-        return None;
-    }
+/// Equal chunks of every row in another order.
+fn reorder(values: &[f32], width: usize, order: &[usize]) -> Vec<f32> {
     let chunk = width / order.len();
     let row = |row: &[f32]| -> Vec<f32> {
-        order.iter().flat_map(|&i| row[i * chunk..(i + 1) * chunk].iter().copied()).collect()
+        order.iter().flat_map(|i| row[i * chunk..][..chunk].iter().copied()).collect()
     };
-    Some(values.chunks_exact(width).flat_map(row).collect())
+    values.chunks_exact(width.max(1)).flat_map(row).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn count(n: usize) -> Vec<f32> {
         (0..n).map(|i| i as f32).collect()
+    }
+
+    fn apply(rule: &Rule, shapes: &[&[usize]]) -> Option<(Vec<f32>, Vec<usize>)> {
+        let shape = rule.shape(shapes)?;
+        let sources = shapes.iter().map(|s| (count(s.iter().product()), s.to_vec())).collect();
+        Some((rule.apply(sources), shape))
+    }
+
+    fn rule(transform: Transform, sources: usize, chunks: Option<Vec<usize>>) -> Rule {
+        Rule { chunks, ..Rule::concat("ours", vec!["theirs".into(); sources], transform) }
     }
 
     #[test]
@@ -199,27 +260,87 @@ mod tests {
 
     #[test]
     fn transforms_by_hand() {
-        let (values, shape) = Transform::Transpose.apply(count(6), &[2, 3, 1, 1]).expect("fits");
+        let transpose = rule(Transform::Transpose, 1, None);
+        let (values, shape) = apply(&transpose, &[&[2, 3, 1, 1]]).expect("fits");
         assert_eq!((values, shape), (vec![0., 3., 1., 4., 2., 5.], vec![3, 2]));
         // One output, two channels, 1x2 patch: (row, column, channel) order.
-        let (values, shape) = Transform::PatchKernel.apply(count(4), &[1, 2, 1, 2]).expect("fits");
+        let kernel = rule(Transform::PatchKernel, 1, None);
+        let (values, shape) = apply(&kernel, &[&[1, 2, 1, 2]]).expect("fits");
         assert_eq!((values, shape), (vec![0., 2., 1., 3.], vec![4, 1]));
-        assert_eq!(Transform::PatchKernel.apply(count(4), &[4]), None);
-        assert_eq!(Transform::Copy.apply(vec![7.0], &[]), Some((vec![7.0], vec![1])));
-        let parts = vec![(count(2), vec![2, 1]), (count(4), vec![2, 2])];
-        let (values, shape) = side_by_side(parts).expect("fits");
+        assert_eq!(apply(&kernel, &[&[4]]), None);
+        assert_eq!(apply(&rule(Transform::Copy, 1, None), &[&[]]), Some((vec![0.0], vec![1])));
+        let beside = rule(Transform::Copy, 2, None);
+        let (values, shape) = apply(&beside, &[&[2, 1], &[2, 2]]).expect("fits");
         assert_eq!((values, shape), (vec![0., 0., 1., 1., 2., 3.], vec![2, 3]));
-        assert_eq!(reorder(count(4), &[1, 4], &[1, 0]), Some(vec![2., 3., 0., 1.]));
-        assert_eq!(reorder(count(3), &[3], &[1, 0]), None);
+        assert_eq!(apply(&beside, &[&[2, 1], &[3, 1]]), None);
+        let swap = rule(Transform::Copy, 1, Some(vec![1, 0]));
+        assert_eq!(apply(&swap, &[&[1, 4]]), Some((vec![2., 3., 0., 1.], vec![1, 4])));
+        assert_eq!(apply(&swap, &[&[1, 3]]), None);
     }
 
-    #[test]
-    fn large_transposes_agree_with_small_steps() {
-        let (rows, columns) = (70, 45);
-        let values = count(rows * columns);
-        let result = transposed(&values, rows, columns);
-        for (r, c) in [(0, 0), (69, 44), (33, 1), (5, 40)] {
-            assert_eq!(result[c * rows + r], values[r * columns + c]);
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn transposing_twice_changes_nothing(rows in 0..80usize, columns in 0..80usize) {
+            let values = count(rows * columns);
+            let once = transposed(&values, rows, columns);
+            for (r, c) in [(0, columns / 2), (rows / 2, 0), (rows / 3, columns / 3)] {
+                prop_assert_eq!(once.get(c * rows + r), values.get(r * columns + c));
+            }
+            prop_assert_eq!(transposed(&once, columns, rows), values);
+        }
+
+        /// A convolution of stride and size `rows x columns` is the product of the flattened patch, in the
+        /// order (row, column, channel), with the kernel.
+        #[test]
+        fn patch_kernels_keep_every_weight_at_its_place(
+            [out, channels, rows, columns] in prop::array::uniform4(0..5usize),
+        ) {
+            let kernel = rule(Transform::PatchKernel, 1, None);
+            let (found, shape) = apply(&kernel, &[&[out, channels, rows, columns]]).expect("fits");
+            prop_assert_eq!(shape, [rows * columns * channels, out]);
+            for i in 0..found.len() {
+                let (x, y) = (i % columns, i / columns % rows);
+                let (c, o) = (i / columns / rows % channels, i / columns / rows / channels);
+                prop_assert_eq!(found[((y * columns + x) * channels + c) * out + o], i as f32);
+            }
+        }
+
+        #[test]
+        fn parts_side_by_side_can_be_told_apart(
+            rows in 1..5usize,
+            widths in prop::collection::vec(0..5usize, 1..5),
+        ) {
+            let shapes: Vec<[usize; 2]> = widths.iter().map(|width| [rows, *width]).collect();
+            let shapes: Vec<&[usize]> = shapes.iter().map(|shape| shape.as_slice()).collect();
+            let beside = rule(Transform::Copy, widths.len(), None);
+            let (found, shape) = apply(&beside, &shapes).expect("fits");
+            let total: usize = widths.iter().sum();
+            prop_assert_eq!(shape, [rows, total]);
+            let mut start = 0;
+            for width in widths {
+                let part = (0..rows).flat_map(|row| &found[row * total + start..][..width]);
+                prop_assert_eq!(part.copied().collect::<Vec<_>>(), count(rows * width));
+                start += width;
+            }
+        }
+
+        #[test]
+        fn chunks_come_back_by_the_inverse_order(
+            order in (1..7usize).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
+            chunk in 0..4usize,
+            rows in 0..4usize,
+        ) {
+            let width = order.len() * chunk;
+            let values = count(rows * width);
+            let mut inverse = vec![0; order.len()];
+            order.iter().enumerate().for_each(|(to, from)| inverse[*from] = to);
+            let there = reorder(&values, width, &order);
+            if let Some(row) = there.chunks_exact(width.max(1)).next() {
+                prop_assert_eq!(row[0], (order[0] * chunk) as f32);
+            }
+            prop_assert_eq!(reorder(&there, width, &inverse), values);
         }
     }
 }

@@ -27,24 +27,32 @@
 //! # }
 //! ```
 
+// Values in files are little-endian, and are used as they are.
+#[cfg(not(target_endian = "little"))]
+compile_error!("pyrograph needs a little-endian machine");
+
 mod bundle;
 mod checkpoint;
 pub mod convert;
 mod dtype;
 mod error;
-mod header;
+mod files;
+mod formats;
 mod layout;
 mod load;
-mod pytorch;
+mod open;
 mod recognise;
-mod shards;
-mod write;
+mod tensor;
+#[cfg(test)]
+mod tests;
 
 pub use bundle::{Bundle, Manifest, Part, PartEntry, save_bundle};
-pub use checkpoint::{Checkpoint, TensorInfo};
+pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, FloatDtype};
-pub use error::{Error, Result};
+pub use error::{Error, Mismatch, Result};
+pub use files::{folder_of, write_whole};
+pub use formats::safetensors::write_safetensors;
 pub use layout::{Layout, Rule, Transform};
 pub use load::{LoadReport, load};
 pub use recognise::{Foreign, recognise};
-pub use write::{folder_of, write_safetensors};
+pub use tensor::TensorInfo;

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
-use crate::layout::{Layout, reorder, side_by_side};
+use crate::layout::{Layout, Rule};
+use crate::tensor::TensorInfo;
 
 /// What is worth knowing about a load that succeeded.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -87,13 +88,11 @@ impl ModuleMapper for Loader<'_> {
             return param;
         }
         let name = self.path.join(".");
-        let expected = param.lazy_shape().to_vec();
-        match self.values(&name, &expected) {
-            Ok(Some(values)) => {
-                if !values.iter().all(|value| value.is_finite()) {
+        match self.parameter(&name, &param.lazy_shape().to_vec()) {
+            Ok(Some(data)) => {
+                if !self.dtype.is_finite(data.as_bytes()) {
                     self.report.not_finite.push(name);
                 }
-                let data = self.dtype.data(values, expected);
                 let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype.burn()));
                 let id = param.id;
                 param.transform_for_load(tensor, id)
@@ -108,8 +107,8 @@ impl ModuleMapper for Loader<'_> {
 }
 
 impl Loader<'_> {
-    /// Values of a parameter, or `None` with an entry in the list of differences.
-    fn values(&mut self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+    /// The values of a parameter, or `None` with an entry in the list of differences.
+    fn parameter(&mut self, name: &str, expected: &[usize]) -> Result<Option<TensorData>> {
         let Some(rule) = self.layout.rule(name) else {
             self.mismatch.missing.push(format!("{name} (not in layout {})", self.layout.name));
             return Ok(None);
@@ -122,32 +121,32 @@ impl Loader<'_> {
             });
             return Ok(None);
         }
-        let mut parts = Vec::new();
-        for source in &rule.sources {
-            let info = self.checkpoint.info(source)?;
-            self.used.insert(source.clone());
-            if !info.dtype.is_float() {
-                let found = format!("{source}: type {}, expected floats", info.dtype);
-                self.mismatch.different.push(found);
-                return Ok(None);
-            }
-            let (values, shape) = self.checkpoint.read_f32(source)?;
-            parts.push(rule.transform.apply(values, &shape));
+        self.used.extend(rule.sources.iter().cloned());
+        let infos: Vec<&TensorInfo> = rule.sources.iter().map(|source| &known[source]).collect();
+        if let Some(i) = infos.iter().position(|info| !info.dtype.is_float()) {
+            let (source, dtype) = (&rule.sources[i], infos[i].dtype);
+            self.mismatch.different.push(format!("{source}: type {dtype}, expected floats"));
+            return Ok(None);
         }
-        let found: Vec<&[usize]> =
-            rule.sources.iter().map(|source| known[source].shape.as_slice()).collect();
-        let different = format!("{name}: shape {expected:?} expected, found {found:?}");
-        let result = parts.into_iter().collect::<Option<Vec<_>>>().and_then(side_by_side);
-        let Some((values, shape)) = result.filter(|(_, shape)| shape == expected) else {
+        // Shapes first: what does not fit is never read.
+        let shapes: Vec<&[usize]> = infos.iter().map(|info| info.shape.as_slice()).collect();
+        if rule.shape(&shapes).as_deref() != Some(expected) {
+            let different = format!("{name}: shape {expected:?} expected, found {shapes:?}");
             self.mismatch.different.push(different);
             return Ok(None);
-        };
-        let Some(order) = &rule.chunks else { return Ok(Some(values)) };
-        let reordered = reorder(values, &shape, order);
-        if reordered.is_none() {
-            self.mismatch.different.push(different);
         }
-        Ok(reordered)
+        self.read(&rule, &infos, expected).map(Some)
+    }
+
+    /// Reads a parameter from tensors whose shapes suit the rule.
+    fn read(&self, rule: &Rule, infos: &[&TensorInfo], shape: &[usize]) -> Result<TensorData> {
+        if rule.is_copy() && infos[0].dtype == self.dtype.stored() {
+            let bytes = self.checkpoint.read(&rule.sources[0])?;
+            return Ok(TensorData::from_bytes_vec(bytes, shape, self.dtype.burn()));
+        }
+        let parts = rule.sources.iter().map(|source| self.checkpoint.read_f32(source));
+        let values = rule.apply(parts.collect::<Result<_>>()?);
+        Ok(self.dtype.data(values, shape.to_vec()))
     }
 }
 

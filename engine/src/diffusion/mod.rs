@@ -23,3 +23,6 @@ pub use prediction::{Coefficients, Prediction};
 pub use process::{Process, TimeInput};
 pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
 pub use schedule::{Level, NoiseSchedule};
+
+#[cfg(test)]
+mod tests;

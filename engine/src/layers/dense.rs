@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
-use super::lora::Lora;
+use super::lora::{Lora, LowRank};
 use crate::ops::magnitude::normalize;
 use crate::ops::{self, Activation};
 
@@ -24,8 +24,11 @@ pub struct Dense {
     preserved: bool,
     ones: bool,
     #[module(skip)]
-    /// Number of outputs of a weight that [`ops::pack`] has rearranged.
-    packed: Option<usize>,
+    /// Inputs and outputs of a weight that [`ops::pack`] has rearranged.
+    packed: Option<[usize; 2]>,
+    #[module(skip)]
+    /// See [`Dense::put_on`].
+    pub(super) adapter: Option<Lora>,
 }
 
 /// How to make a [`Dense`].
@@ -75,6 +78,7 @@ impl DenseConfig {
             preserved: self.preserved,
             ones: self.ones,
             packed: None,
+            adapter: None,
         }
     }
 }
@@ -94,7 +98,28 @@ impl Dense {
         x: Tensor<D>,
         activation: Option<Activation>,
     ) -> Tensor<D> {
-        if let Some(outputs) = self.packed {
+        match &self.adapter {
+            Some(adapter) => joined(self.own(x.clone(), None), adapter, x, activation),
+            None => self.own(x, activation),
+        }
+    }
+
+    /// [`Dense::activated`] with what an adapter of the network adds before the activation.
+    pub fn adapted<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Option<Activation>,
+        adapter: Option<&Lora>,
+    ) -> Tensor<D> {
+        match adapter {
+            Some(adapter) => joined(self.forward(x.clone()), adapter, x, activation),
+            None => self.activated(x, activation),
+        }
+    }
+
+    /// The layer without what is put on it.
+    fn own<const D: usize>(&self, x: Tensor<D>, activation: Option<Activation>) -> Tensor<D> {
+        if let Some([_, outputs]) = self.packed {
             let bias = self.bias.as_ref().map(Param::val);
             return ops::packed_linear(x, self.weight.val(), outputs, bias, activation);
         }
@@ -102,19 +127,24 @@ impl Dense {
         ops::linear(x, weight, bias, activation)
     }
 
-    /// [`Dense::activated`] with what an adapter adds before the activation.
-    pub fn adapted<const D: usize>(
-        &self,
-        x: Tensor<D>,
-        activation: Option<Activation>,
-        adapter: Option<&Lora>,
-    ) -> Tensor<D> {
-        let Some(adapter) = adapter else { return self.activated(x, activation) };
-        let y = self.forward(x.clone()) + adapter.forward(x);
-        match activation {
-            Some(activation) => activation.forward(y),
-            None => y,
-        }
+    /// Width of the input, without the ones channel, and of the output.
+    pub fn widths(&self) -> [usize; 2] {
+        self.packed.unwrap_or_else(|| {
+            let shape = self.weight.lazy_shape();
+            [shape[0] - usize::from(self.ones), shape[1]]
+        })
+    }
+
+    /// Puts on the sum of these terms, in place of what was on; nothing if there are none.
+    ///
+    /// The output is `activation(x · W + b + Σ x · down · up)` with the effective weight `W`, so that a
+    /// preserved layer no longer has units of unit length. The weight itself stays as it is, packed or not;
+    /// what is put on is neither saved nor trained, and stays on its device.
+    ///
+    /// # Panics
+    /// If a term does not fit the [widths](Dense::widths).
+    pub fn put_on(&mut self, terms: &[LowRank]) {
+        self.adapter = LowRank::sum(terms, self.widths()).map(|sum| sum.cast(self.dtype()));
     }
 
     /// The weight that multiplies the input without the ones channel, and what is added.
@@ -151,14 +181,14 @@ impl Dense {
         if self.packed.is_some() {
             return self;
         }
+        let widths = self.widths();
         let (weight, bias) = self.weight_and_bias();
-        let [_, outputs] = weight.dims();
         self.weight = self.weight.map(|old| {
             // So that a weight that is folded already can be packed in its place.
             drop(old);
             match ops::packs(&weight) {
                 true => {
-                    self.packed = Some(outputs);
+                    self.packed = Some(widths);
                     ops::pack(weight)
                 }
                 false => weight,
@@ -172,7 +202,23 @@ impl Dense {
         }
         self.preserved = false;
         self.ones = false;
+        let dtype = self.dtype();
+        self.adapter = self.adapter.map(|adapter| adapter.cast(dtype));
         self
+    }
+}
+
+/// `activation(y + x · down · up)`.
+fn joined<const D: usize>(
+    y: Tensor<D>,
+    adapter: &Lora,
+    x: Tensor<D>,
+    activation: Option<Activation>,
+) -> Tensor<D> {
+    let y = y + adapter.forward(x);
+    match activation {
+        Some(activation) => activation.forward(y),
+        None => y,
     }
 }
 

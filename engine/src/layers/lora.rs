@@ -1,7 +1,7 @@
 //! Low-rank adapters (Hu et al. 2022).
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
 
@@ -30,5 +30,54 @@ impl Lora {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let down = crate::ops::linear(x, self.down.val(), None, None);
         crate::ops::linear(down, self.up.val(), None, None)
+    }
+    /// In another type.
+    pub(super) fn cast(self, dtype: FloatDType) -> Self {
+        let cast = |value: Param<Tensor<2>>| value.map(|value| value.cast(dtype));
+        Self { down: cast(self.down), up: cast(self.up) }
+    }
+}
+
+/// `x · down · up`, added to a range of the outputs of a [`Dense`](super::Dense) at run time.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `[in, rank]`, f32.
+    pub down: Tensor<2>,
+    /// `[rank, width]`, f32.
+    pub up: Tensor<2>,
+    /// The first of the outputs.
+    pub start: usize,
+}
+
+impl LowRank {
+    /// Whether it goes with a layer of these inputs and outputs.
+    pub fn fits(&self, [inputs, outputs]: [usize; 2]) -> bool {
+        let ([rows, rank], [same, width]) = (self.down.dims(), self.up.dims());
+        rows == inputs && rank == same && width > 0 && self.start + width <= outputs
+    }
+
+    /// The same times a factor.
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self { up: self.up.clone() * factor, ..self.clone() }
+    }
+
+    /// All terms as one, whose rank is the sum of theirs: outputs that a term leaves alone have zeros in
+    /// its rows of `up`. `None` if there are none.
+    pub(super) fn sum(terms: &[Self], widths: [usize; 2]) -> Option<Lora> {
+        let wide = |term: &Self| {
+            let ([rank, width], start) = (term.up.dims(), term.start);
+            assert!(term.fits(widths), "{width} outputs from {start} on a layer of {widths:?}");
+            let zeros =
+                |count: usize| (count > 0).then(|| Tensor::zeros([rank, count], &term.up.device()));
+            let after = zeros(widths[1] - start - width);
+            let parts = [zeros(start), Some(term.up.clone()), after];
+            Tensor::cat(parts.into_iter().flatten().collect(), 1)
+        };
+        let down: Vec<_> = terms.iter().map(|term| term.down.clone()).collect();
+        let up: Vec<_> = terms.iter().map(wide).collect();
+        (!terms.is_empty()).then(|| Lora {
+            down: Param::from_tensor(Tensor::cat(down, 1)),
+            up: Param::from_tensor(Tensor::cat(up, 0)),
+        })
     }
 }

@@ -16,7 +16,7 @@ pub mod time;
 pub use attention::{Attend, Attention, AttentionConfig, CrossAttention, KvCache, joint_attention};
 pub use dense::Dense;
 pub use init::{Fresh, Init};
-pub use lora::Lora;
+pub use lora::{Lora, LowRank};
 pub use magnitude::{Magnitude, Residual};
 pub use mlp::Mlp;
 pub use modulation::{Modulated, Modulation, ModulationConfig};

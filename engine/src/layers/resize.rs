@@ -8,6 +8,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use nalgebra::DMatrix;
 
 use super::dense::Dense;
+use super::lora::Lora;
 
 type Matrix = DMatrix<f64>;
 
@@ -82,18 +83,20 @@ pub fn extend_projection(dense: &Dense, from: usize, to: usize) -> Dense {
 
 /// Rows are ordered position, channel; the row of a ones channel comes last.
 fn with_embedding(dense: &Dense, from: usize, to: usize, matrix: &Matrix) -> Dense {
-    let weight = dense.weight.val();
-    let [rows, hidden] = weight.dims();
-    let channels = rows / (from * from);
-    let own = channels * from * from;
-    let kernel = weight.clone().narrow(0, 0, own).reshape([from * from, channels * hidden]);
-    let kernel = tensor(matrix, &kernel).matmul(kernel).reshape([to * to * channels, hidden]);
-    let weight = match rows - own {
-        0 => kernel,
-        ones => Tensor::cat(vec![kernel, weight.narrow(0, own, ones)], 0),
+    let apply = |weight: Tensor<2>| {
+        let [rows, hidden] = weight.dims();
+        let channels = rows / (from * from);
+        let own = channels * from * from;
+        let kernel = weight.clone().narrow(0, 0, own).reshape([from * from, channels * hidden]);
+        let kernel = tensor(matrix, &kernel).matmul(kernel).reshape([to * to * channels, hidden]);
+        match rows - own {
+            0 => kernel,
+            ones => Tensor::cat(vec![kernel, weight.narrow(0, own, ones)], 0),
+        }
     };
     let mut resized = dense.clone();
-    resized.weight = part(weight);
+    resized.weight = part(apply(dense.weight.val()));
+    resized.adapter = resized.adapter.map(|on| Lora { down: part(apply(on.down.val())), ..on });
     resized
 }
 
@@ -112,6 +115,7 @@ fn with_projection(dense: &Dense, from: usize, to: usize, matrix: &Matrix) -> De
     resized.weight = part(apply(dense.weight.val()));
     resized.bias =
         dense.bias.as_ref().map(|bias| part(apply(bias.val().unsqueeze()).squeeze_dim(0)));
+    resized.adapter = resized.adapter.map(|on| Lora { up: part(apply(on.up.val())), ..on });
     resized
 }
 

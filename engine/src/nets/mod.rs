@@ -1,5 +1,6 @@
 //! Networks.
 
+mod adapter;
 pub mod discriminator;
 mod dit;
 mod error;
@@ -8,6 +9,7 @@ mod net;
 mod student;
 pub mod vae;
 
+pub use adapter::{Adaptable, Adapter};
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{

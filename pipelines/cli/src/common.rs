@@ -9,7 +9,7 @@ use clap::Args;
 use pyrograph::device::{self, Notice, Opened};
 use pyrograph::{DeviceChoice, Error, Hooks};
 
-use crate::devices;
+use crate::probe::probe;
 
 /// Options of every command.
 #[derive(Args)]
@@ -36,7 +36,7 @@ impl Common {
     pub(crate) fn open(&self) -> anyhow::Result<Opened> {
         let choice: DeviceChoice = self.device.parse().map_err(Error::from)?;
         let notify = |notice| self.tell(&notice);
-        let hooks = Hooks { notify: Some(&notify), probe: Some(&devices::probe) };
+        let hooks = Hooks { notify: Some(&notify), probe: Some(&probe) };
         let opened = device::open(choice, &hooks)?;
         let _ = OPENED.set(opened.device.clone());
         if self.verbose {

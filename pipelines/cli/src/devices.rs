@@ -1,9 +1,7 @@
 //! `pyrograph devices`.
 
-use std::process::Command;
-
 use pyrograph::DeviceChoice;
-use pyrograph::device::{self, Adapter, adapters};
+use pyrograph::device::{self, adapters};
 use pyrograph_engine::device::find;
 
 use crate::common::Common;
@@ -44,19 +42,7 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has another process check a GPU; `None` if it does not answer. Kernel fusion can be switched off only before a process
-/// uses the GPU, and a driver that crashes takes that process alone.
-pub(crate) fn probe(adapter: &Adapter, fusion: bool) -> Option<f64> {
-    let mut command = Command::new(std::env::current_exe().ok()?);
-    command.args(["devices", "--check", "--device", &format!("gpu:{}", adapter.index)]);
-    if !fusion {
-        command.arg("--no-fusion");
-    }
-    let output = command.output().ok()?;
-    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
-}
-
-/// The other side of [`probe`]: prints the difference.
+/// The other side of [`probe`](crate::probe::probe): prints the difference.
 pub(crate) fn check(common: &Common, fusion: bool) -> anyhow::Result<()> {
     let choice: DeviceChoice = common.device.parse()?;
     println!("{:e}", device::check(choice, fusion)?);

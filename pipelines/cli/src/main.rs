@@ -14,6 +14,7 @@ mod inspect;
 mod memory;
 mod merge;
 mod patches;
+mod probe;
 mod sweep;
 mod train;
 

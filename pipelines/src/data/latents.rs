@@ -8,7 +8,7 @@ use pyrograph_engine::nets::Vae;
 use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
-use super::Dataset;
+use super::pixels::Pixels;
 use crate::error::{Error, Result};
 use crate::model::open_autoencoder;
 
@@ -57,26 +57,26 @@ impl Latents {
     /// Latents of another shape, or a file that cannot be read or written.
     pub(super) fn open(
         folder: &Path,
-        data: &Dataset,
+        images: &Pixels,
         encoder: Encoder,
         flip: bool,
         device: &Device,
     ) -> Result<Self> {
         let Encoder { vae, fingerprint } = encoder;
         let path = folder.join(FILE);
-        let origin = format!("{fingerprint} {:016x} {flip}", data.fingerprint());
+        let origin = format!("{fingerprint} {:016x} {flip}", images.fingerprint());
         let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
         // A file that cannot be read is as good as none: it is made again.
         let known = known.ok().flatten();
         if let Some(file) = known.filter(|file| file.metadata().get(ORIGIN_KEY) == Some(&origin)) {
-            return Self::read(vae, &file, data.len(), flip);
+            return Self::read(vae, &file, images.len(), flip);
         }
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
-        let all: Vec<usize> = (0..data.len()).collect();
+        let all: Vec<usize> = (0..images.len()).collect();
         for flipped in [false, true].into_iter().take(1 + usize::from(flip)) {
             for indices in all.chunks(BATCH) {
                 let (flips, colours) = (vec![flipped; indices.len()], vec![0; indices.len()]);
-                let pixels = data.pixels(indices, &flips, &colours, device);
+                let pixels = images.batch(indices, &flips, &colours, device);
                 let posterior = vae.encode(pixels);
                 mean.push(posterior.mean);
                 deviation.push((posterior.log_variance * 0.5).exp());
@@ -87,7 +87,7 @@ impl Latents {
             [("mean".into(), half(mean)), ("deviation".into(), half(deviation))];
         let metadata = BTreeMap::from([(ORIGIN_KEY.to_owned(), origin)]);
         write_safetensors(&path, &tensors, &metadata)?;
-        Self::read(vae, &Checkpoint::open(&path)?, data.len(), flip)
+        Self::read(vae, &Checkpoint::open(&path)?, images.len(), flip)
     }
 
     fn read(vae: Vae, file: &Checkpoint, images: usize, flip: bool) -> Result<Self> {

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use pyrograph_engine::diffusion::{
-    NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
+    GuidedChannels, NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
 };
 use pyrograph_engine::layers::{ModulationConfig, TimeCode};
 use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, StudentConfig};
@@ -17,7 +17,6 @@ use serde::Deserialize;
 use super::{ModelConfig, Recognised, Source, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::pipeline::DIT_GUIDED_CHANNELS;
 use crate::settings::Defaults;
 
 /// What a `config.json` beside a checkpoint may say.
@@ -77,7 +76,8 @@ impl Original<'_> {
             ..DitConfig::dit(hidden, depth, self.heads(hidden, depth)?)
         };
         let mut defaults = defaults();
-        defaults.cfg_channels = DIT_GUIDED_CHANNELS;
+        // The original code keeps the fourth channel as it is.
+        defaults.cfg_channels = GuidedChannels::First(3);
         let (kind, steps) = match &student {
             None => ("original DiT checkpoint", 1),
             Some(student) => {

@@ -58,3 +58,27 @@ impl Task for ClassTask {
         Conditioning::classes(&vec![self.classes; images], &self.device)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyrograph_engine::nets::{DitConfig, TextAttention, TextConfig};
+
+    use crate::train::TrainConfig;
+
+    #[test]
+    fn models_of_other_tasks_are_refused() {
+        let TrainConfig { process, defaults, .. } = TrainConfig::default();
+        let labels = Labels::default();
+        let net = DitConfig { classes: 3, ..DitConfig::dit(32, 1, 2) };
+        let mut config =
+            ModelConfig { net: net.clone().into(), process, vae: None, defaults, labels };
+        let of = |config: &ModelConfig| ClassTask::of(config, &Device::flex());
+        assert_eq!(of(&config).expect("three classes").classes(), 3);
+        config.net = DitConfig { classes: 0, ..net.clone() }.into();
+        assert!(matches!(of(&config), Err(Error::Task { .. })));
+        let text = Some(TextConfig { width: 8, pooled: None, attention: TextAttention::Cross });
+        config.net = DitConfig { text, ..net }.into();
+        assert!(matches!(of(&config), Err(Error::Task { .. })));
+    }
+}

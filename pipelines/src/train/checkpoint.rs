@@ -10,8 +10,8 @@ use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
 
+use super::config::TrainConfig;
 use super::learner::Learner;
-use super::{Run, TrainConfig};
 use crate::error::{Error, Result};
 
 /// Checkpoints kept besides the newest.
@@ -108,25 +108,25 @@ fn restore<M: Module + Send>(
     Ok(())
 }
 
-/// Writes the state of a run and removes all but the last checkpoints.
-pub(super) fn save(run: &Run) -> Result<PathBuf> {
-    let folder = run.folder.join("checkpoints");
+/// Writes the state of a run into its folder, `run`, and removes all but the last checkpoints.
+pub(super) fn save(run: &Path, config: &TrainConfig, learner: &Learner) -> Result<PathBuf> {
+    let folder = run.join("checkpoints");
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
-    let path = folder.join(format!("{:07}.safetensors", run.step()));
-    let mut tensors = match &run.learner {
+    let path = folder.join(format!("{:07}.safetensors", learner.step()));
+    let mut tensors = match learner {
         Learner::Denoising(learner) => tensors(&learner.trainer, ""),
         Learner::Student(learner) => tensors(&learner.trainer, ""),
     };
-    tensors.extend(frozen(run.learner.trunk()));
-    if let Some(critic) = run.learner.critic() {
+    tensors.extend(frozen(learner.trunk()));
+    if let Some(critic) = learner.critic() {
         tensors.extend(self::tensors(&critic.trainer, CRITIC));
     }
-    let (step, images) = (run.step(), run.learner.examples());
-    let state = State { step, images, config: run.config.clone() };
+    let (step, images) = (learner.step(), learner.examples());
+    let state = State { step, images, config: config.clone() };
     let state = serde_json::to_string(&state).expect("a configuration serialises");
     write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
-    let mut found = all(&run.folder)?;
+    let mut found = all(run)?;
     found.truncate(found.len().saturating_sub(1 + KEPT));
     for old in found {
         // A file that cannot be removed costs space, not the run.
@@ -162,11 +162,16 @@ fn restore_frozen(net: &mut Dit, checkpoint: &Checkpoint, device: &Device) -> Re
     Ok(())
 }
 
-/// Puts the state of a checkpoint into a fresh run.
+/// Puts the state of a checkpoint into the fresh learner of a run of these settings.
 ///
 /// # Errors
 /// No checkpoint, or one of a run of other settings or data.
-pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
+pub(super) fn load(
+    path: &Path,
+    config: &TrainConfig,
+    learner: &mut Learner,
+    device: &Device,
+) -> Result<()> {
     let checkpoint = Checkpoint::open(path)?;
     let fault = |reason: String| Error::Resume { path: path.to_owned(), reason };
     let state = checkpoint
@@ -174,16 +179,16 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
         .get(STATE_KEY)
         .ok_or_else(|| fault("it holds no training state".into()))?;
     let state: State = serde_json::from_str(state).map_err(|e| fault(e.to_string()))?;
-    let images = run.learner.examples();
+    let images = learner.examples();
     if state.images != images {
         let then = state.images;
         return Err(fault(format!("it was trained on {then} images, the folder has {images}")));
     }
-    if let Some([what, then, now]) = changed(&state.config, &run.config) {
+    if let Some([what, then, now]) = changed(&state.config, config) {
         return Err(fault(format!("{what} was {then}, is {now}")));
     }
-    let (step, device) = (state.step, &run.device);
-    match &mut run.learner {
+    let step = state.step;
+    match learner {
         Learner::Denoising(learner) => {
             restore(&mut learner.trainer, "", &checkpoint, step, device)?;
         }
@@ -194,7 +199,7 @@ pub(super) fn load(path: &Path, run: &mut Run) -> Result<()> {
             }
         }
     }
-    restore_frozen(run.learner.trunk_mut(), &checkpoint, device)
+    restore_frozen(learner.trunk_mut(), &checkpoint, device)
 }
 
 /// A setting that must stay as it was and did not: its name, what it was, what it is.
@@ -218,15 +223,15 @@ fn changed(then: &TrainConfig, now: &TrainConfig) -> Option<[String; 3]> {
     Some([what.to_owned(), then, now])
 }
 
-/// Stores the averages of this step in f16, for post-hoc reconstruction.
-pub(super) fn save_snapshot(run: &Run) -> Result<()> {
-    let folder = run.folder.join(SNAPSHOTS);
+/// Stores the averages of this step in f16 in the folder of a run, `run`, for post-hoc reconstruction.
+pub(super) fn save_snapshot(run: &Path, config: &TrainConfig, learner: &Learner) -> Result<()> {
+    let folder = run.join(SNAPSHOTS);
     std::fs::create_dir_all(&folder)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
-    let names = params::names(&run.learner.net());
-    let averages = run.config.averages.iter().zip(run.learner.averages());
+    let names = params::names(&learner.net());
+    let averages = config.averages.iter().zip(learner.averages());
     for (i, (profile, values)) in averages.enumerate() {
-        let path = folder.join(format!("{:07}-{i}.safetensors", run.step()));
+        let path = folder.join(format!("{:07}-{i}.safetensors", learner.step()));
         let tensors: Vec<(String, TensorData)> = names
             .iter()
             .zip(values)
@@ -235,7 +240,7 @@ pub(super) fn save_snapshot(run: &Run) -> Result<()> {
         let profile = serde_json::to_string(profile).expect("a profile serialises");
         let metadata = BTreeMap::from([
             ("profile".to_owned(), profile),
-            ("step".to_owned(), run.step().to_string()),
+            ("step".to_owned(), learner.step().to_string()),
         ]);
         write_safetensors(&path, &tensors, &metadata)?;
     }

@@ -6,14 +6,15 @@ use pyrograph_engine::denoisers;
 use pyrograph_engine::diffusion::{
     NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
 };
-use pyrograph_engine::layers::{Magnitude, ModulationConfig};
-use pyrograph_engine::nets::{DitConfig, Flexible};
+use pyrograph_engine::nets::DitConfig;
 use pyrograph_engine::train::{Average, Decay, LearningRate, Precision, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
+use super::shape::ModelShape;
 use super::student::{Adversarial, StudentShape};
 use crate::data::Background;
 use crate::error::{Error, Result};
+use crate::model::recognise;
 use crate::settings::Defaults;
 
 /// A training run: what to train, on what, for how long.
@@ -86,66 +87,6 @@ pub struct PatchPhase {
     pub until: u64,
     /// Patch size and its share of the batches.
     pub shares: Vec<(usize, f64)>,
-}
-
-/// Shape and variant of the network to train.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelShape {
-    /// Base variant.
-    pub kind: Kind,
-    /// `[height, width]` of the training images in pixels.
-    pub size: [usize; 2],
-    /// Side of a patch, in pixels or latent cells.
-    pub patch: usize,
-    /// Width of a token.
-    pub hidden: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Further patch sizes.
-    pub flexible: Option<Flexible>,
-    /// Replaces the variant's modulation.
-    pub modulation: Option<ModulationConfig>,
-    /// Replaces the variant's magnitude switches.
-    pub magnitude: Option<Magnitude>,
-}
-
-/// A family of network configurations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// The original DiT.
-    Dit,
-    /// MP-DiT with rotation and scale modulation.
-    MpDit,
-    /// Component ladder, step A: the baseline with layer norms.
-    LadderA,
-    /// Step B: cosine attention.
-    LadderB,
-    /// Step C: weight normalisation.
-    LadderC,
-    /// Step D: forced weight normalisation.
-    LadderD,
-    /// Step E: everything preserved, no layer norm.
-    LadderE,
-}
-
-impl Default for ModelShape {
-    fn default() -> Self {
-        Self {
-            kind: Kind::MpDit,
-            size: [64, 64],
-            patch: 8,
-            hidden: 256,
-            depth: 5,
-            heads: 4,
-            flexible: None,
-            modulation: None,
-            magnitude: None,
-        }
-    }
 }
 
 impl Default for TrainConfig {
@@ -236,12 +177,38 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// The recipe of a student of the model at `teacher`.
+    ///
+    /// The learning rate is the published one, and a hundred times that for a magnitude-preserving teacher,
+    /// whose weights are of unit size. The averages are short, so that the teacher's weights leave them
+    /// soon.
+    ///
+    /// # Errors
+    /// If there is no model.
+    pub fn distilling(teacher: PathBuf) -> Result<Self> {
+        let preserved = recognise(&teacher)?.config.net.dit.magnitude.normalized_weights;
+        let learning_rate = LearningRate {
+            peak: if preserved { 1e-2 } else { 1e-4 },
+            warmup: 100,
+            decay: Decay::Cosine,
+        };
+        let base = Self {
+            steps: 4000,
+            learning_rate,
+            betas: [0.9, 0.999],
+            averages: vec![Average::Power(0.05)],
+            student: Some(StudentShape::default()),
+            ..Self::default()
+        };
+        base.starting_from(teacher)
+    }
+
     /// The same run on a model's weights, images in its size.
     ///
     /// # Errors
     /// If there is no model.
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
-        let config = crate::model::recognise(&model)?.config;
+        let config = recognise(&model)?.config;
         let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
         self.model.size = config.net.dit.size.map(|side| side * factor);
         if config.vae.is_some() && self.vae.is_none() {
@@ -271,35 +238,12 @@ impl TrainConfig {
         }
     }
 
-    /// The network for `classes` classes of images with `channels` channels of `size`.
+    /// The network for `classes` classes of images with `channels` channels of `size`, `[height, width]`.
     ///
     /// # Errors
-    /// Numbers that do not fit together.
+    /// Numbers that do not fit together, or a network that the process does not go with.
     pub fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> Result<DitConfig> {
-        let shape = &self.model;
-        let (hidden, depth, heads) = (shape.hidden, shape.depth, shape.heads);
-        let ladder =
-            |step| DitConfig::ladder(step, hidden, depth, heads).expect("a step from A to E");
-        let base = match shape.kind {
-            Kind::Dit => DitConfig::dit(hidden, depth, heads),
-            Kind::MpDit => DitConfig::mp_dit(hidden, depth, heads),
-            Kind::LadderA => ladder('A'),
-            Kind::LadderB => ladder('B'),
-            Kind::LadderC => ladder('C'),
-            Kind::LadderD => ladder('D'),
-            Kind::LadderE => ladder('E'),
-        };
-        let net = DitConfig {
-            channels,
-            size,
-            patch: shape.patch,
-            classes,
-            learned_variance: false,
-            modulation: shape.modulation.unwrap_or(base.modulation),
-            magnitude: shape.magnitude.unwrap_or(base.magnitude),
-            flexible: shape.flexible.clone(),
-            ..base
-        };
+        let net = self.model.net(channels, size, classes);
         let fits = net.check().and_then(|()| denoisers::check(&self.process, &net));
         fits.map_err(|fault| Error::Config { reason: fault.to_string() })?;
         Ok(net)
@@ -414,6 +358,7 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shape::Kind;
     use super::*;
 
     #[test]

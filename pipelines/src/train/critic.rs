@@ -5,8 +5,9 @@ use pyrograph_engine::nets::Discriminator;
 use pyrograph_engine::train::adversarial::{Features, Judge, discriminator_loss};
 use pyrograph_engine::train::{LearningRate, StudentBatch, Trainer, TrainerConfig};
 
-use super::learner::Streams;
-use super::{Adversarial, TrainConfig};
+use super::config::TrainConfig;
+use super::streams::Streams;
+use super::student::Adversarial;
 use crate::data::{Dataset, Order};
 use crate::error::{Error, Result};
 

@@ -8,8 +8,9 @@ use pyrograph_engine::nets::{Dit, Net, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
-use super::TrainConfig;
-use super::learner::{Outline, Streams};
+use super::config::TrainConfig;
+use super::outline::Outline;
+use super::streams::Streams;
 use crate::data::{Dataset, Encoder};
 use crate::error::{Error, Result};
 use crate::labels::Labels;

@@ -9,9 +9,11 @@ use pyrograph_engine::train::adversarial::{Features, adversarial_regression};
 use pyrograph_engine::train::{StudentBatch, Trainer, regression};
 use pyrograph_weights::FloatDtype;
 
+use super::config::TrainConfig;
 use super::critic::{Critic, real_images};
-use super::learner::{Outline, Streams};
-use super::{StudentShape, TrainConfig};
+use super::outline::Outline;
+use super::streams::Streams;
+use super::student::StudentShape;
 use crate::data::Encoder;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, recognise};

@@ -1,13 +1,11 @@
 //! Networks in training, each with what it learns from.
 
 use burn::tensor::Tensor;
-use pyrograph_engine::nets::{Dit, Net, Vae};
-use pyrograph_engine::random::{Generator, derived_seed};
+use pyrograph_engine::nets::{Dit, Net};
 
 use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
-use crate::model::{Model, ModelConfig};
 
 /// A network in training, its data and its loss.
 #[expect(clippy::large_enum_variant, reason = "there is one per run")]
@@ -81,32 +79,5 @@ impl Learner {
             Self::Denoising(learner) => learner.trainer.averaged(index).into(),
             Self::Student(learner) => learner.trainer.averaged(index).into(),
         }
-    }
-}
-
-/// The finished model but for its network's weights.
-pub(super) struct Outline {
-    pub(super) config: ModelConfig,
-    pub(super) vae: Option<Vae>,
-}
-
-impl Outline {
-    /// The model of a network.
-    pub(super) fn with(&self, net: Net) -> Model {
-        Model { net, vae: self.vae.clone(), config: self.config.clone() }
-    }
-}
-
-/// The random streams of one step of a run, so that a run can be resumed at any step.
-#[derive(Clone, Copy)]
-pub(super) struct Streams {
-    pub(super) seed: u64,
-    pub(super) step: u64,
-}
-
-impl Streams {
-    /// The stream of one part of the step.
-    pub(super) fn part(self, part: u64) -> Generator {
-        Generator::new(derived_seed(self.seed, self.step, part))
     }
 }

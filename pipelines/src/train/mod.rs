@@ -9,7 +9,10 @@ mod denoising;
 mod distillation;
 mod learner;
 mod log;
+mod outline;
 mod samples;
+mod shape;
+mod streams;
 mod student;
 
 use std::ops::ControlFlow;
@@ -22,7 +25,8 @@ use pyrograph_engine::train::Precision;
 use pyrograph_weights::FloatDtype;
 
 pub use average::reconstruct;
-pub use config::{Kind, ModelShape, PatchPhase, TrainConfig};
+pub use config::{PatchPhase, TrainConfig};
+pub use shape::{Kind, ModelShape};
 pub use student::{Adversarial, StudentShape};
 
 use crate::data::{Dataset, Order};
@@ -31,8 +35,10 @@ use crate::model::Model;
 use crate::trajectories::Trajectories;
 use denoising::DenoisingLearner;
 use distillation::StudentLearner;
-use learner::{Learner, Outline, Streams};
+use learner::Learner;
 use log::{Line, Log};
+use outline::Outline;
+use streams::Streams;
 
 /// What a running training reports.
 #[derive(Debug)]
@@ -100,7 +106,9 @@ impl Run {
     /// At its first step, or after that of its newest checkpoint.
     fn begin(mut self, resume: bool) -> Result<Self> {
         match (checkpoint::newest(&self.folder)?, resume) {
-            (Some(path), true) => checkpoint::load(&path, &mut self)?,
+            (Some(path), true) => {
+                checkpoint::load(&path, &self.config, &mut self.learner, &self.device)?
+            }
             (Some(path), false) => return Err(Error::RunExists { path }),
             (None, _) => (),
         }
@@ -154,21 +162,22 @@ impl Run {
             flow = observe(event);
             let every = |steps: u64| steps > 0 && step.is_multiple_of(steps);
             if every(self.config.snapshot_every) {
-                checkpoint::save_snapshot(self)?;
+                checkpoint::save_snapshot(&self.folder, &self.config, &self.learner)?;
             }
             if every(self.config.checkpoint_every) || last || flow.is_break() {
-                let path = checkpoint::save(self)?;
+                let path = self.save()?;
                 log.plot()?;
                 saved = step;
                 let _ = observe(Event::Wrote(&path));
             }
             if every(self.config.sample_every) || (last && self.config.sample_every > 0) {
-                let path = samples::write(self)?;
+                let path =
+                    samples::write(&self.folder, self.step(), self.averaged(0), &self.device)?;
                 let _ = observe(Event::Wrote(&path));
             }
         }
         if saved < self.step() {
-            checkpoint::save(self)?;
+            self.save()?;
         }
         if self.step() == self.config.steps {
             let path = self.folder.join("model");
@@ -177,6 +186,11 @@ impl Run {
             let _ = observe(Event::Wrote(&path));
         }
         Ok(flow)
+    }
+
+    /// Writes a checkpoint.
+    fn save(&self) -> Result<PathBuf> {
+        checkpoint::save(&self.folder, &self.config, &self.learner)
     }
 
     /// Takes a step and returns its loss, `[1]`.

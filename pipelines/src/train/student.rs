@@ -3,12 +3,7 @@
 use std::path::PathBuf;
 
 use pyrograph_engine::nets::History;
-use pyrograph_engine::train::{Average, Decay, LearningRate};
 use serde::{Deserialize, Serialize};
-
-use super::TrainConfig;
-use crate::error::Result;
-use crate::model::recognise;
 
 /// A few-step student (ARD, Kim et al. 2025).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,33 +65,5 @@ impl Adversarial {
 
     fn learning_rate() -> f64 {
         1e-3
-    }
-}
-
-impl TrainConfig {
-    /// The recipe of a student of the model at `teacher`.
-    ///
-    /// The learning rate is the published one, and a hundred times that for a magnitude-preserving teacher,
-    /// whose weights are of unit size. The averages are short, so that the teacher's weights leave them
-    /// soon.
-    ///
-    /// # Errors
-    /// If there is no model.
-    pub fn distilling(teacher: PathBuf) -> Result<Self> {
-        let preserved = recognise(&teacher)?.config.net.dit.magnitude.normalized_weights;
-        let learning_rate = LearningRate {
-            peak: if preserved { 1e-2 } else { 1e-4 },
-            warmup: 100,
-            decay: Decay::Cosine,
-        };
-        let base = Self {
-            steps: 4000,
-            learning_rate,
-            betas: [0.9, 0.999],
-            averages: vec![Average::Power(0.05)],
-            student: Some(StudentShape::default()),
-            ..Self::default()
-        };
-        base.starting_from(teacher)
     }
 }

@@ -8,8 +8,8 @@ use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
 
-use super::{Trajectories, TrajectoryError};
-use crate::error::{Error, Result};
+use super::set::Trajectories;
+use crate::error::{Error, Result, TrajectoryError};
 
 /// Mean squared errors of the steps of a student against the points of its teacher's trajectories, with
 /// intervals.
@@ -38,7 +38,7 @@ impl Trajectories {
         observe: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Deviation> {
         let fault = |reason| Error::Trajectories { path: self.folder.clone(), reason };
-        let spec = &self.spec;
+        let spec = self.spec();
         let Net::Student(net) = net else {
             return Err(fault(TrajectoryError::NoStudent));
         };

@@ -10,8 +10,8 @@ use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
 use pyrograph_weights::write_safetensors;
 
-use super::{LABELS, SPEC, TrajectoryError, TrajectorySpec, holds, name, read_spec};
-use crate::error::{Error, Result};
+use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
+use crate::error::{Error, Result, TrajectoryError};
 use crate::image::write_whole;
 use crate::pipeline::{ClassPipeline, Progress};
 use crate::request::Request;

@@ -67,7 +67,7 @@ pub fn embedder_per_block(checkpoint: &Checkpoint) -> Result<bool> {
         let Some((block, rest)) = name.split_once(".norm1.emb.") else { continue };
         let first = format!("transformer_blocks.0.norm1.emb.{rest}");
         let other = block != "transformer_blocks.0" && checkpoint.tensors().contains_key(&first);
-        if other && checkpoint.bytes(name)? != checkpoint.bytes(&first)? {
+        if other && checkpoint.read(name)? != checkpoint.read(&first)? {
             return Ok(true);
         }
     }
@@ -124,4 +124,17 @@ pub fn dit_diffusers(per_block: bool) -> Layout {
         ],
     };
     Layout::new("diffusers DiT", rules, copies)
+}
+
+/// The spellings of a DiT's weights that LoRA files have: our own, the original code's, for a student of
+/// `steps` steps, and that of diffusers.
+///
+/// A network whose blocks share an embedder cannot follow a LoRA of diffusers on the embedder of one block, so
+/// these are unknown then.
+pub fn dit_lora(steps: usize, per_block: bool) -> [Layout; 3] {
+    let diffusers = match per_block {
+        true => dit_diffusers(true),
+        false => dit_diffusers(false).without("embedder.*.*.*.*"),
+    };
+    [Layout::native(), dit_original(steps), diffusers]
 }

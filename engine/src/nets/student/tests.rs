@@ -184,6 +184,9 @@ fn students_start_as_their_teacher_at_any_patch_size() {
         }
         let folded = net.folded().steps(self::points(3), &classes());
         assert_eq!(folded.len(), 3);
+        for (step, (a, b)) in folded.iter().zip(&found).enumerate() {
+            assert!(difference(a, b) < 1e-5, "folded, step {step}");
+        }
     }
 }
 

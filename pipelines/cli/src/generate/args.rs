@@ -17,6 +17,9 @@ pub(crate) struct Class {
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
     #[arg(long)]
     pub(super) vae: Option<PathBuf>,
+    /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora)]
+    pub(super) lora: Vec<Lora>,
     /// Class ids or names, separated by commas, or `random` [default: every class in turn]
     #[arg(long, short)]
     pub(super) class: Option<String>,
@@ -114,9 +117,46 @@ pub(crate) struct Class {
     pub(super) no_metadata: bool,
 }
 
+/// A LoRA to put on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Lora {
+    pub(super) file: PathBuf,
+    pub(super) weight: f64,
+}
+
+fn parse_lora(text: &str) -> anyhow::Result<Lora> {
+    // A colon can also be part of a path.
+    let weighted =
+        text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
+    let (file, weight) = weighted.unwrap_or((text, 1.0));
+    anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
+    Ok(Lora { file: file.into(), weight })
+}
+
 fn parse_interval(text: &str) -> anyhow::Result<[f64; 2]> {
     let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
     let pair = numbers.and_then(|numbers| <[f64; 2]>::try_from(numbers).ok());
     pair.filter(|[low, high]| low <= high)
         .with_context(|| format!("`{text}`, expected LO,HI with LO up to HI"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weight_of_a_lora_is_a_number_after_the_last_colon() {
+        let cases = [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.5", "a.safetensors", 0.5),
+            ("a.safetensors:-1", "a.safetensors", -1.0),
+            (r"C:\loras\a", r"C:\loras\a", 1.0),
+            (r"C:\loras\a:2", r"C:\loras\a", 2.0),
+        ];
+        for (text, file, weight) in cases {
+            let expected = Lora { file: file.into(), weight };
+            assert_eq!(parse_lora(text).expect("a LoRA"), expected, "{text}");
+        }
+        assert!(parse_lora(":1").is_err());
+    }
 }

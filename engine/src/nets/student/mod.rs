@@ -163,9 +163,9 @@ impl StudentConfig {
 #[derive(Debug, Clone)]
 pub struct Student {
     /// All steps' but for their heads; its own head is that of the first step.
-    trunk: Dit,
+    pub(super) trunk: Dit,
     /// Those of the later steps, where each has its own.
-    later_heads: Vec<Head>,
+    pub(super) later_heads: Vec<Head>,
     config: StudentConfig,
 }
 

@@ -70,8 +70,9 @@ fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Resu
         ..OpenOptions::default()
     };
     options.hooks.notify = Some(&notify);
-    let pipeline = ClassPipeline::open_on(&model, &opened, &options)?;
+    let mut pipeline = ClassPipeline::open_on(&model, &opened, &options)?;
     crate::memory::give_back(options.dtype);
+    put_on(args, earlier, &mut pipeline, common)?;
     let origin = pipeline.origin();
     if let Some(Record { weights: before, .. }) = earlier
         && *before != origin.weights
@@ -86,6 +87,30 @@ fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Resu
         common.say(&format!("opened {} in {:.2} s", origin.kind, started.elapsed().as_secs_f64()));
     }
     Ok(pipeline)
+}
+
+/// Puts on the adapters asked for, or those of an earlier picture.
+fn put_on(
+    args: &Class,
+    earlier: Option<&Record>,
+    pipeline: &mut ClassPipeline,
+    common: &Common,
+) -> anyhow::Result<()> {
+    let before = earlier.filter(|_| args.lora.is_empty()).map_or(&[][..], |r| &r.adapters);
+    let asked = args.lora.iter().map(|lora| (&lora.file, lora.weight, None));
+    let again = before.iter().map(|record| (&record.file, record.weight, Some(record)));
+    for (file, weight, record) in asked.chain(again) {
+        let alpha = record.and_then(|record| record.alpha);
+        let adapter = pipeline.adapter(file, alpha, &mut |notice| common.tell(&notice))?;
+        if let Some(record) = record
+            && record.fingerprint != adapter.fingerprint()
+        {
+            let (file, was, is) = (file.display(), &record.fingerprint, adapter.fingerprint());
+            common.say(&format!("warning: {file} was {was} for the picture, now it is {is}"));
+        }
+        pipeline.put_on(adapter, weight)?;
+    }
+    Ok(())
 }
 
 /// Makes the images with a progress bar; also returns the states after all steps, if they are going to be saved.

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use pytorch_reader::{DType as Stored, PickleValue, PytorchReader};
+use pytorch_reader::{PickleValue, PytorchError, PytorchReader};
 
-use crate::checkpoint::{Bytes, Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::tensor::{TensorInfo, Values};
 
 /// Keys under which training checkpoints hold the weights, the best first.
 const WEIGHT_KEYS: [&str; 4] = ["ema", "model", "state_dict", "model_state_dict"];
@@ -18,6 +19,9 @@ const PREFIXES: [&str; 2] = ["_orig_mod.", "module."];
 /// First parts of the Python names that checkpoints of tensors and settings use.
 const KNOWN_GLOBALS: [&str; 6] =
     ["torch", "numpy", "collections", "argparse.Namespace", "pathlib", "_codecs.encode"];
+/// Bytes that a tensor may have in any file. A larger one must be smaller than its file: a few bytes can
+/// say that a tensor repeats one number without end.
+const SMALL_BYTES: u64 = 64 << 20;
 
 /// Whether the file starts like a zip archive, a pickle, or a tar archive of one.
 pub(crate) fn is_pytorch(path: &Path) -> Result<bool> {
@@ -30,17 +34,12 @@ pub(crate) fn is_pytorch(path: &Path) -> Result<bool> {
 }
 
 pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
-    let fault = |error: pytorch_reader::PytorchError| Error::Pytorch {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
-    let root = PytorchReader::read_pickle_data(path, None).map_err(fault)?;
+    let fault = |reason: String| Error::Pytorch { path: path.to_owned(), reason };
+    let failed = |error: PytorchError| fault(error.to_string());
+    let root = PytorchReader::read_pickle_data(path, None).map_err(failed)?;
     refuse_unknown_globals(path, &root)?;
     let PickleValue::Dict(entries) = &root else {
-        return Err(Error::Pytorch {
-            path: path.to_owned(),
-            reason: "the pickle holds no dictionary of tensors".into(),
-        });
+        return Err(fault("the pickle holds no dictionary of tensors".into()));
     };
     let key =
         WEIGHT_KEYS.into_iter().find(|key| matches!(entries.get(*key), Some(PickleValue::Dict(_))));
@@ -48,34 +47,23 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
         Some(key) => PytorchReader::with_top_level_key(path, key),
         None => PytorchReader::new(path),
     };
-    let mut checkpoint = Checkpoint::empty(path);
-    for (name, tensor) in reader.map_err(fault)?.into_tensors() {
+    let file = |source| Error::File { path: path.to_owned(), source };
+    let most = std::fs::metadata(path).map_err(file)?.len().max(SMALL_BYTES);
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in reader.map_err(failed)?.into_tensors() {
         let name = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(&name).to_owned();
-        let dtype = dtype(tensor.dtype()).ok_or_else(|| Error::Pytorch {
-            path: path.to_owned(),
-            reason: format!("`{name}` has type {:?}, which is not known", tensor.dtype()),
+        let dtype = Dtype::of_pytorch(tensor.dtype()).ok_or_else(|| {
+            fault(format!("`{name}` has type {:?}, which is not known", tensor.dtype()))
         })?;
-        let info = TensorInfo { name, dtype, shape: tensor.shape().to_vec(), file: 0 };
-        checkpoint.add(info, Bytes::Pytorch(Box::new(tensor)));
+        let (bytes, shape) = (tensor.byte_len() as u64, tensor.shape().to_vec());
+        if bytes > most {
+            return Err(fault(format!(
+                "`{name}` with shape {shape:?} has {bytes} bytes, expected at most {most}"
+            )));
+        }
+        tensors.insert(name, TensorInfo { dtype, shape, values: Values::Pytorch(tensor) });
     }
-    checkpoint.add_file(path, texts(&root));
-    Ok(checkpoint)
-}
-
-fn dtype(stored: Stored) -> Option<Dtype> {
-    Some(match stored {
-        Stored::F64 => Dtype::F64,
-        Stored::F32 => Dtype::F32,
-        Stored::F16 => Dtype::F16,
-        Stored::BF16 => Dtype::BF16,
-        Stored::I64 => Dtype::I64,
-        Stored::I32 => Dtype::I32,
-        Stored::I16 => Dtype::I16,
-        Stored::I8 => Dtype::I8,
-        Stored::U8 => Dtype::U8,
-        Stored::Bool => Dtype::Bool,
-        _ => return None,
-    })
+    Ok(Checkpoint::new(path, tensors, texts(&root)))
 }
 
 /// Values that are not tensors have the name of their Python type; only names that checkpoints need are

@@ -3,9 +3,11 @@
 mod autoencoder;
 mod dit;
 mod efficientnet;
+mod lora;
 mod mp_dit;
 
 pub use autoencoder::autoencoder;
-pub use dit::{dit_diffusers, dit_original, embedder_per_block};
+pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
 pub use efficientnet::efficientnet_lite;
+pub use lora::{Lora, LoraTerm, read_lora};
 pub use mp_dit::mp_dit;

@@ -1,5 +1,6 @@
 //! From a request to images.
 
+mod adapters;
 mod compute;
 mod job;
 mod open;
@@ -12,9 +13,10 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
-use pyrograph_engine::diffusion::{GuidedChannels, Process};
+use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{Dit, DitConfig, Net, Student, StudentConfig, Vae};
 
+use crate::adapter::Adapters;
 use crate::error::{Error, Result};
 use crate::image::{check_picture, to_images};
 use crate::labels::Labels;
@@ -25,11 +27,13 @@ use crate::threads;
 
 /// Makes images of what its task is asked.
 ///
-/// It holds nothing of a request: any number of threads can share one and make images at the same time.
-#[derive(Debug)]
+/// It holds nothing of a request: any number of threads can share one and make images at the same time. A clone
+/// shares all weights.
+#[derive(Debug, Clone)]
 pub struct Pipeline<T> {
     task: T,
     net: Net,
+    adapters: Adapters,
     vae: Option<Vae>,
     config: ModelConfig,
     guide: Option<Box<(Dit, Process)>>,
@@ -110,6 +114,7 @@ impl<T: Task> Pipeline<T> {
         Ok(Self {
             task: T::of(&config, device)?,
             net: net.folded(),
+            adapters: Adapters::default(),
             vae,
             config,
             guide: None,
@@ -273,9 +278,6 @@ impl ClassPipeline {
         self.labels().find(name, self.classes())
     }
 }
-
-/// Channels guided by the original DiT, which keeps the fourth as it is.
-pub const DIT_GUIDED_CHANNELS: GuidedChannels = GuidedChannels::First(3);
 
 /// Several threads may share one.
 const _: () = {

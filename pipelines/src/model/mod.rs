@@ -24,8 +24,8 @@ use pyrograph_weights::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::device::Notice;
 use crate::error::{Error, Result};
+use crate::hooks::Notice;
 use crate::labels::Labels;
 use crate::settings::Defaults;
 
@@ -194,7 +194,7 @@ impl Recognised {
             WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
         };
         if !device.supports_dtype(dtype.burn()) {
-            return Err(Error::UnsupportedDtype { dtype: dtype.into() });
+            return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
         }
         let Self { config, net, vae, .. } = self;
         Ok(Model {
@@ -247,7 +247,7 @@ impl Model {
     /// # Errors
     /// If it is on a GPU or was not loaded in f16.
     pub fn quantized(self) -> Result<Self> {
-        let unsupported = || Error::UnsupportedDtype { dtype: WeightType::Int8 };
+        let unsupported = || Error::UnsupportedDtype { dtype: WeightType::Int8.to_string() };
         Ok(Self { net: self.net.quantized().ok_or_else(unsupported)?, ..self })
     }
 

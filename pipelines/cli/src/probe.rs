@@ -1,0 +1,17 @@
+//! The check of a GPU in a process of its own.
+
+use std::process::Command;
+
+use pyrograph::device::Adapter;
+
+/// Has another process check a GPU; `None` if it does not answer. Kernel fusion can be switched off only before a process
+/// uses the GPU, and a driver that crashes takes that process alone.
+pub(crate) fn probe(adapter: &Adapter, fusion: bool) -> Option<f64> {
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["devices", "--check", "--device", &format!("gpu:{}", adapter.index)]);
+    if !fusion {
+        command.arg("--no-fusion");
+    }
+    let output = command.output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}

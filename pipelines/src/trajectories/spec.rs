@@ -1,0 +1,146 @@
+//! What a set of trajectories is, and its files.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use pyrograph_engine::nets::Points;
+use pyrograph_weights::Checkpoint;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, TrajectoryError};
+use crate::settings::Settings;
+
+/// What a set of trajectories was recorded from, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrajectorySpec {
+    /// Fingerprint of the teacher's weights.
+    pub teacher: String,
+    /// How the teacher sampled; the seed is that of the first trajectory.
+    pub settings: Settings,
+    /// Numbers of steps after which points were recorded, the last being all.
+    pub after: Vec<usize>,
+    /// What the points are.
+    pub points: Points,
+    /// `[channels, height, width]` of a point.
+    pub shape: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Number of trajectories.
+    pub count: usize,
+    /// Trajectories per file.
+    pub shard: usize,
+}
+
+/// Of a stored number, in f16.
+const BYTES: usize = 2;
+/// Name of the description in the folder.
+pub(super) const SPEC: &str = "trajectories.json";
+/// Name of the classes in a shard.
+pub(super) const LABELS: &str = "labels";
+
+impl TrajectorySpec {
+    /// Numbers of steps after which `points` points are recorded, evenly over `steps`.
+    pub fn even(points: usize, steps: usize) -> Vec<usize> {
+        (1..=points).map(|i| (i * steps).div_ceil(points)).collect()
+    }
+
+    /// Number of files.
+    pub fn shards(&self) -> usize {
+        self.count.div_ceil(self.shard)
+    }
+
+    /// Bytes of all points.
+    pub fn bytes(&self) -> u64 {
+        let point: usize = self.shape.iter().product();
+        (self.count * self.after.len() * point * BYTES) as u64
+    }
+
+    /// Numbers of the points that a student of `steps` steps predicts.
+    ///
+    /// # Errors
+    /// A number of steps that does not divide that of the points, or a second step that would start from the
+    /// estimate of pure noise.
+    pub fn picks(&self, steps: usize) -> Result<Vec<usize>, TrajectoryError> {
+        let points = self.after.len();
+        if steps == 0 || !points.is_multiple_of(steps) {
+            return Err(TrajectoryError::StudentSteps { steps, points });
+        }
+        let picks: Vec<_> = (1..=steps).map(|step| step * points / steps - 1).collect();
+        if steps > 1 && self.points == Points::Estimates && self.after[picks[0]] == 1 {
+            return Err(TrajectoryError::FirstStep { steps: self.settings.steps });
+        }
+        Ok(picks)
+    }
+
+    /// Trajectories of a shard.
+    pub(super) fn range(&self, shard: usize) -> Range<usize> {
+        let start = shard * self.shard;
+        start..(start + self.shard).min(self.count)
+    }
+
+    pub(super) fn path(&self, folder: &Path, shard: usize) -> PathBuf {
+        folder.join(format!("{shard:06}.safetensors"))
+    }
+
+    /// Says what is wrong with the numbers, if anything.
+    pub(super) fn check(&self) -> Result<(), TrajectoryError> {
+        let Self { count, shard, classes, shape, .. } = *self;
+        let (after, steps) = (&self.after, self.settings.steps);
+        let rising = after.windows(2).all(|pair| pair[0] < pair[1]);
+        let ends = after.first().is_some_and(|&first| first > 0) && after.last() == Some(&steps);
+        if !(rising && ends) {
+            return Err(TrajectoryError::Points { after: after.clone(), steps });
+        }
+        let sizes = [count, shard, classes, shape.iter().product()];
+        match sizes.iter().any(|&size| size == 0 || size > 1 << 32) {
+            true => Err(TrajectoryError::Sizes { count, shard, classes, shape }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Name of a trajectory in its shard.
+pub(super) fn name(index: usize) -> String {
+    format!("{index:09}")
+}
+
+/// The description in a folder, if there is one.
+pub(super) fn read_spec(folder: &Path) -> Result<Option<TrajectorySpec>> {
+    let path = folder.join(SPEC);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::File { path, source }),
+    };
+    let spec: TrajectorySpec =
+        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
+    match spec.check() {
+        Ok(()) => Ok(Some(spec)),
+        Err(reason) => Err(Error::Trajectories { path, reason }),
+    }
+}
+
+/// Says why a file is not the shard that it should be, if it is not.
+pub(super) fn holds(
+    path: &Path,
+    spec: &TrajectorySpec,
+    shard: usize,
+) -> Result<(), TrajectoryError> {
+    let file = Checkpoint::open(path)?;
+    let [channels, height, width] = spec.shape;
+    let expected = [spec.after.len(), channels, height, width];
+    for index in spec.range(shard) {
+        let info = file.tensors().get(&name(index));
+        let info = info.ok_or(TrajectoryError::MissingTrajectory { index })?;
+        if info.shape != expected {
+            return Err(TrajectoryError::Shape { index, found: info.shape.clone(), expected });
+        }
+    }
+    let (labels, _) = file.read_f32(LABELS)?;
+    let classes = spec.range(shard).map(|index| (index % spec.classes) as f32);
+    match labels.iter().copied().eq(classes) {
+        true => Ok(()),
+        false => Err(TrajectoryError::Classes),
+    }
+}

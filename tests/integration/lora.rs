@@ -1,0 +1,151 @@
+//! LoRA files on opened networks.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use pyrograph::adapter::{Adapter, Adapters};
+use pyrograph::model::{self, Model};
+use pyrograph_engine::nets::{Conditioning, Net};
+use pyrograph_weights::{Checkpoint, write_safetensors};
+
+use crate::command::TestCommand;
+use crate::util::{
+    Case, assert_close, assets, device, identical, relative_difference, root, tolerance,
+};
+
+/// See `make_lora.py` there.
+fn fixtures() -> PathBuf {
+    root().join("tests/fixtures")
+}
+
+fn model() -> Model {
+    model::open(&fixtures().join("goldens/dit-pipeline"), &device()).expect("a model")
+}
+
+fn adapter(file: &str, net: &Net) -> Adapter {
+    let path = fixtures().join("lora").join(file);
+    let notify = &mut |notice| panic!("{notice}");
+    Adapter::open(&path, net, None, &device(), notify).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn output(net: &Net) -> Tensor<4> {
+    let (case, device) = (Case::open(&fixtures().join("goldens/dit-pipeline")), device());
+    let told = Conditioning::classes(&case.ids("forward_class"), &device);
+    let [x, time] = ["forward_latents", "forward_timestep"];
+    let (x, time, net) = (case.tensor(x, &device), case.tensor(time, &device), net.trunk());
+    net.forward(x, time, &told, net.config().patch)
+}
+
+fn expected(weight: &str) -> Tensor<4> {
+    let outputs = Checkpoint::open(fixtures().join("lora/outputs.safetensors")).expect("outputs");
+    let (values, shape) = outputs.read_f32(&format!("output_{weight}")).expect("an output");
+    Tensor::from_data(TensorData::new(values, shape), &device())
+}
+
+#[test]
+fn a_network_with_a_lora_gives_what_peft_gives() {
+    let mut net = model().net.folded();
+    let bare = output(&net);
+    for file in ["", "adapter_model.safetensors", "kohya.safetensors"] {
+        let lora = adapter(file, &net);
+        assert_eq!((lora.ranks(), lora.layers().count()), ([2, 3], 17), "{file}");
+        let mut adapters = Adapters::default();
+        let id = adapters.put_on(&mut net, lora, 1.0).expect("put on");
+        assert_close(file, output(&net), expected("1.0"), tolerance(1e-5));
+        assert!(relative_difference(bare.clone(), expected("1.0")) > 0.1);
+        adapters.set_weight(&mut net, id, -0.5).expect("a weight");
+        assert_close(file, output(&net), expected("-0.5"), tolerance(1e-5));
+        adapters.take_off(&mut net, id).expect("it is on");
+        assert!(identical(output(&net), bare.clone()), "{file}");
+    }
+}
+
+#[test]
+fn adapters_are_told_apart_by_what_they_were_given() {
+    let mut net = model().net.folded();
+    let lora = adapter("kohya.safetensors", &net);
+    let mut adapters = Adapters::default();
+    let whole = {
+        let id = adapters.put_on(&mut net, lora.clone(), 1.0).expect("put on");
+        let whole = output(&net);
+        adapters.take_off(&mut net, id).expect("it is on");
+        whole
+    };
+    let [first, second] =
+        [0.75, 0.5].map(|weight| adapters.put_on(&mut net, lora.clone(), weight).expect("put on"));
+    adapters.set_weight(&mut net, second, 0.25).expect("a weight");
+    let weights: Vec<f64> = adapters.list().iter().map(|on| on.weight).collect();
+    assert_eq!(weights, [0.75, 0.25]);
+    assert_close("two halves", output(&net), whole, tolerance(1e-5));
+
+    let before = output(&net);
+    let fault = adapters.set_weight(&mut net, first, f64::NAN).expect_err("no weight");
+    assert!(fault.to_string().contains("kohya.safetensors: weight NaN"), "{fault}");
+    adapters.take_off(&mut net, first).expect("it is on");
+    let fault = adapters.take_off(&mut net, first).expect_err("it is off");
+    assert!(fault.to_string().contains("is not on"), "{fault}");
+    adapters.put_on(&mut net, lora, 0.75).expect("put on");
+    assert_close("the same two", output(&net), before, tolerance(1e-5));
+}
+
+/// A LoRA of one layer in every block of the shipped model, of rank 1.
+fn write_lora(path: &Path, of: &str) {
+    let weights =
+        Checkpoint::open(assets().join("models/emoji-class/dit.safetensors")).expect("weights");
+    let layers = weights.tensors().iter().filter_map(|(name, info)| {
+        let name = name.strip_suffix(".weight").filter(|name| name.ends_with(of))?;
+        Some((name, info.shape[0], info.shape[1]))
+    });
+    let ones =
+        |rows, columns, value: f32| TensorData::new(vec![value; rows * columns], [rows, columns]);
+    let tensors: Vec<(String, TensorData)> = layers
+        .flat_map(|(name, inputs, outputs)| {
+            [
+                (format!("{name}.lora_A.weight"), ones(1, inputs, 0.05)),
+                (format!("{name}.lora_B.weight"), ones(outputs, 1, 0.05)),
+            ]
+        })
+        .collect();
+    assert!(!tensors.is_empty(), "no layer {of}");
+    write_safetensors(path, &tensors, &Default::default()).expect("written");
+}
+
+#[test]
+fn loras_on_the_command_line_are_kept_in_pictures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_lora(&folder.path().join("a.safetensors"), "mlp.down");
+    write_lora(&folder.path().join("b.safetensors"), "attention.out");
+    let picture = |name: &str| image::open(folder.path().join(name)).expect("a picture").to_rgb8();
+    let generate = |name: &str, args: &[&str]| {
+        let options = ["generate", "class", "-o", name, "--dtype", "int8"];
+        TestCommand::new(&folder, options).on_cpu().args(args).reported()
+    };
+    let asked = ["--class", "5", "--seed", "3", "--steps", "4"];
+    let with = |loras: &[&'static str]| [&asked[..], loras].concat();
+    generate("bare.png", &asked);
+    let said =
+        generate("on.png", &with(&["--lora", "a.safetensors", "--lora", "b.safetensors:-0.5"]));
+    assert!(said.contains("warning: a.safetensors: no alpha is stored"), "{said}");
+    assert_ne!(picture("on.png"), picture("bare.png"));
+    generate("zero.png", &with(&["--lora", "a.safetensors:0", "--lora", "b.safetensors:0"]));
+    assert_eq!(picture("zero.png"), picture("bare.png"));
+    generate("one.png", &with(&["--lora", "a.safetensors"]));
+    assert_ne!(picture("one.png"), picture("on.png"));
+
+    let again = ["--from-metadata", "on.png"];
+    generate("again.png", &again);
+    assert_eq!(picture("again.png"), picture("on.png"));
+    generate("other.png", &[&again[..], &["--lora", "a.safetensors"]].concat());
+    assert_eq!(picture("other.png"), picture("one.png"));
+    write_lora(&folder.path().join("b.safetensors"), "mlp.up");
+    let said = generate("changed.png", &again);
+    assert!(said.contains("warning: b.safetensors was "), "{said}");
+
+    let other = fixtures().join("lora/kohya.safetensors");
+    let command = ["generate", "class", "--lora", other.to_str().expect("a path in UTF-8")];
+    let error = TestCommand::new(&folder, command).on_cpu().failed();
+    assert!(error.contains("unused") && error.contains("lora_unet_"), "{error}");
+    assert!(
+        TestCommand::new(&folder, ["generate", "class", "--lora", ":1"]).misused().contains("FILE")
+    );
+}
