@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use pyrograph::Error;
 use pyrograph::data::{Background, Dataset};
 use pyrograph::merge::merge;
 use pyrograph::model::open;
@@ -92,7 +93,10 @@ fn a_run_refuses_to_start_over_or_to_change() {
         Run::on_images(&path, config, data.clone(), resume, &Device::flex()).map(|_| ())
     };
     let error = new(config(4), false).expect_err("the folder is taken");
-    assert!(error.to_string().contains("--resume"), "{error}");
+    assert!(matches!(error, Error::RunExists { .. }), "{error}");
+    let command = ["train", "class", "-d", "data", "-o", "run"];
+    let said = TestCommand::new(&folder, command).on_cpu().failed();
+    assert!(said.contains("--resume"), "{said}");
     let mut other = config(8);
     other.model.hidden = 32;
     let error = new(other, true).expect_err("another model");
