@@ -100,7 +100,7 @@ put("png", png(parameters="cat", pyrograph=json.dumps(record | {"settings": sett
 pipeline = GOLDENS / "dit-pipeline"
 names = ["model_index", "transformer/config", "scheduler/scheduler_config", "vae/config"]
 put("diffusers", *(text(pipeline, f"{name}.json") for name in names))
-put("train", text(MODEL.parent, "emoji-class.toml"), "model.hidden=128", "model.mlp_ratio=2.0")
+put("train", text(MODEL.parent, "emoji-class.toml"), "model.hidden=128", "batch=16")
 put("names", "8:12,4:8/8")
 spec = {
     "teacher": "t",

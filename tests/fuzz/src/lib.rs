@@ -2,19 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use pyrograph::model::Recognised;
 use pyrograph::weights::{Checkpoint, write_safetensors};
 
+/// The folder of this process, empty at first.
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = std::env::temp_dir().join(format!("pyrograph-fuzz-{}", std::process::id()));
+    // Another process may have had the number.
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
+});
+
 /// Writes files into the folder of this process, the paths of the files being relative to it.
 pub fn folder(files: &[(&str, &[u8])]) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("pyrograph-fuzz-{}", std::process::id()));
     for (name, bytes) in files {
-        let path = folder.join(name);
+        let path = FOLDER.join(name);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("created");
         std::fs::write(path, bytes).expect("written");
     }
-    folder
+    FOLDER.clone()
 }
 
 /// A safetensors file without tensors.
