@@ -174,7 +174,7 @@ impl<T: Task> Pipeline<T> {
     ///
     /// `on_step` sees every step of every batch and can stop the run. The work is done on the threads of
     /// [`threads`], whatever thread this is called from; where they are fewer than the calls at the same time, these
-    /// wait for each other.
+    /// wait for each other. So `on_step` must not wait for another run.
     ///
     /// # Errors
     /// A request that the model cannot follow (see [`Pipeline::resolve`]), files that cannot be read,
