@@ -9,7 +9,7 @@ use pyrograph_engine::device::Adapter;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// [`DeviceChoice::Auto`] found no GPU.
+    /// [`DeviceChoice::Auto`](crate::DeviceChoice::Auto) found no GPU.
     NoGpu,
     /// A GPU is going to be checked, which can take a minute.
     FirstUse {
@@ -74,7 +74,7 @@ pub struct Hooks<'a> {
     /// Hears of every [`Notice`].
     pub notify: Option<&'a (dyn Fn(Notice) + Sync)>,
     /// Checks a GPU with kernel fusion, or without, in a process of its own, whose end is not that of the
-    /// application: [`check`]'s result there, `None` if it does not answer.
+    /// application: [`device::check`](crate::device::check)'s result there, `None` if it does not answer.
     pub probe: Option<&'a Probe<'a>>,
 }
 

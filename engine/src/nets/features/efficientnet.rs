@@ -30,7 +30,7 @@ pub struct EfficientNetLite0 {
     pub stem: Unit,
     /// First to last.
     pub blocks: Vec<Block>,
-    /// 1 x 1 to [`FEATURES`].
+    /// 1 x 1 to 1280 features.
     pub head: Unit,
 }
 
