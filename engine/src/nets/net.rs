@@ -28,6 +28,12 @@ impl From<DitConfig> for NetConfig {
     }
 }
 
+impl From<&Student> for NetConfig {
+    fn from(net: &Student) -> Self {
+        Self { dit: net.trunk().config().clone(), student: Some(net.config().clone()) }
+    }
+}
+
 /// By hand, because serde's `flatten` would pass over unknown fields.
 impl<'de> Deserialize<'de> for NetConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -85,9 +91,9 @@ pub enum Net {
 impl Net {
     /// What the network was made from.
     pub fn config(&self) -> NetConfig {
-        NetConfig {
-            dit: self.trunk().config().clone(),
-            student: self.student().map(|student| student.config().clone()),
+        match self {
+            Self::Dit(net) => net.config().clone().into(),
+            Self::Student(net) => net.into(),
         }
     }
 

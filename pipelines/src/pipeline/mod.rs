@@ -200,7 +200,7 @@ impl<T: Task> Pipeline<T> {
         request: &Request<T::Prompt>,
         on_step: &mut OnStep<'_>,
     ) -> Result<Generated> {
-        self.work(|| {
+        work_on(&self.device, || {
             let channels = self.trunk().channels;
             if self.vae.is_none() && !matches!(channels, 1 | 3) {
                 return Err(Error::NoAutoencoder { channels });
@@ -224,7 +224,7 @@ impl<T: Task> Pipeline<T> {
         request: &Request<T::Prompt>,
         on_step: &mut OnStep<'_>,
     ) -> Result<Tensor<4>> {
-        self.work(|| self.batches(&self.prepare(request)?, on_step, &mut |_| Ok(())))
+        work_on(&self.device, || self.batches(&self.prepare(request)?, on_step, &mut |_| Ok(())))
     }
 
     /// Pixels, nominally in [-1, 1], of final latents; large ones are decoded in tiles of `tile` cells.
@@ -248,15 +248,15 @@ impl<T: Task> Pipeline<T> {
     fn decoder(&self, tile: usize) -> Decoder<'_> {
         Decoder { vae: self.vae.as_ref(), tile }
     }
+}
 
-    /// Works on the CPU's threads. Drivers crash when a process ends under a GPU at work, as it may be after an error.
-    fn work<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let result = threads::run(work);
-        if result.is_err() {
-            let _ = self.device.sync();
-        }
-        result
+/// Works on the CPU's threads. Drivers crash when a process ends under a GPU at work, as it may be after an error.
+fn work_on<R: Send>(device: &Device, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let result = threads::run(work);
+    if result.is_err() {
+        let _ = device.sync();
     }
+    result
 }
 
 impl ClassPipeline {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pyrograph_engine::device::{DeviceChoice, Opened};
 
-use super::Pipeline;
+use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
 use crate::model::{self, Recognised, WeightType};
@@ -73,7 +73,7 @@ impl<T: Task> Pipeline<T> {
             recognised.load(*dtype, device, &mut |notice| hooks.notify(notice))
         };
         let path = model::find(model.as_ref())?;
-        let opened = threads::run(|| {
+        work_on(device, || {
             let mut recognised = model::recognise(&path)?;
             if let Some(vae) = vae {
                 recognised = recognised.with_vae(vae)?;
@@ -93,11 +93,6 @@ impl<T: Task> Pipeline<T> {
                 pipeline = pipeline.with_guide(load(guide)?)?;
             }
             Ok(pipeline)
-        });
-        if opened.is_err() {
-            // Drivers crash when a process ends under a GPU at work.
-            let _ = device.sync();
-        }
-        opened
+        })
     }
 }

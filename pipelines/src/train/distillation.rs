@@ -70,7 +70,7 @@ impl StudentLearner {
             }
         };
         let model = ModelConfig {
-            net: net_config(&student),
+            net: (&student).into(),
             defaults: Defaults::student(shape.steps, spacing),
             ..model
         };
@@ -179,17 +179,13 @@ fn student(
     let Some(path) = trained else {
         return Ok(fresh);
     };
-    let expected = net_config(&fresh);
+    let expected = NetConfig::from(&fresh);
     match crate::model::open(path, device)?.net {
-        Net::Student(net) if net_config(&net) == expected => Ok(net),
+        Net::Student(net) if NetConfig::from(&net) == expected => Ok(net),
         net => {
             let (path, found) = (path.display(), net.config());
             let reason = format!("{path} is {found:?}, asked for {expected:?}");
             Err(Error::Config { reason })
         }
     }
-}
-
-fn net_config(net: &Student) -> NetConfig {
-    NetConfig { dit: net.trunk().config().clone(), student: Some(net.config().clone()) }
 }

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let steps = pipeline.taken(&request)?;
 
     let started = Instant::now();
-    let (generated, trajectory) = generate(args, &pipeline, &request, common)?;
+    let batches = request.prompts.len().div_ceil(record.settings.batch);
+    let (generated, trajectory) = generate(args, &pipeline, &request, batches * steps, common)?;
     let seconds = started.elapsed().as_secs_f64();
     if common.verbose
         && let Some(compute) = &record.compute
@@ -113,16 +114,17 @@ fn put_on(
     Ok(())
 }
 
-/// Makes the images with a progress bar; also returns the states after all steps, if they are going to be saved.
+/// Makes the images with a progress bar over `steps`, those of all batches; also returns the states after all steps, if
+/// they are going to be saved.
 fn generate(
     args: &Class,
     pipeline: &ClassPipeline,
     request: &Request<usize>,
+    steps: usize,
     common: &Common,
 ) -> anyhow::Result<(Generated, Vec<Tensor<4>>)> {
-    let batches = request.prompts.len().div_ceil(pipeline.resolve(request)?.batch);
-    let length = (batches * pipeline.taken(request)?) as u64;
-    let bar = common.progress_bar(length, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
+    let bar =
+        common.progress_bar(steps as u64, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
     let mut trajectory = Vec::new();
     let result = pipeline.generate(request, &mut |progress| {
         bar.inc(1);
