@@ -74,6 +74,9 @@ pub enum Error {
         /// The first output that it changes.
         start: usize,
     },
+    /// A measure of features whose matrix has no singular values that could be found.
+    #[error("the singular values of the features do not converge")]
+    SingularValues,
     /// A device that was opened with other settings before.
     #[error("floating-point type could not be set: {reason}")]
     Precision {

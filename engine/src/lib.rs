@@ -16,7 +16,7 @@
 //!         // E[x_0 given x_t = alpha x_0 + sigma z], by the rule of Bayes.
 //!         let Normal(mean, deviation) = *self;
 //!         let gain = alpha * deviation.powi(2) / ((alpha * deviation).powi(2) + sigma.powi(2));
-//!         Denoised { clean: (x_t - alpha * mean) * gain + mean, variance: None }
+//!         Denoised { clean: (x_t - alpha * mean) * gain + mean, unclipped: None, variance: None }
 //!     }
 //! }
 //!

@@ -1,12 +1,18 @@
 //! How far two sets of images are apart, by the features of a network, in f64.
 
+use std::fmt;
+
+use nalgebra::linalg::SVD;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
 use crate::random::Generator;
 
 /// Rows of a block of pairs.
 const BLOCK: usize = 512;
+/// Features are f32: rows that are nearer to each other than this share of their length are those of the same picture.
+const SAME: f64 = 1e-5;
 
 /// One row of features per image.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,33 +63,48 @@ impl Features {
 pub struct Estimate {
     /// Of all images.
     pub value: f64,
-    /// Half the width of the interval.
-    pub margin: f64,
+    /// Half the width of the interval; `None` where fewer than two samples were to give one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
 }
 
 /// Standard deviations of the normal distribution within which 95 % lie.
 const WITHIN: f64 = 1.96;
 
 impl Estimate {
-    /// The mean of what values were drawn from.
+    /// The mean of what values were drawn from; there must be one.
     pub fn mean(values: &[f64]) -> Self {
         let count = values.len() as f64;
-        let value = values.iter().sum::<f64>() / count;
-        Self { value, margin: WITHIN * deviation(values) / count.sqrt() }
+        Self { value: values.iter().sum::<f64>() / count, margin: margin(values, 1.0 / count) }
     }
 }
 
-fn deviation(values: &[f64]) -> f64 {
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (squares / (values.len() - 1).max(1) as f64).sqrt()
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.value, f)?;
+        self.margin.map_or(Ok(()), |margin| {
+            f.write_str(" ± ")?;
+            fmt::Display::fmt(&margin, f)
+        })
+    }
+}
+
+/// Half the width of the interval of a value that varies as its samples, with this share of their variance.
+fn margin(samples: &[f64], share: f64) -> Option<f64> {
+    let count = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / count;
+    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+    (samples.len() > 1).then(|| WITHIN * (squares / (count - 1.0) * share).sqrt())
 }
 
 /// The Fréchet distance of two sets (Heusel et al. 2017), with an interval from `resamples` bootstrap samples of
-/// both.
-pub fn frechet(a: &Features, b: &Features, resamples: usize, seed: u64) -> Estimate {
-    let value = Gaussian::new(a).distance(&Gaussian::new(b));
-    let sampled: Vec<f64> = (0..resamples as u64)
+/// both; exact for sets of any rank.
+///
+/// # Errors
+/// [`Error::SingularValues`] if they are not found.
+pub fn frechet(a: &Features, b: &Features, resamples: usize, seed: u64) -> Result<Estimate> {
+    let value = Gaussian::new(a).distance(&Gaussian::new(b))?;
+    let sampled: Result<Vec<f64>> = (0..resamples as u64)
         .into_par_iter()
         .map(|i| {
             let mut random = Generator::new(seed.wrapping_add(i));
@@ -91,49 +112,68 @@ pub fn frechet(a: &Features, b: &Features, resamples: usize, seed: u64) -> Estim
             draw(a).distance(&draw(b))
         })
         .collect();
-    Estimate { value, margin: WITHIN * deviation(&sampled) }
+    Ok(Estimate { value, margin: margin(&sampled?, 1.0) })
 }
 
 /// Mean and covariance of a set.
 struct Gaussian {
     mean: DVector<f64>,
-    covariance: DMatrix<f64>,
+    /// A matrix `R` with `Rᵀ R` the covariance, of as many columns as there are features and no more rows.
+    root: DMatrix<f64>,
 }
 
 impl Gaussian {
     fn new(features: &Features) -> Self {
         let x = &features.0;
         let mean = x.row_mean().transpose();
-        let mut centred = x.clone();
-        for (mut column, mean) in centred.column_iter_mut().zip(mean.iter()) {
-            column.add_scalar_mut(-mean);
+        let scale = (x.nrows() as f64 - 1.0).sqrt().recip();
+        let mut root = x.clone();
+        for (mut column, mean) in root.column_iter_mut().zip(mean.iter()) {
+            column.apply(|value| *value = (*value - mean) * scale);
         }
-        let covariance = centred.transpose() * &centred / (x.nrows() as f64 - 1.0);
-        Self { mean, covariance }
+        if root.nrows() > root.ncols() {
+            root = factor(&(root.transpose() * &root));
+        }
+        Self { mean, root }
     }
 
-    /// `|m - n|² + tr(A + B - 2 √(A B))`.
-    fn distance(&self, other: &Self) -> f64 {
+    /// `|m - n|² + tr(A + B - 2 √(A B))`. With `A = Rᵀ R` and `B = Sᵀ S`, the eigenvalues of `A B` are the squares of
+    /// the singular values of `R Sᵀ`, so that no root is taken of rounding errors where the rank is low, and a few
+    /// images need small matrices only.
+    fn distance(&self, other: &Self) -> Result<f64> {
         let means = (&self.mean - &other.mean).norm_squared();
-        // With A = L Lᵀ, the eigenvalues of A B are those of the symmetric Lᵀ B L.
-        let factor = factor(&self.covariance);
-        let product = factor.transpose() * &other.covariance * &factor;
-        let root: f64 =
-            product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum();
-        means + self.covariance.trace() + other.covariance.trace() - 2.0 * root
+        let traces = self.root.norm_squared() + other.root.norm_squared();
+        let distance = means + traces - 2.0 * nuclear_norm(&self.root * other.root.transpose())?;
+        // Rounding takes equal sets below 0, by 1e-14 of their traces.
+        Ok(if distance < 0.0 { 0.0 } else { distance })
     }
 }
 
-/// The Cholesky factor of a matrix that may be singular.
+/// The Cholesky factor `R` of `Rᵀ R`, a matrix that may be singular.
 fn factor(matrix: &DMatrix<f64>) -> DMatrix<f64> {
     let scale = (matrix.trace() / matrix.nrows() as f64).max(f64::MIN_POSITIVE);
     let mut ridge = 0.0;
     loop {
         let raised = matrix + DMatrix::identity(matrix.nrows(), matrix.ncols()) * (ridge * scale);
         if let Some(found) = raised.cholesky() {
-            return found.unpack();
+            return found.unpack().transpose();
         }
         ridge = if ridge == 0.0 { 1e-14 } else { ridge * 10.0 };
+    }
+}
+
+/// Sum of the singular values of a matrix of finite numbers.
+fn nuclear_norm(matrix: DMatrix<f64>) -> Result<f64> {
+    /// Rotations per singular value after which there is no hope.
+    const ROTATIONS: usize = 100;
+    let squares = matrix.norm_squared();
+    let most = ROTATIONS * matrix.nrows().min(matrix.ncols());
+    let found = SVD::try_new_unordered(matrix, false, false, 5.0 * f64::EPSILON, most);
+    let values = found.ok_or(Error::SingularValues)?.singular_values;
+    // Their squares add up to those of the elements: a wrong value is not passed on.
+    match (values.norm_squared() - squares).abs() <= 1e-9 * squares {
+        true => Ok(values.sum()),
+        false => Err(Error::SingularValues),
     }
 }
 
@@ -151,7 +191,7 @@ pub fn kernel(a: &Features, b: &Features, subsets: usize, seed: u64) -> Estimate
         })
         .collect();
     let share = part as f64 / count as f64;
-    Estimate { value, margin: WITHIN * deviation(&sampled) * share.sqrt() }
+    Estimate { value, margin: margin(&sampled, share) }
 }
 
 fn squared_mmd(a: &Features, b: &Features) -> f64 {
@@ -185,14 +225,18 @@ fn blocks<T: Send>(
     starts.par_iter().map(block).collect()
 }
 
-/// Squared distances of each row of `x` to all of `y`, handed to `each`.
+/// Squared distances of each row of `x` to all of `y`, handed to `each`; 0 between rows that are the [`SAME`].
 fn distances<T: Send>(x: &Features, y: &Features, each: impl Fn(Vec<f64>) -> T + Sync) -> Vec<T> {
     let lengths =
         |f: &Features| -> Vec<f64> { f.0.row_iter().map(|row| row.norm_squared()).collect() };
     let (own, others) = (lengths(x), lengths(y));
     let of_block = |first: usize, dots: DMatrix<f64>| -> Vec<T> {
         let row = |i: usize| {
-            let to = |j: usize| (own[first + i] + others[j] - 2.0 * dots[(i, j)]).max(0.0);
+            let to = |j: usize| {
+                let lengths = own[first + i] + others[j];
+                let squared = lengths - 2.0 * dots[(i, j)];
+                if squared > SAME * SAME * lengths { squared } else { 0.0 }
+            };
             each((0..others.len()).map(to).collect())
         };
         (0..dots.nrows()).map(row).collect()
@@ -208,12 +252,16 @@ pub fn nearest(x: &Features, y: &Features) -> Vec<(usize, f64)> {
     })
 }
 
-/// The distance of each row to the nearest other one.
+/// The distance of each row to the nearest other one; 0 for duplicates.
 pub fn nearest_others(x: &Features) -> Vec<f64> {
     distances(x, x, |mut row| row.select_nth_unstable_by(1, f64::total_cmp).1.sqrt())
 }
 
 /// How well one set covers another.
+///
+/// A neighbourhood of an image reaches up to its `k`-th neighbour in its own set, which is not inside any more, as in
+/// the reference implementation of Naeem et al. (2020): equal sets have a density of 1. So the neighbourhood of an image
+/// with `k` duplicates or more is empty.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Coverage {
     /// Share of generated images within the neighbourhood of a real one (Kynkäänniemi et al. 2019).
@@ -225,78 +273,36 @@ pub struct Coverage {
     pub density: f64,
     /// Share of real images whose neighbourhood holds a generated one.
     pub coverage: f64,
+    /// Images of both sets with so many duplicates in their set that their neighbourhood is empty.
+    pub duplicated: usize,
 }
 
-/// Precision, recall, density and coverage, with neighbourhoods that reach to the `k`-th neighbour.
+/// Precision, recall, density and coverage, with neighbourhoods that reach to the `k`-th neighbour, or to the last where
+/// there are fewer.
 pub fn coverage(real: &Features, generated: &Features, k: usize) -> Coverage {
+    let size = |x: &Features| k.min(x.count() - 1);
     let radii = |x: &Features| {
-        distances(x, x, |mut row| {
-            // The nearest is the row itself.
-            let k = k.min(row.len() - 1);
-            *row.select_nth_unstable_by(k, f64::total_cmp).1
-        })
+        // The nearest is the row itself.
+        distances(x, x, |mut row| *row.select_nth_unstable_by(size(x), f64::total_cmp).1)
     };
     let (around_real, around_generated) = (radii(real), radii(generated));
-    let inside = |row: &[f64], radii: &[f64]| row.iter().zip(radii).filter(|(d, r)| d <= r).count();
+    let inside = |row: &[f64], radii: &[f64]| row.iter().zip(radii).filter(|(d, r)| d < r).count();
     let hits = distances(generated, real, |row| inside(&row, &around_real));
     let per_real = distances(real, generated, |row| {
         let nearest = row.iter().copied().fold(f64::INFINITY, f64::min);
         (inside(&row, &around_generated), nearest)
     });
-    let (real, generated) = (real.count() as f64, generated.count() as f64);
-    let covered = per_real.iter().zip(&around_real).filter(|((_, near), radius)| near <= radius);
+    let empty = around_real.iter().chain(&around_generated).filter(|radius| **radius == 0.0);
+    let covered = per_real.iter().zip(&around_real).filter(|((_, near), radius)| near < radius);
+    let (reals, made) = (real.count() as f64, generated.count() as f64);
     Coverage {
-        precision: hits.iter().filter(|hits| **hits > 0).count() as f64 / generated,
-        recall: per_real.iter().filter(|(hits, _)| *hits > 0).count() as f64 / real,
-        density: hits.iter().sum::<usize>() as f64 / (k as f64 * generated),
-        coverage: covered.count() as f64 / real,
+        precision: hits.iter().filter(|hits| **hits > 0).count() as f64 / made,
+        recall: per_real.iter().filter(|(hits, _)| *hits > 0).count() as f64 / reals,
+        density: hits.iter().sum::<usize>() as f64 / (size(real) as f64 * made),
+        coverage: covered.count() as f64 / reals,
+        duplicated: empty.count(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn normal(count: usize, width: usize, scale: f64, shift: f64, seed: u64) -> Features {
-        let mut random = Generator::new(seed);
-        let values = random.normal(count * width);
-        let row = |row: &[f32]| row.iter().map(|v| v * scale as f32 + shift as f32).collect();
-        Features::new(&values.chunks(width).map(row).collect::<Vec<_>>()).expect("finite")
-    }
-
-    #[test]
-    fn the_distance_of_known_gaussians() {
-        let (a, b) = (normal(20_000, 4, 1.0, 0.0, 1), normal(20_000, 4, 2.0, 0.5, 2));
-        // Means 0.5 apart in 4 dimensions, deviations 1 and 2: 4 · 0.25 + 4 · (2 − 1)².
-        let found = frechet(&a, &b, 10, 0);
-        assert!((found.value - 5.0).abs() < 0.15, "{found:?}");
-        assert!(found.margin > 0.01 && found.margin < 0.3, "{found:?}");
-        assert!(frechet(&a, &a, 2, 0).value.abs() < 1e-6);
-        assert!(kernel(&a, &normal(2000, 4, 1.0, 0.0, 3), 5, 0).value.abs() < 0.01);
-    }
-
-    #[test]
-    fn fewer_images_than_features_are_no_obstacle() {
-        let (a, b) = (normal(20, 64, 1.0, 0.0, 1), normal(30, 64, 1.0, 0.0, 2));
-        let found = frechet(&a, &b, 2, 0);
-        assert!(found.value.is_finite() && found.value > 0.0, "{found:?}");
-        assert!(frechet(&a, &a, 0, 0).value.abs() < 1e-4);
-    }
-
-    #[test]
-    fn a_copy_covers_everything_and_something_else_nothing() {
-        let a = normal(100, 8, 1.0, 0.0, 1);
-        let same = coverage(&a, &a, 3);
-        assert_eq!((same.precision, same.recall, same.coverage), (1.0, 1.0, 1.0));
-        let far = coverage(&a, &normal(100, 8, 1.0, 50.0, 2), 3);
-        assert_eq!((far.precision, far.recall, far.density, far.coverage), (0.0, 0.0, 0.0, 0.0));
-        assert!(nearest(&a, &a).iter().enumerate().all(|(i, (j, d))| i == *j && *d < 1e-6));
-    }
-
-    #[test]
-    fn rows_that_do_not_fit_are_refused() {
-        assert!(Features::new(&[vec![1.0], vec![1.0, 2.0]]).is_none());
-        assert!(Features::new(&[vec![1.0], vec![f32::NAN]]).is_none());
-        assert!(Features::new(&[vec![1.0]]).is_none());
-    }
-}
+mod tests;

@@ -30,6 +30,12 @@ const FILES: [&str; 4] = [
     "pytorch_lora_weights.bin",
 ];
 
+/// The tensors of a LoRA, in a file or a folder.
+pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    let inside = FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    Ok(Checkpoint::open(inside.as_deref().unwrap_or(path))?)
+}
+
 impl Adapter {
     /// Reads the LoRA in a safetensors or PyTorch file, or in a folder of PEFT or diffusers, for a network on
     /// `device`.
@@ -48,8 +54,7 @@ impl Adapter {
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
-        let inside = FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
-        let checkpoint = Checkpoint::open(inside.as_deref().unwrap_or(path))?;
+        let checkpoint = checkpoint(path)?;
         let config = net.config();
         let steps = config.student.as_ref().map_or(1, |student| student.steps());
         let layouts = dit_lora(steps, config.dit.embedder_per_block);

@@ -1,8 +1,15 @@
 //! Errors of this crate.
 
+mod trajectories;
+mod words;
+
 use std::path::PathBuf;
 
-use pyrograph_engine::selfcheck::TOLERANCE;
+use crate::metadata::Used;
+use crate::model;
+
+pub use trajectories::TrajectoryError;
+use words::{fault, gigabytes, ids, listed, origin, similar, unreadable};
 
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +41,24 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A picture whose texts cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// What a picture was made from, and what is needed to make it again.
+    #[error("{what} {}", origin(used, other.as_deref()))]
+    NotFoundAgain {
+        /// What it is.
+        what: &'static str,
+        /// Its name and content.
+        used: Used,
+        /// What has its name, but another content.
+        other: Option<PathBuf>,
+    },
     /// A picture without a record of how it was made.
     #[error("{} holds no pyrograph settings", path.display())]
     NoRecord {
@@ -55,8 +80,16 @@ pub enum Error {
         /// The path asked for.
         path: PathBuf,
     },
+    /// An output that its format or the system cannot hold.
+    #[error("{}: {reason}", path.display())]
+    Output {
+        /// The path asked for.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A picture without content.
-    #[error("image {index} is {reason}: the model or its settings are broken, nothing was written")]
+    #[error("image {index} is {reason}: the model or its settings are broken")]
     Degenerate {
         /// Which of the run.
         index: usize,
@@ -71,6 +104,34 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Images of a folder that cannot be read.
+    #[error("{}: {}", path.display(), unreadable(faults))]
+    Unreadable {
+        /// The folder.
+        path: PathBuf,
+        /// Each file with what is wrong.
+        faults: Vec<(PathBuf, String)>,
+    },
+    /// More than may be read at once.
+    #[error("{}: {what} take {} MiB, allowed {} MiB", path.display(), need.div_ceil(1 << 20), limit >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What of it.
+        what: String,
+        /// Bytes.
+        need: u64,
+        /// Most bytes allowed.
+        limit: u64,
+    },
+    /// More memory than the system gives.
+    #[error("{what} take {:.1} GiB of memory, more than there is", *need as f64 / f64::from(1 << 30))]
+    Memory {
+        /// What takes it.
+        what: String,
+        /// Bytes.
+        need: u64,
+    },
     /// A loss curve that could not be drawn.
     #[error("plot: {reason}")]
     Plot {
@@ -78,10 +139,17 @@ pub enum Error {
         reason: String,
     },
     /// Neither a path nor the name of a shipped model.
-    #[error("no model at {}, nor among the shipped ones", name.display())]
+    #[error(
+        "no model `{}`: neither a path nor one of the shipped ones, {}, which were looked for in {}",
+        name.display(),
+        model::SHIPPED.join(" and "),
+        listed(searched)
+    )]
     UnknownModel {
         /// The name or path.
         name: PathBuf,
+        /// Folders in which shipped models were looked for.
+        searched: Vec<PathBuf>,
     },
     /// Nothing at the path of a model.
     #[error("no model at {}", path.display())]
@@ -116,12 +184,22 @@ pub enum Error {
         classes: usize,
     },
     /// A class name that is not known.
-    #[error("unknown class `{found}`; similar: {}", known.join(", "))]
+    #[error("unknown class `{found}`, of {classes}{}", similar(known))]
     UnknownClass {
         /// The name.
         found: String,
-        /// Similar names.
+        /// Number of classes.
+        classes: usize,
+        /// Similar names, the closest first.
         known: Vec<String>,
+    },
+    /// A name of several classes.
+    #[error("`{found}` is the name of several classes: {}", ids(classes))]
+    AmbiguousClass {
+        /// The name.
+        found: String,
+        /// Their ids.
+        classes: Vec<usize>,
     },
     /// A picture size that the model cannot make.
     #[error("size {}x{}, expected multiples of {step} up to {limit}", size[1], size[0])]
@@ -153,6 +231,14 @@ pub enum Error {
         /// Largest difference from the CPU, as a share of the largest value; `None` if it crashed.
         difference: Option<f64>,
     },
+    /// A number of CPU threads that cannot be.
+    #[error("{asked} CPU threads asked for, expected 1 to {most}")]
+    ThreadCount {
+        /// Asked for.
+        asked: usize,
+        /// Most.
+        most: usize,
+    },
     /// Another number of CPU threads than the process has already.
     #[error("{asked} CPU threads asked for, the process runs {running} already")]
     Threads {
@@ -172,16 +258,50 @@ pub enum Error {
         found: [usize; 4],
     },
     /// A file of noise for anything but images.
-    #[error("{}: `noise` has shape {found:?}, expected [images, channels, height, width]", path.display())]
+    #[error("{}: `noise` has shape {found:?}, expected [images, channels, height, width] with values", path.display())]
     NoiseFile {
         /// The file.
         path: PathBuf,
         /// Found.
         found: Vec<usize>,
     },
+    /// A part of noise that is not there.
+    #[error("{}: noise of {found} images, expected {images} from number {first} on", path.display())]
+    NoisePart {
+        /// The file.
+        path: PathBuf,
+        /// Number of the first image.
+        first: usize,
+        /// Images.
+        images: usize,
+        /// Images that there is noise for.
+        found: usize,
+    },
     /// A request without prompts.
     #[error("0 images asked for")]
     NoPrompts,
+    /// A setting outside its range.
+    #[error("{what} {found}, expected {expected}")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// What was asked for.
+        found: String,
+        /// What can be.
+        expected: String,
+    },
+    /// A request that takes more memory than there is.
+    #[error("{what} {} of memory, {limit} has {}", gigabytes(*need), gigabytes(*available))]
+    TooMuch {
+        /// What takes it.
+        what: String,
+        /// Bytes that it takes at least.
+        need: u64,
+        /// Where it is taken from.
+        limit: &'static str,
+        /// Bytes that are left there.
+        available: u64,
+    },
     /// Guidance that cannot be.
     #[error("{reason}")]
     Guidance {
@@ -193,6 +313,14 @@ pub enum Error {
     NoAutoencoder {
         /// Channels of the latents.
         channels: usize,
+    },
+    /// No autoencoder where one should be, or another kind.
+    #[error("{}: {reason}", path.display())]
+    Autoencoder {
+        /// File or folder.
+        path: PathBuf,
+        /// What is there.
+        reason: String,
     },
     /// Patch sizes over the steps that are not possible.
     #[error("{reason}")]
@@ -277,6 +405,20 @@ pub enum Error {
         /// Its newest checkpoint.
         path: PathBuf,
     },
+    /// A folder in which another process works.
+    #[error("{}: another process trains or records in it", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Settings of a run that cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A checkpoint that does not fit the run.
     #[error("cannot resume from {}: {reason}", path.display())]
     Resume {
@@ -293,9 +435,20 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Training that went wrong, which shows in the weights.
+    #[error(
+        "{tensor} has left the range of numbers at step {step}: the checkpoint before is kept; start a new run with a \
+         lower learning rate"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// The first such tensor of the state.
+        tensor: String,
+    },
     /// Training that went wrong.
     #[error(
-        "the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint"
+        "the loss is {loss} at step {step}: the checkpoint before is kept; start a new run with a lower learning rate"
     )]
     Diverged {
         /// The step.
@@ -314,119 +467,15 @@ pub enum Error {
     Grid(#[from] pyrograph_engine::diffusion::GridError),
 }
 
-/// Result of this crate.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// What is wrong with a GPU.
-fn fault(difference: Option<f64>) -> String {
-    match difference {
-        Some(found) => format!("differs from the CPU by {found:.1e}, allowed {TOLERANCE:.0e}"),
-        None => "crashes".into(),
+impl Error {
+    /// The same of another image of a run.
+    pub(crate) fn of_image(self, index: usize) -> Self {
+        match self {
+            Self::Degenerate { reason, .. } => Self::Degenerate { index, reason },
+            other => other,
+        }
     }
 }
 
-/// What is wrong with recorded trajectories, or with what is asked of them.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrajectoryError {
-    /// A file that was not recorded yet.
-    #[error("shard {shard} of {shards} is missing: record again, what is there is kept")]
-    MissingShard {
-        /// Its number.
-        shard: usize,
-        /// Number of files.
-        shards: usize,
-    },
-    /// A shard that lacks one of its trajectories.
-    #[error("trajectory {index} is missing")]
-    MissingTrajectory {
-        /// Its number.
-        index: usize,
-    },
-    /// A trajectory with other points than the description says.
-    #[error("trajectory {index} has shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// Its number.
-        index: usize,
-        /// Found.
-        found: Vec<usize>,
-        /// `[points, channels, height, width]` expected.
-        expected: [usize; 4],
-    },
-    /// A shard of other trajectories.
-    #[error("its classes are others than those of its trajectories")]
-    Classes,
-    /// A shard that cannot be read.
-    #[error(transparent)]
-    Unreadable(#[from] pyrograph_weights::Error),
-    /// Points after steps that are not possible.
-    #[error("points after {after:?} steps, expected rising numbers from 1 to {steps}")]
-    Points {
-        /// Numbers of steps.
-        after: Vec<usize>,
-        /// Steps of the teacher.
-        steps: usize,
-    },
-    /// Sizes of a set that are 0 or too large.
-    #[error("{count} trajectories in shards of {shard}, {classes} classes, points of {shape:?}")]
-    Sizes {
-        /// Number of trajectories.
-        count: usize,
-        /// Trajectories per file.
-        shard: usize,
-        /// Number of classes.
-        classes: usize,
-        /// `[channels, height, width]` of a point.
-        shape: [usize; 3],
-    },
-    /// A solver that cannot be recorded.
-    #[error("sampler {sampler} draws noise, expected a deterministic one")]
-    RandomSampler {
-        /// Its name.
-        sampler: String,
-    },
-    /// A folder with trajectories that were recorded otherwise.
-    #[error("it holds trajectories of {found}, asked for {asked}")]
-    OtherSet {
-        /// Description of what is there.
-        found: String,
-        /// Description of what was asked for.
-        asked: String,
-    },
-    /// A teacher that left the numbers.
-    #[error("a trajectory from number {index} on is not finite")]
-    NotFinite {
-        /// Number of the first of the batch.
-        index: usize,
-    },
-    /// A student of a number of steps that does not divide that of the points.
-    #[error("a student of {steps} steps on trajectories of {points} points, expected a divisor")]
-    StudentSteps {
-        /// Steps of the student.
-        steps: usize,
-        /// Recorded points.
-        points: usize,
-    },
-    /// A student whose second step would start from the estimate of pure noise.
-    #[error(
-        "the first step of the student would end after 1 of {steps} of the teacher's, where its estimate \
-         is that of pure noise: expected 2 or more"
-    )]
-    FirstStep {
-        /// Steps of the teacher.
-        steps: usize,
-    },
-    /// A network to be compared that is no student.
-    #[error("they are compared with a student, the model is none")]
-    NoStudent,
-    /// A student of another kind of trajectories.
-    #[error(
-        "the student is one of (shape, classes, points) {found}, the trajectories are of {expected}"
-    )]
-    OtherStudent {
-        /// Of the student.
-        found: String,
-        /// Of the trajectories.
-        expected: String,
-    },
-}
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,5 +1,6 @@
 //! How good pictures are: distances between two sets of images in the features of a network.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -27,8 +28,8 @@ use crate::image::{Drawn, to_images, to_tensor};
 const SIDE: usize = 128;
 /// Neighbours that make a neighbourhood for precision and recall.
 const NEIGHBOURS: usize = 3;
-/// A generated image nearer to the reference than all but this share of the reference's own images are to
-/// each other counts as a copy.
+/// A generated image nearer to the reference than all but this share of the reference's own different images are
+/// to each other counts as a copy.
 const COPY_QUANTILE: f64 = 0.01;
 
 /// A network that turns images into features.
@@ -61,8 +62,8 @@ pub struct Scores {
     /// Precision, recall, density, coverage.
     #[serde(flatten)]
     pub coverage: Coverage,
-    /// Share of images that are nearer to one of the reference than its own images are to each other, but
-    /// for the nearest 1 %.
+    /// Share of images that are the same as one of the reference, or nearer to it than its own images are to
+    /// each other, but for duplicates and the nearest 1 % of the others.
     pub copies: f64,
 }
 
@@ -89,6 +90,11 @@ impl FeatureNet {
             }
         };
         Ok(Self { net, fingerprint: checkpoint.fingerprint(), device: device.clone() })
+    }
+
+    /// Of its weights, in hexadecimal.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// What the Fréchet and the kernel distance in its features are called.
@@ -132,15 +138,16 @@ impl FeatureNet {
         }
     }
 
-    /// Features of a dataset; kept in a file of `cache`, if there is one, for the next time.
+    /// Features of a dataset; kept in a file of `cache`, if there is one, for the next time. `on_image` hears of the
+    /// number of images done.
     ///
     /// # Errors
-    /// A cache that cannot be read or written.
+    /// A cache that cannot be read or written; [`Error::Cancelled`] if `on_image` breaks.
     pub fn dataset(
         &self,
         data: &Dataset,
         cache: Option<&Path>,
-        on_image: &mut dyn FnMut(usize),
+        on_image: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let name = |folder: &Path| -> PathBuf {
             let net: String = self.fingerprint.chars().take(12).collect();
@@ -148,14 +155,24 @@ impl FeatureNet {
         };
         if let Some(path) = cache.map(name).filter(|path| path.is_file()) {
             let (values, shape) = Checkpoint::open(&path)?.read_f32("features")?;
-            let width = shape.last().copied().unwrap_or(1).max(1);
-            return Ok(values.chunks(width).map(<[f32]>::to_vec).collect());
+            return match shape[..] {
+                [count, width] if count == data.len() && width > 0 => {
+                    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+                }
+                _ => {
+                    let (path, count) = (path.display(), data.len());
+                    let reason = format!("{path}: features of shape {shape:?} for {count} images");
+                    Err(Error::Eval { reason })
+                }
+            };
         }
         let mut rows = Vec::with_capacity(data.len());
         let indices: Vec<usize> = (0..data.len()).collect();
         for indices in indices.chunks(self.batch() * rayon::current_num_threads()) {
             rows.extend(self.rows(&pictures(data, indices, &self.device)?));
-            on_image(rows.len());
+            if on_image(rows.len()).is_break() {
+                return Err(Error::Cancelled);
+            }
         }
         if let Some(folder) = cache {
             std::fs::create_dir_all(folder)
@@ -229,7 +246,7 @@ pub type Nearest = Vec<(usize, usize, f64)>;
 /// parts of both.
 ///
 /// # Errors
-/// Fewer than two images of either kind, or features that are not finite.
+/// Fewer than two images of either kind, or features of different widths or that are not finite.
 pub fn compare(
     reference: &[Vec<f32>],
     generated: &[Vec<f32>],
@@ -244,15 +261,23 @@ pub fn compare(
     };
     let reference = features(reference, "reference")?;
     let generated = features(generated, "generated")?;
+    let widths = [reference.width(), generated.width()];
+    if widths[0] != widths[1] {
+        let [real, made] = widths;
+        let reason = format!("{made} features of each generated image, of the reference {real}");
+        return Err(Error::Eval { reason });
+    }
     let found = metrics::nearest(&generated, &reference);
     let mut own = metrics::nearest_others(&reference);
+    own.retain(|distance| *distance > 0.0);
     own.sort_by(f64::total_cmp);
-    let close = own[(own.len() as f64 * COPY_QUANTILE) as usize];
-    let copies = found.iter().filter(|(_, distance)| *distance < close).count();
+    let close = own.get((own.len() as f64 * COPY_QUANTILE) as usize);
+    let is_copy = |distance: f64| distance == 0.0 || close.is_some_and(|close| distance < *close);
+    let copies = found.iter().filter(|(_, distance)| is_copy(*distance)).count();
     let scores = Scores {
         images: generated.count(),
         reference: reference.count(),
-        frechet: metrics::frechet(&reference, &generated, resamples, 0),
+        frechet: metrics::frechet(&reference, &generated, resamples, 0)?,
         kernel: metrics::kernel(&reference, &generated, resamples, 0),
         coverage: metrics::coverage(&reference, &generated, NEIGHBOURS),
         copies: copies as f64 / generated.count() as f64,

@@ -28,11 +28,16 @@ struct Memory {
     known: BTreeMap<String, Health>,
 }
 
+/// Folder of what can be made again, for this user; `None` without a home.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.filter(|cache| cache.is_absolute());
+    Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("pyrograph"))
+}
+
 impl Memory {
     fn read() -> Self {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")));
-        Self::read_from(cache.map(|cache| cache.join("pyrograph").join("adapters.json")))
+        Self::read_from(cache_folder().map(|cache| cache.join("adapters.json")))
     }
 
     fn read_from(path: Option<PathBuf>) -> Self {

@@ -33,12 +33,35 @@ pub enum Notice {
         /// File or folder.
         file: PathBuf,
     },
+    /// A model names a scheduler that is not here; another one goes along a similar grid.
+    OtherSampler {
+        /// Name of its class.
+        class: String,
+        /// The sampler that is used.
+        sampler: String,
+    },
+    /// A key of a scheduler that has no effect, as it has none in diffusers.
+    IdleKey {
+        /// Name of the scheduler's class.
+        class: String,
+        /// The key.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+    },
 }
 
 impl Notice {
     /// Whether something is wrong.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::FusionOff { .. } | Self::NotFinite { .. } | Self::AlphaAssumed { .. })
+        match self {
+            Self::NoGpu | Self::FirstUse { .. } => false,
+            Self::FusionOff { .. }
+            | Self::NotFinite { .. }
+            | Self::AlphaAssumed { .. }
+            | Self::OtherSampler { .. }
+            | Self::IdleKey { .. } => true,
+        }
     }
 }
 
@@ -60,6 +83,12 @@ impl fmt::Display for Notice {
             }
             Self::AlphaAssumed { file } => {
                 write!(f, "{}: no alpha is stored, it is taken for the rank", file.display())
+            }
+            Self::OtherSampler { class, sampler } => {
+                write!(f, "the model's {class} is not here, the sampler is {sampler}")
+            }
+            Self::IdleKey { class, key, value } => {
+                write!(f, "{key} = {value} has no effect in this {class}")
             }
         }
     }

@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use fast_image_resize::images::Image;
+use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{ImageFormat, RgbImage, RgbaImage, imageops};
-use pyrograph_weights::folder_of;
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::webp::WebPEncoder;
+use image::{ImageEncoder, ImageFormat, RgbImage, RgbaImage, imageops};
 pub use pyrograph_weights::write_whole;
+use pyrograph_weights::{check_writable, folder_of};
 
 use crate::error::{Error, Result};
+use crate::metadata::exif;
 
 /// Pictures of a tensor with pixels in [-1, 1]; values outside are clipped.
 ///
@@ -81,31 +84,14 @@ pub(crate) fn picture_tensor(picture: &RgbaImage, size: [usize; 2], device: &Dev
     to_tensor(std::iter::once(drawn), size, device)
 }
 
-/// The pixels of a file.
-///
-/// # Errors
-/// A file that is no picture.
-pub(crate) fn decode(path: &Path) -> Result<RgbaImage> {
-    let picture = image::ImageReader::open(path)
-        .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|source| Error::File { path: path.to_owned(), source })?
-        .decode()
-        .map_err(|source| Error::Image { path: path.to_owned(), source })?;
-    Ok(picture.into_rgba8())
-}
-
 /// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
 pub(crate) fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
     if picture.dimensions() == (width as u32, height as u32) {
         return picture.as_raw().clone();
     }
-    let source = Image::from_vec_u8(
-        picture.width(),
-        picture.height(),
-        picture.as_raw().clone(),
-        PixelType::U8x4,
-    )
-    .expect("as many bytes as pixels");
+    let (raw, kind) = (picture.as_raw(), PixelType::U8x4);
+    let source = ImageRef::new(picture.width(), picture.height(), raw, kind)
+        .expect("as many bytes as pixels");
     let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
@@ -165,7 +151,7 @@ fn format(path: &Path) -> Result<ImageFormat> {
 /// Checks, before any work, that a picture can be written to this path.
 ///
 /// # Errors
-/// An unknown extension, or a folder that is not there.
+/// An unknown extension, and those of [`check_folder_of`].
 pub fn check_output_path(path: &Path) -> Result<()> {
     format(path)?;
     check_folder_of(path)
@@ -174,35 +160,86 @@ pub fn check_output_path(path: &Path) -> Result<()> {
 /// The part of [`check_output_path`] that holds for a file of any kind.
 ///
 /// # Errors
-/// A missing folder.
+/// A folder that is not there or cannot be written, and a folder in place of the file.
 pub fn check_folder_of(path: &Path) -> Result<()> {
+    let fault = |path: &Path, source| Err(Error::File { path: path.to_owned(), source });
     let folder = folder_of(path);
-    match folder.is_dir() {
-        true => Ok(()),
-        false => Err(Error::File {
-            path: folder.to_owned(),
-            source: std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder"),
-        }),
+    if !folder.is_dir() {
+        let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder");
+        return fault(folder, source);
     }
+    if path.is_dir() {
+        return fault(path, std::io::ErrorKind::IsADirectory.into());
+    }
+    Ok(check_writable(folder)?)
 }
 
-/// Writes a picture whole or not at all; PNG files also get the texts, keyword first.
+/// Longest name of a file, in bytes, on all systems.
+const NAME_LIMIT: usize = 255;
+/// Most bytes of Exif in a JPEG, beside its own marks.
+const JPEG_EXIF_LIMIT: usize = 65_000;
+
+/// Checks, before any work, that a file of this format can hold a picture of this `[width, height]` with these texts.
 ///
 /// # Errors
-/// An unknown extension, or a disk that refuses.
-pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) -> Result<()> {
-    let bytes = match format(path)? {
-        ImageFormat::Png => encode_png(picture, texts)
-            .map_err(|error| Error::Png { path: path.to_owned(), reason: error.to_string() })?,
-        format => {
-            let mut bytes = std::io::Cursor::new(Vec::new());
-            picture
-                .write_to(&mut bytes, format)
-                .map_err(|source| Error::Image { path: path.to_owned(), source })?;
-            bytes.into_inner()
-        }
+/// An unknown extension, a name that is too long, sides or texts beyond what the format has.
+pub fn check_format(path: &Path, size: [u64; 2], texts: &[(String, String)]) -> Result<()> {
+    let fault = |reason: String| Err(Error::Output { path: path.to_owned(), reason });
+    let format = format(path)?;
+    let name = path.file_name().map_or(0, |name| name.len());
+    if name > NAME_LIMIT {
+        return fault(format!("a name of {name} bytes, expected up to {NAME_LIMIT}"));
+    }
+    let side = match format {
+        ImageFormat::WebP => 16_383,
+        ImageFormat::Jpeg => 65_535,
+        _ => i32::MAX as u64,
     };
+    let [width, height] = size;
+    if width.max(height) > side {
+        return fault(format!("{width}x{height} pixels, expected sides of up to {side}"));
+    }
+    if format == ImageFormat::Jpeg {
+        let length = exif(texts).map_or(0, |exif| exif.len());
+        if length > JPEG_EXIF_LIMIT {
+            return fault(format!(
+                "settings of {length} bytes, expected up to {JPEG_EXIF_LIMIT} in a JPEG"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a picture whole or not at all, with texts, keyword first: PNG has them as texts, JPEG and WebP in Exif.
+///
+/// # Errors
+/// An unknown extension, texts beyond what a JPEG has, or a disk that refuses.
+pub fn write_image(path: &Path, picture: &RgbImage, texts: &[(String, String)]) -> Result<()> {
+    let mut bytes = Vec::new();
+    let encoded = match format(path)? {
+        ImageFormat::Png => {
+            bytes = encode_png(picture, texts)
+                .map_err(|error| Error::Png { path: path.to_owned(), reason: error.to_string() })?;
+            Ok(())
+        }
+        ImageFormat::Jpeg => encode(picture, JpegEncoder::new(&mut bytes), texts),
+        _ => encode(picture, WebPEncoder::new_lossless(&mut bytes), texts),
+    };
+    encoded.map_err(|source| Error::Image { path: path.to_owned(), source })?;
     Ok(write_whole(path, &bytes)?)
+}
+
+fn encode(
+    picture: &RgbImage,
+    mut encoder: impl ImageEncoder,
+    texts: &[(String, String)],
+) -> image::ImageResult<()> {
+    if !texts.is_empty()
+        && let Some(exif) = exif(texts)
+    {
+        encoder.set_exif_metadata(exif).map_err(image::ImageError::Unsupported)?;
+    }
+    picture.write_with_encoder(encoder)
 }
 
 fn encode_png(
@@ -226,21 +263,29 @@ fn encode_png(
     Ok(bytes)
 }
 
-/// Path of image `index` of `count`: `%d`, `%03d`, `{seed}` and `{class}` are filled in; several images
-/// of a pattern without a number or seed get `-000`, `-001` and so on before the extension.
+/// Path of image `index` of `count`: in the name of the file, but not in its folder, `%d`, `%03d`, `{seed}` and `{class}`
+/// are filled in; several images of a pattern without a number or seed get `-000`, `-001` and so on before the
+/// extension. A name that is no Unicode holds no pattern.
 pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class: &str) -> PathBuf {
-    let text = pattern.to_string_lossy();
-    let (mut name, numbered) = fill_number(&text, index);
-    let distinct = numbered || name.contains("{seed}");
-    let safe: String = class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-    name = name.replace("{seed}", &seed.to_string()).replace("{class}", &safe);
-    let path = PathBuf::from(name);
+    let text = pattern.file_name().and_then(|name| name.to_str());
+    let filled = text.map(|text| {
+        let (name, numbered) = fill_number(text, index);
+        let distinct = numbered || name.contains("{seed}");
+        let safe: String =
+            class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        (name.replace("{seed}", &seed.to_string()).replace("{class}", &safe), distinct)
+    });
+    let (path, distinct) = match filled {
+        Some((name, distinct)) => (pattern.with_file_name(name), distinct),
+        None => (pattern.to_owned(), false),
+    };
     if distinct || count == 1 {
         return path;
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-    path.with_file_name(format!("{stem}-{index:03}.{extension}"))
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{index:03}."));
+    name.push(path.extension().unwrap_or_default());
+    path.with_file_name(name)
 }
 
 /// Whether [`output_path`] gives each image a name of its own by `%d`, `{seed}` or `{class}` in `pattern`.
@@ -297,9 +342,36 @@ mod tests {
         assert_eq!(name("%d.png", 9), "7.png");
         assert_eq!(name("{class}.png", 2), "a-b-c-007.png");
         assert_eq!(name("100%.png", 1), "100%.png");
+        // Folders are what they are.
+        assert_eq!(name("100%done/{class}/%d.png", 2), "100%done/{class}/7.png");
         for (pattern, expected) in [("{seed}.png", true), ("100%.png", false)] {
             assert_eq!(is_output_pattern(Path::new(pattern)), expected, "{pattern}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_unicode_stay_what_they_are() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = |name: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(name));
+        let named = |count| output_path(&path(b"a\xff/%d\xff.png"), 7, count, 42, "a");
+        assert_eq!(named(1), path(b"a\xff/%d\xff.png"));
+        assert_eq!(named(9), path(b"a\xff/%d\xff-007.png"));
+        assert_eq!(output_path(&path(b"a\xff/%d.png"), 7, 9, 42, "a"), path(b"a\xff/7.png"));
+    }
+
+    #[test]
+    fn formats_that_cannot_hold_a_picture_are_refused_first() {
+        let refused = |name: &str, size: [u64; 2], text: &str, part: &str| {
+            let texts = [("pyrograph".to_owned(), text.to_owned())];
+            let error = check_format(Path::new(name), size, &texts).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        refused("a.webp", [16_384, 8], "", "up to 16383");
+        refused("a.jpg", [8, 65_536], "", "up to 65535");
+        refused("a.jpg", [8, 8], &"a".repeat(65_536), "settings of");
+        refused(&format!("{}.png", "a".repeat(252)), [8, 8], "", "256 bytes");
+        assert!(check_format(Path::new("a.png"), [70_000, 8], &[]).is_ok());
     }
 
     #[test]
@@ -317,5 +389,11 @@ mod tests {
     fn unknown_kinds_and_missing_folders_fail_first() {
         assert!(matches!(check_output_path(Path::new("a.gif")), Err(Error::OutputKind { .. })));
         assert!(matches!(check_output_path(Path::new("no/such/a.png")), Err(Error::File { .. })));
+        let folder = tempfile::tempdir().expect("a folder");
+        let taken = folder.path().join("a.png");
+        std::fs::create_dir(&taken).expect("made");
+        assert!(matches!(check_output_path(&taken), Err(Error::File { .. })));
+        check_output_path(&folder.path().join("b.png")).expect("a folder that can be written");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
     }
 }

@@ -21,13 +21,17 @@
 
 pub mod adapter;
 pub mod data;
+mod decode;
 pub mod device;
+mod differences;
 pub mod error;
 pub mod eval;
 mod health;
 mod hooks;
 pub mod image;
 pub mod labels;
+mod lock;
+pub mod memory;
 pub mod merge;
 pub mod metadata;
 pub mod model;
@@ -37,6 +41,7 @@ pub mod plot;
 pub mod request;
 pub mod settings;
 pub mod task;
+pub mod text;
 pub mod threads;
 pub mod train;
 pub mod trajectories;
@@ -44,7 +49,7 @@ pub mod trajectories;
 pub use device::{DeviceChoice, Hooks};
 pub use error::{Error, Result};
 pub use model::WeightType;
-pub use pipeline::{ClassPipeline, Generated, OpenOptions, Pipeline, Progress};
+pub use pipeline::{ClassPipeline, Generated, Made, OpenOptions, Pipeline, Progress};
 pub use request::{Guidance, Noise, Picture, Request, StartPicture};
 
 /// The crates that types of this one come from.

@@ -85,21 +85,32 @@ impl PatchPlan {
         share: f64,
         steps: usize,
     ) -> Result<Self> {
+        if steps == 0 {
+            return Err(Error::Patches { reason: "0 steps".into() });
+        }
         let larger: Vec<usize> = net.patches().into_iter().filter(|&p| p > net.patch).collect();
-        let mut plan = Self::constant(net.patch, steps);
+        let fits = |plan: &Self| plan.share(net, size, steps) <= share;
+        let all = Self::constant(net.patch, steps);
+        if fits(&all) && (share <= 1.0 || !larger.is_empty()) {
+            return Ok(all);
+        }
         let (mut previous, mut lowest) = (net.patch, 1.0);
         for patch in larger {
-            for count in 1..=steps {
-                if plan.share(net, size, steps) <= share {
-                    return Ok(plan);
+            let with = |count| Self::both(vec![(patch, count), (previous, steps - count)]);
+            if fits(&with(steps)) {
+                // The share falls with every step: the fewest are found by halving.
+                let (mut few, mut enough) = (0, steps);
+                while few + 1 < enough {
+                    let middle = few + (enough - few) / 2;
+                    match fits(&with(middle)) {
+                        true => enough = middle,
+                        false => few = middle,
+                    }
                 }
-                plan = Self::both(vec![(patch, count), (previous, steps - count)]);
+                return Ok(with(enough));
             }
+            lowest = with(steps).share(net, size, steps);
             previous = patch;
-            lowest = plan.share(net, size, steps);
-        }
-        if share <= 1.0 && lowest <= share {
-            return Ok(plan);
         }
         if net.patches().len() == 1 {
             return Err(Error::OnePatchSize { patch: net.patch });
@@ -119,7 +130,8 @@ impl PatchPlan {
         let known = net.patches();
         let fault = |reason: String| Err(Error::Patches { reason });
         for sizes in [&self.main, &self.guide] {
-            let total: usize = sizes.iter().map(|(_, count)| count).sum();
+            let counts = sizes.iter().map(|(_, count)| *count);
+            let total = counts.fold(0, usize::saturating_add);
             if total != steps {
                 return fault(format!("patch sizes for {total} steps, the run has {steps}"));
             }
@@ -243,6 +255,9 @@ mod tests {
         assert!(plan.share(&xl(), [32, 32], 20) <= 0.6);
         let all = PatchPlan::for_compute(&xl(), [32, 32], 1.0, 20).expect("everything");
         assert_eq!(all, PatchPlan::constant(2, 20));
+        // However many steps there are.
+        let many = PatchPlan::for_compute(&xl(), [32, 32], 0.6, 2_000_000_000).expect("quick");
+        assert_eq!(many.main.len(), 2);
         let error = PatchPlan::for_compute(&xl(), [32, 32], 0.2, 20).expect_err("too little");
         assert!(error.to_string().contains("24.3 to 100"), "{error}");
     }

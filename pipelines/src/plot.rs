@@ -12,8 +12,10 @@ use crate::error::{Error, Result};
 const SIZE: (u32, u32) = (900, 520);
 /// Height of a line of the legend in pixels.
 const LINE: u32 = 20;
-/// Share of an older value in the smoothed curve, per point.
-const SMOOTHING: f64 = 0.95;
+/// The smoothed curve looks so many times shorter than the whole to either side.
+const SMOOTHING: f64 = 50.0;
+/// Most labels along the steps.
+const LABELS: f64 = 10.0;
 
 /// Area of a plot in memory.
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
@@ -133,27 +135,51 @@ pub fn loss_curve(points: &[(f64, f64)]) -> Result<RgbImage> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(225, 225, 225))
             .x_desc("step")
+            .x_labels((last.0 - first.0).clamp(2.0, LABELS) as usize)
+            .x_label_formatter(&|step| format!("{step:.0}"))
             .y_desc("loss")
             .label_style(("sans-serif", 15))
             .draw()?;
-        chart.draw_series(LineSeries::new(points.iter().copied(), RGBColor(170, 200, 235)))?;
-        let strong = RGBColor(20, 80, 160).stroke_width(2);
-        chart.draw_series(LineSeries::new(smoothed(&points), strong))?;
+        let (light, strong) = (RGBColor(170, 200, 235), RGBColor(20, 80, 160).stroke_width(2));
+        let key =
+            |style: ShapeStyle| move |(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], style);
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), light))?
+            .label("line of the log")
+            .legend(key(light.into()));
+        chart
+            .draw_series(LineSeries::new(smoothed(&points), strong))?
+            .label("smoothed")
+            .legend(key(strong));
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE)
+            .border_style(RGBColor(225, 225, 225))
+            .label_font(("sans-serif", 15))
+            .draw()?;
         Ok(())
     })
 }
 
-/// Exponential average, corrected for its start.
+/// The mean of exponential averages from the left and from the right, each corrected for its start, so that the curve
+/// does not lag.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let (mut sum, mut weight) = (0.0, 0.0);
-    points
-        .iter()
-        .map(|&(x, y)| {
-            sum = sum * SMOOTHING + y * (1.0 - SMOOTHING);
-            weight = weight * SMOOTHING + 1.0 - SMOOTHING;
-            (x, sum / weight)
-        })
-        .collect()
+    let length = points.len() as f64 / SMOOTHING;
+    let keep = length / (length + 1.0);
+    let average = |values: &mut dyn Iterator<Item = f64>| -> Vec<f64> {
+        let (mut sum, mut weight) = (0.0, 0.0);
+        let next = |y: f64| {
+            sum = sum * keep + y * (1.0 - keep);
+            weight = weight * keep + 1.0 - keep;
+            sum / weight
+        };
+        values.map(next).collect()
+    };
+    let right = average(&mut points.iter().map(|p| p.1));
+    let left = average(&mut points.iter().rev().map(|p| p.1));
+    let both = right.into_iter().zip(left.into_iter().rev()).map(|(a, b)| (a + b) / 2.0);
+    points.iter().map(|p| p.0).zip(both).collect()
 }
 
 #[cfg(test)]
@@ -183,8 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_keeps_constants() {
+    fn smoothing_keeps_constants_and_does_not_lag() {
         let flat: Vec<(f64, f64)> = (0..9).map(|i| (f64::from(i), 3.0)).collect();
         assert!(smoothed(&flat).iter().all(|(_, y)| (y - 3.0).abs() < 1e-12));
+        let ramp: Vec<(f64, f64)> = (0..400).map(|i| (f64::from(i), f64::from(i))).collect();
+        let inside = &smoothed(&ramp)[100..300];
+        assert!(inside.iter().all(|(x, y)| (x - y).abs() < 1e-3), "{inside:?}");
+        let noise: Vec<(f64, f64)> = (0..400).map(|i| (f64::from(i), f64::from(i % 2))).collect();
+        assert!(smoothed(&noise)[100..300].iter().all(|(_, y)| (y - 0.5).abs() < 0.1));
     }
 }

@@ -123,10 +123,20 @@ pub enum Picture {
 pub enum Noise {
     /// The tensor `noise` of a safetensors file.
     File(PathBuf),
+    /// Of such a tensor what comes from one of its images on.
+    Part {
+        /// The file.
+        file: PathBuf,
+        /// Number of the image, from 0.
+        first: usize,
+    },
     /// Values.
     #[serde(skip)]
     Values(Tensor<4>),
 }
+
+/// Most images of a request.
+pub const MAX_IMAGES: usize = 1_000_000;
 
 /// Images per network call, where nothing is said.
 const BATCH: usize = 8;
@@ -203,7 +213,7 @@ impl<P> Request<P> {
                 rescale: rescale.unwrap_or(0.0),
             },
             size: self.size,
-            batch: self.batch.unwrap_or(BATCH).max(1),
+            batch: self.batch.unwrap_or(BATCH),
             vae_tile: self.vae_tile.unwrap_or(VAE_TILE),
             patches: self.patches.clone(),
         }

@@ -38,7 +38,7 @@ impl Settings {
     /// # Errors
     /// Settings that do not go with the process.
     pub fn grid(&self, process: &Process) -> Result<Grid> {
-        Ok(self.sampler.grid(&process.schedule, self.spacing.as_ref(), self.steps)?)
+        Ok(process.grid(&self.sampler, self.spacing.as_ref(), self.steps)?)
     }
 }
 
@@ -57,13 +57,40 @@ pub struct GuidanceSettings {
     pub rescale: f64,
 }
 
+impl Settings {
+    /// Says what is out of range, for a model of so many channels.
+    pub(crate) fn check(&self, channels: usize) -> Result<()> {
+        if self.batch == 0 {
+            return Err(at_least_one("images per network call"));
+        }
+        if self.vae_tile == 0 {
+            return Err(at_least_one("latent cells per tile"));
+        }
+        self.guidance.check(channels)
+    }
+}
+
+/// The error of a count that is 0.
+pub(crate) fn at_least_one(what: &'static str) -> Error {
+    Error::Setting { what, found: "0".into(), expected: "1 or more".into() }
+}
+
 impl GuidanceSettings {
-    /// Says what is out of range.
-    pub(crate) fn check(&self) -> Result<()> {
+    fn check(&self, channels: usize) -> Result<()> {
         let fault = |reason| Err(Error::Guidance { reason });
         let Self { scale, interval, rescale, .. } = self;
-        if !(scale.is_finite() && (0.0..=1.0).contains(rescale)) {
-            return fault(format!("cfg scale {scale} or rescale {rescale} is out of range"));
+        let setting =
+            |what, found: String, expected: String| Err(Error::Setting { what, found, expected });
+        if !scale.is_finite() {
+            return setting("cfg scale", scale.to_string(), "a finite number".into());
+        }
+        if !(0.0..=1.0).contains(rescale) {
+            return setting("cfg rescale", rescale.to_string(), "0 to 1".into());
+        }
+        if let GuidedChannels::First(count) = self.channels
+            && !(1..=channels).contains(&count)
+        {
+            return setting("guided channels", count.to_string(), format!("1 to {channels}"));
         }
         match interval {
             None => Ok(()),

@@ -8,6 +8,8 @@ use std::sync::Once;
 
 use crate::error::{Error, Result};
 
+/// Most threads that are started.
+const MOST: usize = 1024;
 /// Bytes of the stack of each thread, as many as the first one of a process has.
 const STACK: usize = 8 << 20;
 
@@ -16,8 +18,14 @@ const STACK: usize = 8 << 20;
 /// Nothing else needs to call this: the pool starts by itself when it is first used, with a thread per core.
 ///
 /// # Errors
-/// [`Error::Threads`] if the pool runs already, with another number of threads.
+/// [`Error::ThreadCount`] for none or more than 1,024, [`Error::Threads`] if the pool runs already, with another number
+/// of threads.
 pub fn start(count: Option<usize>) -> Result<()> {
+    if let Some(asked) = count
+        && !(1..=MOST).contains(&asked)
+    {
+        return Err(Error::ThreadCount { asked, most: MOST });
+    }
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(count.unwrap_or(0));
@@ -26,7 +34,7 @@ pub fn start(count: Option<usize>) -> Result<()> {
     });
     let running = rayon::current_num_threads();
     match count {
-        Some(asked) if asked > 0 && asked != running => Err(Error::Threads { asked, running }),
+        Some(asked) if asked != running => Err(Error::Threads { asked, running }),
         _ => Ok(()),
     }
 }
@@ -53,5 +61,8 @@ mod tests {
         let running = rayon::current_num_threads();
         assert!(start(Some(running)).is_ok());
         assert!(matches!(start(Some(running + 1)), Err(Error::Threads { .. })));
+        for asked in [0, MOST + 1, usize::MAX] {
+            assert!(matches!(start(Some(asked)), Err(Error::ThreadCount { .. })), "{asked}");
+        }
     }
 }

@@ -5,11 +5,9 @@ use std::path::Path;
 use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
-use crate::util::{Case, assert_close, assert_same_pixels, assets, cases, device, json, tolerance};
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
+use crate::util::{
+    Case, assert_close, assert_same_pixels, assets, cases, device, json, text, tolerance,
+};
 
 fn assert_same_picture(a: &Path, b: &Path) {
     let pixels = |path: &Path| image::open(path).expect("a picture").into_rgb8();
@@ -153,7 +151,9 @@ fn pictures_remember_their_guide_and_type() {
 
     let other =
         ["generate", "class", "--from-metadata", "plain.png", "-o", "o.png", "-m", "emoji-class"];
-    let warned = TestCommand::new(&folder, other).reported();
+    let refused = TestCommand::new(&folder, other).failed();
+    assert!(refused.contains("was made by weights") && refused.contains("schedule of timesteps"));
+    let warned = TestCommand::new(&folder, other).args(["--scheduler", "karras"]).reported();
     assert!(warned.contains("was made by weights"));
     assert!(made(&["--cfg-interval", "2,1"]).misused().contains("LO up to HI"));
 }

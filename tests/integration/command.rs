@@ -162,11 +162,26 @@ impl Running {
 
     /// Ctrl-C; returns how the program ended.
     #[cfg(unix)]
-    pub fn interrupted(mut self) -> ExitStatus {
+    pub fn interrupted(self) -> ExitStatus {
+        self.signalled("INT")
+    }
+
+    /// Sends a signal by its name; returns how the program ended.
+    #[cfg(unix)]
+    pub fn signalled(mut self, signal: &str) -> ExitStatus {
         self.assert_alive();
-        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let signal = format!("-{signal}");
+        let sent = Command::new("kill").args([&signal, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
-        self.child.wait().expect("a child")
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.child.try_wait().expect("a child") {
+                Some(status) => return status,
+                // What ignores a signal lets its children ignore it, too.
+                None if Instant::now() > end => panic!("still there {LIMIT:?} after {signal}"),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 
     /// Kills a program that still runs.

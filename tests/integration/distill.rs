@@ -117,7 +117,11 @@ fn only_a_student_is_compared_with_trajectories_and_only_with_its_own_kind() {
     assert_eq!(compare("run/model", "set"), Ok(3));
     for (model, set, reason) in [
         ("teacher", "set", "the model is none"),
-        ("run/model", "states", "the trajectories are of ([3, 8, 8], 3, States)"),
+        (
+            "run/model",
+            "states",
+            r#"the trajectories are of {"classes":3,"points":"states","shape":[3,8,8]}"#,
+        ),
         ("run/model", "three", "a student of 4 steps on trajectories of 3 points"),
     ] {
         let error = compare(model, set).expect_err("it does not fit");
@@ -162,8 +166,8 @@ fn an_adversarial_stage_goes_on_from_a_student_and_resumes_bit_for_bit() {
         let error = run.map(drop).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };
-    refuse(&[&init, "student.history_layers=2"], "history_layers: 2");
-    refuse(&[&set("student.init", "teacher")], "student: None");
+    refuse(&[&init, "student.history_layers=2"], "student.history_layers was 1, is 2");
+    refuse(&[&set("student.init", "teacher")], "student was not given");
     pictures(&path.join("other"), &["a", "b"]);
     refuse(&[&set("adversarial.data", "other")], "has 2 classes, the teacher 3");
 }

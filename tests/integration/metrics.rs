@@ -38,7 +38,7 @@ fn distances_of_feature_sets() {
             println!("{name}: {found}, expected {expected}");
             assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{name}");
         };
-        near("fid", frechet(&real, &generated, 0, 0).value, value("fid"));
+        near("fid", frechet(&real, &generated, 0, 0).expect("a distance").value, value("fid"));
         near("kid", kernel(&real, &generated, 0, 0).value, value("kid"));
         let found = coverage(&real, &generated, 3);
         near("precision", found.precision, value("precision_k3"));

@@ -121,6 +121,72 @@ fn mutated_manifests() {
     });
 }
 
+/// Whatever a description says, it is opened or refused at once.
+#[test]
+fn mutated_configurations() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipeline = golden("dit-pipeline", "");
+    let bundle = crate::util::assets().join("models/emoji-class");
+    for (model, files) in [
+        (
+            pipeline,
+            &[
+                "model_index.json",
+                "transformer/config.json",
+                "scheduler/scheduler_config.json",
+                "vae/config.json",
+                "transformer/diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model.safetensors",
+            ][..],
+        ),
+        (bundle, &["model.json", "dit.safetensors"]),
+    ] {
+        let copy = folder.path().join("model");
+        for file in files {
+            let target = copy.join(file);
+            std::fs::create_dir_all(target.parent().expect("a folder")).expect("created");
+            std::fs::copy(model.join(file), target).expect("copied");
+        }
+        for file in files.iter().filter(|file| file.ends_with(".json")) {
+            let bytes = std::fs::read(copy.join(file)).expect("there");
+            for number in 0..MUTATIONS {
+                let bytes = match number % 2 {
+                    0 => mutated(&bytes, number / 2),
+                    _ => other_number(&bytes, number),
+                };
+                std::fs::write(copy.join(file), bytes).expect("written");
+                let started = Instant::now();
+                if let Ok(model) = pyrograph::model::recognise(&copy) {
+                    let settings = model.config.defaults.settings(0);
+                    let _ = settings.grid(&model.config.process);
+                    let _ = model.config.net.parameters();
+                }
+                let elapsed = started.elapsed();
+                assert!(elapsed < Duration::from_secs(2), "{file} {number} took {elapsed:?}");
+            }
+            std::fs::write(copy.join(file), bytes).expect("written");
+        }
+        std::fs::remove_dir_all(copy).expect("removed");
+    }
+}
+
+/// A copy of a JSON text in which one number is another, such as a very large one.
+fn other_number(bytes: &[u8], number: u64) -> Vec<u8> {
+    const NUMBERS: [&str; 8] =
+        ["0", "-1", "1e308", "65537", "4294967296", "18446744073709551615", "0.5", "1e-300"];
+    let text = String::from_utf8_lossy(bytes);
+    let starts: Vec<usize> = text
+        .match_indices(|c: char| c.is_ascii_digit())
+        .map(|(at, _)| at)
+        .filter(|at| {
+            !text[..*at].ends_with(|c: char| c.is_ascii_alphanumeric() || ".-_".contains(c))
+        })
+        .collect();
+    let start = starts[number as usize / 2 % starts.len()];
+    let rest = text[start..].trim_start_matches(|c: char| c.is_ascii_digit() || ".e-".contains(c));
+    format!("{}{}{rest}", &text[..start], NUMBERS[number as usize % NUMBERS.len()]).into_bytes()
+}
+
 /// A sharded checkpoint of one shard whose index `change` can spoil; returns the index.
 fn shards(folder: &Path, change: impl Fn(&mut serde_json::Value)) -> PathBuf {
     let source = golden("dit-pipeline", "transformer/diffusion_pytorch_model.safetensors");

@@ -25,7 +25,7 @@ impl Denoiser for Analytic {
         let wave = (x.clone() * 3.0).sin() * 0.2;
         let output = x.clone() * 0.35 + wave + 0.1 * (level.timestep / 1000.0).cos();
         let variance = self.variance.then(|| x.tanh());
-        Denoised { clean: x_t * c.c_skip + output * c.c_out, variance }
+        Denoised { clean: x_t * c.c_skip + output * c.c_out, unclipped: None, variance }
     }
 }
 

@@ -25,6 +25,27 @@ pub fn assets() -> PathBuf {
     root().join("assets")
 }
 
+/// Folder of small inputs.
+pub fn fixtures() -> PathBuf {
+    root().join("tests/fixtures")
+}
+
+/// Equal bit for bit, or neither a number.
+pub fn is_same(a: &[f32], b: &[f32]) -> bool {
+    let same = |(a, b): (&f32, &f32)| a == b || (a.is_nan() && b.is_nan());
+    a.len() == b.len() && a.iter().zip(b).all(same)
+}
+
+/// A file of the cases that once failed, of those about pictures.
+pub fn case_file(name: &str) -> PathBuf {
+    root().join("tests/fixtures/cases/pictures").join(name)
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
 /// Folder of the golden cases.
 pub fn goldens() -> PathBuf {
     match std::env::var_os("PYROGRAPH_GOLDENS") {
@@ -78,7 +99,7 @@ pub fn files(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 /// The temporary, hidden name of a file that is being written, or was when its program was killed.
 pub fn is_unfinished(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".writing-"))
 }
 
 /// The tensors of a golden case.

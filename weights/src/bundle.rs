@@ -1,24 +1,22 @@
 //! The native bundle: a folder with a `model.json` and one safetensors file per network.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use safetensors::Dtype as Stored;
-use safetensors::tensor::View;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
-use crate::dtype::FloatDtype;
+use crate::dtype::{Dtype, FloatDtype};
 use crate::error::{Error, Result};
-use crate::files::{
-    folder_of, is_plain_name, read_at_most, replace, sha256, sync_folder, write_whole,
-};
-use crate::formats::safetensors::write_views;
+use crate::files::{folder_of, is_plain_name, open_file, read_at_most, sha256};
+use crate::formats::safetensors::{View, write_views};
 use crate::layout::Layout;
 use crate::load::{LoadReport, load};
+use crate::replace::{check_writable, replace_folder, write_whole};
 
 /// Name of the manifest in a bundle.
 const MANIFEST: &str = "model.json";
@@ -84,6 +82,22 @@ impl Manifest {
     }
 }
 
+/// The manifest of a folder, of this format and version.
+fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let path = folder.join(MANIFEST);
+    let manifest: Manifest = serde_json::from_slice(&read_at_most(&path, MAX_MANIFEST_BYTES)?)
+        .map_err(|source| Error::Json { path, source })?;
+    match (manifest.format.as_str(), manifest.version) {
+        (FORMAT, VERSION) => Ok(manifest),
+        (format, version) => Err(Error::Bundle {
+            path: folder.to_owned(),
+            reason: format!(
+                "format {format} version {version}, expected {FORMAT} version {VERSION}"
+            ),
+        }),
+    }
+}
+
 /// An opened bundle; its weights are read when asked for.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -99,24 +113,13 @@ impl Bundle {
     /// Files that are not there, broken JSON, another format or version, names that leave the folder.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
-        let path = folder.join(MANIFEST);
+        let manifest = read_manifest(&folder)?;
         let fault = |reason| Error::Bundle { path: folder.clone(), reason };
-        let manifest: Manifest = serde_json::from_slice(&read_at_most(&path, MAX_MANIFEST_BYTES)?)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
-        if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
-            return Err(fault(format!(
-                "format {} version {}, expected {FORMAT} version {VERSION}",
-                manifest.format, manifest.version
-            )));
-        }
         for part in manifest.parts.values() {
             if !is_plain_name(&part.file) {
                 return Err(fault(format!("part `{}` is not a plain file name", part.file)));
             }
-            let path = folder.join(&part.file);
-            let bytes = std::fs::metadata(&path)
-                .map_err(|source| Error::File { path: path.clone(), source })?
-                .len();
+            let (_, bytes) = open_file(&folder.join(&part.file))?;
             if bytes != part.bytes {
                 return Err(fault(format!(
                     "{} has {bytes} bytes, the manifest says {}",
@@ -217,8 +220,8 @@ impl Part {
 struct Typed(Parameter, FloatDtype);
 
 impl View for Typed {
-    fn dtype(&self) -> Stored {
-        self.1.stored().safetensors()
+    fn dtype(&self) -> Dtype {
+        self.1.stored()
     }
 
     fn shape(&self) -> &[usize] {
@@ -237,16 +240,47 @@ impl View for Typed {
         };
         Cow::Owned(data.as_bytes().to_vec())
     }
+}
 
-    fn data_len(&self) -> usize {
-        self.0.shape.iter().product::<usize>() * self.1.stored().size()
+/// Checks, before any work, that a bundle can be saved at a path: with `overwrite`, it replaces another bundle or an
+/// empty folder, but nothing that holds more than that.
+///
+/// # Errors
+/// [`Error::Exists`] without `overwrite`, [`Error::NotOurs`] for anything else that is there, and a folder that cannot
+/// be written.
+pub fn check_target(folder: &Path, overwrite: bool) -> Result<()> {
+    if !folder.exists() && !folder.is_symlink() {
+        return check_writable(folder_of(folder));
+    }
+    if !overwrite {
+        return Err(Error::Exists { path: folder.to_owned() });
+    }
+    let not_ours = |reason: String| Error::NotOurs { path: folder.to_owned(), reason };
+    if !folder.is_dir() {
+        return Err(not_ours("it is not a folder".into()));
+    }
+    let failed = |source| Error::File { path: folder.to_owned(), source };
+    let entries = std::fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry?.file_name()));
+    let mut names = entries.collect::<std::io::Result<BTreeSet<_>>>().map_err(failed)?;
+    if names.is_empty() {
+        return check_writable(folder_of(folder));
+    }
+    let manifest = read_manifest(folder).map_err(|_| not_ours("it is no bundle".into()))?;
+    names.remove(OsStr::new(MANIFEST));
+    for part in manifest.parts.values() {
+        names.remove(OsStr::new(&part.file));
+    }
+    match names.first() {
+        None => check_writable(folder_of(folder)),
+        Some(name) => Err(not_ours(format!("besides a bundle it holds {}", name.display()))),
     }
 }
 
-/// Writes a bundle: into a temporary folder beside the target, which then takes its place.
+/// Writes a bundle: into a temporary folder beside the target, which then takes its place in one step.
 ///
 /// # Errors
-/// [`Error::Exists`] without `overwrite`, and everything the disk refuses; nothing half-written is left.
+/// See [`check_target`], and everything the disk refuses; what was there is then unchanged, and nothing half-written
+/// is left.
 pub fn save_bundle(
     folder: &Path,
     mut manifest: Manifest,
@@ -254,31 +288,19 @@ pub fn save_bundle(
     dtype: FloatDtype,
     overwrite: bool,
 ) -> Result<()> {
-    if folder.exists() && !overwrite {
-        return Err(Error::Exists { path: folder.to_owned() });
-    }
-    let file = |source| Error::File { path: folder.to_owned(), source };
-    let parent = folder_of(folder);
-    std::fs::create_dir_all(parent).map_err(file)?;
-    let temporary =
-        tempfile::Builder::new().prefix(".writing-").tempdir_in(parent).map_err(file)?;
-    let fresh = temporary.path().join("new");
-    std::fs::create_dir(&fresh).map_err(file)?;
-    for (name, part) in parts {
-        let file_name = format!("{name}.safetensors");
-        let path = fresh.join(&file_name);
-        let views = part.0.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
-        replace(&path, |temporary| write_views(temporary, views, &BTreeMap::new()))?;
-        let bytes = std::fs::metadata(&path).map_err(file)?.len();
-        let entry = PartEntry { file: file_name, bytes, sha256: sha256(&path)?, dtype };
-        manifest.parts.insert(name.to_owned(), entry);
-    }
-    let text = serde_json::to_string_pretty(&manifest)
-        .map_err(|source| Error::Json { path: folder.join(MANIFEST), source })?;
-    write_whole(&fresh.join(MANIFEST), (text + "\n").as_bytes())?;
-    if folder.exists() {
-        std::fs::rename(folder, temporary.path().join("old")).map_err(file)?;
-    }
-    std::fs::rename(&fresh, folder).map_err(file)?;
-    sync_folder(parent).map_err(file)
+    check_target(folder, overwrite)?;
+    replace_folder(folder, |fresh| {
+        for (name, part) in parts {
+            let file = format!("{name}.safetensors");
+            let path = fresh.join(&file);
+            let views = part.0.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
+            write_views(&path, views.collect(), &BTreeMap::new())?;
+            let (_, bytes) = open_file(&path)?;
+            let entry = PartEntry { file, bytes, sha256: sha256(&path)?, dtype };
+            manifest.parts.insert(name.to_owned(), entry);
+        }
+        let text = serde_json::to_string_pretty(&manifest)
+            .map_err(|source| Error::Json { path: folder.join(MANIFEST), source })?;
+        write_whole(&fresh.join(MANIFEST), (text + "\n").as_bytes())
+    })
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::checksum::{CHECKSUM_KEY, Checksum};
 use crate::dtype::to_f32;
 use crate::error::{Error, Result};
 use crate::files::hexadecimal;
 use crate::tensor::TensorInfo;
+use crate::wrappers::unwrap;
 
 /// Named tensors in safetensors files or in a PyTorch file.
 ///
@@ -34,6 +36,47 @@ impl Checkpoint {
         metadata: BTreeMap<String, String>,
     ) -> Self {
         Self { path: path.to_owned(), tensors, metadata }
+    }
+
+    /// Its tensors and texts.
+    pub(crate) fn into_parts(self) -> (BTreeMap<String, TensorInfo>, BTreeMap<String, String>) {
+        (self.tensors, self.metadata)
+    }
+
+    /// Under the names that the network itself gives, with the scales of 8-bit floats at their tensors.
+    pub(crate) fn unwrapped(mut self) -> Result<Self> {
+        self.tensors = unwrap(self.tensors);
+        self.put_scales().map(|()| self)
+    }
+
+    /// Programs that keep weights in 8-bit floats store the factor of each beside it, and sometimes one for its inputs,
+    /// which is for products in 8 bits.
+    fn put_scales(&mut self) -> Result<()> {
+        const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
+        const OTHERS: [&str; 3] = ["scale_input", "input_scale", "scaled_fp8"];
+        let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+        let scales: Vec<(String, String)> = self
+            .tensors
+            .keys()
+            .filter(|name| SCALES.contains(&last(name).as_str()))
+            .map(|name| (name.clone(), format!("{}weight", &name[..name.len() - last(name).len()])))
+            .filter(|(_, weight)| self.tensors.get(weight).is_some_and(|info| info.dtype.is_f8()))
+            .collect();
+        if scales.is_empty() {
+            return Ok(());
+        }
+        self.tensors.retain(|name, _| !OTHERS.contains(&last(name).as_str()));
+        for (name, weight) in scales {
+            let Some(scale) = self.tensors.remove(&name) else { continue };
+            let (path, shape) = (self.path.clone(), scale.shape.clone());
+            if !scale.dtype.is_float() || shape.iter().any(|side| *side != 1) {
+                return Err(Error::Scale { path, name, dtype: scale.dtype, shape });
+            }
+            if let Some(weight) = self.tensors.get_mut(&weight) {
+                weight.scale = Some(Box::new(scale));
+            }
+        }
+        Ok(())
     }
 
     /// The file or index that was opened.
@@ -62,7 +105,14 @@ impl Checkpoint {
     /// [`Error::NoTensor`], or a file that can no longer be read.
     pub fn read_f32(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
         let info = self.info(name)?;
-        Ok((to_f32(&self.read(name)?, info.dtype), info.shape.clone()))
+        let mut values = to_f32(&self.read(name)?, info.dtype);
+        if let Some(scale) = &info.scale {
+            let bytes = scale.values.read(usize::MAX);
+            let bytes = bytes.map_err(|source| self.unreadable(name, source))?;
+            let factor = to_f32(&bytes, scale.dtype).into_iter().product::<f32>();
+            values.iter_mut().for_each(|value| *value *= factor);
+        }
+        Ok((values, info.shape.clone()))
     }
 
     pub(crate) fn info(&self, name: &str) -> Result<&TensorInfo> {
@@ -70,10 +120,14 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(missing)
     }
 
+    fn unreadable(&self, name: &str, source: std::io::Error) -> Error {
+        Error::Values { path: self.path.clone(), name: name.into(), source }
+    }
+
     /// The bytes of a tensor, as many as its type and shape say.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.info(name)?;
-        let failed = |source| Error::Values { path: self.path.clone(), name: name.into(), source };
+        let failed = |source| self.unreadable(name, source);
         let bytes = info.values.read(usize::MAX).map_err(failed)?;
         let expected = info.shape.iter().product::<usize>() * info.dtype.size();
         match bytes.len() {
@@ -82,6 +136,26 @@ impl Checkpoint {
                 std::io::ErrorKind::InvalidData,
                 format!("{expected} bytes expected, found {found}"),
             ))),
+        }
+    }
+
+    /// Reads everything and compares it with the checksum that [`write_safetensors`](crate::write_safetensors) stored;
+    /// tells whether there is one.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`] if it differs, or a file that can no longer be read.
+    pub fn verify(&self) -> Result<bool> {
+        let Some(expected) = self.metadata.get(CHECKSUM_KEY) else { return Ok(false) };
+        let mut checksum = Checksum::new(&self.metadata);
+        for (name, info) in &self.tensors {
+            checksum.add(name, info.dtype, &info.shape, &self.read(name)?);
+        }
+        let found = checksum.finish();
+        match found == *expected {
+            true => Ok(true),
+            false => {
+                Err(Error::Checksum { path: self.path.clone(), expected: expected.clone(), found })
+            }
         }
     }
 

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use burn::tensor::{BoolStore, DType, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use pytorch_reader::DType as Torch;
 use safetensors::Dtype as Stored;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +17,8 @@ pub enum Dtype {
     F32,
     F16,
     BF16,
+    F8E4M3,
+    F8E5M2,
     I64,
     I32,
     I16,
@@ -26,19 +27,26 @@ pub enum Dtype {
     Bool,
 }
 
-/// Each type with its name here, in safetensors, in the reader of PyTorch files, and in burn.
-const TYPES: [(Dtype, &str, Stored, Torch, DType); 10] = [
-    (Dtype::F64, "f64", Stored::F64, Torch::F64, DType::F64),
-    (Dtype::F32, "f32", Stored::F32, Torch::F32, DType::F32),
-    (Dtype::F16, "f16", Stored::F16, Torch::F16, DType::F16),
-    (Dtype::BF16, "bf16", Stored::BF16, Torch::BF16, DType::BF16),
-    (Dtype::I64, "i64", Stored::I64, Torch::I64, DType::I64),
-    (Dtype::I32, "i32", Stored::I32, Torch::I32, DType::I32),
-    (Dtype::I16, "i16", Stored::I16, Torch::I16, DType::I16),
-    (Dtype::I8, "i8", Stored::I8, Torch::I8, DType::I8),
-    (Dtype::U8, "u8", Stored::U8, Torch::U8, DType::U8),
-    (Dtype::Bool, "bool", Stored::BOOL, Torch::Bool, DType::Bool(BoolStore::Native)),
+/// A type with its name here and in safetensors, what PyTorch calls it and a block of it, and burn's name, if it has one.
+type Names = (Dtype, &'static str, Stored, [&'static str; 2], Option<DType>);
+
+const TYPES: [Names; 12] = [
+    (Dtype::F64, "f64", Stored::F64, ["float64", "DoubleStorage"], Some(DType::F64)),
+    (Dtype::F32, "f32", Stored::F32, ["float32", "FloatStorage"], Some(DType::F32)),
+    (Dtype::F16, "f16", Stored::F16, ["float16", "HalfStorage"], Some(DType::F16)),
+    (Dtype::BF16, "bf16", Stored::BF16, ["bfloat16", "BFloat16Storage"], Some(DType::BF16)),
+    (Dtype::F8E4M3, "f8_e4m3", Stored::F8_E4M3, ["float8_e4m3fn", ""], None),
+    (Dtype::F8E5M2, "f8_e5m2", Stored::F8_E5M2, ["float8_e5m2", ""], None),
+    (Dtype::I64, "i64", Stored::I64, ["int64", "LongStorage"], Some(DType::I64)),
+    (Dtype::I32, "i32", Stored::I32, ["int32", "IntStorage"], Some(DType::I32)),
+    (Dtype::I16, "i16", Stored::I16, ["int16", "ShortStorage"], Some(DType::I16)),
+    (Dtype::I8, "i8", Stored::I8, ["int8", "CharStorage"], Some(DType::I8)),
+    (Dtype::U8, "u8", Stored::U8, ["uint8", "ByteStorage"], Some(DType::U8)),
+    (Dtype::Bool, "bool", Stored::BOOL, ["bool", "BoolStorage"], Some(BOOL)),
 ];
+
+/// A byte for each.
+const BOOL: DType = DType::Bool(BoolStore::Native);
 
 impl Dtype {
     /// Bytes per element.
@@ -48,7 +56,11 @@ impl Dtype {
 
     /// Whether elements are floating-point numbers.
     pub fn is_float(self) -> bool {
-        matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) || self.is_f8()
+    }
+
+    pub(crate) fn is_f8(self) -> bool {
+        matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2)
     }
 
     pub(crate) fn safetensors(self) -> Stored {
@@ -59,12 +71,13 @@ impl Dtype {
         TYPES.iter().find(|row| row.2 == stored).map(|row| row.0)
     }
 
-    pub(crate) fn of_pytorch(stored: Torch) -> Option<Self> {
-        TYPES.iter().find(|row| row.3 == stored).map(|row| row.0)
+    /// By the name of the type, or of a block of it.
+    pub(crate) fn of_pytorch(name: &str) -> Option<Self> {
+        TYPES.iter().find(|row| !name.is_empty() && row.3.contains(&name)).map(|row| row.0)
     }
 
     pub(crate) fn of_burn(dtype: DType) -> Option<Self> {
-        TYPES.iter().find(|row| row.4 == dtype).map(|row| row.0)
+        TYPES.iter().find(|row| row.4 == Some(dtype)).map(|row| row.0)
     }
 }
 
@@ -90,7 +103,7 @@ pub enum FloatDtype {
 impl FloatDtype {
     /// burn's name.
     pub fn burn(self) -> DType {
-        TYPES[self.stored() as usize].4
+        TYPES[self.stored() as usize].4.expect("burn has the types that weights are held in")
     }
 
     pub(crate) fn stored(self) -> Dtype {
@@ -165,6 +178,9 @@ pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
         Dtype::I16 => each(bytes, |b| f32::from(i16::from_le_bytes(b))),
         Dtype::I8 => each(bytes, |b: [u8; 1]| f32::from(b[0] as i8)),
         Dtype::U8 | Dtype::Bool => each(bytes, |b: [u8; 1]| f32::from(b[0])),
+        // The upper half of an f16.
+        Dtype::F8E5M2 => each(bytes, |[byte]: [u8; 1]| f16::from_le_bytes([0, byte]).to_f32()),
+        Dtype::F8E4M3 => each(bytes, e4m3),
         Dtype::F16 => {
             let halves: Vec<f16> =
                 bytes.as_chunks().0.iter().map(|chunk| f16::from_le_bytes(*chunk)).collect();
@@ -176,6 +192,16 @@ pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
             halves.to_f32_vec()
         }
     }
+}
+
+/// A number of 4 exponent and 3 mantissa bits without infinities (Micikevicius et al. 2022): with the bits at the places
+/// of an f16, the exponent is 8 too small.
+fn e4m3([byte]: [u8; 1]) -> f32 {
+    let magnitude = match byte & 0x7f {
+        0x7f => f32::NAN,
+        bits => f16::from_bits(u16::from(bits) << 7).to_f32() * 256.0,
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 #[cfg(test)]
@@ -198,12 +224,25 @@ mod tests {
         assert_eq!(to_f32(&[0xff, 3], Dtype::I8), [-1.0, 3.0]);
     }
 
+    /// Values by hand: the smallest, one, the largest, and what is none.
+    #[test]
+    fn eight_bits_are_read() {
+        let e4m3 = to_f32(&[0x00, 0x01, 0x08, 0x38, 0xb8, 0x7e, 0xfe], Dtype::F8E4M3);
+        assert_eq!(e4m3, [0.0, 2f32.powi(-9), 2f32.powi(-6), 1.0, -1.0, 448.0, -448.0]);
+        let e5m2 = to_f32(&[0x01, 0x3c, 0xc0, 0x7b, 0x7c], Dtype::F8E5M2);
+        assert_eq!(e5m2, [2f32.powi(-16), 1.0, -2.0, 57344.0, f32::INFINITY]);
+        assert!(to_f32(&[0x7f], Dtype::F8E4M3)[0].is_nan());
+        assert!(to_f32(&[0x7d], Dtype::F8E5M2)[0].is_nan());
+    }
+
     #[test]
     fn rows_of_the_table_are_in_the_order_of_the_types() {
         for (i, (dtype, _, stored, _, burn)) in TYPES.into_iter().enumerate() {
             assert_eq!(dtype as usize, i);
             assert_eq!(Dtype::of_safetensors(stored), Some(dtype));
-            assert_eq!((Dtype::of_burn(burn), burn.size()), (Some(dtype), dtype.size()));
+            if let Some(burn) = burn {
+                assert_eq!((Dtype::of_burn(burn), burn.size()), (Some(dtype), dtype.size()));
+            }
         }
     }
 

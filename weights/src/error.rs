@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::dtype::Dtype;
+
 /// What can be wrong with a file or with what it holds.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -16,6 +18,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Something else in the place of a file.
+    #[error("{}: {found}, expected a file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
     /// A file that should be small.
     #[error("{}: larger than {most} bytes", path.display())]
     Large {
@@ -27,6 +37,12 @@ pub enum Error {
     /// A file of none of the known formats.
     #[error("{}: neither safetensors, nor a shard index, nor a PyTorch file", path.display())]
     UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text in the place of a file.
+    #[error("{}: a Git LFS pointer instead of the file: run `git lfs pull` where it was cloned", path.display())]
+    LfsPointer {
         /// The file.
         path: PathBuf,
     },
@@ -108,6 +124,21 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A factor of 8-bit weights that is not one number.
+    #[error(
+        "{}: the scale `{name}` has type {dtype} and shape {shape:?}, expected one float: save the weights without scales, in \
+         f16 or bf16", path.display()
+    )]
+    Scale {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The factor.
+        name: String,
+        /// Its type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
     /// A checkpoint that does not fit the network.
     #[error("{}: {mismatch}", path.display())]
     Mismatch {
@@ -130,6 +161,14 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// A target that cannot be replaced, since it is more than a bundle.
+    #[error("{} is not replaced: {reason}", path.display())]
+    NotOurs {
+        /// The target.
+        path: PathBuf,
+        /// What is there.
+        reason: String,
+    },
 }
 
 /// Result of this crate.
@@ -146,10 +185,10 @@ pub struct Mismatch {
     pub different: Vec<String>,
 }
 
-/// Names shown of each kind of difference.
-const SHOWN: usize = 10;
-
 impl Mismatch {
+    /// Names shown of each kind of difference.
+    pub(crate) const SHOWN: usize = 10;
+
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.unused.is_empty() && self.different.is_empty()
@@ -166,11 +205,11 @@ impl fmt::Display for Mismatch {
                 continue;
             }
             write!(f, "\n  {kind} ({}):", names.len())?;
-            for name in names.iter().take(SHOWN) {
+            for name in names.iter().take(Self::SHOWN) {
                 write!(f, "\n    {name}")?;
             }
-            if names.len() > SHOWN {
-                write!(f, "\n    ... {} more", names.len() - SHOWN)?;
+            if names.len() > Self::SHOWN {
+                write!(f, "\n    ... {} more", names.len() - Self::SHOWN)?;
             }
         }
         Ok(())

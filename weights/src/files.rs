@@ -1,6 +1,6 @@
-//! Files: read with a limit, written whole or not at all.
+//! Reading files, with a limit, and the names of files.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::Read;
 use std::path::{Component, Path};
 
@@ -8,41 +8,25 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Writes a file whole or not at all, and waits for the disk.
+/// Opens a file that has an end, with its length.
 ///
 /// # Errors
-/// A folder that cannot be written; a file that was there before is then unchanged.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    replace(path, |temporary| std::fs::write(temporary, bytes).map_err(file))
-}
-
-/// Lets `fill` write a temporary file in the same folder, which then takes the place of `path`.
-pub(crate) fn replace(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    let folder = folder_of(path);
-    let temporary =
-        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(file)?;
-    fill(temporary.path())?;
-    // Readable like any other file, not only by its owner.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        temporary.as_file().set_permissions(mode).map_err(file)?;
+/// A folder, a pipe or a device, and whatever the system refuses.
+pub(crate) fn open_file(path: &Path) -> Result<(File, u64)> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    // Before it is opened, which waits for ever on a pipe.
+    let about = std::fs::metadata(path).map_err(failed)?;
+    match about.is_file() {
+        true => Ok((File::open(path).map_err(failed)?, about.len())),
+        false => Err(Error::NotAFile { path: path.to_owned(), found: kind(about.file_type()) }),
     }
-    temporary.as_file().sync_all().map_err(file)?;
-    temporary.persist(path).map_err(|error| file(error.error))?;
-    sync_folder(folder).map_err(file)
 }
 
-/// Makes renames in a folder survive a power cut, where the system can.
-pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+fn kind(found: FileType) -> &'static str {
+    match found.is_dir() {
+        true => "a folder",
+        false => "a pipe or a device",
+    }
 }
 
 /// The folder that a file or folder is in; `.` for a bare name.
@@ -53,6 +37,11 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Whether a name ends in `.extension`, in small letters or capitals.
+pub(crate) fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
 /// Whether a name stays in its folder.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
@@ -60,29 +49,58 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
     plain && !name.contains(['/', '\\', '\0'])
 }
 
-/// The content of a file that should be small.
-pub(crate) fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let file = |source| Error::File { path: path.to_owned(), source };
+/// The content of a file of at most `most` bytes.
+///
+/// # Errors
+/// A larger file, and what is no file, such as a pipe or a device.
+pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (file, length) = open_file(path)?;
+    let large = || Error::Large { path: path.to_owned(), most };
+    if length > most {
+        return Err(large());
+    }
     let mut content = Vec::new();
-    File::open(path).map_err(file)?.take(most + 1).read_to_end(&mut content).map_err(file)?;
+    // It may have grown since.
+    file.take(most + 1)
+        .read_to_end(&mut content)
+        .map_err(|source| Error::File { path: path.to_owned(), source })?;
     match content.len() as u64 > most {
-        true => Err(Error::Large { path: path.to_owned(), most }),
+        true => Err(large()),
         false => Ok(content),
     }
 }
 
+/// Up to `most` bytes from the start of a file.
+pub(crate) fn read_start(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (file, _) = open_file(path)?;
+    let mut start = Vec::new();
+    file.take(most)
+        .read_to_end(&mut start)
+        .map_err(|source| Error::File { path: path.to_owned(), source })?;
+    Ok(start)
+}
+
 /// The sha256 of a file in hexadecimal.
-pub(crate) fn sha256(path: &Path) -> Result<String> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    let mut opened = File::open(path).map_err(file)?;
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let (file, length) = open_file(path)?;
+    let mut content = file.take(length);
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match opened.read(&mut buffer).map_err(file)? {
+        let count = content.read(&mut buffer);
+        match count.map_err(|source| Error::File { path: path.to_owned(), source })? {
             0 => return Ok(hexadecimal(&hash.finalize())),
             count => hash.update(&buffer[..count]),
         }
     }
+}
+
+/// The sha256 of bytes in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
 }
 
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {

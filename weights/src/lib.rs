@@ -33,6 +33,7 @@ compile_error!("pyrograph needs a little-endian machine");
 
 mod bundle;
 mod checkpoint;
+mod checksum;
 pub mod convert;
 mod dtype;
 mod error;
@@ -42,17 +43,20 @@ mod layout;
 mod load;
 mod open;
 mod recognise;
+mod replace;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod wrappers;
 
-pub use bundle::{Bundle, Manifest, Part, PartEntry, save_bundle};
+pub use bundle::{Bundle, Manifest, Part, PartEntry, check_target, save_bundle};
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, FloatDtype};
 pub use error::{Error, Mismatch, Result};
-pub use files::{folder_of, write_whole};
+pub use files::{folder_of, read_at_most, sha256, sha256_of};
 pub use formats::safetensors::write_safetensors;
 pub use layout::{Layout, Rule, Transform};
 pub use load::{LoadReport, load};
 pub use recognise::{Foreign, recognise};
+pub use replace::{check_writable, remove_unfinished, write_whole};
 pub use tensor::TensorInfo;

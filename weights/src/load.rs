@@ -51,8 +51,12 @@ pub fn load<M: Module>(
     let unused = checkpoint.tensors().keys();
     let unused: Vec<String> =
         unused.filter(|name| !used.contains(*name) && !layout.ignores(name)).cloned().collect();
-    let missing = mismatch.missing.clone();
-    mismatch.unused = unused.into_iter().map(|name| with_hint(name, &missing)).collect();
+    let missing = &mismatch.missing[..mismatch.missing.len().min(CANDIDATES)];
+    let hinted = |(i, name): (usize, String)| match i < Mismatch::SHOWN {
+        true => with_hint(name, missing),
+        false => name,
+    };
+    mismatch.unused = unused.into_iter().enumerate().map(hinted).collect();
     match mismatch.is_empty() {
         true => Ok((module, report)),
         false => Err(Error::Mismatch {
@@ -150,11 +154,20 @@ impl Loader<'_> {
     }
 }
 
+/// Most names that are compared with one.
+const CANDIDATES: usize = 1000;
+/// Longest name that is compared with others.
+const COMPARED: usize = 128;
+
 /// Adds the most similar missing name, if one is close.
 fn with_hint(name: String, missing: &[String]) -> String {
+    if name.len() > COMPARED {
+        return name;
+    }
     let close = missing
         .iter()
         .map(|candidate| candidate.split(' ').next().unwrap_or(candidate))
+        .filter(|candidate| candidate.len() <= COMPARED)
         .map(|candidate| (distance(&name, candidate), candidate))
         .min()
         .filter(|(distance, _)| *distance <= name.len() / 3);
@@ -182,6 +195,19 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 100,000 names on both sides.
+    #[test]
+    fn names_are_suggested_in_no_time() {
+        let long = "x".repeat(COMPARED);
+        let missing: Vec<String> = (0..CANDIDATES).map(|i| format!("{i}{long}")).collect();
+        let started = std::time::Instant::now();
+        for i in 0..Mismatch::SHOWN {
+            with_hint(format!("{i}.{}", &long[3..]), &missing);
+        }
+        with_hint("y".repeat(1 << 20), &missing);
+        assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+    }
 
     #[test]
     fn distances_count_edits() {

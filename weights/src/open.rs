@@ -4,21 +4,39 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::files::{has_extension, read_start};
 use crate::formats::{pytorch, safetensors, shards};
 
+/// How the text starts that stands for a file in a Git repository until Git LFS has fetched it.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 impl Checkpoint {
-    /// Opens a safetensors file, a `*.safetensors.index.json` with its shards, or a PyTorch file.
+    /// Opens a safetensors file, a `*.index.json` with its shards, or a PyTorch file. Prefixes that trainers put around
+    /// the names of a network, such as `module.` and `_orig_mod.`, are taken off.
     ///
     /// # Errors
     /// A file that is not there, of no known format, or that breaks the rules of its format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        match extension {
-            Some("json") => shards::open(path),
-            Some("safetensors") => safetensors::open(path),
-            _ if pytorch::is_pytorch(path)? => pytorch::open(path),
-            _ => Err(Error::UnknownFormat { path: path.to_owned() }),
-        }
+        let opened = match has_extension(path, "json") {
+            true => shards::open(path)?,
+            false => open_file(path)?,
+        };
+        opened.unwrapped()
+    }
+}
+
+/// Opens a file that holds tensors, as they are named there.
+pub(crate) fn open_file(path: &Path) -> Result<Checkpoint> {
+    let start = read_start(path, 512)?;
+    if start.starts_with(LFS_POINTER) {
+        return Err(Error::LfsPointer { path: path.to_owned() });
+    }
+    if has_extension(path, "safetensors") {
+        return safetensors::open(path);
+    }
+    match pytorch::is_pytorch(&start) {
+        true => pytorch::open(path),
+        false => Err(Error::UnknownFormat { path: path.to_owned() }),
     }
 }

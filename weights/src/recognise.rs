@@ -19,7 +19,7 @@ pub enum Foreign {
 }
 
 /// Two names that only this kind holds together.
-const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
+pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
     (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
     (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
     (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
@@ -29,7 +29,11 @@ const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
 
 /// What a checkpoint holds, if it is of a known kind.
 pub fn recognise(checkpoint: &Checkpoint) -> Option<Foreign> {
-    let holds = |name: &&str| checkpoint.tensors().contains_key(*name);
-    let found = SIGNATURES.iter().find(|(_, names)| names.iter().all(&holds));
+    kind(|name| checkpoint.tensors().contains_key(name))
+}
+
+/// What tensors are, by the names that are among theirs.
+pub(crate) fn kind(holds: impl Fn(&str) -> bool) -> Option<Foreign> {
+    let found = SIGNATURES.iter().find(|(_, names)| names.iter().all(|name| holds(name)));
     found.map(|(kind, _)| *kind)
 }

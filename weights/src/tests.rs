@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::checksum::CHECKSUM_KEY;
 use crate::{Bundle, Checkpoint, FloatDtype, Manifest, Part, save_bundle, write_safetensors};
 
 /// Opens a file and reads everything in it. No tensor may have more bytes than the file, but for a few that
@@ -208,7 +209,9 @@ proptest! {
         let listed: Vec<_> = tensors.clone().into_iter().collect();
         write_safetensors(&path, &listed, &metadata).expect("written");
         let file = Checkpoint::open(&path).expect("what was written");
-        prop_assert_eq!(file.metadata(), &metadata);
+        let mut texts = file.metadata().clone();
+        prop_assert!(texts.remove(CHECKSUM_KEY).is_some());
+        prop_assert_eq!(&texts, &metadata);
         prop_assert!(file.tensors().keys().eq(tensors.keys()));
         for (name, data) in &tensors {
             let info = file.info(name).expect("there");
@@ -242,5 +245,35 @@ proptest! {
         prop_assert_eq!(report.not_finite.is_empty(), stored.iter().all(|value| value.is_finite()));
         let second = save("second", &net);
         prop_assert_eq!(&first.manifest().parts, &second.manifest().parts);
+    }
+}
+
+#[test]
+fn no_flipped_bit_goes_unseen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.safetensors");
+    let tensors = [
+        ("a".to_owned(), TensorData::new(vec![1.5f32, -2.0, 0.25], [3])),
+        ("b".to_owned(), TensorData::new(vec![7i64], [1])),
+    ];
+    let texts = BTreeMap::from([("step".to_owned(), "12".to_owned())]);
+    write_safetensors(&path, &tensors, &texts).expect("written");
+    let whole = std::fs::read(&path).expect("a file");
+    assert!(Checkpoint::open(&path).expect("whole").verify().expect("whole"));
+    let content = || -> crate::Result<(bool, Vec<Vec<f32>>, Option<String>)> {
+        let file = Checkpoint::open(&path)?;
+        let is_sealed = file.verify()?;
+        let values = file.tensors().keys().map(|name| Ok(file.read_f32(name)?.0));
+        Ok((is_sealed, values.collect::<crate::Result<_>>()?, file.metadata().get("step").cloned()))
+    };
+    let (_, values, step) = content().expect("whole");
+    for bit in 0..8 * whole.len() {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&path, flipped).expect("written");
+        // Spaces between the parts of the header mean nothing, and without its name there is no checksum.
+        if let Ok((is_sealed, found, text)) = content() {
+            assert!(found == values && (text == step || !is_sealed), "bit {bit} was not seen");
+        }
     }
 }

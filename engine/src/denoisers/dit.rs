@@ -35,6 +35,6 @@ impl Denoiser for DitDenoiser<'_> {
         let variance = (output.dims()[1] == 2 * channels)
             .then(|| output.clone().narrow(1, channels, channels));
         let output = output.narrow(1, 0, channels); // [batch, channels, height, width]
-        Denoised { clean: x_t * c.c_skip + output * c.c_out, variance }
+        Denoised { clean: x_t * c.c_skip + output * c.c_out, unclipped: None, variance }
     }
 }

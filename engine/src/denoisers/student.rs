@@ -75,6 +75,6 @@ impl Denoiser for StudentDenoiser<'_> {
             }
             _ => point,
         };
-        Denoised { clean, variance: None }
+        Denoised { clean, unclipped: None, variance: None }
     }
 }

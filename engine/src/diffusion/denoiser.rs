@@ -21,6 +21,8 @@ pub trait Denoiser {
 pub struct Denoised {
     /// Estimate of the clean image, `[batch, channels, height, width]`.
     pub clean: Tensor<4>,
+    /// The same before it was cut off, where that was done; it gives the direction of DDIM and Euler.
+    pub unclipped: Option<Tensor<4>>,
     /// Of a learned variance, nominally in [-1, 1]: 1 is the upper bound β, -1 the lower β̃ (Nichol &
     /// Dhariwal 2021, Eq. 15).
     pub variance: Option<Tensor<4>>,

@@ -70,7 +70,11 @@ impl<D: Denoiser> Pair for Together<D> {
         let both = self.both.denoise(twice, level, step);
         [0, batch].map(|first| {
             let part = |x: &Tensor<4>| x.clone().narrow(0, first, batch);
-            Denoised { clean: part(&both.clean), variance: both.variance.as_ref().map(part) }
+            Denoised {
+                clean: part(&both.clean),
+                unclipped: None,
+                variance: both.variance.as_ref().map(part),
+            }
         })
     }
 }
@@ -116,7 +120,7 @@ impl<P: Pair> Denoiser for Guided<P> {
             let rest = main.clean.narrow(1, count, channels - count);
             clean = Tensor::cat(vec![clean.narrow(1, 0, count), rest], 1);
         }
-        Denoised { clean, variance: main.variance }
+        Denoised { clean, unclipped: None, variance: main.variance }
     }
 }
 
@@ -151,7 +155,7 @@ mod tests {
     impl Denoiser for Constant {
         fn denoise(&mut self, _: Tensor<4>, _: &Level, _: usize) -> Denoised {
             self.1 += 1;
-            Denoised { clean: self.0.clone(), variance: None }
+            Denoised { clean: self.0.clone(), unclipped: None, variance: None }
         }
     }
 

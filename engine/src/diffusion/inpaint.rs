@@ -22,8 +22,10 @@ pub struct Inpaint<D> {
 
 impl<D: Denoiser> Denoiser for Inpaint<D> {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
-        let Denoised { clean, variance } = self.inner.denoise(x_t, level, step);
-        let known = self.picture.clone() * (1.0 - self.mask.clone());
-        Denoised { clean: clean * self.mask.clone() + known, variance }
+        let Denoised { clean, unclipped, variance } = self.inner.denoise(x_t, level, step);
+        let known: Tensor<4> = self.picture.clone() * (1.0 - self.mask.clone());
+        let masked =
+            |estimate: Tensor<4>| -> Tensor<4> { estimate * self.mask.clone() + known.clone() };
+        Denoised { clean: masked(clean), unclipped: unclipped.map(masked), variance }
     }
 }

@@ -4,6 +4,7 @@
 //! each time, a [`Denoiser`] estimates `x_0` from `x_t`, and a [`Sampler`] goes back along a [`Grid`] of
 //! [`Level`]s. A sampler sees nothing but the denoiser: conditioning and guidance are bound before.
 
+mod clip;
 pub mod denoiser;
 pub mod grid;
 pub mod guidance;
@@ -14,15 +15,19 @@ pub mod process;
 pub mod sampler;
 pub mod schedule;
 
+pub use clip::{Clip, Clipped};
 pub use denoiser::{Denoised, Denoiser, Phased};
-pub use grid::{Grid, GridError, Spacing};
+pub use grid::{Clock, Grid, GridError, Spacing};
 pub use guidance::{Apart, Guided, GuidedChannels, Pair, Together};
 pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
-pub use process::{Process, TimeInput};
-pub use sampler::{Cancelled, Churn, Sampler, Step, Variance, parse_sampler};
-pub use schedule::{Level, NoiseSchedule};
+pub use process::{Process, ProcessError, TimeInput};
+pub use sampler::{
+    Cancelled, Churn, Correction, DpmSolver, Sampler, Step, StepFunction, UniPcSolver, Variance,
+    parse_sampler,
+};
+pub use schedule::{Level, NoiseSchedule, ScheduleError};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Level, NoiseSchedule, Prediction};
+use super::{
+    Clip, Grid, GridError, Level, NoiseSchedule, Prediction, Sampler, ScheduleError, Spacing,
+};
 
 /// What the network is told about the noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,14 +27,124 @@ pub struct Process {
     pub prediction: Prediction,
     /// What the network is told about the noise level.
     pub time: TimeInput,
+    /// Where estimates of the clean image are cut off in sampling, whatever the sampler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
+    /// Whether sampling ends at the lowest noise level of the schedule instead of at none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_noisy: bool,
+}
+
+/// A process that cannot work.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// A schedule that cannot be.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A schedule with a level of pure noise, where something is not defined.
+    #[error("{what} is not defined at pure noise, where {schedule} starts")]
+    PureNoise {
+        /// Prediction or time input.
+        what: &'static str,
+        /// The schedule.
+        schedule: &'static str,
+    },
+    /// A number out of its range.
+    #[error("{name} is {found}, expected {expected}")]
+    Value {
+        /// Its name.
+        name: &'static str,
+        /// What it is.
+        found: f64,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// A last noise level asked of a schedule that has none.
+    #[error("a flow has no lowest noise level to end at")]
+    Endless,
 }
 
 impl Process {
+    /// A process of these three, without anything beside.
+    pub fn new(schedule: NoiseSchedule, prediction: Prediction, time: TimeInput) -> Self {
+        Self { schedule, prediction, time, clip: None, ends_noisy: false }
+    }
+
     /// The number that the network is told for a level.
     pub fn time_input(&self, level: &Level) -> f64 {
         match self.time {
             TimeInput::Timestep => level.timestep,
             TimeInput::LogSigma => level.ve_sigma().ln() / 4.0,
         }
+    }
+
+    /// Says what cannot work.
+    ///
+    /// # Errors
+    /// Numbers out of range, and parts that do not go together.
+    pub fn check(&self) -> Result<(), ProcessError> {
+        self.schedule.check()?;
+        let within = |name, found: f64, expected, is: bool| match is && found.is_finite() {
+            true => Ok(()),
+            false => Err(ProcessError::Value { name, found, expected }),
+        };
+        if let Prediction::Edm { sigma_data } = self.prediction {
+            within("sigma_data", sigma_data, "above 0", sigma_data > 0.0)?;
+        }
+        match self.clip {
+            None => (),
+            Some(Clip::Fixed(limit)) => within("clip", limit, "above 0", limit > 0.0)?,
+            Some(Clip::Dynamic { quantile, highest }) => {
+                within("quantile", quantile, "0 to 1", (0.0..=1.0).contains(&quantile))?;
+                within("highest", highest, "above 0", highest > 0.0)?;
+            }
+        }
+        let is_flow = matches!(self.schedule, NoiseSchedule::RectifiedFlow { .. });
+        if is_flow && self.ends_noisy {
+            return Err(ProcessError::Endless);
+        }
+        let schedule = if is_flow { "a rectified flow" } else { "a schedule of zero SNR" };
+        let undefined = match (self.prediction, self.time) {
+            _ if !self.schedule.ends_in_noise() => None,
+            (Prediction::Noise, _) => Some("a prediction of noise"),
+            (Prediction::Edm { .. }, _) => Some("a prediction preconditioned as in EDM"),
+            (_, TimeInput::LogSigma) => Some("the time input ln(σ) / 4"),
+            _ => None,
+        };
+        undefined.map_or(Ok(()), |what| Err(ProcessError::PureNoise { what, schedule }))
+    }
+
+    /// The levels of a sampler's steps; without a spacing, at the solver's own places.
+    ///
+    /// # Errors
+    /// A process that cannot work, those of [`Sampler::grid`], and levels that 32-bit numbers cannot hold.
+    pub fn grid(
+        &self,
+        sampler: &Sampler,
+        spacing: Option<&Spacing>,
+        steps: usize,
+    ) -> Result<Grid, GridError> {
+        self.check()?;
+        let mut grid = sampler.grid(&self.schedule, spacing, steps)?;
+        if self.ends_noisy {
+            let lowest = match self.schedule {
+                NoiseSchedule::Edm { sigma_min, .. } => sigma_min,
+                _ => self.schedule.sigmas().expect("a discrete schedule")[0],
+            };
+            grid = grid.ending_at(lowest)?;
+        }
+        let levels = grid.steps.iter().flatten().filter(|level| level.sigma > 0.0);
+        match levels.copied().find(|level| !self.fits(level)) {
+            Some(level) => Err(GridError::Range { sigma: level.ve_sigma() }),
+            None => Ok(grid),
+        }
+    }
+
+    /// Whether all numbers at a level are within the range of 32 bits.
+    fn fits(&self, level: &Level) -> bool {
+        let c = self.prediction.coefficients(level);
+        let numbers = [c.c_in, c.c_skip, c.c_out, self.time_input(level), level.sigma];
+        numbers.iter().all(|number| (*number as f32).is_finite()) && c.c_in as f32 > 0.0
     }
 }

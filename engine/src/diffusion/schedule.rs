@@ -74,6 +74,14 @@ pub enum NoiseSchedule {
         #[serde(default)]
         zero_snr: bool,
     },
+    /// `β` as it is listed, one per timestep.
+    Betas {
+        /// Each above 0 and below 1.
+        betas: Vec<f64>,
+        /// See [`NoiseSchedule::Linear`].
+        #[serde(default)]
+        zero_snr: bool,
+    },
     /// `x_t = (1 − t) x_0 + t z`, the timestep being `1000 t` (Liu et al. 2023; Esser et al. 2024).
     RectifiedFlow {
         /// Times are moved towards the noise, `t ↦ s t / (1 + (s − 1) t)`; 1 is none.
@@ -94,13 +102,128 @@ pub enum NoiseSchedule {
     },
 }
 
+/// A schedule that cannot be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// Too many timesteps for a table, or too few to go from one to another.
+    #[error("a schedule of {steps} timesteps, expected 2 to {limit}")]
+    Steps {
+        /// Timesteps.
+        steps: usize,
+        /// Most that are possible.
+        limit: usize,
+    },
+    /// A number out of its range.
+    #[error("{name} of the schedule is {found}, expected {expected}")]
+    Value {
+        /// Its name.
+        name: &'static str,
+        /// What it is.
+        found: f64,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// Signal that does not fall, or falls below what a 32-bit number can hold.
+    #[error(
+        "the signal ᾱ must fall and stay above {LEAST_SIGNAL:.1e}, at timestep {timestep} it is {found:.1e}"
+    )]
+    Signal {
+        /// The timestep.
+        timestep: usize,
+        /// `ᾱ` there.
+        found: f64,
+    },
+}
+
 /// Timesteps of a continuous schedule, for the numbers a network is told.
-const FLOW_TIMESTEPS: f64 = 1000.0;
+pub(super) const FLOW_TIMESTEPS: f64 = 1000.0;
+
+/// Most timesteps of a discrete schedule, a hundred times the usual number; its tables take 800 kB each.
+const STEPS_LIMIT: usize = 100_000;
+
+/// `ᾱ` whose root is the smallest normal 32-bit number.
+const LEAST_SIGNAL: f64 = (f32::MIN_POSITIVE as f64) * (f32::MIN_POSITIVE as f64);
+
+/// Least `σ`, whose inverse is the largest: a step between them, in 32-bit numbers, is off by as much as the square of their
+/// ratio.
+const LEAST_SIGMA: f64 = 1e-6;
+
+/// `ᾱ` that stands for none where σ must be finite; the value of diffusers.
+const PURE_NOISE: f64 = 1.0 / 16_777_216.0;
 
 impl NoiseSchedule {
+    /// Says what cannot be.
+    ///
+    /// # Errors
+    /// Numbers out of range, and signal that does not fall over time.
+    pub fn check(&self) -> Result<(), ScheduleError> {
+        let within = |name, found: f64, expected, is: bool| match is && found.is_finite() {
+            true => Ok(()),
+            false => Err(ScheduleError::Value { name, found, expected }),
+        };
+        let beta =
+            |name, beta: f64| within(name, beta, "above 0 and below 1", beta > 0.0 && beta < 1.0);
+        match self {
+            Self::RectifiedFlow { shift } => within("shift", *shift, "above 0", *shift > 0.0),
+            &Self::Edm { sigma_min, sigma_max, rho, log_mean, log_std } => {
+                within("sigma_min", sigma_min, "1e-6 or more", sigma_min >= LEAST_SIGMA)?;
+                let is = sigma_max > sigma_min && sigma_max <= 1.0 / LEAST_SIGMA;
+                within("sigma_max", sigma_max, "above sigma_min and up to 1e6", is)?;
+                within("rho", rho, "above 0", rho > 0.0)?;
+                within("log_mean", log_mean, "a number", true)?;
+                within("log_std", log_std, "0 or more", log_std >= 0.0)
+            }
+            discrete => {
+                let steps = discrete.steps().expect("a discrete schedule");
+                if !(2..=STEPS_LIMIT).contains(&steps) {
+                    return Err(ScheduleError::Steps { steps, limit: STEPS_LIMIT });
+                }
+                match discrete {
+                    Self::Betas { betas, .. } => betas.iter().try_for_each(|b| beta("beta", *b))?,
+                    &Self::Linear { first, last, .. } | &Self::ScaledLinear { first, last, .. } => {
+                        beta("first", first)?;
+                        beta("last", last)?;
+                    }
+                    _ => (),
+                }
+                discrete.check_signal()
+            }
+        }
+    }
+
+    fn check_signal(&self) -> Result<(), ScheduleError> {
+        let bars = self.alpha_bars().expect("a discrete schedule");
+        let fault =
+            |timestep: usize| Err(ScheduleError::Signal { timestep, found: bars[timestep] });
+        if !(bars[0] < 1.0 && bars[0] > PURE_NOISE) {
+            return fault(0);
+        }
+        let pure = |t: usize| t + 1 == bars.len() && bars[t] == 0.0 && self.ends_in_noise();
+        match (1..bars.len())
+            .find(|&t| !(bars[t] < bars[t - 1] && (bars[t] > LEAST_SIGNAL || pure(t))))
+        {
+            Some(timestep) => fault(timestep),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the last level has no signal.
+    pub fn ends_in_noise(&self) -> bool {
+        match *self {
+            Self::Linear { zero_snr, .. }
+            | Self::ScaledLinear { zero_snr, .. }
+            | Self::SquaredCosine { zero_snr, .. }
+            | Self::Betas { zero_snr, .. } => zero_snr,
+            Self::RectifiedFlow { .. } => true,
+            Self::Edm { .. } => false,
+        }
+    }
+
     /// `ᾱ` of every timestep of a discrete schedule; `None` for a continuous one.
     pub fn alpha_bars(&self) -> Option<Vec<f64>> {
         let (betas, zero_snr): (Vec<f64>, bool) = match *self {
+            Self::Betas { ref betas, zero_snr } => (betas.clone(), zero_snr),
             Self::Linear { steps, first, last, zero_snr } => (ramp(first, last, steps), zero_snr),
             Self::ScaledLinear { steps, first, last, zero_snr } => {
                 let roots = ramp(first.sqrt(), last.sqrt(), steps);
@@ -123,9 +246,30 @@ impl NoiseSchedule {
         Some(if zero_snr { without_last_signal(bars) } else { bars })
     }
 
+    /// Variance-exploding σ of every timestep of a discrete schedule; the last can be infinite.
+    pub(super) fn sigmas(&self) -> Option<Vec<f64>> {
+        Some(self.alpha_bars()?.into_iter().map(sigma_of).collect())
+    }
+
+    /// The same for solvers in σ, which must be finite: pure noise stands at `ᾱ = 2⁻²⁴`, and timesteps that have
+    /// less signal than that lie below it, evenly in `ln σ`.
+    pub(super) fn finite_sigmas(&self) -> Option<Vec<f64>> {
+        let mut sigmas = self.sigmas()?;
+        let highest = sigma_of(PURE_NOISE);
+        if sigmas.last().is_some_and(|last| last.is_infinite()) {
+            let kept = sigmas.partition_point(|sigma| *sigma < highest).max(1);
+            let (low, count) = (sigmas[kept - 1], sigmas.len() - kept);
+            for (i, sigma) in sigmas[kept..].iter_mut().enumerate() {
+                *sigma = low * (highest / low).powf((i + 1) as f64 / count as f64);
+            }
+        }
+        Some(sigmas)
+    }
+
     /// Number of timesteps of a discrete schedule.
     pub fn steps(&self) -> Option<usize> {
         match *self {
+            Self::Betas { ref betas, .. } => Some(betas.len()),
             Self::Linear { steps, .. }
             | Self::ScaledLinear { steps, .. }
             | Self::SquaredCosine { steps, .. } => Some(steps),
@@ -186,9 +330,14 @@ impl NoiseSchedule {
     }
 }
 
-/// `t ↦ s t / (1 + (s − 1) t)`.
+/// `t ↦ s t / (1 + (s − 1) t)`, in [0, 1] whatever the rounding.
 pub(super) fn shifted(t: f64, shift: f64) -> f64 {
-    shift * t / (1.0 + (shift - 1.0) * t)
+    (shift * t / (1.0 + (shift - 1.0) * t)).min(1.0)
+}
+
+/// `σ / α` of an `ᾱ`.
+fn sigma_of(alpha_bar: f64) -> f64 {
+    ((1.0 - alpha_bar) / alpha_bar).sqrt()
 }
 
 /// Variance-preserving level of an `ᾱ`.

@@ -7,16 +7,19 @@ use super::*;
 /// Schedules with timesteps, whose last keeps some signal or, with `zero_snr`, none.
 fn discrete(zero_snr: impl Strategy<Value = bool>) -> impl Strategy<Value = NoiseSchedule> {
     let linear = (2..1001usize, 1e-5..1e-3f64, 2e-3..0.04f64);
-    (0..3, linear, zero_snr).prop_map(|(kind, (steps, first, last), zero_snr)| match kind {
+    (0..4, linear, zero_snr).prop_map(|(kind, (steps, first, last), zero_snr)| match kind {
         0 => NoiseSchedule::Linear { steps, first, last, zero_snr },
         1 => NoiseSchedule::ScaledLinear { steps, first, last, zero_snr },
+        2 => {
+            let beta = |i: usize| if i.is_multiple_of(2) { first } else { last };
+            NoiseSchedule::Betas { betas: (0..steps).map(beta).collect(), zero_snr }
+        }
         _ => NoiseSchedule::SquaredCosine { steps, zero_snr },
     })
 }
 
-/// Shifts below 1 are left out: rounding can take their first level past pure noise.
 fn flow() -> impl Strategy<Value = NoiseSchedule> {
-    (1.0..8.0).prop_map(|shift| NoiseSchedule::RectifiedFlow { shift })
+    (0.05..8.0).prop_map(|shift| NoiseSchedule::RectifiedFlow { shift })
 }
 
 fn edm() -> impl Strategy<Value = NoiseSchedule> {
@@ -29,8 +32,25 @@ fn edm() -> impl Strategy<Value = NoiseSchedule> {
     })
 }
 
+/// With more timesteps than any list here has levels.
+fn long() -> impl Strategy<Value = NoiseSchedule> {
+    discrete(Just(false)).prop_filter("more steps", |s| s.steps().is_some_and(|steps| steps > 20))
+}
+
 fn sampler() -> impl Strategy<Value = Sampler> {
-    let names = vec!["ddim", "ddpm", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"];
+    let names = vec![
+        "ddim",
+        "ddpm",
+        "ddpm_small",
+        "ddpm_large",
+        "euler",
+        "euler_a",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "dpmpp_3m",
+        "unipc",
+    ];
     prop::sample::select(names).prop_map(|name| name.parse().expect("known"))
 }
 
@@ -45,7 +65,26 @@ fn spacing() -> impl Strategy<Value = Option<Spacing>> {
         Just(Some(Spacing::Respaced)),
         (1.0..10.0).prop_map(|rho| Some(Spacing::Karras { rho })),
         Just(Some(Spacing::Exponential)),
+        Just(Some(Spacing::Beta)),
+        Just(Some(ranged(Spacing::Exponential, Spacing::Trailing))),
+        Just(Some(ranged(Spacing::Karras { rho: 7.0 }, Spacing::Leading { offset: 1 }))),
     ]
+}
+
+fn ranged(curve: Spacing, range: Spacing) -> Spacing {
+    Spacing::Ranged { curve: Box::new(curve), sigmas: [None; 2], range: Box::new(range) }
+}
+
+/// Whether a spacing counts timesteps that the schedule does not have.
+fn is_continuous(schedule: &NoiseSchedule, spacing: Option<&Spacing>) -> bool {
+    let is_flow = matches!(schedule, NoiseSchedule::RectifiedFlow { .. });
+    match spacing {
+        Some(Spacing::Linspace) => schedule.steps().is_none() && !is_flow,
+        Some(Spacing::Leading { .. } | Spacing::Trailing | Spacing::Respaced) => {
+            schedule.steps().is_none()
+        }
+        _ => false,
+    }
 }
 
 fn falls(levels: &[Level]) -> bool {
@@ -100,44 +139,104 @@ proptest! {
         spacing in spacing(),
         steps in 1..101usize,
     ) {
+        // Lists of rounded timesteps repeat some of them where there are nearly as many steps.
         let most = schedule.steps().map_or(steps, |total| total / 4);
+        let continuous = is_continuous(&schedule, spacing.as_ref());
+        let discrete_only =
+            matches!(sampler, Sampler::Ddpm { .. }) && schedule.steps().is_none();
         let grid = match sampler.grid(&schedule, spacing.as_ref(), steps) {
             Ok(grid) => grid,
             Err(error) => {
-                let continuous =
-                    matches!(error, GridError::Sampler { .. }) && schedule.steps().is_none();
-                // The σ that stands for almost pure noise can be lower than those before it.
-                let pure = schedule.alpha_bars().is_some_and(|bars| bars[bars.len() - 1] < 1e-7);
-                let low = pure && matches!(error, GridError::Order { .. });
-                prop_assert!(continuous || low || steps > most, "{error}");
+                let expected = match error {
+                    GridError::Continuous { .. } => continuous,
+                    GridError::Sampler { .. } => discrete_only,
+                    _ => steps > most,
+                };
+                prop_assert!(expected, "{error}");
                 return Ok(());
             }
         };
+        prop_assert!(!continuous && !discrete_only);
         prop_assert_eq!(grid.steps.len(), steps);
         prop_assert!(grid.initial_scale.is_finite() && grid.initial_scale > 0.0);
         let from: Vec<Level> = grid.steps.iter().map(|[from, _]| *from).collect();
         prop_assert!(falls(&from), "{from:?}");
+        prop_assert!(from.iter().all(|level| level.alpha >= 0.0), "{from:?}");
         for step in &grid.steps {
             prop_assert!(falls(step), "{step:?}");
         }
-        let last = grid.steps[steps - 1][1];
-        // The DDIM of diffusers goes down by whole strides, wherever it starts.
-        let strides = matches!(sampler, Sampler::Ddim { .. })
-            && schedule.steps().is_some_and(|total| !total.is_multiple_of(steps))
-            || matches!(spacing, Some(Spacing::Leading { offset: 1 }));
-        prop_assert!(last == Level::CLEAN || strides, "{last:?}");
+        prop_assert!(grid.steps.windows(2).all(|pair| pair[0][1] == pair[1][0]));
+        prop_assert_eq!(grid.steps[steps - 1][1], Level::CLEAN);
+        // Only leading spacings miss the last timestep.
+        let leading = match &spacing {
+            Some(Spacing::Ranged { range, .. }) => Some(&**range),
+            None if matches!(sampler, Sampler::Ddim { .. } | Sampler::Ddpm { .. }) => {
+                Some(&Spacing::Leading { offset: 0 })
+            }
+            spacing => spacing.as_ref(),
+        };
+        let is_leading = matches!(leading, Some(Spacing::Leading { .. }));
+        if let (false, Some(total)) = (is_leading, schedule.steps()) {
+            prop_assert!((from[0].timestep - (total - 1) as f64).abs() < 1e-6, "{from:?}");
+        }
+    }
+
+    /// From DDIM's list to Euler's: the same levels in the other scaling.
+    #[test]
+    fn ddim_has_the_levels_of_euler(
+        schedule in discrete(Just(false)),
+        spacing in spacing().prop_map(|spacing| spacing.unwrap_or(Spacing::Trailing)),
+        steps in 1..101usize,
+    ) {
+        // There, and only there, the two round the timesteps in different ways, as in diffusers.
+        prop_assume!(!matches!(spacing, Spacing::Linspace | Spacing::Ranged { .. }));
+        let grid = |name: &str| {
+            let sampler: Sampler = name.parse().expect("known");
+            sampler.grid(&schedule, Some(&spacing), steps)
+        };
+        match (grid("ddim"), grid("euler")) {
+            (Ok(ddim), Ok(euler)) => {
+                for (a, b) in ddim.steps.iter().flatten().zip(euler.steps.iter().flatten()) {
+                    prop_assert!((a.timestep - b.timestep).abs() < 1e-9);
+                    let near = (a.ve_sigma() / b.ve_sigma() - 1.0).abs() < 1e-9;
+                    prop_assert!(near || a.sigma == b.sigma, "{a:?} {b:?}");
+                }
+            }
+            (ddim, euler) => prop_assert_eq!(ddim.is_ok(), euler.is_ok()),
+        }
+    }
+
+    /// Churn tells the network the timestep of the noise that it raised the image to.
+    #[test]
+    fn clocks_read_back_the_levels_of_a_grid(
+        schedule in prop_oneof![long(), edm(), flow()],
+        steps in 1..20usize,
+    ) {
+        let spacing = Some(Spacing::Karras { rho: 7.0 });
+        let grid = Sampler::Euler.grid(&schedule, spacing.as_ref(), steps).expect("a grid");
+        for [from, _] in grid.steps {
+            let sigma = from.ve_sigma();
+            if sigma.is_finite() {
+                prop_assert!((grid.clock.timestep(sigma) - from.timestep).abs() < 1e-6);
+                prop_assert!(grid.clock.timestep(1.3 * sigma) >= from.timestep);
+            }
+        }
     }
 
     #[test]
     fn explicit_noise_levels_are_passed_as_they_are(
-        schedule in prop_oneof![discrete(Just(false)), flow(), edm()],
+        schedule in prop_oneof![long(), flow(), edm()],
         sampler in sampler().prop_filter("discrete only", |s| !matches!(s, Sampler::Ddpm { .. })),
         sigmas in prop::collection::btree_set(1..100_000u32, 1..20),
         zero in any::<bool>(),
     ) {
         let sigmas: Vec<f64> = sigmas.into_iter().rev().map(|s| f64::from(s) / 1000.0).collect();
         let listed = [&sigmas[..], if zero { &[0.0] } else { &[] }].concat();
-        let grid = sampler.grid(&schedule, Some(&Spacing::Sigmas(listed)), 1).expect("falling");
+        let spacing = Some(Spacing::Sigmas(listed));
+        let grid = sampler.grid(&schedule, spacing.as_ref(), sigmas.len()).expect("falling");
+        let other = sampler.grid(&schedule, spacing.as_ref(), sigmas.len() + 1);
+        let told = matches!(other, Err(GridError::Count { .. } | GridError::Steps { .. }));
+        prop_assert!(told, "{other:?}");
         prop_assert_eq!(grid.steps.len(), sigmas.len());
         for ([from, _], sigma) in grid.steps.iter().zip(&sigmas) {
             prop_assert!((from.ve_sigma() / sigma - 1.0).abs() < 1e-6);
@@ -157,5 +256,67 @@ proptest! {
     #[test]
     fn any_name_is_known_or_refused(text in "\\PC{0,24}") {
         let _ = (parse_sampler(&text), text.parse::<Spacing>());
+    }
+}
+
+/// First σ of the tables of diffusers, whose cumulative product of 32-bit numbers is 0 where none is given.
+#[test]
+fn tables_start_where_those_of_the_reference_do() {
+    let linear = [Some(0.3263642), Some(1.3230847), Some(157.40727), Some(6.139205e8), None];
+    let scaled = [0.2798719, 1.0313102, 36.911922, 1850922.5, 4.650673e15].map(Some);
+    let cosine = [203.73404, 2029.2112, 20291.303, 81165.13, 202912.88].map(Some);
+    for (i, steps) in [10, 100, 1000, 4000, 10_000].into_iter().enumerate() {
+        for zero_snr in [false, true] {
+            let (first, last) = (1e-4, 0.02);
+            let of = [
+                (NoiseSchedule::Linear { steps, first, last, zero_snr }, linear[i]),
+                (NoiseSchedule::ScaledLinear { steps, first, last, zero_snr }, scaled[i]),
+                (NoiseSchedule::SquaredCosine { steps, zero_snr }, cosine[i]),
+            ];
+            for (schedule, expected) in of {
+                assert_eq!(schedule.check(), Ok(()), "{schedule:?}");
+                let sigmas = schedule.finite_sigmas().expect("discrete");
+                assert!(sigmas.windows(2).all(|pair| pair[0] < pair[1]), "{schedule:?}");
+                let expected = if zero_snr { Some(4096.0) } else { expected };
+                let highest = sigmas[steps - 1];
+                let near = |expected: f64| (highest / expected - 1.0).abs() < 1e-3;
+                assert!(expected.is_none_or(near), "{schedule:?}: {highest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn schedules_that_cannot_be_are_refused() {
+    let linear = |steps, first, last| NoiseSchedule::Linear { steps, first, last, zero_snr: false };
+    let edm = |sigma_min, sigma_max, rho| NoiseSchedule::Edm {
+        sigma_min,
+        sigma_max,
+        rho,
+        log_mean: 0.0,
+        log_std: 1.0,
+    };
+    for schedule in [
+        linear(0, 1e-4, 0.02),
+        linear(1, 1e-4, 0.02),
+        linear(1 << 40, 1e-4, 0.02),
+        linear(1_000_000_000, 1e-4, 0.02),
+        linear(100_000, 1e-4, 0.02),
+        linear(1000, 0.0, 0.02),
+        linear(1000, 1e-4, 1.0),
+        linear(1000, f64::NAN, 0.02),
+        NoiseSchedule::Betas { betas: vec![0.1, -0.1, 0.2], zero_snr: false },
+        NoiseSchedule::RectifiedFlow { shift: 0.0 },
+        NoiseSchedule::RectifiedFlow { shift: f64::INFINITY },
+        edm(0.0, 80.0, 7.0),
+        edm(0.1, 0.1, 7.0),
+        edm(0.1, f64::INFINITY, 7.0),
+        edm(0.1, 80.0, 0.0),
+    ] {
+        assert!(schedule.check().is_err(), "{schedule:?}");
+        for name in ["ddim", "euler", "dpmpp_2m"] {
+            let sampler: Sampler = name.parse().expect("known");
+            assert!(sampler.grid(&schedule, None, 1).is_err(), "{schedule:?}");
+        }
     }
 }

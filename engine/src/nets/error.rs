@@ -74,18 +74,6 @@ pub enum ConfigError {
         /// Blocks.
         depth: usize,
     },
-    /// A table of timesteps in a process that has none.
-    #[error(
-        "a table of {steps} timesteps is told {told} of the schedule {schedule}, expected timesteps"
-    )]
-    TimeTable {
-        /// Rows of the table.
-        steps: usize,
-        /// What the network would be told about the noise level.
-        told: String,
-        /// The schedule of the process.
-        schedule: String,
-    },
 }
 
 impl ConfigError {

@@ -54,6 +54,19 @@ impl VaeConfig {
         if self.widths.is_empty() || self.widths.len() > 8 {
             return Err(ConfigError::value("number of levels", self.widths.len(), "1 to 8"));
         }
+        let counts = [
+            ("channels of an autoencoder", self.channels, 1 << 10),
+            ("channels of a latent", self.latent_channels, 1 << 12),
+            ("blocks of a level", self.blocks_per_level, 64),
+        ];
+        for (name, value, limit) in counts {
+            if !(1..=limit).contains(&value) {
+                return Err(ConfigError::value(name, value, format!("1 to {limit}")));
+            }
+        }
+        if let Some(width) = self.widths.iter().find(|width| **width > 1 << 14) {
+            return Err(ConfigError::value("width", width, format!("at most {}", 1 << 14)));
+        }
         let fine =
             |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
         match self.widths.iter().find(|width| !fine(width)) {

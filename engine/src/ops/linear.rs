@@ -131,6 +131,7 @@ mod tests {
     use super::*;
     use crate::ops::testing::{ACTIVATIONS, compare, difference};
     use crate::testing::random;
+    use burn::tensor::TensorData;
 
     #[test]
     fn fused_equals_plain() {
@@ -226,6 +227,23 @@ mod tests {
             let step: f32 = weight.clone().abs().max().into_scalar::<f32>() / 127.0;
             let off: f32 = (found - weight).abs().max().into_scalar::<f32>() / step;
             assert!(off < 0.6, "{inputs} x {outputs}: {off} steps");
+        }
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_so_in_8_bits() {
+        let (inputs, outputs, [row, column]) = (40, 50, [33, 20]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values: Vec<f32> = (0..inputs * outputs).map(|i| (i % 7) as f32).collect();
+            values[row * outputs + column] = bad;
+            let weight = TensorData::new(values, [inputs, outputs]);
+            let weight = Tensor::<2>::from_data(weight, &Device::flex()).cast(FloatDType::F16);
+            let packed = quantize(pack(weight));
+            let found = packed_linear(random([3, inputs]), packed, outputs, None, None);
+            let found: Vec<f32> = found.into_data().try_to_vec().expect("f32");
+            for (i, value) in found.iter().enumerate() {
+                assert_eq!(value.is_finite(), i % outputs != column, "{bad}: {i}");
+            }
         }
     }
 

@@ -164,16 +164,9 @@ mod tests {
     use crate::train::{params, regression};
 
     fn process() -> Process {
-        Process {
-            schedule: NoiseSchedule::Linear {
-                steps: 1000,
-                first: 1e-4,
-                last: 0.02,
-                zero_snr: false,
-            },
-            prediction: Prediction::Noise,
-            time: TimeInput::Timestep,
-        }
+        let schedule =
+            NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
+        Process::new(schedule, Prediction::Noise, TimeInput::Timestep)
     }
 
     fn teacher() -> Dit {

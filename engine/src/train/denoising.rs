@@ -19,7 +19,7 @@ pub struct Batch {
 }
 
 /// What the network's output is brought to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Target {
     /// The data.
     ///
@@ -29,6 +29,8 @@ pub enum Target {
     /// The network's own output at its native patch size, that of a learned variance included (FlexiDiT
     /// section 3.3).
     Native,
+    /// The output of another network of the same kind at its native patch size.
+    Teacher(Box<Dit>),
 }
 
 /// `mean ‖F − F*‖²`: the network's output against its target, at random levels.
@@ -73,13 +75,16 @@ impl Denoising {
         let time: Tensor<1> = scale(&|l| self.process.time_input(l)).reshape([count]);
         let input = x_t.clone() * scale(&|l| c(l).c_in);
         let output = net.forward(input.clone(), time.clone(), &told, patch);
-        let target = match self.target {
+        // Without gradients.
+        let native = |net: &Dit| {
+            let (input, time) = (input.clone().without_autodiff(), time.clone().without_autodiff());
+            let told = told.without_autodiff();
+            net.forward(input, time, &told, net.config().patch).autodiff()
+        };
+        let target = match &self.target {
             Target::Data => (clean - x_t * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out),
-            Target::Native => {
-                let (input, time) = (input.without_autodiff(), time.without_autodiff());
-                let told = told.without_autodiff();
-                net.valid().forward(input, time, &told, net.config().patch).autodiff()
-            }
+            Target::Native => native(&net.valid()),
+            Target::Teacher(teacher) => native(teacher),
         };
         let compared = target.dims()[1];
         (output.narrow(1, 0, compared) - target).square().mean()

@@ -9,7 +9,7 @@ pub mod trainer;
 mod trajectory;
 
 pub use denoising::{Batch, Denoising, Target};
-pub use ema::{Average, Snapshot, reconstruction_weights};
+pub use ema::{Average, Reconstruction, Snapshot, WIDTH_LIMIT, reconstruct};
 pub use optimizer::{AdamW, Decay, LearningRate};
-pub use trainer::{Precision, StepReport, Trainer, TrainerConfig};
+pub use trainer::{Gradients, Precision, StepReport, Trainer, TrainerConfig};
 pub use trajectory::{Past, StudentBatch, regression, step_errors};

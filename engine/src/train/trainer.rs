@@ -62,6 +62,15 @@ pub struct Trainer<M> {
     config: TrainerConfig,
 }
 
+/// What a step is taken on: the mean loss over its micro-batches and its gradients.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// `[1]`
+    loss: Tensor<1>,
+    /// In the order of [`params::values`].
+    values: Vec<Tensor<1>>,
+}
+
 /// What a step reports, both `[1]`, still on the device.
 #[derive(Debug, Clone)]
 pub struct StepReport {
@@ -95,17 +104,20 @@ impl<M: Module + Send> Trainer<M> {
         &self.config
     }
 
-    /// Takes one step on the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`, and returns what
-    /// `loss` gave beside them, in order.
-    ///
-    /// On the CPU the micro-batches are computed side by side; the sum is in their order, so that the
-    /// result does not depend on the number of threads.
+    /// Takes one step on the mean of `micro_batches` losses, and returns what `loss` gave beside them: see
+    /// [`Trainer::gradients`] and [`Trainer::apply`].
     pub fn step<T: Send>(
         &mut self,
         micro_batches: usize,
         loss: impl Fn(&M, usize) -> (Tensor<1>, T) + Sync,
     ) -> (StepReport, Vec<T>) {
-        let (loss, gradients, rest) = self.gradients(micro_batches, loss);
+        let (gradients, rest) = self.gradients(micro_batches, loss);
+        (self.apply(gradients), rest)
+    }
+
+    /// Takes one step on gradients of the model as it is.
+    pub fn apply(&mut self, gradients: Gradients) -> StepReport {
+        let Gradients { loss, values: gradients } = gradients;
         let limit = self.config.clip.unwrap_or(f64::INFINITY);
         let [factor, gradient_norm] = clip(&gradients, limit);
 
@@ -119,15 +131,19 @@ impl<M: Module + Send> Trainer<M> {
         }
         self.model = model;
         self.update_averages();
-        (StepReport { loss, gradient_norm }, rest)
+        StepReport { loss, gradient_norm }
     }
 
-    /// The mean loss, its gradients in the order of [`params::values`], and what `loss` gave beside.
-    fn gradients<T: Send>(
+    /// The gradients of the mean of `micro_batches` losses, each a `[1]` tensor made by `loss`, and what `loss` gave
+    /// beside them, in order.
+    ///
+    /// On the CPU the micro-batches are computed side by side; the sum is in their order, so that the
+    /// result does not depend on the number of threads.
+    pub fn gradients<T: Send>(
         &self,
         micro_batches: usize,
         loss: impl Fn(&M, usize) -> (Tensor<1>, T) + Sync,
-    ) -> (Tensor<1>, Vec<Tensor<1>>, Vec<T>) {
+    ) -> (Gradients, Vec<T>) {
         let (share, precision) = (1.0 / micro_batches as f64, self.config.precision);
         let part = |(i, model): (usize, M)| {
             let (loss, rest) = match precision {
@@ -151,8 +167,8 @@ impl<M: Module + Send> Trainer<M> {
         let total = parts.into_iter().reduce(|(loss, sums), (other, gradients)| {
             (loss + other, sums.into_iter().zip(gradients).map(add).collect())
         });
-        let (loss, gradients) = total.expect("at least one micro-batch");
-        (loss, gradients, rest)
+        let (loss, values) = total.expect("at least one micro-batch");
+        (Gradients { loss, values }, rest)
     }
 
     fn update_averages(&mut self) {

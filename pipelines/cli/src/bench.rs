@@ -20,7 +20,7 @@ use pyrograph::weights::FloatDtype;
 use pyrograph::{ClassPipeline, Guidance, Request, WeightType};
 use serde_json::{Map, Value, json};
 
-use crate::common::Common;
+use crate::common::{Common, whole};
 
 #[derive(Args)]
 pub(crate) struct Bench {
@@ -34,32 +34,37 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
     /// Images per network call, or per training step
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = whole(1, 65_536))]
     batch: usize,
     /// Timed runs, after one that is not
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = whole(1, 1_000_000))]
     runs: usize,
     /// Sampling steps of a generation [default: the model's]
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, 1_000_000))]
     steps: Option<usize>,
     /// Guidance scale of a generation [default: the model's]
     #[arg(long)]
     cfg_scale: Option<f64>,
     /// Width of the network that `train` makes
-    #[arg(long, default_value_t = 192)]
+    #[arg(long, default_value_t = 192, value_parser = whole(1, 8192))]
     hidden: usize,
     /// Its blocks
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = whole(1, 256))]
     depth: usize,
     /// Its attention heads
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = whole(1, 256))]
     heads: usize,
     /// Its tokens, a square number
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = parse_tokens)]
     tokens: usize,
     /// A magnitude-preserving network
     #[arg(long)]
     mp: bool,
+}
+
+fn parse_tokens(text: &str) -> anyhow::Result<usize> {
+    let square = |count: &usize| (1..=65_536).contains(count) && count.isqrt().pow(2) == *count;
+    text.parse().ok().filter(square).context("expected a square number up to 65536")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -127,7 +132,7 @@ impl Timer<'_> {
             Ok((wall.elapsed().as_secs_f64(), cpu.elapsed().as_secs_f64()))
         };
         once()?;
-        let runs = (0..self.args.runs.max(1)).map(|_| once()).collect::<Result<Vec<_>, _>>()?;
+        let runs = (0..self.args.runs).map(|_| once()).collect::<Result<Vec<_>, _>>()?;
         let (mut walls, mut cpus): (Vec<f64>, Vec<f64>) = runs.into_iter().unzip();
         walls.sort_by(f64::total_cmp);
         cpus.sort_by(f64::total_cmp);
@@ -221,12 +226,13 @@ fn decode(bench: &Timer<'_>, model: Model) -> anyhow::Result<()> {
 
 fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     let args = bench.args;
-    let side = 2 * (args.tokens as f64).sqrt().round() as usize;
+    let side = 2 * args.tokens.isqrt();
     let shape = match args.mp {
         true => DitConfig::mp_dit(args.hidden, args.depth, args.heads),
         false => DitConfig::dit(args.hidden, args.depth, args.heads),
     };
     let config = DitConfig { size: [side, side], ..shape };
+    config.check()?;
     let device = bench.device.clone().autodiff();
     let settings = TrainerConfig {
         steps: 1000,
@@ -247,11 +253,8 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
         bail!("no products of bf16 on this device");
     }
     let mut trainer = Trainer::new(config.init(0, &device), settings);
-    let process = Process {
-        schedule: NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false },
-        prediction: Prediction::Noise,
-        time: TimeInput::Timestep,
-    };
+    let schedule = NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false };
+    let process = Process::new(schedule, Prediction::Noise, TimeInput::Timestep);
     let objective = Denoising { process, condition_dropout: 0.1, target: Target::Data };
     let clean = input(&config, args.batch, bench.device).autodiff();
     let told = |class: usize| Conditioning::classes(&vec![class; args.batch], bench.device);

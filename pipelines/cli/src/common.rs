@@ -1,15 +1,29 @@
-//! What every command shares: its options, the device, Ctrl-C.
+//! What every command shares: its options and the device.
 
-use std::ops::ControlFlow;
+use std::num::NonZero;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Device;
 use clap::Args;
 use pyrograph::device::{self, Notice, Opened};
 use pyrograph::{DeviceChoice, Error, Hooks};
 
+pub(crate) use crate::interrupt::interrupted;
 use crate::probe::probe;
+use crate::silence::Silence;
+
+/// Reads a whole number from `low` to `high`.
+pub(crate) fn whole(
+    low: usize,
+    high: usize,
+) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| (low..=high).contains(number));
+        number.ok_or_else(|| match high {
+            usize::MAX => format!("expected {low} or more"),
+            high => format!("expected {low} to {high}"),
+        })
+    }
+}
 
 /// Options of every command.
 #[derive(Args)]
@@ -17,8 +31,8 @@ pub(crate) struct Common {
     /// auto, cpu, gpu or gpu:N
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) device: String,
-    /// CPU threads [default: all cores]
-    #[arg(long, short = 't', global = true)]
+    /// CPU threads, at most one per core [default: all cores]
+    #[arg(long, short = 't', global = true, value_parser = whole(1, usize::MAX))]
     pub(crate) threads: Option<usize>,
     /// Print machine-readable JSON lines on standard output
     #[arg(long, global = true)]
@@ -34,15 +48,34 @@ pub(crate) struct Common {
 impl Common {
     /// Opens the device asked for.
     pub(crate) fn open(&self) -> anyhow::Result<Opened> {
+        if let Some(opened) = OPENED.get() {
+            return Ok(opened.clone());
+        }
         let choice: DeviceChoice = self.device.parse().map_err(Error::from)?;
-        let notify = |notice| self.tell(&notice);
+        let silence = self.silence();
+        let notify = |notice| silence.around(|| self.tell(&notice));
         let hooks = Hooks { notify: Some(&notify), probe: Some(&probe) };
         let opened = device::open(choice, &hooks)?;
-        let _ = OPENED.set(opened.device.clone());
+        drop(silence);
         if self.verbose {
             self.say(&format!("device: {opened}"));
         }
-        Ok(opened)
+        Ok(OPENED.get_or_init(|| opened).clone())
+    }
+
+    /// Keeps drivers quiet until it is dropped.
+    pub(crate) fn silence(&self) -> Silence {
+        Silence::start(!self.verbose)
+    }
+
+    /// The number of threads asked for, as far as there are cores: more would only wait for each other.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let asked = self.threads?;
+        if asked > cores {
+            self.say(&format!("warning: {asked} threads asked for, using {cores}, one per core"));
+        }
+        Some(asked.min(cores))
     }
 
     /// What the library has to say.
@@ -64,44 +97,26 @@ impl Common {
         if self.quiet || self.json {
             return indicatif::ProgressBar::hidden();
         }
+        // Of no steps nothing follows.
+        let eta = |state: &indicatif::ProgressState, text: &mut dyn std::fmt::Write| {
+            let _ = match state.pos() {
+                0 => write!(text, "?"),
+                _ => write!(text, "{:#}", indicatif::HumanDuration(state.eta())),
+            };
+        };
         let style = indicatif::ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())
+            .with_key("eta", eta);
         indicatif::ProgressBar::new(length).with_style(style)
     }
 }
 
-/// Set by Ctrl-C.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 /// The device in use.
-static OPENED: OnceLock<Device> = OnceLock::new();
-
-/// Exit code after Ctrl-C, as shells expect.
-pub(crate) const EXIT_INTERRUPTED: u8 = 130;
-
-/// Lets Ctrl-C stop the work at the next step, and a second one end at once.
-pub(crate) fn catch_interrupt() {
-    let handler = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
-        }
-    });
-    if let Err(error) = handler {
-        eprintln!("warning: Ctrl-C will end at once: {error}");
-    }
-}
-
-/// Stop as soon as possible, or go on.
-pub(crate) fn interrupted() -> ControlFlow<()> {
-    match INTERRUPTED.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    }
-}
+static OPENED: OnceLock<Opened> = OnceLock::new();
 
 /// Waits for the device: drivers crash when the process ends under a GPU at work, as it may be after an error.
 pub(crate) fn settle() {
-    if let Some(device) = OPENED.get() {
-        let _ = device.sync();
+    if let Some(opened) = OPENED.get() {
+        let _ = opened.device.sync();
     }
 }

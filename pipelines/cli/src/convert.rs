@@ -35,11 +35,15 @@ pub(crate) struct Convert {
 
 pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
     let input = model::find(&args.input)?;
-    let mut recognised = model::recognise(&input)?;
-    if let Some(vae) = &args.vae {
-        recognised = recognised.with_vae(vae)?;
-    }
+    model::check_save(&args.output, args.overwrite)?;
+    let recognised = model::recognise_with(&input, args.vae.as_deref())?;
     common.say(&format!("{}: {}", input.display(), recognised.kind));
+    let latents = recognised.config.net.dit.channels;
+    if recognised.vae.is_none() && latents != 3 {
+        common.say(&format!(
+            "warning: no autoencoder for the {latents} channels of its latents: add one with --vae"
+        ));
+    }
     // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
     let model = recognised.load(args.dtype, &Device::flex(), &mut |notice| common.tell(&notice))?;
     let mut manifest = model.manifest()?;

@@ -7,7 +7,10 @@ use pyrograph_engine::device::find;
 use crate::common::Common;
 
 pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
-    let adapters = adapters();
+    let adapters = {
+        let _silence = common.silence();
+        adapters()
+    };
     if common.json {
         for a in &adapters {
             let line = serde_json::json!({

@@ -3,19 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
 use pyrograph::engine::diffusion::{Sampler, parse_sampler};
-use pyrograph::engine::metrics::Estimate;
 use pyrograph::engine::nets::Points;
-use pyrograph::train::{Run, TrainConfig};
+use pyrograph::train::{Run, RunFolder, TrainConfig, check_student};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
+use pyrograph::weights::check_writable;
 use pyrograph::{ClassPipeline, Error, OpenOptions, model};
 
-use crate::common::{Common, interrupted};
-use crate::train::{RunArgs, follow};
+use crate::common::{Common, interrupted, whole};
+use crate::train::{RunArgs, follow, path_setting, warn_of_decay};
 
+/// Largest number of anything.
+const MOST: usize = u32::MAX as usize;
 /// Steps of the teacher, as in the paper.
 const TEACHER_STEPS: usize = 25;
 
@@ -25,10 +27,10 @@ pub(crate) struct Distill {
     #[command(subcommand)]
     part: Option<Part>,
     /// The teacher: bundle, diffusers folder, checkpoint file, or the name of a shipped model
-    #[arg(long, short, required = true)]
+    #[arg(long, short, required_unless_present = "resume")]
     model: Option<PathBuf>,
     /// Folder of the run, with the trajectories in `trajectories` and the student in `model`
-    #[arg(long, short, required = true)]
+    #[arg(long, short, required_unless_present = "resume")]
     output: Option<PathBuf>,
     #[command(flatten)]
     recording: Recording,
@@ -66,14 +68,14 @@ struct Record {
 #[derive(Args)]
 struct Train {
     /// Folder of the trajectories
-    #[arg(long)]
-    trajectories: PathBuf,
+    #[arg(long, required_unless_present = "resume")]
+    trajectories: Option<PathBuf>,
     /// The teacher that they were recorded from
-    #[arg(long, short)]
-    model: PathBuf,
-    /// Folder of the run: checkpoints, log, samples and the finished student
-    #[arg(long, short)]
-    output: PathBuf,
+    #[arg(long, short, required_unless_present = "resume")]
+    model: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the student
+    #[arg(long, short, required_unless_present = "resume")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     student: StudentArgs,
     #[command(flatten)]
@@ -89,21 +91,21 @@ struct Compare {
     #[arg(long, short)]
     model: PathBuf,
     /// Trajectories per network call
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = whole(1, MOST))]
     batch_size: usize,
 }
 
 #[derive(Args)]
 struct Recording {
-    /// Number of trajectories
-    #[arg(long, short = 'n', default_value_t = 4096)]
-    count: usize,
-    /// Sampling steps of the teacher
-    #[arg(long, default_value_t = TEACHER_STEPS)]
-    teacher_steps: usize,
-    /// Points per trajectory, evenly over its steps: the most steps of a student
-    #[arg(long, default_value_t = 4)]
-    points: usize,
+    /// Number of trajectories [default: 4096]
+    #[arg(long, short = 'n', value_parser = whole(1, MOST))]
+    count: Option<usize>,
+    /// Sampling steps of the teacher [default: 25]
+    #[arg(long, value_parser = whole(1, MOST))]
+    teacher_steps: Option<usize>,
+    /// Points per trajectory, evenly over its steps: the most steps of a student [default: 4]
+    #[arg(long, value_parser = whole(1, MOST))]
+    points: Option<usize>,
     /// Steps after which points are recorded, such as 10,15,20,25, instead of evenly
     #[arg(long, value_delimiter = ',', conflicts_with = "points")]
     at: Vec<usize>,
@@ -118,15 +120,15 @@ struct Recording {
     sampler: Option<String>,
     #[command(flatten)]
     patches: crate::patches::Patches,
-    /// Seed of the noise of the first trajectory; that of trajectory i is higher by i
-    #[arg(long, default_value_t = 0)]
-    first_seed: u64,
-    /// Trajectories per network call
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
-    /// Trajectories per file
-    #[arg(long, default_value_t = 256)]
-    shard: usize,
+    /// Seed of the noise of the first trajectory; that of trajectory i is higher by i [default: 0]
+    #[arg(long)]
+    first_seed: Option<u64>,
+    /// Trajectories per network call [default: 32]
+    #[arg(long, value_parser = whole(1, MOST))]
+    batch_size: Option<usize>,
+    /// Trajectories per file [default: 256]
+    #[arg(long, value_parser = whole(1, MOST))]
+    shard: Option<usize>,
 }
 
 #[derive(Args)]
@@ -155,78 +157,127 @@ struct StudentArgs {
 }
 
 impl StudentArgs {
-    fn overrides(&self) -> Vec<String> {
+    fn overrides(&self) -> anyhow::Result<Vec<String>> {
+        let path = |key: &str, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| path_setting(key, path)).transpose()
+        };
         let patches = (!self.student_patches.is_empty()).then_some(&self.student_patches);
         let own_heads = self.shared_head.then_some("student.own_heads=false".to_owned());
-        [
+        let found = [
             self.student_steps.map(|steps| format!("student.steps={steps}")),
             patches.map(|patches| format!("student.patches={patches:?}")),
             self.history.as_ref().map(|history| format!("student.history={history}")),
             self.history_layers.map(|layers| format!("student.history_layers={layers}")),
             own_heads,
-            self.init.as_ref().map(|model| format!("student.init={}", model.display())),
-            self.adversarial.as_ref().map(|data| format!("adversarial.data={}", data.display())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+            path("student.init", &self.init)?,
+            path("adversarial.data", &self.adversarial)?,
+        ];
+        Ok(found.into_iter().flatten().collect())
     }
 }
 
 pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Record(Record { model, output, recording, worker })) => {
-            record(&model::find(model)?, output, recording, None, *worker, common)
+            check_writable(output).map_err(Error::from)?;
+            let pipeline = teacher(&model::find(model)?, common)?;
+            let spec = recording.spec(&pipeline, None)?;
+            record(&Recorder::new(output, &pipeline, spec, *worker)?, output, common)
         }
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
-            let config = settle(&model::find(model)?, student, run)?;
-            train(trajectories, output, config, run.resume, common)
+            let started = Started::new(model.as_deref(), output.as_deref(), student, run)?;
+            let Started { output, mut config, stored, .. } = started;
+            if let Some(trajectories) = trajectories {
+                config.trajectories = Some(trajectories.clone());
+            }
+            config.check_paths()?;
+            let folder = RunFolder::open(&output, run.is_resumed())?;
+            warn_of_decay(stored.as_ref(), &config, common);
+            train(folder, config, common)
         }
         Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
             compare(&model::find(model)?, trajectories, *batch_size, common)
         }
-        None => {
-            let (Some(model), Some(output)) = (&args.model, &args.output) else {
-                unreachable!("both are required without a subcommand");
-            };
-            let (model, trajectories) = (model::find(model)?, output.join("trajectories"));
-            let config = settle(&model, &args.student, &args.run)?;
-            let student = config.student.as_ref().map(|student| student.steps);
-            record(&model, &trajectories, &args.recording, student, [0, 1], common)?;
-            train(&trajectories, output, config, args.run.resume, common)
-        }
+        None => both(args, common),
     }
 }
 
-/// The settings of a student.
-fn settle(teacher: &Path, student: &StudentArgs, run: &RunArgs) -> anyhow::Result<TrainConfig> {
-    let base = TrainConfig::distilling(teacher.to_owned())?;
-    run.settle(&base, student.overrides())
+/// A training that was asked for.
+struct Started {
+    model: PathBuf,
+    output: PathBuf,
+    config: TrainConfig,
+    /// Of the run that goes on, if one does.
+    stored: Option<TrainConfig>,
 }
 
-/// Records trajectories, for a student of so many steps if that is known.
-fn record(
-    model: &Path,
-    folder: &Path,
-    args: &Recording,
-    student: Option<usize>,
-    worker: [usize; 2],
-    common: &Common,
-) -> anyhow::Result<()> {
+impl Started {
+    fn new(
+        model: Option<&Path>,
+        output: Option<&Path>,
+        student: &StudentArgs,
+        run: &RunArgs,
+    ) -> anyhow::Result<Self> {
+        let output = run.folder(output)?.context("no folder of the run: name one with --output")?;
+        let stored = run.stored(&output)?;
+        let teacher = stored.as_ref().and_then(|stored| stored.init.as_deref());
+        let model = model.or(teacher).context("no teacher: name one with --model")?;
+        let model = model::find(model)?;
+        let base = match &stored {
+            Some(stored) => TrainConfig { init: Some(model.clone()), ..stored.clone() },
+            None => TrainConfig::distilling(model.clone())?,
+        };
+        let config = run.settle(&base, student.overrides()?)?;
+        Ok(Self { model, output, config, stored })
+    }
+}
+
+/// Records and trains in one folder.
+fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
+    let (model, output) = (args.model.as_deref(), args.output.as_deref());
+    let started = Started::new(model, output, &args.student, &args.run)?;
+    let Started { model, output, mut config, stored } = started;
+    config.check_paths()?;
+    let resume = args.run.is_resumed();
+    RunFolder::check(&output, resume)?;
+    let trajectories = output.join("trajectories");
+    config.trajectories = Some(trajectories.clone());
+
+    let pipeline = teacher(&model, common)?;
+    let recorded = match resume {
+        true => TrajectorySpec::read(&trajectories)?,
+        false => None,
+    };
+    let spec = args.recording.spec(&pipeline, recorded)?;
+    Recorder::check(&trajectories, &pipeline, &spec)?;
+    check_student(&config, &spec)?;
+    let folder = RunFolder::open(&output, resume)?;
+    let recorder = Recorder::new(&trajectories, &pipeline, spec, [0, 1])?;
+    if stored.is_none() {
+        // After the recorder's, so that a run which goes on finds both.
+        folder.keep(&config)?;
+    }
+    record(&recorder, &trajectories, common)?;
+    drop(recorder);
+    drop(pipeline);
+    warn_of_decay(stored.as_ref(), &config, common);
+    train(folder, config, common)
+}
+
+fn teacher(model: &Path, common: &Common) -> anyhow::Result<ClassPipeline> {
     let notify = |notice| common.tell(&notice);
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
-    let pipeline = ClassPipeline::open_on(model, &common.open()?, &options)?;
-    let spec = spec(args, &pipeline)?;
-    if let Some(steps) = student {
-        spec.picks(steps).map_err(|error| Error::Config { reason: error.to_string() })?;
-    }
-    let recorder = Recorder::new(folder, &pipeline, spec, worker)?;
+    Ok(ClassPipeline::open_on(model, &common.open()?, &options)?)
+}
+
+/// Records what is missing.
+fn record(recorder: &Recorder<'_>, folder: &Path, common: &Common) -> anyhow::Result<()> {
     let estimate = recorder.estimate()?;
     common.say(&format!(
         "{} of {} trajectories to record in {}: {} on disk in all, about {}",
         estimate.trajectories,
-        args.count,
+        recorder.spec().count,
         folder.display(),
         HumanBytes(estimate.bytes),
         HumanDuration(Duration::from_secs(estimate.time.as_secs())),
@@ -246,46 +297,73 @@ fn record(
     Ok(())
 }
 
-/// What to record of a teacher.
-fn spec(args: &Recording, pipeline: &ClassPipeline) -> anyhow::Result<TrajectorySpec> {
-    let config = pipeline.config();
-    let steps = args.teacher_steps;
-    let mut settings = config.defaults.settings(args.first_seed);
-    if let Some(name) = &args.sampler {
-        (settings.sampler, settings.spacing) = parse_sampler(name)?;
-    } else if !settings.sampler.is_deterministic() {
+impl Recording {
+    /// What to record of a teacher: what was `recorded` before, or else the defaults, with what these options say.
+    fn spec(
+        &self,
+        pipeline: &ClassPipeline,
+        recorded: Option<TrajectorySpec>,
+    ) -> anyhow::Result<TrajectorySpec> {
+        let config = pipeline.config();
+        let mut spec = match recorded {
+            Some(spec) => spec,
+            None => fresh(pipeline)?,
+        };
+        spec.teacher.clone_from(&pipeline.origin().weights);
+        let settings = &mut spec.settings;
+        if let Some(name) = &self.sampler {
+            (settings.sampler, settings.spacing) = parse_sampler(name)?;
+        }
+        let steps = self.teacher_steps.unwrap_or(settings.steps);
+        if self.at.is_empty() && (self.points, self.teacher_steps) != (None, None) {
+            spec.after = TrajectorySpec::even(self.points.unwrap_or(spec.after.len()), steps);
+        } else if !self.at.is_empty() {
+            spec.after.clone_from(&self.at);
+        }
+        settings.steps = steps;
+        settings.guidance.scale = self.cfg_scale.unwrap_or(settings.guidance.scale);
+        settings.seed = self.first_seed.unwrap_or(settings.seed);
+        settings.batch = self.batch_size.unwrap_or(settings.batch);
+        let patches = self.patches.plan(&config.net.dit, config.net.dit.size, steps)?;
+        settings.patches = patches.or(settings.patches.take());
+        if self.states {
+            spec.points = Points::States;
+        }
+        spec.count = self.count.unwrap_or(spec.count);
+        spec.shard = self.shard.unwrap_or(spec.shard);
+        Ok(spec)
+    }
+}
+
+/// What is recorded of a teacher where nothing is said.
+fn fresh(pipeline: &ClassPipeline) -> anyhow::Result<TrajectorySpec> {
+    let mut settings = pipeline.config().defaults.settings(0);
+    if !settings.sampler.is_deterministic() {
         (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);
     }
-    settings.steps = steps;
-    settings.guidance.scale = args.cfg_scale.unwrap_or(settings.guidance.scale);
-    settings.batch = args.batch_size.max(1);
-    settings.patches = args.patches.plan(&config.net.dit, config.net.dit.size, steps)?;
+    (settings.steps, settings.batch) = (TEACHER_STEPS, 32);
     let [_, channels, height, width] = pipeline.latent_shape(1, None)?;
     Ok(TrajectorySpec {
         teacher: pipeline.origin().weights.clone(),
         settings,
-        after: match args.at.as_slice() {
-            [] => TrajectorySpec::even(args.points, steps),
-            at => at.to_vec(),
-        },
-        points: if args.states { Points::States } else { Points::Estimates },
+        after: TrajectorySpec::even(4, TEACHER_STEPS),
+        points: Points::Estimates,
         shape: [channels, height, width],
         classes: pipeline.classes(),
-        count: args.count,
-        shard: args.shard,
+        count: 4096,
+        shard: 256,
     })
 }
 
-fn train(
-    trajectories: &Path,
-    output: &Path,
-    config: TrainConfig,
-    resume: bool,
-    common: &Common,
-) -> anyhow::Result<()> {
+/// Trains a student on the trajectories that its settings name.
+fn train(folder: RunFolder, config: TrainConfig, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
-    let set = Trajectories::open(trajectories)?;
-    let mut run = Run::on_trajectories(output, config, set, resume, &device)?;
+    let set = config
+        .trajectories
+        .as_deref()
+        .context("no trajectories: name a folder with --trajectories")?;
+    let set = Trajectories::open(set)?;
+    let mut run = Run::in_folder(folder, config, set.into(), &device)?;
     follow(&mut run, common)
 }
 
@@ -306,8 +384,7 @@ fn compare(model: &Path, trajectories: &Path, batch: usize, common: &Common) -> 
     println!("squared error of {} trajectories", deviation.trajectories);
     println!("step  from the teacher's points  from its own");
     for (i, (forced, own)) in deviation.forced.iter().zip(&deviation.own).enumerate() {
-        let text = |e: &Estimate| format!("{:.5} ± {:.5}", e.value, e.margin);
-        println!("{:>4}  {:25}  {}", i + 1, text(forced), text(own));
+        println!("{:>4}  {:25}  {own:.5}", i + 1, format!("{forced:.5}"));
     }
     Ok(())
 }

@@ -8,39 +8,47 @@ use anyhow::{Context, bail};
 use burn::tensor::Device;
 use clap::Args;
 use image::RgbImage;
-use pyrograph::data::{Background, Dataset};
+use pyrograph::data::{Dataset, Reading, first_size};
 use pyrograph::device::Opened;
 use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
-use pyrograph::image::{contact_sheet, write_image};
+use pyrograph::image::{check_output_path, contact_sheet, write_image};
 use pyrograph::pipeline::Compute;
 use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType, model};
 use serde_json::json;
 
-use crate::common::{Common, interrupted};
+use crate::common::{Common, interrupted, whole};
 
 /// Weights of the shipped feature network.
 const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
 /// Pairs of the picture of nearest neighbours.
 const PAIRS: usize = 32;
+/// Largest side to which images are brought before they are judged, in pixels.
+const LARGEST: usize = 4096;
+/// Most images that a model is asked to make: their features have 50 GB.
+pub(crate) const MOST_IMAGES: usize = 10_000_000;
+/// Most random parts behind an interval.
+const MOST_RESAMPLES: usize = 10_000;
 
 #[derive(Args)]
 pub(crate) struct Eval {
     #[command(flatten)]
     judging: Judging,
     /// Folder of images to judge
-    #[arg(long, conflicts_with = "model", required_unless_present = "model")]
+    #[arg(long, required_unless_present = "model")]
+    #[arg(conflicts_with_all = ["model", "count", "steps", "cfg_scale", "sampler", "seed"])]
+    #[arg(conflicts_with_all = ["Judged", "Patches"])]
     images: Option<PathBuf>,
     /// Model that makes the images to judge
     #[arg(long, short)]
     model: Option<PathBuf>,
     /// Number of images to make [default: as many as the reference has]
-    #[arg(long, short = 'n')]
+    #[arg(long, short = 'n', value_parser = whole(2, MOST_IMAGES))]
     count: Option<usize>,
     #[command(flatten)]
     making: Making,
     /// Width and height of the reference [default: the model's, or those of the first image]
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, LARGEST))]
     size: Option<usize>,
     /// Write a picture of the images nearest to one of the reference, and that one
     #[arg(long, value_name = "PNG")]
@@ -53,8 +61,8 @@ pub(crate) struct Judging {
     /// Folder of real images, with or without sub-folders of classes
     #[arg(long, short)]
     pub(crate) reference: PathBuf,
-    /// Random parts of the images behind the intervals
-    #[arg(long, default_value_t = 20)]
+    /// Random parts of the images behind the intervals, 2 or more; 0 for no intervals
+    #[arg(long, default_value_t = 20, value_parser = parse_resamples)]
     pub(crate) resamples: usize,
     /// Weights of EfficientNet-Lite0, or `pt_inception-2015-12-05-6726825d.pth` for the inception distance
     #[arg(long, default_value = FEATURES)]
@@ -62,11 +70,29 @@ pub(crate) struct Judging {
     /// Folder in which the features of reference images are kept
     #[arg(long)]
     cache: Option<PathBuf>,
+    /// Leave out images that cannot be read
+    #[arg(long)]
+    skip_damaged: bool,
 }
 
 impl Judging {
+    /// What can be known before any work.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        check_folder(&self.reference)?;
+        if let Some(cache) = &self.cache {
+            std::fs::create_dir_all(cache).with_context(|| cache.display().to_string())?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn open(&self, device: &Device) -> anyhow::Result<FeatureNet> {
         Ok(FeatureNet::open(&model::find(&self.features)?, device)?)
+    }
+
+    /// The images of a folder.
+    fn read(&self, folder: &Path, size: [usize; 2], common: &Common) -> anyhow::Result<Dataset> {
+        let skip_damaged = self.skip_damaged;
+        crate::train::read(folder, Reading { size, skip_damaged, ..Reading::default() }, common)
     }
 
     /// The reference images of `size` and their features.
@@ -76,9 +102,12 @@ impl Judging {
         size: [usize; 2],
         common: &Common,
     ) -> anyhow::Result<(Dataset, Vec<Vec<f32>>)> {
-        let images = Dataset::open(&self.reference, size, Background::default())?;
+        let images = self.read(&self.reference, size, common)?;
         let bar = common.progress_bar(images.len() as u64, "{bar:30} {pos}/{len} reference images");
-        let on_image = &mut |done| bar.set_position(done as u64);
+        let on_image = &mut |done| {
+            bar.set_position(done as u64);
+            interrupted()
+        };
         let rows = net.dataset(&images, self.cache.as_deref(), on_image)?;
         bar.finish_and_clear();
         Ok((images, rows))
@@ -92,7 +121,7 @@ pub(crate) struct Judged {
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
     /// Images per network call
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = whole(1, MOST_IMAGES))]
     batch_size: usize,
 }
 
@@ -105,7 +134,7 @@ impl Judged {
     }
 
     pub(crate) fn batch(&self) -> usize {
-        self.batch_size.max(1)
+        self.batch_size
     }
 
     pub(crate) fn dtype(&self) -> WeightType {
@@ -135,24 +164,20 @@ struct Making {
 }
 
 pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
+    args.judging.check()?;
+    args.images.as_deref().map_or(Ok(()), check_folder)?;
+    args.pairs.as_deref().map_or(Ok(()), check_output_path)?;
     let opened = common.open()?;
     let net = args.judging.open(&opened.device)?;
-    let open = |model: &PathBuf| args.making.judged.open(model, &opened);
-    let pipeline = args.model.as_ref().map(open).transpose()?;
-    let size = match (args.size, &pipeline, &args.images) {
-        (Some(side), ..) => [side, side],
-        (None, Some(pipeline), _) => pipeline.config().net.dit.size.map(|s| s * pipeline.factor()),
-        (None, None, Some(folder)) => first_size(folder)?,
-        (None, None, None) => bail!("neither --model nor --images"),
-    };
+    let judged = args.judged(&opened)?;
+    let size = args.size(&judged)?;
     let (reference, real) = args.judging.reference(&net, size, common)?;
 
     let mut made = Vec::new();
-    let (rows, making) = match (&pipeline, &args.images) {
-        (Some(pipeline), _) => {
+    let (rows, making) = match &judged {
+        Images::Of(pipeline, request) => {
             let count = args.count.unwrap_or(reference.len());
-            let request = args.making.request(pipeline)?;
-            let (rows, making) = make(pipeline, &request, count, &reference, common, |images| {
+            let (rows, making) = make(pipeline, request, count, &reference, common, |images| {
                 if args.pairs.is_some() {
                     made.extend_from_slice(images);
                 }
@@ -166,19 +191,25 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
             });
             (rows, Some(making))
         }
-        (None, Some(folder)) => {
-            let images = Dataset::open(folder, size, Background::default())?;
-            let rows = net.dataset(&images, None, &mut |_| ())?;
+        Images::In(folder) => {
+            let images = args.judging.read(folder, size, common)?;
+            let rows = net.dataset(&images, None, &mut |_| interrupted())?;
             if args.pairs.is_some() {
                 made = pictures(&images, &(0..images.len()).collect::<Vec<_>>(), &Device::flex())?;
             }
             (rows, None)
         }
-        (None, None) => bail!("neither --model nor --images"),
     };
     let (scores, nearest) = compare(&real, &rows, args.judging.resamples)?;
     if let Some(path) = &args.pairs {
         write_pairs(path, &made, &reference, &nearest)?;
+    }
+    let duplicated = scores.coverage.duplicated;
+    if duplicated > 0 {
+        common.say(&format!(
+            "warning: {duplicated} images have so many duplicates that precision, recall, density and \
+             coverage count nothing as near them"
+        ));
     }
     let mut line = serde_json::to_value(&scores)?;
     if let Some(line) = line.as_object_mut() {
@@ -188,6 +219,58 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
         line.extend(making.map(|making| ("making".to_owned(), making)));
     }
     println!("{line}");
+    Ok(())
+}
+
+/// Where the images to judge come from.
+enum Images<'a> {
+    /// A model, asked so.
+    Of(Box<ClassPipeline>, Box<Request<usize>>),
+    /// A folder.
+    In(&'a Path),
+}
+
+impl Eval {
+    /// Opens the model, and checks what it is asked for.
+    fn judged(&self, opened: &Opened) -> anyhow::Result<Images<'_>> {
+        match (&self.model, &self.images) {
+            (Some(model), _) => {
+                let pipeline = self.making.judged.open(model, opened)?;
+                let request = self.making.request(&pipeline)?;
+                pipeline.resolve(&Request { prompts: vec![0], ..request.clone() })?;
+                Ok(Images::Of(Box::new(pipeline), Box::new(request)))
+            }
+            (None, Some(folder)) => Ok(Images::In(folder)),
+            (None, None) => bail!("neither --model nor --images"),
+        }
+    }
+
+    /// `[height, width]` of all images.
+    fn size(&self, judged: &Images<'_>) -> anyhow::Result<[usize; 2]> {
+        let size = match (self.size, judged) {
+            (Some(side), _) => [side, side],
+            (None, Images::Of(pipeline, _)) => {
+                pipeline.config().net.dit.size.map(|side| side * pipeline.factor())
+            }
+            (None, Images::In(folder)) => first_size(folder)?,
+        };
+        let [height, width] = size;
+        if height.max(width) > LARGEST {
+            bail!(
+                "images of {width}x{height}, expected sides up to {LARGEST}: name one with --size"
+            );
+        }
+        Ok(size)
+    }
+}
+
+fn parse_resamples(text: &str) -> anyhow::Result<usize> {
+    let number = text.parse().ok().filter(|&number| number != 1 && number <= MOST_RESAMPLES);
+    number.with_context(|| format!("expected 0, or 2 to {MOST_RESAMPLES}"))
+}
+
+fn check_folder(path: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(path.is_dir(), "{}: no such folder", path.display());
     Ok(())
 }
 
@@ -246,13 +329,18 @@ pub(crate) fn make<T>(
     mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
 ) -> anyhow::Result<(Vec<T>, Made)> {
     let classes = pipeline.classes();
-    // As often as in the reference, if it has the same classes.
-    let class = |i: usize| match reference.classes().len() == classes {
-        true => reference.label((i * 7919) % reference.len()),
-        false => i % classes,
+    // As often as in the reference, if the model has its classes.
+    let known = |name: &String| pipeline.labels().named(name).ok().flatten();
+    let ids: Option<Vec<usize>> = match pipeline.labels().0.is_empty() {
+        true => (reference.classes().len() == classes).then(|| (0..classes).collect()),
+        false => reference.classes().iter().map(known).collect(),
+    };
+    let class = |i: usize| match &ids {
+        Some(ids) => ids[reference.label((i * 7919) % reference.len())],
+        None => i % classes,
     };
     let bar = common.progress_bar(count as u64, "{bar:30} {pos}/{len} images, {eta} left");
-    let mut rows = Vec::with_capacity(count);
+    let mut rows = Vec::new();
     let mut seconds = 0.0;
     let batch = request.settings(&pipeline.config().defaults).batch;
     while rows.len() < count {
@@ -272,23 +360,4 @@ pub(crate) fn make<T>(
     bar.finish_and_clear();
     let compute = pipeline.compute(&Request { prompts: vec![class(0)], ..request.clone() })?;
     Ok((rows, Made { compute, seconds: seconds / count as f64 }))
-}
-
-fn first_size(folder: &Path) -> anyhow::Result<[usize; 2]> {
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let mut entries: Vec<PathBuf> = std::fs::read_dir(&folder)
-            .with_context(|| folder.display().to_string())?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
-        entries.sort();
-        for path in entries {
-            if path.is_dir() {
-                folders.push(path);
-            } else if let Ok((width, height)) = image::image_dimensions(&path) {
-                return Ok([height as usize, width as usize]);
-            }
-        }
-    }
-    bail!("no images in {}", folder.display())
 }

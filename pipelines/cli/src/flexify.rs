@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::engine::nets::{Flexible, Net, Sharing, flexify};
-use pyrograph::model;
+use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify};
+use pyrograph::model::{self, Model};
+use pyrograph::train::{OwnPictures, OwnProgress};
 use pyrograph::weights::FloatDtype;
 
-use crate::common::Common;
+use crate::common::{Common, interrupted};
 
 #[derive(Args)]
 pub(crate) struct Flexify {
@@ -17,7 +19,7 @@ pub(crate) struct Flexify {
     /// Folder of the new bundle
     #[arg(long, short)]
     output: PathBuf,
-    /// Further patch sizes, separated by commas, such as 4,8 [default: twice the model's own]
+    /// Further patch sizes, separated by commas, such as 4,8 [default: twice the largest that the model has]
     #[arg(long, value_delimiter = ',')]
     patches: Vec<usize>,
     /// Keep the model as it is and give every further size low-rank adapters of this rank; without, all
@@ -28,6 +30,13 @@ pub(crate) struct Flexify {
     /// times the model's own]
     #[arg(long, conflicts_with = "adapters")]
     underlying: Option<usize>,
+    /// Train the new sizes for so many steps on the model's own output, on pictures that it makes; without,
+    /// they are to be trained on images by `pyrograph train class --init`
+    #[arg(long, value_name = "STEPS")]
+    distill: Option<u64>,
+    /// Pictures that the model makes for --distill
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "distill")]
+    pictures: usize,
     /// Place patches by their corners instead of their centres
     #[arg(long)]
     corners: bool,
@@ -45,43 +54,118 @@ pub(crate) struct Flexify {
 /// Largest underlying patch size chosen by default, in native patches.
 const LARGEST_UNDERLYING: usize = 4;
 
+/// What sizes share, for people.
+fn describe(sharing: Sharing) -> String {
+    match sharing {
+        Sharing::Adapters { rank } => format!("the trunk with adapters of rank {rank}"),
+        Sharing::Kernels { underlying } => format!("everything, kept at patches of {underlying}"),
+    }
+}
+
+impl Flexify {
+    /// What the network is to have.
+    fn flexible(&self, net: &DitConfig) -> anyhow::Result<Flexible> {
+        let native = net.patch;
+        let old = net.flexible.as_ref();
+        let known = net.patches();
+        let largest = known.last().copied().unwrap_or(native);
+        let mut patches = self.patches.clone();
+        if patches.is_empty() {
+            patches.push(2 * largest);
+        }
+        if let Some(patch) = patches.iter().find(|patch| known.contains(patch)) {
+            bail!("patch size {patch}, the model has {known:?} already");
+        }
+        patches.extend(old.iter().flat_map(|old| &old.patches));
+        patches.sort_unstable();
+        let asked = match (self.adapters, self.underlying) {
+            (Some(rank), _) => Some(Sharing::Adapters { rank }),
+            (None, Some(underlying)) => Some(Sharing::Kernels { underlying }),
+            (None, None) => None,
+        };
+        let within = patches.iter().copied().filter(|&p| p <= LARGEST_UNDERLYING * native);
+        let underlying = within.max().unwrap_or(2 * native);
+        let sharing = match (asked, old) {
+            (None, None) => Sharing::Kernels { underlying },
+            (Some(asked), Some(old)) if asked != old.sharing => {
+                let [asked, has] = [asked, old.sharing].map(describe);
+                bail!("{asked} asked for, the model's sizes share {has}");
+            }
+            (Some(sharing), _) => sharing,
+            (None, Some(old)) => old.sharing,
+        };
+        let corners = old.map_or(self.corners, |old| old.corners);
+        if self.corners && !corners {
+            bail!("corners, the model's patches are placed by their centres");
+        }
+        Ok(Flexible { patches, sharing, corners })
+    }
+}
+
 pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     let input = model::find(&args.input)?;
-    let mut recognised = model::recognise(&input)?;
-    if let Some(vae) = &args.vae {
-        recognised = recognised.with_vae(vae)?;
-    }
-    let notify = &mut |notice| common.tell(&notice);
-    let mut model = recognised.load(FloatDtype::F32, &Device::flex(), notify)?;
-    let native = model.config.net.dit.patch;
-    let mut patches = args.patches.clone();
-    if patches.is_empty() {
-        patches.push(2 * native);
-    }
-    patches.sort_unstable();
-    let sharing = match (args.adapters, args.underlying) {
-        (Some(rank), _) => Sharing::Adapters { rank },
-        (None, Some(underlying)) => Sharing::Kernels { underlying },
-        (None, None) => {
-            let within = patches.iter().copied().filter(|&p| p <= LARGEST_UNDERLYING * native);
-            Sharing::Kernels { underlying: within.max().unwrap_or(2 * native) }
-        }
+    model::check_save(&args.output, args.overwrite)?;
+    let recognised = model::recognise_with(&input, args.vae.as_deref())?;
+    let flexible = args.flexible(&recognised.config.net.dit)?;
+    let device = match args.distill {
+        Some(_) => common.open()?.device,
+        None => Device::flex(),
     };
-    let flexible = Flexible { patches, sharing, corners: args.corners };
+    let notify = &mut |notice| common.tell(&notice);
+    let model = recognised.load(FloatDtype::F32, &device, notify)?;
+    let model = match args.distill {
+        Some(steps) => distill(args, model, flexible, steps, &device, common)?,
+        None => extend(model, flexible)?,
+    };
+    let config = &model.config.net.dit;
+    common.say(&format!("patch sizes {:?}, {} parameters", config.patches(), config.parameters(),));
+    model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
+    common.say(&format!("wrote {}", args.output.display()));
+    if args.distill.is_none() {
+        let output = args.output.display();
+        common.say(&format!(
+            "the new sizes are not trained: `pyrograph train class --init {output}`, or flexify with --distill"
+        ));
+    }
+    Ok(())
+}
+
+/// The model with further sizes that are not trained.
+fn extend(mut model: Model, flexible: Flexible) -> anyhow::Result<Model> {
     let Net::Dit(net) = model.net else {
-        anyhow::bail!("a few-step student gets no further patch sizes: flexify its teacher");
+        bail!("a few-step student gets no further patch sizes: flexify its teacher");
     };
     let net = flexify(net, flexible, 0)?;
     model.config.net.dit = net.config().clone();
     model.net = net.into();
-    let config = &model.config.net.dit;
-    common.say(&format!(
-        "patch sizes {:?}, {} parameters; train the new ones with `train class --init {}`",
-        config.patches(),
-        config.parameters(),
-        args.output.display(),
-    ));
-    model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
-    common.say(&format!("wrote {}", args.output.display()));
-    Ok(())
+    Ok(model)
+}
+
+/// The model with further sizes that it learned from itself.
+fn distill(
+    args: &Flexify,
+    model: Model,
+    flexible: Flexible,
+    steps: u64,
+    device: &Device,
+    common: &Common,
+) -> anyhow::Result<Model> {
+    let making = common.progress_bar(args.pictures as u64, "{bar:30} {pos}/{len} pictures made");
+    let learning = common.progress_bar(steps, "{bar:30} step {pos}/{len}, {eta} left  {msg}");
+    let own = OwnPictures { steps, pictures: args.pictures, seed: 0 };
+    let taught = own.teach(model, flexible, device, &mut |progress| {
+        match progress {
+            OwnProgress::Made(done) => making.set_position(done as u64),
+            OwnProgress::Step(step, loss) => {
+                making.finish_and_clear();
+                learning.set_position(step);
+                if let Some(loss) = loss {
+                    learning.set_message(format!("loss {loss:.4}"));
+                }
+            }
+        }
+        interrupted()
+    })?;
+    learning.finish_and_clear();
+    Ok(taught)
 }

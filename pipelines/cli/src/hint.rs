@@ -8,6 +8,20 @@ pub(crate) fn hint(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::UnsupportedDtype { .. } => "use --dtype f32",
         Error::NoAutoencoder { .. } => "name one with --vae",
+        Error::Autoencoder { .. } => "name another with --vae",
+        Error::Unreadable { .. } => "leave them out with --skip-damaged",
+        Error::NotFoundAgain { what, .. } => match *what {
+            "the model" => "name it with --model",
+            "the guide model" => "name it with --guide-model",
+            "the autoencoder" => "name it with --vae",
+            "the adapter" => "name all with --lora",
+            "the start picture" => "give it again with --init-image",
+            "the mask" => "give it again with --mask",
+            _ => "give it again with --noise",
+        },
+        Error::TooMuch { .. } => {
+            "make fewer or smaller images at once, see --batch-size, -W and -H"
+        }
         Error::OnePatchSize { .. } => "see `pyrograph flexify`",
         Error::NoTrajectories { .. } => "record with `pyrograph distill record`",
         Error::RunExists { .. } => "continue it with --resume, or choose another --output",

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pyrograph::model;
+use pyrograph::model::{self, Recognised};
 use pyrograph::weights::{Bundle, Checkpoint};
 
 use crate::common::Common;
+use crate::print;
 
 #[derive(Args)]
 pub(crate) struct Inspect {
@@ -21,61 +22,66 @@ pub(crate) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
     let path = model::find(&args.path)?;
     match model::recognise(&path) {
         Ok(model) => {
-            let config = &model.config;
-            let (net, parameters) = (&config.net.dit, config.net.parameters());
-            if common.json {
-                let line = serde_json::json!({
-                    "path": path, "kind": model.kind, "config": config,
-                    "parameters": parameters,
-                    "gmacs": net.patches().into_iter().map(|patch| {
-                        (patch.to_string(), net.flops(net.size, patch) / 2e9)
-                    }).collect::<std::collections::BTreeMap<_, _>>(),
-                    "stored_elements": model.net.checkpoint.elements(),
-                });
-                println!("{line}");
-                return Ok(());
-            }
-            println!("{}: {}", path.display(), model.kind);
-            println!("transformer: {} parameters", thousands(parameters));
-            for patch in net.patches() {
-                let gmacs = net.flops(net.size, patch) / 2e9;
-                println!("patch size {patch}: {gmacs:.3} GMAC per call");
-            }
-            println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));
-            println!("process: {}", serde_json::to_string(&config.process)?);
-            println!("defaults: {}", serde_json::to_string(&config.defaults)?);
-            if !config.labels.0.is_empty() {
-                println!("classes: {}", config.labels.0.join(", "));
-            }
-            list("transformer", &model.net.checkpoint, args.tensors);
-            if let Some(vae) = &model.vae {
-                list("autoencoder", &vae.checkpoint, args.tensors);
-            }
-            card(&path)
+            show(&path, &model, args.tensors, common.json)?;
+            // What was read is only part of a bundle.
+            Ok(model.verify()?)
         }
         // A file of weights that is no model by itself is still worth a look.
-        Err(error) if path.is_file() => {
-            let checkpoint = Checkpoint::open(&path)?;
-            common.say(&format!("not a complete model: {error:#}"));
-            if let Some(kind) = pyrograph::weights::recognise(&checkpoint) {
-                println!("recognised as {kind:?}");
+        Err(error) => {
+            if let Ok(checkpoint) = Checkpoint::open(&path) {
+                if let Some(kind) = pyrograph::weights::recognise(&checkpoint) {
+                    println!("recognised as {kind:?}");
+                }
+                list("weights", &checkpoint, args.tensors);
             }
-            list("weights", &checkpoint, args.tensors);
-            Ok(())
+            Err(error.into())
         }
-        Err(error) => Err(error.into()),
     }
+}
+
+fn show(path: &Path, model: &Recognised, tensors: bool, json: bool) -> anyhow::Result<()> {
+    let config = &model.config;
+    let (net, parameters) = (&config.net.dit, config.net.parameters());
+    if json {
+        let line = serde_json::json!({
+            "path": path, "kind": model.kind, "config": config,
+            "parameters": parameters,
+            "gmacs": net.patches().into_iter().map(|patch| {
+                (patch.to_string(), net.flops(net.size, patch) / 2e9)
+            }).collect::<std::collections::BTreeMap<_, _>>(),
+            "stored_elements": model.net.checkpoint.elements(),
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    println!("{}: {}", path.display(), model.kind);
+    println!("transformer: {} parameters", thousands(parameters));
+    for patch in net.patches() {
+        let gmacs = net.flops(net.size, patch) / 2e9;
+        println!("patch size {patch}: {gmacs:.3} GMAC per call");
+    }
+    println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));
+    println!("process: {}", serde_json::to_string(&config.process)?);
+    println!("defaults: {}", serde_json::to_string(&config.defaults)?);
+    if !config.labels.0.is_empty() {
+        println!("classes: {}", config.labels.0.join(", "));
+    }
+    list("transformer", &model.net.checkpoint, tensors);
+    if let Some(vae) = &model.vae {
+        list("autoencoder", &vae.checkpoint, tensors);
+    }
+    card(path)
 }
 
 fn list(title: &str, checkpoint: &Checkpoint, every: bool) {
     let tensors = checkpoint.tensors();
     println!("{title}: {} tensors, {} elements", tensors.len(), thousands(checkpoint.elements()));
     for (key, text) in checkpoint.metadata() {
-        println!("  {key} = {text}");
+        println!("  {} = {}", print::name(key), print::name(text));
     }
     if every {
         for (name, info) in tensors {
-            println!("  {name} {} {:?}", info.dtype, info.shape);
+            println!("  {} {} {:?}", print::name(name), info.dtype, info.shape);
         }
     }
 }
@@ -85,7 +91,7 @@ fn card(path: &Path) -> anyhow::Result<()> {
         let manifest = bundle.manifest();
         for (key, text) in [("licence", &manifest.licence), ("source", &manifest.source)] {
             if let Some(text) = text {
-                println!("{key}: {text}");
+                println!("{}: {}", print::name(key), print::name(text));
             }
         }
     }

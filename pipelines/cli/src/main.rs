@@ -1,6 +1,9 @@
 //! The `pyrograph` command.
 #![allow(clippy::print_stdout)]
 
+#[macro_use]
+mod print;
+
 mod bench;
 mod common;
 mod convert;
@@ -9,26 +12,31 @@ mod distill;
 mod eval;
 mod flexify;
 mod generate;
+mod help;
 mod hint;
 mod inspect;
+mod interrupt;
 mod memory;
 mod merge;
 mod patches;
 mod probe;
+mod silence;
 mod sweep;
+mod terminal;
 mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use pyrograph::{Error, threads};
 
-use common::{Common, EXIT_INTERRUPTED};
+use common::Common;
 
 /// Diffusion transformers: make images, train models, open checkpoints.
 #[derive(Parser)]
-#[command(name = "pyrograph", version, propagate_version = true)]
+#[command(name = "pyrograph", version = env!("PYROGRAPH_VERSION"), propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,7 +70,7 @@ enum Command {
     Bench(bench::Bench),
     /// Show the settings stored in an image
     Metadata {
-        /// PNG file
+        /// PNG, JPEG or WebP file
         image: PathBuf,
     },
     /// List the GPUs of this machine
@@ -71,8 +79,18 @@ enum Command {
         #[arg(long)]
         check: bool,
         /// Check without kernel fusion
-        #[arg(long)]
+        #[arg(long, requires = "check")]
         no_fusion: bool,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write a manual page of every command
+    Man {
+        /// Folder of the pages
+        folder: PathBuf,
     },
 }
 
@@ -90,27 +108,66 @@ enum Train {
     Average(train::AverageArgs),
 }
 
-/// Exit codes are 0 for success, 1 for a failed request, 2 for a wrong usage, 130 after Ctrl-C.
+/// Exit codes are 0 for success, 1 for a failed request, 2 for a wrong usage, 128 and its number after a signal.
 fn main() -> ExitCode {
     // `pyrograph inspect | head` ends without an error.
     sigpipe::reset();
     memory::keep();
-    let cli = Cli::parse();
-    common::catch_interrupt();
-    let Err(error) = run(&cli) else { return ExitCode::SUCCESS };
-    let own = error.downcast_ref::<Error>();
-    match own.and_then(hint::hint) {
-        Some(hint) => eprintln!("error: {error:#}: {hint}"),
-        None => eprintln!("error: {error:#}"),
+    let cli = match parse() {
+        Ok(cli) => cli,
+        // Help is an error, too, which succeeds if it can be printed.
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return ExitCode::from(if error.print().is_ok() { code } else { code.max(1) });
+        }
+    };
+    interrupt::catch();
+    let result = run(&cli);
+    if let Err(error) = &result {
+        match error.downcast_ref::<Error>() {
+            Some(Error::Cancelled) => eprintln!("error: interrupted"),
+            own => match own.and_then(hint::hint) {
+                Some(hint) => eprintln!("error: {error:#}: {hint}"),
+                None => eprintln!("error: {error:#}"),
+            },
+        }
     }
-    match own {
-        Some(Error::Cancelled) => ExitCode::from(EXIT_INTERRUPTED),
+    let printed = print::finish();
+    if let Err(error) = &printed {
+        eprintln!("error: standard output: {error}");
+    }
+    exit_code(&result, printed.is_ok())
+}
+
+/// A signal counts more than what became of the work that it stopped, but for an error of another kind.
+fn exit_code(result: &anyhow::Result<()>, printed: bool) -> ExitCode {
+    let stopped = match result {
+        Ok(()) => printed,
+        Err(error) => matches!(error.downcast_ref(), Some(Error::Cancelled)),
+    };
+    match (stopped, interrupt::code(), result) {
+        (true, Some(code), _) => ExitCode::from(code),
+        (true, None, Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
+/// What was typed. A number below zero is a value, which the option then refuses with its range, and no option.
+fn parse() -> Result<Cli, clap::Error> {
+    let matches = with_negative_numbers(help::command()).try_get_matches()?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let takes = |arg: clap::Arg| match arg.get_action().takes_values() && !arg.is_positional() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes).mut_subcommands(with_negative_numbers)
+}
+
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    threads::start(cli.common.threads)?;
+    threads::start(cli.common.threads())?;
     threads::run(|| {
         let result = dispatch(cli);
         common::settle();
@@ -134,6 +191,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Metadata { image } => metadata(image, &cli.common),
         Command::Devices { check: true, no_fusion } => devices::check(&cli.common, !no_fusion),
         Command::Devices { .. } => devices::run(&cli.common),
+        Command::Completions { shell } => help::completions(*shell),
+        Command::Man { folder } => help::manual(folder),
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
         shares if shares.len() == args.models.len() => shares.to_vec(),
         shares => bail!("{} shares of {} models", shares.len(), args.models.len()),
     };
+    model::check_save(&args.output, args.overwrite)?;
     let models = args.models.iter().zip(shares);
     let models = models.map(|(model, share)| Ok((model::find(model)?, share)));
     let model = merge(&models.collect::<anyhow::Result<Vec<_>>>()?, &Device::flex())?;

@@ -20,7 +20,7 @@ pub(crate) struct Patches {
     #[arg(long, value_name = "STEPS", conflicts_with_all = ["patch_schedule", "compute"])]
     weak_steps_guidance: Option<usize>,
     /// Larger patch size of --weak-steps [default: the next after the model's own]
-    #[arg(long, value_name = "PATCH")]
+    #[arg(long, value_name = "PATCH", conflicts_with_all = ["patch_schedule", "compute"])]
     weak_patch: Option<usize>,
     /// Patch sizes and their steps from noise to data, such as 8:12,4:8, or 8:12,4:8/8 with those of guidance
     #[arg(long, value_name = "PATCH:STEPS,..")]
@@ -42,7 +42,10 @@ impl Patches {
             return Ok(Some(PatchPlan::for_compute(net, size, share, steps)?));
         }
         if self.weak_steps.is_none() && self.weak_steps_guidance.is_none() {
-            return Ok(None);
+            return match self.weak_patch {
+                Some(_) => bail!("--weak-patch has no effect without --weak-steps"),
+                None => Ok(None),
+            };
         }
         let main = self.weak_steps.unwrap_or(0);
         let guide = self.weak_steps_guidance.unwrap_or(main);
@@ -56,6 +59,9 @@ impl Patches {
         let Some(weak) = self.weak_patch.or(next) else {
             return Err(Error::OnePatchSize { patch: net.patch }.into());
         };
+        if weak <= net.patch {
+            bail!("weak patches of {weak}, the model's own are of {}", net.patch);
+        }
         Ok(Some(PatchPlan::weak_first([net.patch, weak], main, guide, steps)))
     }
 }

@@ -1,10 +1,12 @@
 //! `pyrograph sweep`: quality against compute.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use pyrograph::data::Dataset;
 use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::compare;
 use pyrograph::image::{check_folder_of, check_output_path, write_image, write_whole};
@@ -12,13 +14,13 @@ use pyrograph::patches::PatchPlan;
 use pyrograph::plot::{Series, scatter};
 use pyrograph::{ClassPipeline, Guidance, Request};
 
-use crate::common::Common;
-use crate::eval::{Judged, Judging, make};
+use crate::common::{Common, whole};
+use crate::eval::{Judged, Judging, MOST_IMAGES, make};
 use crate::patches::parse_share;
 
 /// First line of the table.
-const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images,dtype,compute,gmacs,seconds,\
-                      fd,fd_margin,kid,kid_margin,precision,recall,density,coverage,copies";
+const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images,dtype,reference,features,resamples,\
+                      compute,gmacs,seconds,fd,fd_margin,kid,kid_margin,precision,recall,density,coverage,copies";
 
 /// Digits of the fingerprint of the weights in it.
 const HASH: usize = 10;
@@ -31,7 +33,7 @@ pub(crate) struct Sweep {
     #[arg(long, short)]
     model: PathBuf,
     /// Images per point
-    #[arg(long, short = 'n', default_value_t = 5000)]
+    #[arg(long, short = 'n', default_value_t = 5000, value_parser = whole(2, MOST_IMAGES))]
     count: usize,
     /// Patch sizes, separated by `;`: shares of compute such as 60%, or schedules such as 8:12,4:8 or 8:12,4:8/8
     #[arg(long, value_delimiter = ';', default_value = "100%")]
@@ -81,6 +83,7 @@ impl Against {
 }
 
 pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
+    args.judging.check()?;
     check_folder_of(&args.output)?;
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
     check_output_path(&plot)?;
@@ -92,9 +95,11 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
 
     let size = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     let (reference, real) = args.judging.reference(&net, size, common)?;
+    let (judge, resamples) = (&net.fingerprint()[..HASH], args.judging.resamples);
+    let judged = format!("{:016x},{judge},{resamples}", identity(&reference));
     let count = points.len();
     for (i, (key, request)) in points.into_iter().enumerate() {
-        let start = format!("{key},");
+        let start = format!("{key},{judged},");
         if table.iter().any(|row| row.starts_with(&start)) {
             common.say(&format!("{} of {count}: {key}: in the table already", i + 1));
             continue;
@@ -103,22 +108,27 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         let (rows, making) = make(&pipeline, &request, args.count, &reference, common, each)?;
         let (scores, _) = compare(&real, &rows, args.judging.resamples)?;
         let (fd, kid, sets) = (scores.frechet, scores.kernel, scores.coverage);
-        common.say(&format!("{} of {count}: {key}: {:.2} ± {:.2}", i + 1, fd.value, fd.margin));
+        common.say(&format!("{} of {count}: {key}: {fd:.2}", i + 1));
         let numbers = [
-            making.compute.share,
-            making.compute.gmacs,
-            making.seconds,
-            fd.value,
+            Some(making.compute.share),
+            Some(making.compute.gmacs),
+            Some(making.seconds),
+            Some(fd.value),
             fd.margin,
-            kid.value,
+            Some(kid.value),
             kid.margin,
-            sets.precision,
-            sets.recall,
-            sets.density,
-            sets.coverage,
-            scores.copies,
+            Some(sets.precision),
+            Some(sets.recall),
+            Some(sets.density),
+            Some(sets.coverage),
+            Some(scores.copies),
         ];
-        let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
+        // Without resamples the cells of the margins are empty.
+        let cell = |number: &Option<f64>| number.map(|number| number.to_string());
+        let numbers: Vec<String> =
+            numbers.iter().map(|number| cell(number).unwrap_or_default()).collect();
+        // Another sweep may have written to it meanwhile.
+        table = read(&args.output)?;
         table.push(start + &numbers.join(","));
         let text = format!("{HEADER}\n{}\n", table.join("\n"));
         // Whole or not at all, so that a sweep can go on after any interruption.
@@ -131,10 +141,19 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A number that changes with the images of a set, their classes and the names of these.
+fn identity(images: &Dataset) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let labels: Vec<usize> = (0..images.len()).map(|index| images.label(index)).collect();
+    (images.fingerprint(), images.classes(), labels).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Every combination, with what names it in the table.
 fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String, Request<usize>)>> {
     let (net, defaults) = (&pipeline.config().net.dit, &pipeline.config().defaults);
     let weights = &pipeline.origin().weights[..HASH];
+    let name = pipeline.origin().name.replace([',', '"', '\n', '\r'], " ");
     let or =
         |given: &[usize], own: usize| if given.is_empty() { vec![own] } else { given.to_vec() };
     let scales = match args.cfg_scale.as_slice() {
@@ -167,8 +186,9 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
                         Ok(share) => Some(PatchPlan::for_compute(net, net.size, share, steps)?),
                         Err(_) => Some(PatchPlan::parse(schedule, steps)?),
                     };
+                    pipeline.resolve(&Request { prompts: vec![0], ..request.clone() })?;
                     let key = [
-                        args.model.display().to_string().replace(',', " "),
+                        name.clone(),
                         weights.to_owned(),
                         schedule.replace(',', " "),
                         steps.to_string(),
@@ -225,11 +245,18 @@ fn series(table: &[String], native: usize, column: &str) -> anyhow::Result<Vec<S
         let first = rows.first().map(|row| row.0.get(*name));
         rows.iter().any(|row| Some(row.0.get(*name)) != first)
     };
+    let count = |name: &str| rows.iter().map(|row| row.0.get(name)).collect::<BTreeSet<_>>().len();
+    // Several models may have one name.
+    let model = if count("weights") > count("model") { "weights" } else { "model" };
     let different: Vec<&str> =
-        ["model", "sampler", "cfg_scale"].into_iter().filter(differs).collect();
+        [model, "sampler", "cfg_scale", "reference"].into_iter().filter(differs).collect();
     let mut found: BTreeMap<String, Vec<[f64; 3]>> = BTreeMap::new();
     for row in &rows {
-        let point = [row.number(column)?, row.number("fd")?, row.number("fd_margin")?];
+        let margin = match row.text("fd_margin")? {
+            "" => 0.0,
+            _ => row.number("fd_margin")?,
+        };
+        let point = [row.number(column)?, row.number("fd")?, margin];
         let with = |start: String| -> anyhow::Result<String> {
             let mut name = start;
             for column in &different {

@@ -1,17 +1,25 @@
 //! `pyrograph train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::data::Dataset;
-use pyrograph::model;
-use pyrograph::train::{Event, Run, TrainConfig, reconstruct};
-use pyrograph::weights::FloatDtype;
+use indicatif::{HumanDuration, ProgressBar};
+use pyrograph::data::{Dataset, Reading};
+use pyrograph::engine::train::Decay;
+use pyrograph::text::read_text;
+use pyrograph::train::{Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, reconstruct};
+use pyrograph::weights::{FloatDtype, check_target};
+use pyrograph::{Error, model};
 
 use crate::bench::peak_memory;
-use crate::common::{Common, interrupted};
+use crate::common::{Common, interrupted, whole};
+use crate::interrupt::hold;
+
+/// Largest number of a setting.
+const LARGEST: usize = i64::MAX as usize;
 
 /// Options of every training run.
 #[derive(Args)]
@@ -23,77 +31,180 @@ pub(crate) struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Steps of the run
-    #[arg(long)]
-    steps: Option<u64>,
+    #[arg(long, value_parser = whole(1, LARGEST))]
+    steps: Option<usize>,
     /// Images per step
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, LARGEST))]
     batch: Option<usize>,
     /// Peak learning rate
     #[arg(long)]
     lr: Option<f64>,
     /// Seed of weights, data order and noise
+    #[arg(long, value_parser = whole(0, LARGEST))]
+    seed: Option<usize>,
+    /// Leave out images that cannot be read
     #[arg(long)]
-    seed: Option<u64>,
-    /// Go on from the newest checkpoint of the run
-    #[arg(long)]
-    pub(crate) resume: bool,
+    skip_damaged: bool,
+    /// Go on from the newest checkpoint of a run, whose settings need not be given again
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    resume: Option<Option<PathBuf>>,
 }
 
 impl RunArgs {
+    /// The folder of the run: the one that goes on, or `output`.
+    pub(crate) fn folder(&self, output: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+        match (&self.resume, output) {
+            (Some(Some(run)), Some(output)) if run != output => {
+                bail!("--resume {} and --output {}: one folder", run.display(), output.display())
+            }
+            (Some(Some(run)), _) if RunFolder::settings(run)?.is_none() => {
+                bail!("{}: there is no run to go on with", run.display())
+            }
+            (Some(Some(run)), _) => Ok(Some(run.clone())),
+            (_, output) => Ok(output.map(Path::to_owned)),
+        }
+    }
+
+    /// Whether a run goes on, if there is one.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.resume.is_some()
+    }
+
+    /// The settings of the run in `folder` that goes on, if one does.
+    pub(crate) fn stored(&self, folder: &Path) -> anyhow::Result<Option<TrainConfig>> {
+        match self.is_resumed() {
+            true => Ok(RunFolder::settings(folder)?),
+            false => Ok(None),
+        }
+    }
+
     /// `base` with what these options say; `further` are overrides from other options.
     pub(crate) fn settle(
         &self,
         base: &TrainConfig,
         further: impl IntoIterator<Item = String>,
     ) -> anyhow::Result<TrainConfig> {
-        let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).with_context(|| path.display().to_string())
-        };
-        let text = self.config.as_ref().map(read).transpose()?.unwrap_or_default();
+        let text = self.config.as_deref().map(read_text).transpose()?.unwrap_or_default();
         let mut overrides = self.set.clone();
         overrides.extend(self.steps.map(|value| format!("steps={value}")));
         overrides.extend(self.batch.map(|value| format!("batch={value}")));
-        overrides.extend(self.lr.map(|value| format!("learning_rate.peak={value}")));
+        // TOML writes `nan` in small letters.
+        let rate = |value: f64| format!("learning_rate.peak={value:?}").to_lowercase();
+        overrides.extend(self.lr.map(rate));
         overrides.extend(self.seed.map(|value| format!("seed={value}")));
+        overrides.extend(self.skip_damaged.then(|| "skip_damaged=true".to_owned()));
         overrides.extend(further);
         Ok(base.with(&text, &overrides)?)
+    }
+}
+
+/// A setting that is a path.
+pub(crate) fn path_setting(key: &str, path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
+    // A text of JSON is one of TOML.
+    Ok(format!("{key}={}", serde_json::Value::from(text)))
+}
+
+/// Says what becomes of a learning rate that falls to zero at the end, where the end moves.
+pub(crate) fn warn_of_decay(stored: Option<&TrainConfig>, config: &TrainConfig, common: &Common) {
+    if let Some(stored) = stored
+        && stored.steps != config.steps
+        && config.learning_rate.decay == Decay::Cosine
+    {
+        let (was, is) = (stored.steps, config.steps);
+        common.say(&format!(
+            "warning: the learning rate falls to 0 at the last step, which was {was} and is {is}: it jumps"
+        ));
+    }
+}
+
+/// Shortest time between two lines of progress where there is no terminal.
+const PULSE: Duration = Duration::from_secs(10);
+
+/// Progress of a run: a bar on a terminal, else a line every so often.
+struct Progress<'a> {
+    common: &'a Common,
+    bar: ProgressBar,
+    /// Where the run starts.
+    first: u64,
+    started: Instant,
+    /// When the last line was written.
+    told: Option<Instant>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(common: &'a Common, run: &Run) -> Self {
+        let template = "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}";
+        let bar = common.progress_bar(run.config().steps, template);
+        bar.set_position(run.step());
+        bar.reset_eta();
+        Self { common, bar, first: run.step(), started: Instant::now(), told: None }
+    }
+
+    fn step(&mut self, step: u64, steps: u64, line: Option<Line>) {
+        self.bar.set_position(step);
+        let Some(Line { loss, rate, learning_rate, gradient_norm, seconds, .. }) = line else {
+            return;
+        };
+        let message = format!("loss {loss:.4}, {rate:.1} images/s");
+        if self.common.json {
+            let line = serde_json::json!({
+                "step": step, "loss": loss, "images_per_second": rate,
+                "learning_rate": learning_rate, "gradient_norm": gradient_norm, "seconds": seconds,
+            });
+            println!("{line}");
+        } else if self.bar.is_hidden() {
+            let due = self.told.is_none_or(|told| told.elapsed() >= PULSE);
+            if due || step == steps {
+                self.told = Some(Instant::now());
+                let gone = self.started.elapsed();
+                let share = (steps - step) as f64 / (step - self.first).max(1) as f64;
+                let [gone, left] = [gone, gone.mul_f64(share)]
+                    .map(|time| HumanDuration(Duration::from_secs(time.as_secs())));
+                self.common
+                    .say(&format!("step {step}/{steps}, {gone} gone, {left} left, {message}"));
+            }
+        } else {
+            self.bar.set_message(message);
+        }
     }
 }
 
 /// Trains to the end or to Ctrl-C, with a progress bar.
 pub(crate) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
     common.say(&format!("{} parameters", run.net().config().parameters()));
-    let template = "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left  {msg}";
-    let bar = common.progress_bar(run.config().steps, template);
-    bar.set_position(run.step());
-    bar.reset_eta();
+    let adopted = run.adopted().filter(|adopted| run.step() == 0 && !adopted.is_same());
+    adopted.into_iter().for_each(|adopted| common.say(&adopted.to_string()));
+    run.notices().iter().for_each(|notice| common.say(&notice.to_string()));
+    let mut progress = Progress::new(common, run);
+    let steps = run.config().steps;
+    let mut saving = None;
     let flow = run.train(&mut |event| {
         match event {
-            Event::Step { step, loss, rate } => {
-                bar.set_position(step);
-                if let Some(loss) = loss {
-                    bar.set_message(format!("loss {loss:.4}, {rate:.1} images/s"));
-                    if common.json {
-                        let line = serde_json::json!({
-                            "step": step, "loss": loss, "images_per_second": rate,
-                        });
-                        println!("{line}");
-                    }
+            Event::Step { step, line } => progress.step(step, steps, line),
+            Event::Saving => saving = Some(hold()),
+            Event::Wrote(path) => {
+                saving = None;
+                if common.verbose {
+                    progress.bar.suspend(|| common.say(&format!("wrote {}", path.display())));
                 }
             }
-            Event::Wrote(path) if common.verbose => {
-                bar.suspend(|| common.say(&format!("wrote {}", path.display())));
+            Event::Damaged { path, reason } => {
+                let path = path.display();
+                common.say(&format!("warning: {path} is not used, it is damaged: {reason}"));
             }
-            Event::Wrote(_) => (),
             Event::Resumed(step) => common.say(&format!("resumed at step {step}")),
+            Event::Working => (),
         }
         interrupted()
     })?;
-    bar.finish_and_clear();
-    match flow.is_break() {
-        true => common.say(&format!("stopped and saved at step {}", run.step())),
-        false => common.say(&format!("finished: {}", run.folder().join("model").display())),
+    drop(saving);
+    progress.bar.finish_and_clear();
+    if flow.is_break() {
+        common.say(&format!("stopped and saved at step {}", run.step()));
+        return Err(Error::Cancelled.into());
     }
+    common.say(&format!("finished: {}", run.folder().join("model").display()));
     if common.verbose
         && let Some(megabytes) = peak_memory()
     {
@@ -102,31 +213,94 @@ pub(crate) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads a folder of images and tells what of it was left out; Ctrl-C stops.
+pub(crate) fn read(
+    folder: &Path,
+    reading: Reading<'_>,
+    common: &Common,
+) -> anyhow::Result<Dataset> {
+    let data = Dataset::read(folder, Reading { observe: Some(&interrupted), ..reading })?;
+    for notice in data.notices() {
+        common.say(&notice.to_string());
+    }
+    Ok(data)
+}
+
 #[derive(Args)]
 pub(crate) struct Class {
-    /// Folder with one sub-folder of images per class, or with a metadata.jsonl
+    /// Folder with one sub-folder of images per class, or with a metadata.jsonl, metadata.csv or dataset.json
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/class]
     #[arg(long, short)]
-    data: PathBuf,
-    /// Folder of the run: checkpoints, log, samples and the finished model
-    #[arg(long, short, default_value = "runs/class")]
-    output: PathBuf,
-    /// Model to start from, such as one of `pyrograph flexify`
+    output: Option<PathBuf>,
+    /// Model to start from; classes of the same names are kept, others are added
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
+impl Class {
+    /// The settings of the run: of one that goes on, those that it has `stored`.
+    fn settings(&self, stored: Option<&TrainConfig>) -> anyhow::Result<TrainConfig> {
+        let data = self.data.as_ref().map(|data| path_setting("data", data)).transpose()?;
+        let settle = |base: &TrainConfig| self.run.settle(base, data.clone());
+        let mut config = settle(stored.unwrap_or(&TrainConfig::default()))?;
+        let init = self.init.clone().or(config.init.take());
+        config.init = init.map(|model| model::find(&model)).transpose()?;
+        if stored.is_some() {
+            return Ok(config);
+        }
+        match config.init.clone() {
+            Some(model) => {
+                let base = TrainConfig { vae: config.vae, ..TrainConfig::default() };
+                config = settle(&base.starting_from(model.clone())?)?;
+                config.init = Some(model);
+            }
+            // With an autoencoder, its channels have a say.
+            None if config.vae.is_none() => {
+                config.net(3, config.model.size, 1)?;
+            }
+            None => (),
+        }
+        Ok(config)
+    }
 }
 
 pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
-    let mut config = args.run.settle(&TrainConfig::default(), [])?;
-    if let Some(model) = args.init.clone().or(config.init.clone()) {
-        config = config.starting_from(model::find(&model)?)?;
+    if args.help_settings {
+        return print_settings();
     }
+    let output = args.run.folder(args.output.as_deref())?;
+    let output = output.unwrap_or_else(|| "runs/class".into());
+    let stored = args.run.stored(&output)?;
+    let config = args.settings(stored.as_ref())?;
+    let data = config.data.clone().context("no folder of images: name one with --data")?;
+    config.check_paths()?;
+    let resume = args.run.is_resumed();
+    RunFolder::check(&output, resume)?;
     let opened = common.open()?;
-    let data = Dataset::open(&args.data, config.model.size, config.background.clone())?;
+    let data = read(&data, config.reading(), common)?;
     common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
-    let mut run = Run::on_images(&args.output, config, data, args.run.resume, &opened.device)?;
+    warn_of_decay(stored.as_ref(), &config, common);
+    let folder = RunFolder::open(&output, resume)?;
+    let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;
     follow(&mut run, common)
+}
+
+/// Every setting with its values, default and meaning.
+fn print_settings() -> anyhow::Result<()> {
+    println!("Settings of --set KEY=VALUE, and of a TOML file of --config:");
+    for setting in SETTINGS {
+        let default = setting.default().map(|value| format!(" [default: {value}]"));
+        println!("\n{}  {}{}", setting.key, setting.values(), default.unwrap_or_default());
+        println!("    {}", setting.meaning);
+    }
+    Ok(())
 }
 
 #[derive(Args)]
@@ -147,9 +321,17 @@ pub(crate) struct AverageArgs {
     overwrite: bool,
 }
 
+/// Error of an average, as a share, above which it is told.
+const TOLD: f64 = 0.02;
+
 pub(crate) fn average(args: &AverageArgs, common: &Common) -> anyhow::Result<()> {
+    check_target(&args.output, args.overwrite).map_err(Error::from)?;
     let device = Device::flex();
-    let model = reconstruct(&args.run, args.width, args.step, &device)?;
+    let Averaged { model, error } = reconstruct(&args.run, args.width, args.step, &device)?;
+    if error > TOLD {
+        let share = 100.0 * error;
+        common.say(&format!("warning: the snapshots express this average to within {share:.0} %"));
+    }
     model.save(&args.output, model.manifest()?, FloatDtype::F16, args.overwrite)?;
     common.say(&format!("average of width {}: {}", args.width, args.output.display()));
     Ok(())

@@ -1,21 +1,38 @@
 //! Training images with their classes.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
-use rayon::prelude::*;
 
-use super::files;
+use super::files::{self, Listing};
 use super::latents::{Encoder, Latents};
-use super::pixels::{Background, Pixels};
+use super::notice::{Notice, Skip};
+use super::pixels::{Background, Observe, Pixels};
 use crate::error::{Error, Result};
+use crate::labels::{composed, folded};
 
 /// Range of the numbers that choose a background.
 const COLOUR_DRAWS: f64 = 65536.0;
+
+/// How a folder of images is read.
+#[derive(Clone, Default)]
+pub struct Reading<'a> {
+    /// `[height, width]` of the images in memory, 1 to 16384.
+    pub size: [usize; 2],
+    /// What transparent pixels are laid on.
+    pub background: Background,
+    /// Leaves damaged images out instead of refusing the folder.
+    pub skip_damaged: bool,
+    /// Hears of every file.
+    pub observe: Option<&'a Observe<'a>>,
+}
 
 /// Images in memory, resized to one size, with a class each; for training on latents, with those too.
 #[derive(Debug, Clone)]
@@ -23,6 +40,7 @@ pub struct Dataset {
     pixels: Pixels,
     labels: Vec<usize>,
     classes: Vec<String>,
+    notices: Vec<Notice>,
     /// Mirrors half of the images of every batch.
     flip: bool,
     /// What batches hold in place of pixels.
@@ -30,31 +48,65 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads all images of a folder, scaled so that the shorter side fits `size`, `[height, width]`, and
-    /// cropped at the centre.
+    /// Reads all images of a folder, none of which may be damaged; see [`Dataset::read`].
     ///
     /// # Errors
-    /// A folder without images, an image that cannot be decoded, a name in `metadata.jsonl` that leaves
-    /// the folder or appears twice.
+    /// See [`Dataset::read`].
     pub fn open(folder: &Path, size: [usize; 2], background: Background) -> Result<Self> {
-        let fault =
-            |reason: &str| Error::Dataset { path: folder.to_owned(), reason: reason.into() };
+        Self::read(folder, Reading { size, background, ..Reading::default() })
+    }
+
+    /// Reads all images of a folder, turned upright, scaled so that the shorter side fits the size and cropped at
+    /// the centre.
+    ///
+    /// Sub-folders are classes, with all images in them however deep, or `metadata.jsonl`, `metadata.csv` or
+    /// `dataset.json` lists the images and their classes. Names that are numbers come first and in their order,
+    /// the others follow in that of their bytes.
+    ///
+    /// # Errors
+    /// A folder without images, a list that is broken or leaves the folder, one class under two spellings of its
+    /// name, all images that cannot be decoded, more than fits in memory, and a reading that was stopped.
+    pub fn read(folder: &Path, reading: Reading<'_>) -> Result<Self> {
+        let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
+        let Reading { size, background, skip_damaged, observe } = reading;
         if background.0.is_empty() {
-            return Err(fault("no background colour"));
+            return Err(fault("no background colour".into()));
         }
-        let files = files::labelled(folder)?;
-        if files.is_empty() {
-            return Err(fault("no images: expected sub-folders of png, jpg or webp files"));
+        let Listing { files, mut skipped } = files::labelled(folder)?;
+        check_spelling(&files).map_err(&fault)?;
+        let (paths, names): (Vec<PathBuf>, Vec<String>) = files.into_iter().unzip();
+        let observe = observe.unwrap_or(&|| ControlFlow::Continue(()));
+        let (pixels, faults) = Pixels::read(&paths, size, background, observe)?;
+        let all = faults.len() == paths.len();
+        if !faults.is_empty() && (all || !skip_damaged) {
+            return Err(unreadable(folder, &paths, faults));
         }
-        let names: BTreeSet<&String> = files.iter().map(|(_, class)| class).collect();
-        let classes: Vec<String> = names.into_iter().cloned().collect();
-        let labels = files
-            .iter()
-            .map(|(_, class)| classes.binary_search(class).expect("collected from the same list"))
-            .collect();
-        let paths = files.par_iter().map(|(path, _)| path.as_path());
-        let pixels = Pixels::read(paths, size, background)?;
-        Ok(Self { pixels, labels, classes, flip: false, latents: None })
+        let damaged: HashSet<usize> = faults.iter().map(|(index, _)| *index).collect();
+        faults.iter().for_each(|(index, _)| skipped.add(Skip::Damaged, folder, &paths[*index]));
+        let names = names.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
+        let names: Vec<String> = names.map(|(_, name)| name).collect();
+        let mut classes: Vec<String> = names.clone();
+        classes.sort_by(|a, b| natural(a).cmp(&natural(b)));
+        classes.dedup();
+        let ids: HashMap<&str, usize> =
+            classes.iter().enumerate().map(|(id, name)| (name.as_str(), id)).collect();
+        let labels = names.iter().map(|name| ids[name.as_str()]).collect();
+        let mut notices = skipped.notices();
+        notices.extend(alike(&classes));
+        Ok(Self { pixels, labels, classes, notices, flip: false, latents: None })
+    }
+
+    /// The same with `ids[class]` in place of each class, every id being that of one.
+    pub(crate) fn with_ids(mut self, ids: &[usize]) -> Self {
+        self.labels.iter_mut().for_each(|label| *label = ids[*label]);
+        let mut named: Vec<(usize, String)> = ids.iter().copied().zip(self.classes).collect();
+        named.sort_unstable();
+        Self { classes: named.into_iter().map(|(_, name)| name).collect(), ..self }
+    }
+
+    /// What was not read, and classes that are easily mistaken.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// The same for training: with `flip`, half of the images of every batch are mirrored; with an `encoder`,
@@ -84,7 +136,7 @@ impl Dataset {
         self.labels.is_empty()
     }
 
-    /// Names of the classes, sorted.
+    /// Names of the classes, numbers first.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -132,6 +184,60 @@ impl Dataset {
     ) -> Tensor<4> {
         self.pixels.batch(indices, flips, colours, device)
     }
+}
+
+/// What is wrong with some images of a folder, by their numbers.
+fn unreadable(folder: &Path, paths: &[PathBuf], faults: Vec<(usize, Error)>) -> Error {
+    let described = faults.into_iter().map(|(index, error)| {
+        let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        // The path is said once.
+        let before = format!("{}: ", paths[index].display());
+        let reason = text.strip_prefix(&before).unwrap_or(&text).to_owned();
+        let path = paths[index].strip_prefix(folder).unwrap_or(&paths[index]);
+        (path.to_owned(), reason)
+    });
+    Error::Unreadable { path: folder.to_owned(), faults: described.collect() }
+}
+
+/// Refuses one class under two spellings in Unicode, which look alike.
+fn check_spelling(files: &[(PathBuf, String)]) -> Result<(), String> {
+    let mut spellings: HashMap<String, &str> = HashMap::new();
+    for (_, class) in files {
+        let first = spellings.entry(composed(class)).or_insert(class);
+        if first != class {
+            return Err(format!(
+                "`{class}` is spelt in two ways in Unicode, {} and {}: rename one",
+                first.escape_unicode(),
+                class.escape_unicode()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Classes whose names differ in case only.
+fn alike(classes: &[String]) -> Vec<Notice> {
+    let mut folds: HashMap<String, &String> = HashMap::new();
+    let mut found = Vec::new();
+    for class in classes {
+        match folds.entry(folded(class)) {
+            Entry::Occupied(first) => {
+                let names = [first.get(), &class].map(|name| String::clone(name));
+                found.push(Notice::Alike { names });
+            }
+            Entry::Vacant(place) => {
+                place.insert(class);
+            }
+        }
+    }
+    found
+}
+
+/// Where a name stands: numbers by their value, then all else by its bytes.
+fn natural(name: &str) -> (bool, usize, &str, &str) {
+    let number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    let digits = if number { name.trim_start_matches('0') } else { "" };
+    (!number, digits.len(), digits, name)
 }
 
 #[cfg(test)]

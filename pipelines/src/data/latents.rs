@@ -67,7 +67,7 @@ impl Latents {
         let origin = format!("{fingerprint} {:016x} {flip}", images.fingerprint());
         let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
         // A file that cannot be read is as good as none: it is made again.
-        let known = known.ok().flatten();
+        let known = known.ok().flatten().filter(|file| file.verify().is_ok());
         if let Some(file) = known.filter(|file| file.metadata().get(ORIGIN_KEY) == Some(&origin)) {
             return Self::read(vae, &file, images.len(), flip);
         }

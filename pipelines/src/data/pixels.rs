@@ -1,14 +1,23 @@
 //! The pixels of training images.
 
 use std::hash::{Hash, Hasher};
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
-use crate::image::{Drawn, decode, fit, to_tensor};
+use crate::decode::decode;
+use crate::error::{Error, Result};
+use crate::image::{Drawn, fit, to_tensor};
+
+/// Longest side of an image, in pixels.
+const SIDE_LIMIT: usize = 16_384;
+
+/// Hears that a file was read, on any thread; can stop the reading.
+pub type Observe<'a> = dyn Fn() -> ControlFlow<()> + Sync + 'a;
 
 /// What transparent pixels are laid on: one of these colours, chosen per draw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +30,15 @@ impl Default for Background {
     }
 }
 
+/// So many times `length` zeros, if there is memory for them.
+fn zeros(count: usize, length: usize) -> Option<Vec<u8>> {
+    let total = count.checked_mul(length)?;
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(total).ok()?;
+    zeros.resize(total, 0);
+    Some(zeros)
+}
+
 /// Images in memory, resized to one size.
 #[derive(Debug, Clone)]
 pub(super) struct Pixels {
@@ -31,18 +49,60 @@ pub(super) struct Pixels {
 }
 
 impl Pixels {
-    /// Reads files, each cut and resized to `size`, `[height, width]`.
+    /// Reads files, each cut and resized to `size`, `[height, width]`, and leaves out those that cannot be decoded;
+    /// these come back with their numbers in rising order.
     ///
     /// # Errors
-    /// An image that cannot be decoded.
-    pub(super) fn read<'a>(
-        files: impl IntoParallelIterator<Item = &'a Path>,
+    /// [`Error::Size`] and [`Error::Memory`] before any file is read; [`Error::Cancelled`] if `observe`, which
+    /// hears of every file, breaks.
+    pub(super) fn read(
+        files: &[PathBuf],
         size: [usize; 2],
         background: Background,
-    ) -> Result<Self> {
-        let read = |path| Ok(fit(&decode(path)?, size));
-        let images: Vec<Vec<u8>> = files.into_par_iter().map(read).collect::<Result<_>>()?;
-        Ok(Self { size, rgba: images.concat(), background })
+        observe: &Observe<'_>,
+    ) -> Result<(Self, Vec<(usize, Error)>)> {
+        if !size.iter().all(|side| (1..=SIDE_LIMIT).contains(side)) {
+            return Err(Error::Size { size, step: 1, limit: SIDE_LIMIT });
+        }
+        let [height, width] = size;
+        let length = 4 * height * width;
+        let mut rgba = zeros(files.len(), length).ok_or_else(|| Error::Memory {
+            what: format!("{} images of {width}x{height}", files.len()),
+            need: (files.len() as u64).saturating_mul(length as u64),
+        })?;
+        let stopped = AtomicBool::new(false);
+        let read = |(path, into): (&PathBuf, &mut [u8])| {
+            if stopped.load(Ordering::Relaxed) {
+                return None;
+            }
+            let fault = match decode(path) {
+                Ok(picture) => {
+                    into.copy_from_slice(&fit(&picture, size));
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            if observe().is_break() {
+                stopped.store(true, Ordering::Relaxed);
+            }
+            fault
+        };
+        let faults: Vec<Option<Error>> =
+            files.par_iter().zip(rgba.par_chunks_mut(length)).map(read).collect();
+        if stopped.into_inner() {
+            return Err(Error::Cancelled);
+        }
+        let mut kept = 0;
+        for (index, fault) in faults.iter().enumerate() {
+            if fault.is_none() {
+                rgba.copy_within(index * length..(index + 1) * length, kept * length);
+                kept += 1;
+            }
+        }
+        rgba.truncate(kept * length);
+        let faults = faults.into_iter().enumerate();
+        let faults = faults.filter_map(|(index, fault)| Some((index, fault?))).collect();
+        Ok((Self { size, rgba, background }, faults))
     }
 
     /// Number of images.

@@ -5,11 +5,14 @@
 //! `pyrograph-weights` crate plus the few lines here that turn its configuration into ours.
 
 mod diffusers;
+mod folders;
 mod original;
 mod registry;
+mod scheduler;
+mod scheduler_keys;
 mod weight_type;
 
-pub use registry::find;
+pub use registry::{SHIPPED, find};
 pub use weight_type::WeightType;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +21,10 @@ use burn::module::Module;
 use burn::tensor::Device;
 use pyrograph_engine::denoisers;
 use pyrograph_engine::diffusion::Process;
-use pyrograph_engine::nets::{ConfigError, Net, NetConfig, Vae, VaeConfig};
+use pyrograph_engine::nets::{Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
-    Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, save_bundle,
+    Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
+    save_bundle,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,9 +57,13 @@ const FAMILY: &str = "class";
 const NET: &str = "dit";
 /// Name of the autoencoder's part in a bundle.
 const VAE: &str = "vae";
+/// Numbers that the table of positions of any network may have. A larger one must be in proportion to the weights.
+const SMALL_TABLE: usize = 1 << 23;
+/// Largest file of a configuration.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// A model on a device.
-#[derive(Debug)]
+/// A model on a device; a clone shares its weights.
+#[derive(Debug, Clone)]
 pub struct Model {
     /// The transformer.
     pub net: Net,
@@ -82,6 +90,13 @@ impl Source {
         Self { checkpoint, layout, seal: None }
     }
 
+    fn verify(&self) -> Result<()> {
+        match &self.seal {
+            Some((bundle, part)) => Ok(bundle.verify(part)?),
+            None => Ok(()),
+        }
+    }
+
     /// A part of a bundle.
     fn sealed(bundle: &Bundle, part: &'static str) -> Result<Self> {
         let checkpoint = bundle.checkpoint(part)?;
@@ -100,37 +115,74 @@ pub struct Recognised {
     pub net: Source,
     /// Weights of the autoencoder.
     pub vae: Option<Source>,
+    /// What its user should know; loading passes it on.
+    pub notices: Vec<Notice>,
 }
 
-/// Finds out what is at `path` and reads its configuration, but no weights.
+/// Finds out what is at `path` and reads its configuration, but no weights. The folder of a training run stands for
+/// its newest model.
 ///
 /// # Errors
 /// If nothing is there, nothing is recognised, or the configuration is broken.
 pub fn recognise(path: &Path) -> Result<Recognised> {
+    recognise_with(path, None)
+}
+
+/// The same with the autoencoder of another model, for one that comes without, or with another kind.
+///
+/// # Errors
+/// As there, and if `vae` holds no autoencoder, or one of other latents.
+pub fn recognise_with(path: &Path, vae: Option<&Path>) -> Result<Recognised> {
+    let recognised = recognise_own(path, vae.is_none())?;
+    match vae {
+        None => Ok(recognised),
+        Some(vae) => recognised.with_vae(vae),
+    }
+}
+
+/// The model at `path`; if it is a diffusers folder, with its autoencoder or without.
+fn recognise_own(path: &Path, own_vae: bool) -> Result<Recognised> {
     if !path.exists() {
         return Err(Error::NoModel { path: path.to_owned() });
     }
+    let path = &folders::resolved(path)?;
     let recognised = if path.join("model.json").is_file() {
         native(path)?
-    } else if path.join("model_index.json").is_file() {
-        diffusers::recognise(path)?
-    } else if path.is_file() {
-        original::recognise(path)?
+    } else if path.is_dir() {
+        diffusers::recognise(path, own_vae)?
     } else {
-        return Err(Error::NotAModel {
-            path: path.to_owned(),
-            reason: "a folder with neither model.json nor model_index.json".into(),
-        });
+        original::recognise(path)?
     };
-    let fault =
-        |error: ConfigError| Error::NotAModel { path: path.to_owned(), reason: error.to_string() };
-    let ModelConfig { net, process, .. } = &recognised.config;
-    net.check().map_err(fault)?;
-    denoisers::check(process, &net.dit).map_err(fault)?;
-    if let Some(vae) = &recognised.config.vae {
-        vae.check().map_err(fault)?;
-    }
+    check(path, &recognised)?;
     Ok(recognised)
+}
+
+/// Checks the numbers of a description, also against the weights: a few bytes can ask for any network.
+fn check(path: &Path, recognised: &Recognised) -> Result<()> {
+    let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
+    let ModelConfig { net, process, .. } = &recognised.config;
+    net.check().map_err(|error| fault(error.to_string()))?;
+    denoisers::check(process, &net.dit).map_err(|error| fault(error.to_string()))?;
+    if let Some(vae) = &recognised.config.vae {
+        vae.check().map_err(|error| fault(error.to_string()))?;
+    }
+    let stored = &recognised.net.checkpoint;
+    let (depth, tensors) = (net.dit.depth, stored.tensors().len());
+    if depth > tensors {
+        return Err(fault(format!("depth is {depth}, the weights are {tensors} tensors")));
+    }
+    let [height, width] = net.dit.size.map(|side| side / net.dit.patch);
+    let table = height.saturating_mul(width).saturating_mul(net.dit.hidden);
+    let most = stored.elements().saturating_mul(4).max(SMALL_TABLE);
+    match table > most {
+        true => Err(fault(format!(
+            "a table of {height} x {width} positions of width {}, expected at most {most} numbers \
+             beside the {} weights",
+            net.dit.hidden,
+            stored.elements()
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn native(path: &Path) -> Result<Recognised> {
@@ -148,29 +200,56 @@ fn native(path: &Path) -> Result<Recognised> {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
         vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
+        notices: Vec::new(),
         config,
     })
 }
 
+/// The autoencoder in a folder of its own, or in that of a pipeline or a model.
+fn autoencoder(path: &Path) -> Result<(VaeConfig, Source)> {
+    if !path.exists() {
+        return Err(Error::NoModel { path: path.to_owned() });
+    }
+    if let Some(folder) = folders::autoencoder(path)? {
+        return diffusers::autoencoder(&folder);
+    }
+    let Recognised { config, vae, .. } = recognise(path)?;
+    config.vae.zip(vae).ok_or_else(|| Error::Autoencoder {
+        path: path.to_owned(),
+        reason: "it has no autoencoder".into(),
+    })
+}
+
+/// Fingerprint of a model's network.
+pub(crate) fn fingerprint(path: &Path) -> Result<String> {
+    Ok(recognise(path)?.net.checkpoint.fingerprint())
+}
+
+/// Fingerprint of the autoencoder that [`recognise_with`] would add.
+pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
+    Ok(autoencoder(path)?.1.checkpoint.fingerprint())
+}
+
 impl Recognised {
-    /// Adds the autoencoder of another model, for a checkpoint that comes without one.
+    /// Reads all of a bundle and compares it with the checksums in its manifest; other models have none.
     ///
     /// # Errors
-    /// If `path` holds no autoencoder, or one of other latents.
-    pub fn with_vae(mut self, path: &Path) -> Result<Self> {
-        let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-        let (config, source) = match path.join("config.json").is_file() {
-            true => diffusers::autoencoder(path)?,
-            false => {
-                let other = recognise(path)?;
-                let part = other.config.vae.zip(other.vae);
-                part.ok_or_else(|| fault("it has no autoencoder".into()))?
-            }
-        };
+    /// A part that differs.
+    pub fn verify(&self) -> Result<()> {
+        let sources = [Some(&self.net), self.vae.as_ref()];
+        sources.into_iter().flatten().try_for_each(Source::verify)
+    }
+
+    /// Adds the autoencoder of another model.
+    fn with_vae(mut self, path: &Path) -> Result<Self> {
+        let (config, source) = autoencoder(path)?;
         let channels = self.config.net.dit.channels;
         if config.latent_channels != channels {
             let found = config.latent_channels;
-            return Err(fault(format!("latents of {found} channels, the model has {channels}")));
+            return Err(Error::Autoencoder {
+                path: path.to_owned(),
+                reason: format!("latents of {found} channels, the model has {channels}"),
+            });
         }
         self.config.vae = Some(config);
         self.vae = Some(source);
@@ -196,7 +275,8 @@ impl Recognised {
         if !device.supports_dtype(dtype.burn()) {
             return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
         }
-        let Self { config, net, vae, .. } = self;
+        let Self { config, net, vae, notices, .. } = self;
+        notices.into_iter().for_each(&mut *notify);
         Ok(Model {
             net: load_part(config.net.init(0, device), &net, dtype, device, notify)?,
             vae: match (&config.vae, &vae) {
@@ -217,9 +297,7 @@ fn load_part<M: Module>(
     device: &Device,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<M> {
-    if let Some((bundle, part)) = &source.seal {
-        bundle.verify(part)?;
-    }
+    source.verify()?;
     let (module, LoadReport { not_finite, .. }) =
         pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;
     if let Some(first) = not_finite.first() {
@@ -230,11 +308,7 @@ fn load_part<M: Module>(
 
 /// The autoencoder of a model, in f32, and the fingerprint of its weights.
 pub(crate) fn open_autoencoder(path: &Path, device: &Device) -> Result<(Vae, String)> {
-    let Recognised { config, vae, .. } = recognise(path)?;
-    let (Some(config), Some(source)) = (config.vae, vae) else {
-        let reason = "it has no autoencoder".into();
-        return Err(Error::NotAModel { path: path.to_owned(), reason });
-    };
+    let (config, source) = autoencoder(path)?;
     let fresh = config.init(device);
     let vae = load_part(fresh, &source, FloatDtype::F32, device, &mut |_| ())?;
     Ok((vae, source.checkpoint.fingerprint()))
@@ -262,7 +336,7 @@ impl Model {
     /// Writes a native bundle: a folder that appears whole or not at all.
     ///
     /// # Errors
-    /// If the folder is there and `overwrite` is not set, or it cannot be written.
+    /// See [`check_save`].
     pub fn save(
         &self,
         path: &Path,
@@ -276,6 +350,14 @@ impl Model {
     }
 }
 
+/// Checks, before any work, that [`Model::save`] can write to a path.
+///
+/// # Errors
+/// Something that is there without `overwrite`, something else than a bundle, a folder that cannot be written.
+pub fn check_save(path: &Path, overwrite: bool) -> Result<()> {
+    Ok(check_target(path, overwrite)?)
+}
+
 /// Opens a model in one go, in f32.
 ///
 /// # Errors
@@ -286,11 +368,13 @@ pub fn open(path: &Path, device: &Device) -> Result<Model> {
 
 /// Reads a JSON file of at most a few megabytes.
 fn read_json<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<T> {
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| Error::File { path: path.clone(), source })?;
+    let text = read_at_most(&path, MAX_CONFIG_BYTES)?;
+    let text = String::from_utf8_lossy(&text);
     // Python writes values that JSON does not have; no field that is read here takes them.
     let text = [": -Infinity", ": Infinity", ": NaN"]
         .iter()
-        .fold(text, |text, value| text.replace(value, ": null"));
-    serde_json::from_str(&text).map_err(|source| Error::Json { path, source })
+        .fold(text.into_owned(), |text, value| text.replace(value, ": null"));
+    // Some editors put a mark before the text.
+    let text = text.trim_start_matches('\u{feff}');
+    serde_json::from_str(text).map_err(|source| Error::Json { path, source })
 }

@@ -91,6 +91,7 @@ impl Original<'_> {
             config: config(NetConfig { dit: net, student }, defaults),
             net: Source::new(self.checkpoint, convert::dit_original(steps)),
             vae: None,
+            notices: Vec::new(),
         })
     }
 
@@ -141,12 +142,18 @@ impl Original<'_> {
             config: config(net.into(), defaults()),
             net: Source::new(self.checkpoint, convert::mp_dit(scale, shift, gate, rotation)),
             vae: None,
+            notices: Vec::new(),
         })
     }
 
     fn shape<const D: usize>(&self, name: &str) -> Result<[usize; D]> {
         let info = self.checkpoint.tensors().get(name);
         let shape = &info.ok_or_else(|| self.fault(format!("no tensor `{name}`")))?.shape;
+        if shape.iter().any(|length| *length > LENGTH) {
+            return Err(self.fault(format!(
+                "`{name}` has shape {shape:?}, expected lengths of at most {LENGTH}"
+            )));
+        }
         shape.as_slice().try_into().map_err(|_| {
             self.fault(format!("`{name}` has shape {shape:?}, expected {D} dimensions"))
         })
@@ -155,12 +162,17 @@ impl Original<'_> {
     fn depth(&self) -> usize {
         let index = |name: &String| name.strip_prefix("blocks.")?.split('.').next()?.parse().ok();
         let names = self.checkpoint.tensors().keys();
-        names.filter_map(index).max().map_or(0, |last: usize| last + 1)
+        names.filter_map(index).max().map_or(0, |last: usize| last.saturating_add(1))
     }
 
     fn size(&self, patch: usize) -> Result<[usize; 2]> {
         if let Some(size) = self.hints.input_size {
-            return Ok([size; 2]);
+            return match size <= LENGTH {
+                true => Ok([size; 2]),
+                false => {
+                    Err(self.fault(format!("input_size is {size}, expected at most {LENGTH}")))
+                }
+            };
         }
         let [_, tokens, _] = self.shape("pos_embed")?;
         let side = tokens.isqrt();
@@ -174,7 +186,8 @@ impl Original<'_> {
     /// channels, unless the size of the input is known.
     fn patch(&self, values: usize, tokens: usize) -> Result<(usize, usize)> {
         let known = self.hints.input_size.map(|size| size / tokens.isqrt().max(1));
-        let fits = |patch: &usize| *patch > 0 && values.is_multiple_of(patch * patch);
+        let fits =
+            |patch: &usize| (1..=LENGTH).contains(patch) && values.is_multiple_of(patch * patch);
         let fits_latent = |patch: &usize| values == patch * patch * 4;
         known
             .filter(fits)
@@ -226,6 +239,9 @@ impl Original<'_> {
     }
 }
 
+/// Largest length of a dimension from which sizes are read.
+const LENGTH: usize = 1 << 20;
+
 /// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
 fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
     let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
@@ -235,7 +251,7 @@ fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
     };
     ModelConfig {
         net,
-        process: Process { schedule, prediction: Prediction::Noise, time: TimeInput::Timestep },
+        process: Process::new(schedule, Prediction::Noise, TimeInput::Timestep),
         vae: None,
         defaults,
         labels,

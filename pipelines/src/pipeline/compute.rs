@@ -103,6 +103,6 @@ impl Denoiser for Counter<'_> {
         tally.trunk += images as f64 * self.net.trunk_flops(self.size, self.patch);
         tally.native_trunk += images as f64 * self.net.trunk_flops(self.size, self.net.patch);
         *tally.calls.entry(self.patch).or_default() += images;
-        Denoised { clean: x_t, variance: None }
+        Denoised { clean: x_t, unclipped: None, variance: None }
     }
 }

@@ -1,5 +1,7 @@
 //! From a request to what a run needs: everything is checked here, before the work.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use image::buffer::ConvertBuffer;
 use pyrograph_engine::diffusion::Grid;
@@ -7,11 +9,12 @@ use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
 
 use super::{Decoder, Pipeline};
+use crate::decode::decode;
 use crate::error::{Error, Result};
-use crate::image::{decode, picture_tensor};
+use crate::image::picture_tensor;
 use crate::patches::{PatchPlan, Phase};
 use crate::request::{Noise, Picture, Request, StartPicture};
-use crate::settings::Settings;
+use crate::settings::{Settings, at_least_one};
 use crate::task::Task;
 
 /// Longest side of a picture, in pixels.
@@ -81,9 +84,11 @@ impl<T: Task> Pipeline<T> {
     /// names; a run checks those before it starts, too.
     ///
     /// # Errors
-    /// Prompts that the model does not know, and settings that it cannot follow.
+    /// Prompts that the model does not know, settings that it cannot follow, and more than the memory of the machine.
     pub fn resolve(&self, request: &Request<T::Prompt>) -> Result<Settings> {
-        Ok(self.check(request)?.0)
+        let (settings, _) = self.check(request)?;
+        self.check_memory(request, &settings)?;
+        Ok(settings)
     }
 
     pub(super) fn check(&self, request: &Request<T::Prompt>) -> Result<(Settings, Plan)> {
@@ -92,7 +97,10 @@ impl<T: Task> Pipeline<T> {
             return Err(Error::NoPrompts);
         }
         self.task.check(&request.prompts)?;
-        settings.guidance.check()?;
+        settings.check(self.trunk().channels)?;
+        if request.previews == Some(0) {
+            return Err(at_least_one("steps between previews"));
+        }
         if let Some(student) = self.student() {
             self.check_student(student, request, &settings)?;
         }
@@ -123,7 +131,8 @@ impl<T: Task> Pipeline<T> {
             return fault("guidance scale", scale, "its teacher's within".into());
         }
         if settings.patches.is_some() {
-            let own = format!("its own, {:?}", student.patches);
+            let own: Vec<String> = student.patches.iter().map(usize::to_string).collect();
+            let own = format!("its own, {}", own.join(","));
             return fault("a schedule of patch sizes", "given".into(), own);
         }
         match request.mask {
@@ -175,7 +184,7 @@ impl<T: Task> Pipeline<T> {
         let spared = steps - taken;
         phases.retain(|phase| phase.end > spared);
         phases.iter_mut().for_each(|phase| phase.end -= spared);
-        let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0 };
+        let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0, ..full };
         Ok(Plan { grid, phases })
     }
 
@@ -185,6 +194,7 @@ impl<T: Task> Pipeline<T> {
         request: &'a Request<T::Prompt>,
     ) -> Result<Job<'a, T::Prompt>> {
         let (settings, plan) = self.check(request)?;
+        self.check_memory(request, &settings)?;
         let shape = self.latent_shape(request.prompts.len(), settings.size)?;
         let [_, channels, height, width] = shape;
         let encode = |pixels: Tensor<4>| match &self.vae {
@@ -201,7 +211,7 @@ impl<T: Task> Pipeline<T> {
             expect("the mask", mask, [1, 1, height, width])
         });
         let noise = request.noise.as_ref().map(|noise| {
-            let noise = noise.read(&self.device)?;
+            let noise = noise.read(shape[0], &self.device)?;
             expect("noise", noise, shape)
         });
         Ok(Job {
@@ -254,20 +264,39 @@ fn expect(what: &'static str, tensor: Tensor<4>, expected: [usize; 4]) -> Result
 }
 
 impl Noise {
-    /// The values, `[images, channels, height, width]`.
+    /// `[images, channels, height, width]` of the tensor in a file.
     ///
     /// # Errors
-    /// A file that cannot be read, without a tensor `noise`, or with one of other dimensions.
-    pub fn read(&self, device: &Device) -> Result<Tensor<4>> {
-        let path = match self {
-            Self::File(path) => path,
+    /// A file that cannot be read, without a tensor `noise`, or with one of other dimensions or without values.
+    pub fn shape_in(path: &Path) -> Result<[usize; 4]> {
+        let checkpoint = Checkpoint::open(path)?;
+        let found = match checkpoint.tensors().get("noise") {
+            Some(noise) => noise.shape.clone(),
+            // Which says what there is instead.
+            None => checkpoint.read_f32("noise")?.1,
+        };
+        let shape = <[usize; 4]>::try_from(found.as_slice()).ok();
+        let shape = shape.filter(|shape| !shape.contains(&0));
+        shape.ok_or_else(|| Error::NoiseFile { path: path.to_owned(), found })
+    }
+
+    /// The values for `images` images, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// Those of [`Noise::shape_in`], and a part of more images than there are.
+    pub fn read(&self, images: usize, device: &Device) -> Result<Tensor<4>> {
+        let (path, first) = match self {
+            Self::File(path) => (path, None),
+            Self::Part { file, first } => (file, Some(*first)),
             Self::Values(values) => return Ok(values.clone().to_device(device)),
         };
-        let (values, shape) = Checkpoint::open(path)?.read_f32("noise")?;
-        let shape: [usize; 4] = shape
-            .as_slice()
-            .try_into()
-            .map_err(|_| Error::NoiseFile { path: path.clone(), found: shape.clone() })?;
-        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+        let shape = Self::shape_in(path)?;
+        let (values, _) = Checkpoint::open(path)?.read_f32("noise")?;
+        let all = Tensor::from_data(TensorData::new(values, shape), device);
+        let Some(first) = first else { return Ok(all) };
+        match first.checked_add(images).is_some_and(|end| end <= shape[0]) {
+            true => Ok(all.narrow(0, first, images)),
+            false => Err(Error::NoisePart { path: path.clone(), first, images, found: shape[0] }),
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod adapters;
 mod compute;
 mod job;
+mod memory;
 mod open;
 mod run;
 
@@ -53,6 +54,17 @@ pub struct Generated {
     pub latents: Tensor<4>,
 }
 
+/// One image of a run.
+#[derive(Debug)]
+pub struct Made {
+    /// Its number, that of its prompt.
+    pub index: usize,
+    /// The picture; [`Error::Degenerate`] where there is none to be seen.
+    pub image: Result<RgbImage>,
+    /// Final latent (or pixels of a model without autoencoder), `[1, channels, height, width]`.
+    pub latent: Tensor<4>,
+}
+
 /// State after a step of one batch.
 #[derive(Debug)]
 pub struct Progress<'a> {
@@ -72,6 +84,9 @@ pub struct Progress<'a> {
 
 /// Sees every step and may stop the run.
 pub type OnStep<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + Send + 'a;
+
+/// Takes every image of a run and may stop it.
+pub type OnImage<'a> = dyn FnMut(Made) -> ControlFlow<()> + Send + 'a;
 
 impl Progress<'_> {
     /// What the images of the batch look like by now, at the steps where [`Request::previews`] asks for it.
@@ -178,17 +193,13 @@ impl<T: Task> Pipeline<T> {
     ///
     /// # Errors
     /// A request that the model cannot follow (see [`Pipeline::resolve`]), files that cannot be read,
-    /// [`Error::Cancelled`], and pictures that are constant or not finite.
+    /// [`Error::Cancelled`], and pictures that are constant or not finite: [`Pipeline::each`] keeps the others.
     pub fn generate(
         &self,
         request: &Request<T::Prompt>,
         on_step: &mut OnStep<'_>,
     ) -> Result<Generated> {
-        let generated = self.sketch(request, on_step)?;
-        for (index, image) in generated.images.iter().enumerate() {
-            check_picture(index, image)?;
-        }
-        Ok(generated)
+        self.collect(request, on_step, check_picture)
     }
 
     /// [`Pipeline::generate`] without looking at the pictures, for models that are not trained yet.
@@ -200,18 +211,71 @@ impl<T: Task> Pipeline<T> {
         request: &Request<T::Prompt>,
         on_step: &mut OnStep<'_>,
     ) -> Result<Generated> {
-        work_on(&self.device, || {
-            let channels = self.trunk().channels;
-            if self.vae.is_none() && !matches!(channels, 1 | 3) {
-                return Err(Error::NoAutoencoder { channels });
+        self.collect(request, on_step, |_, _| Ok(()))
+    }
+
+    fn collect(
+        &self,
+        request: &Request<T::Prompt>,
+        on_step: &mut OnStep<'_>,
+        check: fn(usize, &RgbImage) -> Result<()>,
+    ) -> Result<Generated> {
+        let (mut images, mut latents, mut bad) = (Vec::new(), Vec::new(), Ok(()));
+        let run = self.run(request, on_step, &mut |Made { index, image, latent }| {
+            match image.and_then(|image| check(index, &image).map(|()| image)) {
+                Ok(image) => images.push(image),
+                Err(error) => {
+                    bad = Err(error);
+                    return ControlFlow::Break(());
+                }
             }
+            latents.push(latent);
+            ControlFlow::Continue(())
+        });
+        bad.and(run)?;
+        Ok(Generated { images, latents: Tensor::cat(latents, 0) })
+    }
+
+    /// [`Pipeline::generate`] without holding what is made: `on_image` takes each image when its batch ends, in order,
+    /// and can stop the run. A picture that is constant or not finite is an error of its own and ends nothing.
+    ///
+    /// # Errors
+    /// As there, but for those pictures.
+    pub fn each(
+        &self,
+        request: &Request<T::Prompt>,
+        on_step: &mut OnStep<'_>,
+        on_image: &mut OnImage<'_>,
+    ) -> Result<()> {
+        self.run(request, on_step, &mut |made| {
+            let check = |image: RgbImage| check_picture(made.index, &image).map(|()| image);
+            on_image(Made { image: made.image.and_then(check), ..made })
+        })
+    }
+
+    fn run(
+        &self,
+        request: &Request<T::Prompt>,
+        on_step: &mut OnStep<'_>,
+        on_image: &mut OnImage<'_>,
+    ) -> Result<()> {
+        work_on(&self.device, || {
+            self.check_pictures()?;
             let job = self.prepare(request)?;
-            let mut images = Vec::new();
-            let latents = self.batches(&job, on_step, &mut |x| {
-                images.extend(job.decoder.images(x.clone())?);
-                Ok(())
-            })?;
-            Ok(Generated { images, latents })
+            self.batches(&job, on_step, &mut |first, x| {
+                // One image at a time bounds the memory of the decoder.
+                (0..x.dims()[0]).try_for_each(|i| {
+                    let latent = x.clone().narrow(0, i, 1);
+                    let image =
+                        job.decoder.images(latent.clone()).map(|mut images| images.remove(0));
+                    let index = first + i;
+                    let image = image.map_err(|error| error.of_image(index));
+                    match on_image(Made { index, image, latent }) {
+                        ControlFlow::Continue(()) => Ok(()),
+                        ControlFlow::Break(()) => Err(Error::Cancelled),
+                    }
+                })
+            })
         })
     }
 
@@ -224,7 +288,14 @@ impl<T: Task> Pipeline<T> {
         request: &Request<T::Prompt>,
         on_step: &mut OnStep<'_>,
     ) -> Result<Tensor<4>> {
-        work_on(&self.device, || self.batches(&self.prepare(request)?, on_step, &mut |_| Ok(())))
+        work_on(&self.device, || {
+            let mut latents = Vec::new();
+            self.batches(&self.prepare(request)?, on_step, &mut |_, x| {
+                latents.push(x);
+                Ok(())
+            })?;
+            Ok(Tensor::cat(latents, 0))
+        })
     }
 
     /// Pixels, nominally in [-1, 1], of final latents; large ones are decoded in tiles of `tile` cells.
@@ -243,6 +314,15 @@ impl<T: Task> Pipeline<T> {
     /// The steps of a few-step student.
     fn student(&self) -> Option<&StudentConfig> {
         self.net.student().map(Student::config)
+    }
+
+    /// Refuses a model whose latents cannot become pictures.
+    pub(crate) fn check_pictures(&self) -> Result<()> {
+        let channels = self.trunk().channels;
+        match self.vae.is_none() && !matches!(channels, 1 | 3) {
+            true => Err(Error::NoAutoencoder { channels }),
+            false => Ok(()),
+        }
     }
 
     fn decoder(&self, tile: usize) -> Decoder<'_> {

@@ -7,7 +7,8 @@ use pyrograph_engine::device::{DeviceChoice, Opened};
 use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
-use crate::model::{self, Recognised, WeightType};
+use crate::metadata::{Used, base_name};
+use crate::model::{self, Recognised, Source, WeightType};
 use crate::task::Task;
 use crate::threads;
 
@@ -39,10 +40,10 @@ pub struct Origin {
     pub weights: String,
     /// How they are held.
     pub dtype: WeightType,
-    /// Autoencoder that was added.
-    pub vae: Option<PathBuf>,
+    /// Autoencoder; one without a name is the model's own.
+    pub vae: Option<Used>,
     /// Weaker model that guides.
-    pub guide: Option<PathBuf>,
+    pub guide: Option<Used>,
     /// Name of the device.
     pub device: String,
 }
@@ -74,23 +75,27 @@ impl<T: Task> Pipeline<T> {
         };
         let path = model::find(model.as_ref())?;
         work_on(device, || {
-            let mut recognised = model::recognise(&path)?;
-            if let Some(vae) = vae {
-                recognised = recognised.with_vae(vae)?;
-            }
+            let recognised = model::recognise_with(&path, vae.as_deref())?;
+            let weights = |source: &Source| source.checkpoint.fingerprint();
             let origin = Origin {
-                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                name: base_name(&path),
                 kind: recognised.kind.clone(),
-                weights: recognised.net.checkpoint.fingerprint(),
+                weights: weights(&recognised.net),
                 dtype: *dtype,
-                vae: vae.clone(),
-                guide: guide.clone(),
+                vae: recognised.vae.as_ref().map(|source| Used {
+                    file: vae.as_deref().map(base_name),
+                    fingerprint: Some(weights(source)),
+                }),
+                guide: None,
                 device: on.to_string(),
             };
             let mut pipeline = Self { origin, ..Self::new(load(recognised)?, device)? };
             if let Some(guide) = guide {
-                let guide = model::recognise(&model::find(guide)?)?;
+                let path = model::find(guide)?;
+                let guide = model::recognise(&path)?;
+                let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
                 pipeline = pipeline.with_guide(load(guide)?)?;
+                pipeline.origin.guide = Some(used);
             }
             Ok(pipeline)
         })

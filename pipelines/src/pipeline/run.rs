@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
 use pyrograph_engine::diffusion::{
-    Apart, Denoiser, Guided, Inpaint, NoiseSource, Pair, Phased, Process, Step, Together,
+    Apart, Clipped, Denoiser, Guided, Inpaint, NoiseSource, Pair, Phased, Process, Step, Together,
 };
 use pyrograph_engine::nets::{Dit, Net};
 
@@ -31,16 +31,15 @@ pub(super) enum Call {
 pub(super) type Bind<'a, 'b> = dyn Fn(Call, usize) -> Box<dyn Denoiser + 'a> + 'b;
 
 impl<T: Task> Pipeline<T> {
-    /// Final latents, each batch shown to `done` as soon as it is there.
+    /// Final latents, each batch given to `done` as soon as it is there, with the number of its first image.
     pub(super) fn batches(
         &self,
         job: &Job<'_, T::Prompt>,
         on_step: &mut OnStep<'_>,
-        done: &mut dyn FnMut(&Tensor<4>) -> Result<()>,
-    ) -> Result<Tensor<4>> {
+        done: &mut dyn FnMut(usize, Tensor<4>) -> Result<()>,
+    ) -> Result<()> {
         let [_, channels, height, width] = job.shape;
         let batch = job.settings.batch;
-        let mut latents = Vec::new();
         for (i, prompts) in job.prompts.chunks(batch).enumerate() {
             let first = i * batch;
             let seed = job.settings.seed.wrapping_add(first as u64);
@@ -49,8 +48,7 @@ impl<T: Task> Pipeline<T> {
             let given = job.noise.as_ref();
             let noise = given.map_or(own, |noise| noise.clone().narrow(0, first, prompts.len()));
             let mut show = |step: Step<'_>| {
-                let is_due =
-                    job.previews.is_some_and(|every| step.index.is_multiple_of(every.max(1)));
+                let is_due = job.previews.is_some_and(|every| step.index.is_multiple_of(every));
                 on_step(Progress {
                     first,
                     step: step.index,
@@ -61,10 +59,9 @@ impl<T: Task> Pipeline<T> {
                 })
             };
             let x = self.sample(job, prompts, noise, &mut source, &mut show)?;
-            done(&x)?;
-            latents.push(x);
+            done(first, x)?;
         }
-        Ok(Tensor::cat(latents, 0))
+        Ok(())
     }
 
     fn sample(
@@ -113,10 +110,14 @@ impl<T: Task> Pipeline<T> {
             };
             Box::new(DitDenoiser::new(net, process, told).at(patch))
         };
-        let inner = self.phased(&job.settings.guidance, &job.plan, &bind);
+        let guided = self.phased(&job.settings.guidance, &job.plan, &bind);
+        let inner: Box<dyn Denoiser> = match self.config.process.clip {
+            Some(clip) => Box::new(Clipped { inner: guided, clip }),
+            None => Box::new(guided),
+        };
         Ok(match (job.picture.clone(), job.mask.clone()) {
             (Some(picture), Some(mask)) => Box::new(Inpaint { inner, picture, mask }),
-            _ => Box::new(inner),
+            _ => inner,
         })
     }
 

@@ -1,13 +1,16 @@
 //! Averages of any width from the snapshots of a finished run (EDM2 section 3).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::train::{Average, Snapshot, params, reconstruction_weights};
+use pyrograph_engine::train::{
+    self as engine, Average, Reconstruction, Snapshot, WIDTH_LIMIT, params,
+};
 use pyrograph_weights::Checkpoint;
 
 use super::checkpoint;
+use super::folder::MODEL;
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -17,18 +20,33 @@ struct Stored {
     file: Checkpoint,
 }
 
-/// The model of a finished run with the power-function average of relative width `width` at `step`, or
-/// at the last stored step.
+/// Largest error of a profile that is used, as a share of its norm.
+const ERROR_LIMIT: f64 = 0.3;
+/// Share of a value by which storing it in f16 may change it.
+const ROUNDING: f64 = 1.0 / 2048.0;
+
+/// A model with an average of weights that was made afterwards.
+#[derive(Debug)]
+pub struct Averaged {
+    /// The model.
+    pub model: Model,
+    /// How far it may be from the true average: see [`Reconstruction::error`], or what the rounding of the snapshots
+    /// adds, as a share of the weights, if that is more.
+    pub error: f64,
+}
+
+/// The model of a run with the power-function average of relative width `width` at `step`, or at the last stored step.
 ///
 /// # Errors
-/// A run that is not finished or kept no snapshots of power-function averages, a width outside
-/// (0, 0.28), a step after the last one stored.
-pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -> Result<Model> {
+/// A run without a model or that kept no snapshots of power-function averages, a width outside (0, 0.28), a step after
+/// the last one stored, an average that those stored do not add up to, a snapshot that is damaged.
+pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -> Result<Averaged> {
     let fault = |reason: String| Error::Average { path: run.to_owned(), reason };
-    if !(width > 0.0 && width < 0.28) {
-        return Err(fault(format!("width {width}, expected more than 0 and less than 0.28")));
+    if !Average::Power(width).is_possible() {
+        let reason = format!("width {width}, expected more than 0 and less than {WIDTH_LIMIT}");
+        return Err(fault(reason));
     }
-    let stored = stored(&run.join(checkpoint::SNAPSHOTS))?;
+    let stored = stored(run)?;
     let last = stored.iter().map(|stored| stored.snapshot.step).max();
     let last = last.ok_or_else(|| {
         fault("no snapshots of power-function averages: train with snapshot_every".into())
@@ -38,10 +56,20 @@ pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -
         return Err(fault(format!("step {step}, expected 1 to {last}")));
     }
     let snapshots: Vec<Snapshot> = stored.iter().map(|stored| stored.snapshot).collect();
-    let weights = reconstruction_weights(&snapshots, Snapshot { step, width })
-        .ok_or_else(|| fault("two snapshots have the same step and width".into()))?;
+    let Reconstruction { weights, error } =
+        engine::reconstruct(&snapshots, Snapshot { step, width })
+            .ok_or_else(|| fault("two snapshots have the same step and width".into()))?;
+    let rounding = weights.iter().map(|weight| weight.abs()).sum::<f64>() * ROUNDING;
+    let error = error.max(rounding);
+    if error > ERROR_LIMIT {
+        return Err(fault(format!(
+            "an average of width {width} at step {step} would be wrong by {:.0} %: it needs more snapshots, widths nearer \
+             to it, or a step that was stored",
+            100.0 * error
+        )));
+    }
 
-    let mut model = crate::model::open(&run.join("model"), device)?;
+    let mut model = crate::model::open(&run.join(MODEL), device)?;
     // What is trained is marked in a network in training only.
     let net = model.net.train();
     let old = params::values(&net);
@@ -60,25 +88,15 @@ pub fn reconstruct(run: &Path, width: f64, step: Option<u64>, device: &Device) -
         values.push(Tensor::from_data(TensorData::new(sum, old.dims()), device));
     }
     model.net = params::with_values(net, values).valid();
-    Ok(model)
+    Ok(Averaged { model, error })
 }
 
-/// The snapshots of power-function averages in a folder.
-fn stored(folder: &Path) -> Result<Vec<Stored>> {
-    let file = |source| Error::File { path: folder.to_owned(), source };
-    let mut paths: Vec<PathBuf> = match std::fs::read_dir(folder) {
-        Ok(entries) => {
-            let paths: std::io::Result<_> = entries.map(|entry| Ok(entry?.path())).collect();
-            paths.map_err(file)?
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(file(source)),
-    };
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+/// The snapshots of power-function averages of a run.
+fn stored(run: &Path) -> Result<Vec<Stored>> {
     let mut found = Vec::new();
-    for path in paths {
+    for path in checkpoint::snapshots(run)?.into_values() {
         let file = Checkpoint::open(&path)?;
+        file.verify()?;
         let text = |key: &str| file.metadata().get(key).map(String::as_str).unwrap_or_default();
         let fault = |reason: String| Error::Average { path: path.clone(), reason };
         let profile: Average = serde_json::from_str(text("profile"))

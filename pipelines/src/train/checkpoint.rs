@@ -9,17 +9,25 @@ use pyrograph_engine::nets::Dit;
 use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::config::TrainConfig;
+use super::identity::{Sources, examples, identity};
 use super::learner::Learner;
+use crate::differences::{differences, in_words};
 use crate::error::{Error, Result};
 
 /// Checkpoints kept besides the newest.
 const KEPT: usize = 1;
+/// Folder of the checkpoints.
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Folder of the averages stored for post-hoc reconstruction.
 pub(super) const SNAPSHOTS: &str = "snapshots";
 /// Key of the JSON in the header of a checkpoint.
 const STATE_KEY: &str = "pyrograph.training";
+
+/// Largest number of f16.
+const MOST_IN_F16: f32 = 65504.0;
 
 /// Before the names of the tensors of a critic.
 const CRITIC: &str = "critic.";
@@ -32,27 +40,102 @@ const SHIFT: &str = "frozen/embedder.time.fourier.shift";
 #[derive(Serialize, Deserialize)]
 struct State {
     step: u64,
-    images: usize,
+    /// Without paths, but in early versions.
     config: TrainConfig,
+    /// `None` in early versions.
+    sources: Option<Sources>,
+    /// Number of examples, which early versions had in place of their content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    images: Option<usize>,
 }
+
+/// A checkpoint that is whole.
+pub(super) struct Whole {
+    file: Checkpoint,
+    state: State,
+}
+
+/// A checkpoint that cannot be used, and why.
+pub(super) type Damaged = (PathBuf, Error);
 
 /// The newest checkpoint of a run.
-pub(super) fn newest(folder: &Path) -> Result<Option<PathBuf>> {
-    Ok(all(folder)?.pop())
+pub(super) fn newest(run: &Path) -> Result<Option<PathBuf>> {
+    Ok(all(run)?.pop_last().map(|(_, path)| path))
 }
 
-fn all(folder: &Path) -> Result<Vec<PathBuf>> {
-    let folder = folder.join("checkpoints");
-    let entries = match std::fs::read_dir(&folder) {
+/// The newest checkpoint of a run that is whole, and newer ones that are not.
+///
+/// # Errors
+/// Checkpoints of which none is whole, or the newest whole one is of another program.
+pub(super) fn newest_whole(run: &Path) -> Result<(Option<Whole>, Vec<Damaged>)> {
+    let mut damaged = Vec::new();
+    for path in all(run)?.into_values().rev() {
+        match verified(&path) {
+            Ok(file) => return Ok((Some(Whole::new(file)?), damaged)),
+            Err(error) => damaged.push((path, error)),
+        }
+    }
+    match damaged.is_empty() {
+        true => Ok((None, damaged)),
+        false => {
+            let (path, error) = damaged.swap_remove(0);
+            let reason =
+                format!("it is damaged, and there is none before it that is whole: {error}");
+            Err(Error::Resume { path, reason })
+        }
+    }
+}
+
+/// Opens a file whose content is what was written.
+fn verified(path: &Path) -> Result<Checkpoint> {
+    let file = Checkpoint::open(path)?;
+    file.verify()?;
+    Ok(file)
+}
+
+impl Whole {
+    fn new(file: Checkpoint) -> Result<Self> {
+        let fault = |reason: String| Error::Resume { path: file.path().to_owned(), reason };
+        let state = file.metadata().get(STATE_KEY);
+        let state = state.ok_or_else(|| fault("it holds no training state".into()))?;
+        let state = serde_json::from_str(state).map_err(|error| fault(error.to_string()))?;
+        Ok(Self { file, state })
+    }
+}
+
+/// The settings that the newest whole checkpoint of a run has.
+///
+/// # Errors
+/// See [`newest_whole`].
+pub(super) fn settings(run: &Path) -> Result<Option<TrainConfig>> {
+    Ok(newest_whole(run)?.0.map(|whole| whole.state.config))
+}
+
+/// Every checkpoint of a run by the number of its step.
+fn all(run: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+    numbered(&run.join(CHECKPOINTS), |stem| stem.parse().ok())
+}
+
+/// The safetensors files of a folder whose names are numbers, in the order of these.
+fn numbered<K: Ord>(
+    folder: &Path,
+    number: impl Fn(&str) -> Option<K>,
+) -> Result<BTreeMap<K, PathBuf>> {
+    let failed = |source| Error::File { path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::File { path: folder, source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(source) => return Err(failed(source)),
     };
-    let mut found: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-        .collect();
-    found.sort();
+    let mut found = BTreeMap::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let is_one = path.extension().is_some_and(|extension| extension == "safetensors");
+        let number = path.file_stem().and_then(|stem| number(stem.to_str()?));
+        if let (true, Some(number)) = (is_one, number) {
+            found.insert(number, path);
+        }
+    }
     Ok(found)
 }
 
@@ -108,12 +191,24 @@ fn restore<M: Module + Send>(
     Ok(())
 }
 
-/// Writes the state of a run into its folder, `run`, and removes all but the last checkpoints.
-pub(super) fn save(run: &Path, config: &TrainConfig, learner: &Learner) -> Result<PathBuf> {
-    let folder = run.join("checkpoints");
-    std::fs::create_dir_all(&folder)
-        .map_err(|source| Error::File { path: folder.clone(), source })?;
-    let path = folder.join(format!("{:07}.safetensors", learner.step()));
+/// A checkpoint on its way to a file.
+pub(super) struct Prepared<'a> {
+    run: &'a Path,
+    step: u64,
+    tensors: Vec<(String, TensorData)>,
+    state: State,
+}
+
+/// The state of a run in the folder `run`.
+///
+/// # Errors
+/// Weights that are not finite, whose checkpoint would take the place of a good one.
+pub(super) fn prepare<'a>(
+    run: &'a Path,
+    config: &TrainConfig,
+    sources: &Sources,
+    learner: &Learner,
+) -> Result<Prepared<'a>> {
     let mut tensors = match learner {
         Learner::Denoising(learner) => tensors(&learner.trainer, ""),
         Learner::Student(learner) => tensors(&learner.trainer, ""),
@@ -122,17 +217,50 @@ pub(super) fn save(run: &Path, config: &TrainConfig, learner: &Learner) -> Resul
     if let Some(critic) = learner.critic() {
         tensors.extend(self::tensors(&critic.trainer, CRITIC));
     }
-    let (step, images) = (learner.step(), learner.examples());
-    let state = State { step, images, config: config.clone() };
-    let state = serde_json::to_string(&state).expect("a configuration serialises");
-    write_safetensors(&path, &tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
-    let mut found = all(run)?;
-    found.truncate(found.len().saturating_sub(1 + KEPT));
-    for old in found {
-        // A file that cannot be removed costs space, not the run.
-        std::fs::remove_file(old).ok();
+    let step = learner.step();
+    check_finite(&tensors, step)?;
+    let config = config.clone().without_paths();
+    let state = State { step, config, sources: Some(sources.clone()), images: None };
+    Ok(Prepared { run, step, tensors, state })
+}
+
+impl Prepared<'_> {
+    /// Writes it, and removes all checkpoints but this and the one before.
+    ///
+    /// # Errors
+    /// A disk that refuses.
+    pub(super) fn write(&self) -> Result<PathBuf> {
+        let folder = self.run.join(CHECKPOINTS);
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| Error::File { path: folder.clone(), source })?;
+        let path = folder.join(format!("{:07}.safetensors", self.step));
+        let state = serde_json::to_string(&self.state).expect("a configuration serialises");
+        write_safetensors(&path, &self.tensors, &BTreeMap::from([(STATE_KEY.to_owned(), state)]))?;
+        // Later ones are damaged, or of a run that was resumed from before them.
+        let mut found = all(self.run)?;
+        let later = found.split_off(&(self.step + 1));
+        for old in found.into_values().rev().skip(1 + KEPT).chain(later.into_values()) {
+            // A file that cannot be removed costs space, not the run.
+            std::fs::remove_file(old).ok();
+        }
+        Ok(path)
     }
-    Ok(path)
+}
+
+/// Refuses values that are not finite, of an average those too that are not in f16, in which it is stored.
+fn check_finite(tensors: &[(String, TensorData)], step: u64) -> Result<()> {
+    let is_possible = |(name, data): &(String, TensorData)| {
+        let most = if name.starts_with("average.") { MOST_IN_F16 } else { f32::MAX };
+        match data.as_slice::<f32>() {
+            // Not a number is not in a range.
+            Ok(values) => values.iter().all(|value| (-most..=most).contains(value)),
+            Err(_) => data.iter::<f64>().all(f64::is_finite),
+        }
+    };
+    match tensors.iter().find(|tensor| !is_possible(tensor)) {
+        Some((tensor, _)) => Err(Error::NotFinite { step, tensor: tensor.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The random features of the time code, which are not trained.
@@ -162,65 +290,74 @@ fn restore_frozen(net: &mut Dit, checkpoint: &Checkpoint, device: &Device) -> Re
     Ok(())
 }
 
-/// Puts the state of a checkpoint into the fresh learner of a run of these settings.
-///
-/// # Errors
-/// No checkpoint, or one of a run of other settings or data.
-pub(super) fn load(
-    path: &Path,
-    config: &TrainConfig,
-    learner: &mut Learner,
-    device: &Device,
-) -> Result<()> {
-    let checkpoint = Checkpoint::open(path)?;
-    let fault = |reason: String| Error::Resume { path: path.to_owned(), reason };
-    let state = checkpoint
-        .metadata()
-        .get(STATE_KEY)
-        .ok_or_else(|| fault("it holds no training state".into()))?;
-    let state: State = serde_json::from_str(state).map_err(|e| fault(e.to_string()))?;
-    let images = learner.examples();
-    if state.images != images {
-        let then = state.images;
-        return Err(fault(format!("it was trained on {then} images, the folder has {images}")));
-    }
-    if let Some([what, then, now]) = changed(&state.config, config) {
-        return Err(fault(format!("{what} was {then}, is {now}")));
-    }
-    let step = state.step;
-    match learner {
-        Learner::Denoising(learner) => {
-            restore(&mut learner.trainer, "", &checkpoint, step, device)?;
+impl Whole {
+    /// Checks that a run of these settings, which starts and learns from `sources`, can go on from it.
+    ///
+    /// # Errors
+    /// A run of other settings, data or models, or that should not go as far.
+    pub(super) fn check(&self, config: &TrainConfig, sources: &Sources) -> Result<()> {
+        let Self { file, state } = self;
+        let fault = |reason: String| Error::Resume { path: file.path().to_owned(), reason };
+        let known = state.sources.as_ref();
+        let now = known.is_some().then_some(sources);
+        let mut different = differences(&identity(&state.config, known), &identity(config, now));
+        if let Some(was) = state.images {
+            different.extend(differences(
+                &json!({ "images": was }),
+                &json!({ "images": examples(sources) }),
+            ));
         }
-        Learner::Student(learner) => {
-            restore(&mut learner.trainer, "", &checkpoint, step, device)?;
-            if let Some(critic) = &mut learner.critic {
-                restore(&mut critic.trainer, CRITIC, &checkpoint, step, device)?;
+        if let Some(reason) = in_words(&different) {
+            return Err(fault(reason));
+        }
+        match config.steps < state.step {
+            true => {
+                let (step, asked) = (state.step, config.steps);
+                Err(fault(format!("it has taken {step} steps, asked for {asked} in all")))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Puts its state into the fresh learner of a run that was checked.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of another size.
+    pub(super) fn restore(&self, learner: &mut Learner, device: &Device) -> Result<()> {
+        let (file, step) = (&self.file, self.state.step);
+        match learner {
+            Learner::Denoising(learner) => restore(&mut learner.trainer, "", file, step, device)?,
+            Learner::Student(learner) => {
+                restore(&mut learner.trainer, "", file, step, device)?;
+                if let Some(critic) = &mut learner.critic {
+                    restore(&mut critic.trainer, CRITIC, file, step, device)?;
+                }
             }
         }
+        restore_frozen(learner.trunk_mut(), file, device)
     }
-    restore_frozen(learner.trunk_mut(), &checkpoint, device)
 }
 
-/// A setting that must stay as it was and did not: its name, what it was, what it is.
-fn changed(then: &TrainConfig, now: &TrainConfig) -> Option<[String; 3]> {
-    fn text(value: &impl std::fmt::Debug) -> String {
-        format!("{value:?}")
+/// Removes the snapshots of a run that starts anew.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub(super) fn remove_snapshots(run: &Path) -> Result<()> {
+    for (_, path) in snapshots(run)? {
+        std::fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
     }
-    let settings = |config: &TrainConfig| {
-        [
-            ("model", text(&config.model)),
-            ("student", text(&config.student)),
-            ("adversarial", text(&config.adversarial)),
-            ("init", text(&config.init)),
-            ("averages", text(&config.averages)),
-            ("seed", text(&config.seed)),
-            ("batch", text(&config.batch)),
-        ]
-    };
-    let mut pairs = settings(then).into_iter().zip(settings(now));
-    let ((what, then), (_, now)) = pairs.find(|((_, then), (_, now))| then != now)?;
-    Some([what.to_owned(), then, now])
+    Ok(())
+}
+
+/// The snapshots of a run, by their steps and the numbers of their averages.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(super) fn snapshots(run: &Path) -> Result<BTreeMap<(u64, usize), PathBuf>> {
+    numbered(&run.join(SNAPSHOTS), |stem| {
+        let (step, average) = stem.split_once('-')?;
+        Some((step.parse().ok()?, average.parse().ok()?))
+    })
 }
 
 /// Stores the averages of this step in f16 in the folder of a run, `run`, for post-hoc reconstruction.
@@ -230,17 +367,19 @@ pub(super) fn save_snapshot(run: &Path, config: &TrainConfig, learner: &Learner)
         .map_err(|source| Error::File { path: folder.clone(), source })?;
     let names = params::names(&learner.net());
     let averages = config.averages.iter().zip(learner.averages());
+    let step = learner.step();
     for (i, (profile, values)) in averages.enumerate() {
-        let path = folder.join(format!("{:07}-{i}.safetensors", learner.step()));
+        let path = folder.join(format!("{step:07}-{i}.safetensors"));
         let tensors: Vec<(String, TensorData)> = names
             .iter()
             .zip(values)
             .map(|(name, value)| (name.clone(), value.to_data_dtype(DType::F16)))
             .collect();
+        check_finite(&tensors, step)?;
         let profile = serde_json::to_string(profile).expect("a profile serialises");
         let metadata = BTreeMap::from([
             ("profile".to_owned(), profile),
-            ("step".to_owned(), learner.step().to_string()),
+            ("step".to_owned(), step.to_string()),
         ]);
         write_safetensors(&path, &tensors, &metadata)?;
     }

@@ -7,14 +7,17 @@ use pyrograph_engine::diffusion::{
     NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
 };
 use pyrograph_engine::nets::DitConfig;
-use pyrograph_engine::train::{Average, Decay, LearningRate, Precision, TrainerConfig};
+use pyrograph_engine::train::{
+    Average, Decay, LearningRate, Precision, TrainerConfig, WIDTH_LIMIT,
+};
 use serde::{Deserialize, Serialize};
 
 use super::shape::ModelShape;
 use super::student::{Adversarial, StudentShape};
-use crate::data::Background;
+use super::table;
+use crate::data::{Background, Reading};
 use crate::error::{Error, Result};
-use crate::model::recognise;
+use crate::model::{ModelConfig, recognise};
 use crate::settings::Defaults;
 
 /// A training run: what to train, on what, for how long.
@@ -25,6 +28,10 @@ use crate::settings::Defaults;
 pub struct TrainConfig {
     /// Network.
     pub model: ModelShape,
+    /// Folder of the training images; of a run on trajectories, none.
+    pub data: Option<PathBuf>,
+    /// Folder of the trajectories that a student learns from.
+    pub trajectories: Option<PathBuf>,
     /// Diffusion process to learn.
     pub process: Process,
     /// Folder or bundle with an autoencoder; trains in its latent space instead of on pixels.
@@ -44,6 +51,8 @@ pub struct TrainConfig {
     pub flip: bool,
     /// What transparent images are laid on.
     pub background: Background,
+    /// Leaves damaged images out instead of refusing their folder.
+    pub skip_damaged: bool,
     /// Learning rate.
     pub learning_rate: LearningRate,
     /// Decay of Adam's moments.
@@ -65,7 +74,7 @@ pub struct TrainConfig {
     pub student: Option<StudentShape>,
     /// What judges the student's images beside.
     pub adversarial: Option<Adversarial>,
-    /// Determines initial weights, order of the data, noise, dropout and flips.
+    /// Determines initial weights, order of the data, noise, dropout and flips; below 2^63.
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
@@ -98,17 +107,19 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             model: ModelShape::default(),
-            process: Process {
-                schedule: NoiseSchedule::Edm {
+            data: None,
+            trajectories: None,
+            process: Process::new(
+                NoiseSchedule::Edm {
                     sigma_min: 0.15,
                     sigma_max: 40.0,
                     rho: 7.0,
                     log_mean: 0.4,
                     log_std: 0.9,
                 },
-                prediction: Prediction::Clean,
-                time: TimeInput::LogSigma,
-            },
+                Prediction::Clean,
+                TimeInput::LogSigma,
+            ),
             vae: None,
             steps: 2000,
             batch: 16,
@@ -117,6 +128,7 @@ impl Default for TrainConfig {
             label_dropout: 0.1,
             flip: false,
             background: Background::default(),
+            skip_damaged: false,
             learning_rate: LearningRate {
                 peak: 0.03,
                 warmup: 100,
@@ -164,13 +176,21 @@ impl TrainConfig {
     pub fn with(&self, text: &str, overrides: &[String]) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
         let given: toml::Table = text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
-        let mut table = toml::Table::try_from(self).expect("settings serialise");
+        known(&given)?;
+        let mut table = self.table()?;
         merge(&mut table, given);
         for item in overrides {
             let (key, value) = item
                 .split_once('=')
                 .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
-            set(&mut table, key.trim(), parse_value(value.trim()))?;
+            let (key, value) = (key.trim(), parse_value(key.trim(), value.trim())?);
+            let mut given = toml::Table::new();
+            set(&mut given, key, value.clone())?;
+            known(&given)?;
+            set(&mut table, key, value)?;
+        }
+        if let Some(reason) = table::out_of_range(&table) {
+            return Err(fault(reason));
         }
         let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
         config.check()?;
@@ -179,22 +199,13 @@ impl TrainConfig {
 
     /// The recipe of a student of the model at `teacher`.
     ///
-    /// The learning rate is the published one, and a hundred times that for a magnitude-preserving teacher,
-    /// whose weights are of unit size. The averages are short, so that the teacher's weights leave them
-    /// soon.
+    /// The averages are short, so that the teacher's weights leave them soon.
     ///
     /// # Errors
     /// If there is no model.
     pub fn distilling(teacher: PathBuf) -> Result<Self> {
-        let preserved = recognise(&teacher)?.config.net.dit.magnitude.normalized_weights;
-        let learning_rate = LearningRate {
-            peak: if preserved { 1e-2 } else { 1e-4 },
-            warmup: 100,
-            decay: Decay::Cosine,
-        };
         let base = Self {
             steps: 4000,
-            learning_rate,
             betas: [0.9, 0.999],
             averages: vec![Average::Power(0.05)],
             student: Some(StudentShape::default()),
@@ -203,14 +214,19 @@ impl TrainConfig {
         base.starting_from(teacher)
     }
 
-    /// The same run on a model's weights, images in its size.
+    /// The same run on a model's weights: its shape, process and defaults are the model's, and the learning rate is
+    /// 1e-4, or a hundred times that for a magnitude-preserving model, whose weights are of unit size.
     ///
     /// # Errors
     /// If there is no model.
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
         let config = recognise(&model)?.config;
-        let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
-        self.model.size = config.net.dit.size.map(|side| side * factor);
+        let (net, factor) = (&config.net.dit, config.vae.as_ref().map_or(1, |vae| vae.factor()));
+        let preserved = net.magnitude.normalized_weights;
+        let peak = if preserved { 1e-2 } else { 1e-4 };
+        self.learning_rate = LearningRate { peak, warmup: 100, decay: Decay::Cosine };
+        self.model = ModelShape::of(net, factor);
+        (self.process, self.defaults) = (config.process, config.defaults);
         if config.vae.is_some() && self.vae.is_none() {
             self.vae = Some(model.clone());
         }
@@ -218,19 +234,77 @@ impl TrainConfig {
         Ok(self)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Refuses settings of the network and the process that are not those of the model that the run starts from,
+    /// whose latent cells are `factor` pixels wide.
+    pub(super) fn check_start(&self, model: &ModelConfig, factor: usize) -> Result<()> {
+        let difference = self.model.difference(&ModelShape::of(&model.net.dit, factor));
+        let difference = difference.or_else(|| {
+            let text = |process: &Process| serde_json::json!(process).to_string();
+            let differs = self.process != model.process;
+            differs.then(|| ["process".into(), text(&self.process), text(&model.process)])
+        });
+        match difference {
+            None => Ok(()),
+            Some([key, ours, theirs]) => Err(Error::Config {
+                reason: format!("{key} is {ours}, the model that the run starts from has {theirs}"),
+            }),
+        }
+    }
+
+    /// Refuses settings that training on the trajectories of a model does not read.
+    pub(super) fn check_unread(&self, model: &ModelConfig) -> Result<()> {
+        let plain = Self::default();
+        let images = self.adversarial.is_some();
+        let unread = [
+            ("label_dropout", self.label_dropout != plain.label_dropout),
+            ("patches", self.patches != plain.patches),
+            ("defaults", self.defaults != model.defaults),
+            ("flip", self.flip != plain.flip && !images),
+            ("background", self.background != plain.background && !images),
+            ("skip_damaged", self.skip_damaged && !images),
+        ];
+        match unread.into_iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let reason = format!("{key} is set, a student of trajectories does not read it");
+                Err(Error::Config { reason })
+            }
+        }
+    }
+
+    /// How images are read for the run.
+    pub fn reading(&self) -> Reading<'static> {
+        Reading {
+            size: self.model.size,
+            background: self.background.clone(),
+            skip_damaged: self.skip_damaged,
+            observe: None,
+        }
+    }
+
+    /// Says what is out of range.
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(reason) = table::out_of_range(&self.table()?) {
+            return Err(Error::Config { reason });
+        }
+        if let Some(average) = self.averages.iter().find(|average| !average.is_possible()) {
+            let reason = match average {
+                Average::Decay(decay) => {
+                    format!("an average of decay {decay}, expected 0 to below 1")
+                }
+                Average::Power(width) => {
+                    format!("an average of width {width}, expected above 0 to below {WIDTH_LIMIT}")
+                }
+            };
+            return Err(Error::Config { reason });
+        }
         let bad = [
-            (self.batch == 0, "batch is 0"),
-            (self.steps == 0, "steps is 0"),
-            (self.checkpoint_every == 0, "checkpoint_every is 0"),
-            (self.log_every == 0, "log_every is 0"),
             (self.averages.is_empty(), "averages is empty, expected at least one"),
             (
                 self.micro_batches == 0 || !self.batch.is_multiple_of(self.micro_batches.max(1)),
                 "micro_batches must divide batch",
             ),
-            (!(0.0..=1.0).contains(&self.label_dropout), "label_dropout is outside [0, 1]"),
-            (!self.betas.iter().all(|beta| (0.0..1.0).contains(beta)), "betas are outside [0, 1)"),
+            (self.background.0.is_empty(), "background is empty, expected at least one colour"),
         ];
         match bad.into_iter().find(|(bad, _)| *bad) {
             Some((_, reason)) => Err(Error::Config { reason: reason.into() }),
@@ -244,8 +318,9 @@ impl TrainConfig {
     /// Numbers that do not fit together, or a network that the process does not go with.
     pub fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> Result<DitConfig> {
         let net = self.model.net(channels, size, classes);
-        let fits = net.check().and_then(|()| denoisers::check(&self.process, &net));
-        fits.map_err(|fault| Error::Config { reason: fault.to_string() })?;
+        let fault = |reason: String| Error::Config { reason };
+        net.check().map_err(|error| fault(error.to_string()))?;
+        denoisers::check(&self.process, &net).map_err(|error| fault(error.to_string()))?;
         Ok(net)
     }
 
@@ -276,7 +351,8 @@ impl TrainConfig {
             }
             previous = phase.until;
             let total: f64 = phase.shares.iter().map(|(_, share)| share).sum();
-            if !(total > 0.0 && phase.shares.iter().all(|(_, share)| *share >= 0.0)) {
+            let possible = phase.shares.iter().all(|(_, share)| *share >= 0.0);
+            if !(total > 0.0 && total.is_finite() && possible) {
                 return fault(format!("shares of patch sizes {:?}", phase.shares));
             }
             for (patch, _) in &phase.shares {
@@ -305,18 +381,35 @@ impl TrainConfig {
 }
 
 /// The patch sizes that training changes: with adapters, all but the native one.
-fn trained_patches(net: &DitConfig) -> Vec<usize> {
+pub(super) fn trained_patches(net: &DitConfig) -> Vec<usize> {
     let frozen = net.adapter_rank().map(|_| net.patch);
     net.patches().into_iter().filter(|patch| Some(*patch) != frozen).collect()
 }
 
-/// A TOML value, or failing that a string.
-fn parse_value(text: &str) -> toml::Value {
+/// Refuses a key that is no setting.
+fn known(given: &toml::Table) -> Result<()> {
+    let Some(key) = table::unknown_key(given, "") else {
+        return Ok(());
+    };
+    let similar = match table::similar(&key).as_slice() {
+        [] => String::new(),
+        names => format!("; similar: {}", names.join(", ")),
+    };
+    Err(Error::Config { reason: format!("unknown setting `{key}`{similar}") })
+}
+
+/// The value of a key: one of TOML, or failing that a string.
+fn parse_value(key: &str, text: &str) -> Result<toml::Value> {
     let wrapped: Result<toml::Table, _> = format!("value = {text}").parse();
-    wrapped
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+    let value = wrapped.ok().and_then(|mut table| table.remove("value"));
+    match value {
+        Some(value) => Ok(value),
+        None if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            let reason = format!("{key} is {text}, expected at most {}", i64::MAX);
+            Err(Error::Config { reason })
+        }
+        None => Ok(toml::Value::String(text.to_owned())),
+    }
 }
 
 /// Puts the values of `over` in place of those of `base`, table by table; a table of another `kind`
@@ -337,7 +430,7 @@ fn merge(base: &mut toml::Table, over: toml::Table) {
 }
 
 /// Puts a value at a dotted key.
-fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
+pub(super) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     match key.split_once('.') {
         None => {
             table.insert(key.to_owned(), value);
@@ -382,15 +475,28 @@ mod tests {
         assert!(fault("stepz = 7").contains("stepz"));
         assert!(fault("batch = 10\nmicro_batches = 3").contains("micro_batches"));
         assert!(TrainConfig::parse("", &["steps".into()]).is_err());
+        for (text, part) in [
+            ("learning_rate.peak = nan", "learning_rate.peak is NaN"),
+            ("clip = inf", "clip is inf"),
+            ("weight_decay = -1.0", "weight_decay is -1"),
+            ("epsilon = 0.0", "epsilon"),
+            ("label_dropout = nan", "label_dropout"),
+            ("averages = [{ decay = 1.0 }]", "decay 1,"),
+            ("averages = [{ power = 0.3 }]", "width 0.3"),
+            ("averages = [{ power = nan }]", "width NaN"),
+            ("averages = [{ power = -0.1 }]", "width -0.1"),
+            ("background = []", "background"),
+        ] {
+            assert!(fault(text).contains(part), "{text}: {}", fault(text));
+        }
+        let large = TrainConfig::parse("", &["seed=9223372036854775808".into()]);
+        let error = large.expect_err("too large").to_string();
+        assert!(error.contains("seed is 9223372036854775808, expected at most 9223"), "{error}");
+        let large = TrainConfig { seed: u64::MAX, ..TrainConfig::default() };
+        assert!(large.with("", &[]).is_err());
         // Its table of timesteps has no row for ln σ.
         let ladder = TrainConfig::parse("", &["model.kind=ladder-e".into()]).expect("valid alone");
         let error = ladder.net(3, [64, 64], 10).expect_err("no timesteps").to_string();
-        assert!(error.contains("table of 1000") && error.contains("LogSigma"), "{error}");
-    }
-
-    #[test]
-    fn the_default_survives_a_round_trip() {
-        let text = toml::to_string(&TrainConfig::default()).expect("serialises");
-        assert_eq!(TrainConfig::parse(&text, &[]).expect("parses"), TrainConfig::default());
+        assert!(error.contains("table of 1000") && error.contains("ln(σ)"), "{error}");
     }
 }

@@ -3,13 +3,15 @@
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Discriminator;
 use pyrograph_engine::train::adversarial::{Features, Judge, discriminator_loss};
-use pyrograph_engine::train::{LearningRate, StudentBatch, Trainer, TrainerConfig};
+use pyrograph_engine::train::{Gradients, LearningRate, StudentBatch, Trainer, TrainerConfig};
 
+use super::adopt::Adopted;
 use super::config::TrainConfig;
 use super::streams::Streams;
 use super::student::Adversarial;
-use crate::data::{Dataset, Order};
+use crate::data::{Dataset, Notice, Order};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 
 /// Mixed into the seed of a run for its heads, order and noise.
 const SEED: u64 = 0xC417_1C00;
@@ -23,28 +25,33 @@ pub(super) struct Critic {
     config: Adversarial,
 }
 
-/// The real images of an adversarial stage.
+/// The real images of an adversarial stage, with the classes of the teacher.
 ///
 /// # Errors
-/// Images that cannot be read, or of another number of classes than the teacher's, `classes`.
+/// Images that cannot be read, or of other classes than those of the teacher.
 pub(super) fn real_images(
     config: &TrainConfig,
     adversarial: &Adversarial,
-    classes: usize,
+    teacher: &ModelConfig,
 ) -> Result<Dataset> {
-    let data = Dataset::open(&adversarial.data, config.model.size, config.background.clone())?;
-    let found = data.classes().len();
-    match found == classes {
-        true => Ok(data),
-        false => {
-            let path = adversarial.data.display();
-            let reason = format!("{path} has {found} classes, the teacher {classes}");
-            Err(Error::Config { reason })
-        }
-    }
+    let data = Dataset::read(&adversarial.data, config.reading())?;
+    let (found, expected) = (data.classes().len(), teacher.net.dit.classes);
+    let adopted = Adopted::new(&teacher.labels, expected, data.classes());
+    let path = adversarial.data.display();
+    let reason = match adopted.order() {
+        Some(ids) => return Ok(data.with_ids(&ids)),
+        None if found != expected => format!("{path} has {found} classes, the teacher {expected}"),
+        None => format!("{path} has other classes than the teacher: {adopted}"),
+    };
+    Err(Error::Config { reason })
 }
 
 impl Critic {
+    /// What should be known of the images.
+    pub(super) fn notices(&self) -> &[Notice] {
+        self.real.notices()
+    }
+
     /// Fresh heads on `features`, which learn from `real` images.
     pub(super) fn new(
         config: &TrainConfig,
@@ -87,14 +94,15 @@ impl Critic {
         Judge { features: &self.features, heads: &self.trainer.model, weight }
     }
 
-    /// Lets the heads learn from what the student made of each batch, `[batch, channels, height, width]`.
-    pub(super) fn learn(
-        &mut self,
+    /// The gradients with which the heads learn from what the student made of each batch,
+    /// `[batch, channels, height, width]`.
+    pub(super) fn gradients(
+        &self,
         batches: &[StudentBatch],
         made: &[Tensor<4>],
         streams: Streams,
         device: &Device,
-    ) {
+    ) -> Gradients {
         let count: usize = made.iter().map(|images| images.dims()[0]).sum();
         let indices = self.order.indices(self.trainer.step * count as u64, count);
         let mut left = indices.as_slice();
@@ -105,10 +113,11 @@ impl Critic {
             real.push(self.real.batch(own, &mut streams.part(SEED + part as u64), device));
         }
         let features = &self.features;
-        self.trainer.step(made.len(), |heads, part| {
+        let (gradients, _) = self.trainer.gradients(made.len(), |heads, part| {
             let real = features.of(real[part].clean.clone(), &real[part].told).autodiff();
             let fake = features.of(made[part].clone(), &batches[part].told).autodiff();
             (discriminator_loss(heads, &real, &fake), ())
         });
+        gradients
     }
 }

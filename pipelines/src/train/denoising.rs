@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use pyrograph_engine::denoisers;
 use pyrograph_engine::nets::{Dit, Net, Vae};
-use pyrograph_engine::train::{Batch, Denoising, Target, Trainer};
+use pyrograph_engine::train::{Batch, Denoising, Gradients, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
+use super::adopt::Adopted;
+use super::checkpoint::Whole;
 use super::config::TrainConfig;
+use super::identity::{Sources, images};
 use super::outline::Outline;
 use super::streams::Streams;
 use crate::data::{Dataset, Encoder};
@@ -27,15 +30,17 @@ pub(super) struct DenoisingLearner {
 }
 
 impl DenoisingLearner {
-    /// A network with fresh weights or those of a model; latents are kept in `folder`.
+    /// A network with fresh weights or those of a model, in a run that goes on from `resumed`; latents are kept in
+    /// `folder`.
     ///
     /// # Errors
-    /// A configuration that does not fit the data, or a model that cannot be opened or has another number of
-    /// classes, channels, or another size.
+    /// A configuration that does not fit the data or the checkpoint, or a model that cannot be opened or has another
+    /// number of classes, channels, or another size.
     pub(super) fn new(
         folder: &Path,
         config: &TrainConfig,
         data: Dataset,
+        resumed: Option<&Whole>,
         device: &Device,
     ) -> Result<(Self, Outline)> {
         let fault = |reason: String| Error::Config { reason };
@@ -44,9 +49,16 @@ impl DenoisingLearner {
         }
         let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
         let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
-        let Model { net, vae, config: model } = initial(config, data.classes(), vae, device)?;
+        let mut sources = Sources::from([("data".to_owned(), images(&data))]);
+        if let Some(encoder) = &encoder {
+            sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
+        }
+        let (model, adopted) = initial(config, data.classes(), vae, &mut sources, device)?;
+        let Model { net, vae, config: model } = model;
         denoisers::check(&model.process, &model.net.dit)
             .map_err(|error| fault(error.to_string()))?;
+        // Those of the sample sheets and of the finished model.
+        config.defaults.settings(config.seed).grid(&model.process)?;
         config.check_patches(&model.net.dit)?;
         let adapters = model.net.dit.adapter_rank().is_some();
         let net = match net {
@@ -62,43 +74,55 @@ impl DenoisingLearner {
             condition_dropout: config.label_dropout,
             target: if adapters { Target::Native } else { Target::Data },
         };
+        if let Some(whole) = resumed {
+            whole.check(config, &sources)?;
+        }
         let data = data.for_training(config.flip, encoder, folder, device)?;
         let trainer = Trainer::new(net, config.trainer(&model.net.dit));
-        Ok((Self { trainer, data, loss }, Outline { config: model, vae }))
+        Ok((Self { trainer, data, loss }, Outline { config: model, vae, sources, adopted }))
     }
 
-    /// Takes a step on images of these numbers and returns its loss, `[1]`.
-    pub(super) fn step(
-        &mut self,
+    /// The gradients of a step on images of these numbers.
+    pub(super) fn gradients(
+        &self,
         indices: &[usize],
         streams: Streams,
         config: &TrainConfig,
         device: &Device,
-    ) -> Tensor<1> {
+    ) -> Gradients {
         let Self { trainer, data, loss } = self;
         let net = trainer.model.config();
         let patch = config.patch(net, streams.step, streams.part(PATCH).uniform());
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
-        let (report, _) = trainer.step(config.micro_batches, |net, i| {
+        let (gradients, _) = trainer.gradients(config.micro_batches, |net, i| {
             let mut random = streams.part(i as u64);
             let batch = data.batch(parts[i], &mut random, device);
             let batch = Batch { clean: batch.clean.autodiff(), ..batch };
             (loss.loss(net, &batch, patch, &mut random), ())
         });
-        report.loss
+        gradients
     }
 }
 
-/// The model that a run on images starts from.
+/// The model that a run on images starts from, which is added to its `sources`, and which of its classes become
+/// those of the data.
 fn initial(
     config: &TrainConfig,
     classes: &[String],
     vae: Option<Vae>,
+    sources: &mut Sources,
     device: &Device,
-) -> Result<Model> {
+) -> Result<(Model, Option<Adopted>)> {
     let latents = vae.as_ref().map(Vae::config);
     let (channels, factor) =
         latents.map_or((3, 1), |latents| (latents.latent_channels, latents.factor()));
+    if config.model.size.iter().any(|side| !side.is_multiple_of(factor)) {
+        let [height, width] = config.model.size;
+        let reason = format!(
+            "model.size is {height}x{width}, expected multiples of {factor}, the factor of the autoencoder"
+        );
+        return Err(Error::Config { reason });
+    }
     let size = config.model.size.map(|side| side / factor);
     let Some(path) = &config.init else {
         let net = config.net(channels, size, classes.len())?;
@@ -110,21 +134,39 @@ fn initial(
             labels: Labels(classes.to_vec()),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();
-        return Ok(Model { net, vae, config: model });
+        return Ok((Model { net, vae, config: model }, None));
     };
-    let model = recognise(path)?.load(FloatDtype::F32, device, &mut |_| ())?;
-    let net = &model.config.net.dit;
-    let found = (net.channels, net.size, net.classes);
-    let expected = (channels, size, classes.len());
-    if found != expected {
-        let text = |(channels, [height, width], classes): (usize, [usize; 2], usize)| {
-            format!("{channels} channels of {height}x{width} in {classes} classes")
-        };
+    let recognised = recognise(path)?;
+    sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
+    config.check_start(&recognised.config, factor)?;
+    let found = recognised.config.net.dit.channels;
+    if found != channels {
         return Err(Error::NotAModel {
             path: path.clone(),
-            reason: format!("made for {}, the data is {}", text(found), text(expected)),
+            reason: format!("made for images of {found} channels, the run has {channels}"),
         });
     }
-    let config = ModelConfig { vae: latents.cloned(), ..model.config };
-    Ok(Model { net: model.net, vae, config })
+    let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    let dit = &model.config.net.dit;
+    if dit.classes == 0 {
+        let reason = "it is told no class".into();
+        return Err(Error::NotAModel { path: path.clone(), reason });
+    }
+    let adopted = Adopted::new(&model.config.labels, dit.classes, classes);
+    if dit.adapter_rank().is_some() {
+        adopted
+            .expect_same("a model with adapters learns patch sizes alone, for its own classes")?;
+    }
+    let net = match model.net {
+        Net::Dit(net) if !adopted.is_same() => net.with_classes(&adopted.rows, config.seed).into(),
+        net => net,
+    };
+    let config = ModelConfig {
+        net: net.config(),
+        vae: latents.cloned(),
+        defaults: config.defaults.clone(),
+        labels: adopted.labels.clone(),
+        ..model.config
+    };
+    Ok((Model { net, vae, config }, Some(adopted)))
 }

@@ -2,19 +2,23 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use pyrograph_engine::diffusion::{Grid, Level, Spacing, TimeInput};
 use pyrograph_engine::nets::{Dit, Net, NetConfig, Points, Student, StudentConfig};
 use pyrograph_engine::train::adversarial::{Features, adversarial_regression};
 use pyrograph_engine::train::{StudentBatch, Trainer, regression};
 use pyrograph_weights::FloatDtype;
 
+use super::checkpoint::Whole;
 use super::config::TrainConfig;
 use super::critic::{Critic, real_images};
+use super::identity::{Sources, images};
+use super::learner::Computed;
 use super::outline::Outline;
 use super::streams::Streams;
 use super::student::StudentShape;
-use crate::data::Encoder;
+use crate::data::{Dataset, Encoder};
+use crate::differences::{differences, in_words};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, recognise};
 use crate::settings::Defaults;
@@ -32,35 +36,97 @@ pub(super) struct StudentLearner {
     pub(super) critic: Option<Critic>,
 }
 
+/// What a student is going to be, known before there are trajectories.
+struct Plan {
+    /// Numbers of the recorded points that the steps predict.
+    picks: Vec<usize>,
+    grid: Grid,
+    steps: StudentConfig,
+    /// Where its steps are when it samples.
+    spacing: Spacing,
+    /// What judges its images.
+    real: Option<Dataset>,
+}
+
+/// Checks, before anything is recorded, that trajectories like `spec` can make the student of these settings.
+///
+/// # Errors
+/// No teacher, or another than the one of the trajectories; a student that does not fit either; images for an
+/// adversarial stage that do not.
+pub fn check_student(config: &TrainConfig, spec: &TrajectorySpec) -> Result<()> {
+    config.check()?;
+    let (path, _) = asked(config)?;
+    Plan::new(config, spec, &recognise(path)?.config).map(drop)
+}
+
+/// The teacher and the student of a run.
+fn asked(config: &TrainConfig) -> Result<(&Path, &StudentShape)> {
+    let none = || {
+        let reason = "trajectories need `init`, their teacher, and `student`".into();
+        Error::Config { reason }
+    };
+    config.init.as_deref().zip(config.student.as_ref()).ok_or_else(none)
+}
+
+impl Plan {
+    fn new(config: &TrainConfig, spec: &TrajectorySpec, teacher: &ModelConfig) -> Result<Self> {
+        let fault = |reason: String| Error::Config { reason };
+        let (_, shape) = asked(config)?;
+        let factor = teacher.vae.as_ref().map_or(1, |vae| vae.factor());
+        config.check_start(teacher, factor)?;
+        config.check_unread(teacher)?;
+        let picks = spec.picks(shape.steps).map_err(|error| fault(error.to_string()))?;
+        let grid = spec.settings.grid(&teacher.process)?;
+        let levels = input_levels(&grid, spec, &picks);
+        let (steps, spacing) = steps(shape, &levels, spec.points, teacher);
+        steps.check(&teacher.net.dit).map_err(|error| fault(error.to_string()))?;
+        let expected = NetConfig { dit: teacher.net.dit.clone(), student: Some(steps.clone()) };
+        if let Some(path) = &shape.init {
+            let found = recognise(path)?.config.net;
+            if let Some(words) = in_words(&differences(&found, &expected)) {
+                let path = path.display();
+                return Err(fault(format!("{path} is another student than asked for: {words}")));
+            }
+        }
+        let real = config.adversarial.as_ref();
+        let real = real.map(|adversarial| real_images(config, adversarial, teacher)).transpose()?;
+        Ok(Self { picks, grid, steps, spacing, real })
+    }
+}
+
 impl StudentLearner {
-    /// A student with its teacher's weights, or those of a student that was trained before; the latents of real
-    /// images are kept in `folder`.
+    /// A student with its teacher's weights, or those of a student that was trained before, in a run that goes on
+    /// from `resumed`; the latents of real images are kept in `folder`.
     ///
     /// # Errors
-    /// No teacher, another than the one of the trajectories, a student that does not fit either, images for an
-    /// adversarial stage that do not.
+    /// Those of [`check_student`], a checkpoint of another run, and files that cannot be read.
     pub(super) fn new(
         folder: &Path,
         config: &TrainConfig,
         trajectories: Trajectories,
+        resumed: Option<&Whole>,
         device: &Device,
     ) -> Result<(Self, Outline)> {
         let fault = |reason: String| Error::Config { reason };
-        let (Some(path), Some(shape)) = (&config.init, &config.student) else {
-            return Err(fault("trajectories need `init`, their teacher, and `student`".into()));
-        };
+        let (path, shape) = asked(config)?;
         let spec = trajectories.spec();
-        let picks = spec.picks(shape.steps).map_err(|error| fault(error.to_string()))?;
-        let (teacher, Outline { config: model, vae }) = teacher(path, spec, device)?;
-        let grid = spec.settings.grid(&model.process)?;
-        let levels = input_levels(&grid, spec, &picks);
-        let (steps, spacing) = steps(shape, &levels, spec.points, &model);
-        let student = student(teacher.clone(), steps, shape.init.as_deref(), device)?;
-
-        let critic = match &config.adversarial {
-            None => None,
-            Some(adversarial) => {
-                let real = real_images(config, adversarial, teacher.config().classes)?;
+        let (teacher, outline) = teacher(path, spec, device)?;
+        let Outline { config: model, vae, mut sources, .. } = outline;
+        let Plan { picks, grid, steps, spacing, real } = Plan::new(config, spec, &model)?;
+        let student = match &shape.init {
+            None => {
+                Student::new(teacher.clone(), steps).map_err(|error| fault(error.to_string()))?
+            }
+            Some(path) => trained(path, &mut sources, device)?,
+        };
+        if let Some(real) = &real {
+            sources.insert("adversarial.data".to_owned(), images(real));
+        }
+        if let Some(whole) = resumed {
+            whole.check(config, &sources)?;
+        }
+        let critic = match (&config.adversarial, real) {
+            (Some(adversarial), Some(real)) => {
                 let fingerprint = spec.teacher.clone();
                 let encoder = vae.clone().map(|vae| Encoder { vae, fingerprint });
                 let real = real.for_training(config.flip, encoder, folder, device)?;
@@ -68,6 +134,7 @@ impl StudentLearner {
                 let features = Features::new(teacher, &model.process, cleanest);
                 Some(Critic::new(config, adversarial, features, real, device))
             }
+            _ => None,
         };
         let model = ModelConfig {
             net: (&student).into(),
@@ -76,34 +143,34 @@ impl StudentLearner {
         };
         let trainer = Trainer::new(student, config.trainer(&model.net.dit));
         let learner = Self { trainer, trajectories, picks, critic };
-        Ok((learner, Outline { config: model, vae }))
+        Ok((learner, Outline { config: model, vae, sources, adopted: None }))
     }
 
-    /// Takes a step on trajectories of these numbers and returns its loss, `[1]`; the heads that judge take theirs.
+    /// Computes a step on trajectories of these numbers, for the student and for the heads that judge.
     ///
     /// # Errors
     /// Trajectories that can no longer be read.
-    pub(super) fn step(
-        &mut self,
+    pub(super) fn compute(
+        &self,
         indices: &[usize],
         streams: Streams,
         config: &TrainConfig,
         device: &Device,
-    ) -> Result<Tensor<1>> {
+    ) -> Result<Computed> {
         let Self { trainer, trajectories, picks, critic } = self;
         let parts = indices.chunks(config.batch / config.micro_batches);
         let read = |part: &[usize]| Ok(trajectories.batch(part, picks, device)?.autodiff());
         let batches: Vec<StudentBatch> = parts.map(read).collect::<Result<_>>()?;
         let Some(critic) = critic else {
-            let (report, _) =
-                trainer.step(batches.len(), |net, i| (regression(net, &batches[i]), ()));
-            return Ok(report.loss);
+            let (own, _) =
+                trainer.gradients(batches.len(), |net, i| (regression(net, &batches[i]), ()));
+            return Ok(Computed { own, critic: None });
         };
         let judge = critic.judge();
-        let (report, made) =
-            trainer.step(batches.len(), |net, i| adversarial_regression(net, &batches[i], judge));
-        critic.learn(&batches, &made, streams, device);
-        Ok(report.loss)
+        let pulled = |net: &Student, i: usize| adversarial_regression(net, &batches[i], judge);
+        let (own, made) = trainer.gradients(batches.len(), pulled);
+        let heads = critic.gradients(&batches, &made, streams, device);
+        Ok(Computed { own, critic: Some(heads) })
     }
 }
 
@@ -121,7 +188,13 @@ fn teacher(path: &Path, spec: &TrajectorySpec, device: &Device) -> Result<(Dit, 
     }
     let Model { net, vae, config } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     match net {
-        Net::Dit(net) => Ok((net, Outline { config, vae })),
+        Net::Dit(net) => {
+            let sources = Sources::from([
+                ("init".to_owned(), found.into()),
+                ("trajectories".to_owned(), serde_json::to_value(spec).expect("it serialises")),
+            ]);
+            Ok((net, Outline { config, vae, sources, adopted: None }))
+        }
         Net::Student(net) => {
             let steps = net.config().steps();
             fault(format!("the teacher is a student of {steps} steps already"))
@@ -167,24 +240,14 @@ fn steps(
     (StudentConfig { times, patches, history, history_layers, own_heads, points }, spacing)
 }
 
-/// A student of these steps with its teacher's weights, or those of the student at `trained`.
-fn student(
-    teacher: Dit,
-    steps: StudentConfig,
-    trained: Option<&Path>,
-    device: &Device,
-) -> Result<Student> {
-    let fresh = Student::new(teacher, steps)
-        .map_err(|error| Error::Config { reason: error.to_string() })?;
-    let Some(path) = trained else {
-        return Ok(fresh);
-    };
-    let expected = NetConfig::from(&fresh);
-    match crate::model::open(path, device)?.net {
-        Net::Student(net) if NetConfig::from(&net) == expected => Ok(net),
-        net => {
-            let (path, found) = (path.display(), net.config());
-            let reason = format!("{path} is {found:?}, asked for {expected:?}");
+/// The student at `path`, which is added to the `sources` of its run.
+fn trained(path: &Path, sources: &mut Sources, device: &Device) -> Result<Student> {
+    let recognised = recognise(path)?;
+    sources.insert("student.init".to_owned(), recognised.net.checkpoint.fingerprint().into());
+    match recognised.load(FloatDtype::F32, device, &mut |_| ())?.net {
+        Net::Student(net) => Ok(net),
+        Net::Dit(_) => {
+            let reason = format!("{} is no few-step student", path.display());
             Err(Error::Config { reason })
         }
     }

@@ -1,11 +1,15 @@
 //! Networks in training, each with what it learns from.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::{Dit, Net};
+use pyrograph_engine::train::{Gradients, StepReport};
 
+use super::config::TrainConfig;
 use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
+use super::streams::Streams;
+use crate::error::Result;
 
 /// A network in training, its data and its loss.
 #[expect(clippy::large_enum_variant, reason = "there is one per run")]
@@ -16,7 +20,47 @@ pub(super) enum Learner {
     Student(StudentLearner),
 }
 
+/// A step that was computed and not taken.
+pub(super) struct Computed {
+    pub(super) own: Gradients,
+    /// Of the heads that judge a student.
+    pub(super) critic: Option<Gradients>,
+}
+
 impl Learner {
+    /// Computes the next step, on examples of these numbers.
+    ///
+    /// # Errors
+    /// Trajectories that can no longer be read.
+    pub(super) fn compute(
+        &self,
+        indices: &[usize],
+        config: &TrainConfig,
+        device: &Device,
+    ) -> Result<Computed> {
+        let streams = Streams { seed: config.seed, step: self.step() };
+        match self {
+            Self::Denoising(learner) => {
+                let own = learner.gradients(indices, streams, config, device);
+                Ok(Computed { own, critic: None })
+            }
+            Self::Student(learner) => learner.compute(indices, streams, config, device),
+        }
+    }
+
+    /// Takes a step.
+    pub(super) fn take(&mut self, Computed { own, critic }: Computed) -> StepReport {
+        match self {
+            Self::Denoising(learner) => learner.trainer.apply(own),
+            Self::Student(learner) => {
+                if let (Some(heads), Some(gradients)) = (&mut learner.critic, critic) {
+                    heads.trainer.apply(gradients);
+                }
+                learner.trainer.apply(own)
+            }
+        }
+    }
+
     /// Number of images or trajectories.
     pub(super) fn examples(&self) -> usize {
         match self {

@@ -1,78 +1,108 @@
 //! Training a class-conditional model from a folder of images, or a few-step student from the trajectories of
 //! its teacher.
 
+mod adopt;
 mod average;
 mod checkpoint;
 mod config;
 mod critic;
 mod denoising;
 mod distillation;
+mod folder;
+mod identity;
 mod learner;
 mod log;
 mod outline;
+mod own_pictures;
 mod samples;
 mod shape;
+mod stored;
 mod streams;
 mod student;
+mod table;
+mod watch;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use pyrograph_engine::nets::Net;
 use pyrograph_engine::ops;
-use pyrograph_engine::train::Precision;
+use pyrograph_engine::train::{Precision, StepReport};
 use pyrograph_weights::FloatDtype;
 
-pub use average::reconstruct;
+pub use adopt::Adopted;
+pub use average::{Averaged, reconstruct};
 pub use config::{PatchPhase, TrainConfig};
+pub use distillation::check_student;
+pub use folder::RunFolder;
+pub use log::Line;
+pub use own_pictures::{OwnPictures, OwnProgress};
 pub use shape::{Kind, ModelShape};
 pub use student::{Adversarial, StudentShape};
+pub use table::{Range, SETTINGS, Setting};
 
-use crate::data::{Dataset, Order};
+use crate::data::{Dataset, Notice, Order};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::trajectories::Trajectories;
 use denoising::DenoisingLearner;
 use distillation::StudentLearner;
+use folder::MODEL;
 use learner::Learner;
-use log::{Line, Log};
+use log::Log;
 use outline::Outline;
-use streams::Streams;
+use watch::Watched;
 
 /// What a running training reports.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// A newer checkpoint than the one that the run starts from is not whole.
+    Damaged {
+        /// The checkpoint.
+        path: &'a Path,
+        /// What is wrong with it.
+        reason: &'a Error,
+    },
+    /// The run starts at this step, from a checkpoint.
+    Resumed(u64),
+    /// In the middle of a step or of a sample grid, several times a second.
+    Working,
     /// After every step.
     Step {
         /// Steps taken.
         step: u64,
-        /// Mean loss since the last report, when it was read from the device.
-        loss: Option<f64>,
-        /// Images per second since the last report.
-        rate: f64,
+        /// What the log says, where it was written.
+        line: Option<Line>,
     },
-    /// A file was written.
+    /// A checkpoint is about to be written.
+    Saving,
+    /// A file was written, which may be what was announced.
     Wrote(&'a Path),
-    /// The run starts at this step, from a checkpoint.
-    Resumed(u64),
 }
+
+/// Hears of every [`Event`], from any thread, and may stop the run; at [`Event::Wrote`] and what comes before the first
+/// step it is not asked.
+pub type Observe<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 
 /// A training run: its folder, settings and state.
 pub struct Run {
-    folder: PathBuf,
+    folder: RunFolder,
     config: TrainConfig,
     learner: Learner,
     outline: Outline,
     device: Device,
+    /// Checkpoints after the one that it starts from.
+    damaged: Vec<checkpoint::Damaged>,
 }
 
 impl Run {
     /// Prepares a run on images in `folder`; with `resume`, from its newest checkpoint.
     ///
     /// # Errors
-    /// A folder that holds another run, a configuration that does not fit the checkpoint or the data,
-    /// unreadable files.
+    /// A folder that holds another run or in which another process trains, a configuration that does not fit the
+    /// checkpoint or the data, unreadable files.
     pub fn on_images(
         folder: &Path,
         config: TrainConfig,
@@ -80,10 +110,7 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
-        prepare(folder, &config, device)?;
-        let (learner, outline) = DenoisingLearner::new(folder, &config, data, device)?;
-        let (folder, learner) = (folder.to_owned(), Learner::Denoising(learner));
-        Self { folder, config, learner, outline, device: device.clone() }.begin(resume)
+        Self::in_folder(RunFolder::open(folder, resume)?, config, data.into(), device)
     }
 
     /// Prepares a run on the trajectories of the model that it starts from, as [`Run::on_images`] does.
@@ -97,32 +124,68 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
-        prepare(folder, &config, device)?;
-        let (learner, outline) = StudentLearner::new(folder, &config, trajectories, device)?;
-        let (folder, learner) = (folder.to_owned(), Learner::Student(learner));
-        Self { folder, config, learner, outline, device: device.clone() }.begin(resume)
+        Self::in_folder(RunFolder::open(folder, resume)?, config, trajectories.into(), device)
     }
 
-    /// At its first step, or after that of its newest checkpoint.
-    fn begin(mut self, resume: bool) -> Result<Self> {
-        match (checkpoint::newest(&self.folder)?, resume) {
-            (Some(path), true) => {
-                checkpoint::load(&path, &self.config, &mut self.learner, &self.device)?
-            }
-            (Some(path), false) => return Err(Error::RunExists { path }),
-            (None, _) => (),
+    /// The same in a folder that was taken before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn in_folder(
+        folder: RunFolder,
+        config: TrainConfig,
+        examples: Examples,
+        device: &Device,
+    ) -> Result<Self> {
+        config.check()?;
+        if config.precision == Precision::Bf16 && !ops::mixes(device) {
+            let reason = "precision is bf16, in which this device does not train: set f32";
+            return Err(Error::Config { reason: reason.into() });
         }
-        Ok(self)
+        let (whole, damaged) = match folder.resume() {
+            true => checkpoint::newest_whole(folder.path())?,
+            false => (None, Vec::new()),
+        };
+        let (path, resumed) = (folder.path(), whole.as_ref());
+        let (mut learner, outline) = match examples {
+            Examples::Images(data) => {
+                let (learner, outline) =
+                    DenoisingLearner::new(path, &config, data, resumed, device)?;
+                (Learner::Denoising(learner), outline)
+            }
+            Examples::Trajectories(set) => {
+                let (learner, outline) = StudentLearner::new(path, &config, set, resumed, device)?;
+                (Learner::Student(learner), outline)
+            }
+        };
+        samples::check(outline.with(learner.averaged(0)), device)?;
+        match &whole {
+            Some(whole) => whole.restore(&mut learner, device)?,
+            None => checkpoint::remove_snapshots(path)?,
+        }
+        folder.keep(&config)?;
+        Ok(Self { folder, config, learner, outline, device: device.clone(), damaged })
     }
 
     /// Where its files are.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// Its settings.
     pub fn config(&self) -> &TrainConfig {
         &self.config
+    }
+
+    /// Which of its classes come from the model that it starts from; `None` of a run from fresh weights, and of a
+    /// student.
+    pub fn adopted(&self) -> Option<&Adopted> {
+        self.outline.adopted.as_ref()
+    }
+
+    /// What should be known of the images that an adversarial stage reads.
+    pub fn notices(&self) -> &[Notice] {
+        self.learner.critic().map_or(&[], |critic| critic.notices())
     }
 
     /// Steps taken so far.
@@ -135,74 +198,115 @@ impl Run {
         self.learner.net()
     }
 
-    /// Trains to the end, or until `observe` breaks; either way the state is saved.
+    /// Trains to the end, or until `observe` breaks; either way the state is saved, and the folder holds a model with
+    /// the weights of its last step.
     ///
     /// # Errors
-    /// A loss that is not finite, or a file that cannot be written.
-    pub fn train(
-        &mut self,
-        observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
+    /// A loss or weights that are not finite, or a file that cannot be written; the checkpoints before are kept.
+    pub fn train(&mut self, observe: &mut Observe<'_>) -> Result<ControlFlow<()>> {
+        for (path, reason) in &self.damaged {
+            let _ = observe(Event::Damaged { path, reason });
+        }
         if self.step() > 0 {
             let _ = observe(Event::Resumed(self.step()));
         }
-        let mut log = Log::open(&self.folder, self.step())?;
+        let mut log = Log::open(self.folder(), self.step())?;
         let order = Order::new(self.learner.examples(), self.config.seed);
-        let mut saved = self.step();
-        let mut flow = ControlFlow::Continue(());
+        // What a kill between a checkpoint and its sample grid left out.
+        let mut flow = match samples::path(self.folder(), self.step()).exists() {
+            true => ControlFlow::Continue(()),
+            false => self.sample(observe)?,
+        };
+        let (mut saved, mut slow) = (self.step(), true);
         while self.step() < self.config.steps && flow.is_continue() {
-            log.add(self.one_step(&order)?);
+            let started = Instant::now();
+            let Some(report) = self.one_step(&order, slow, observe)? else {
+                return Ok(ControlFlow::Break(()));
+            };
+            slow = started.elapsed() > watch::SLOW;
+            log.add(report);
             let step = self.step();
             let last = step == self.config.steps;
-            let mut event = Event::Step { step, loss: None, rate: 0.0 };
-            if step.is_multiple_of(self.config.log_every) || last {
-                let Line { loss, rate } = log.line(step, self.config.batch)?;
-                event = Event::Step { step, loss: Some(loss), rate };
+            let TrainConfig { batch, steps, learning_rate, .. } = self.config;
+            let rate = learning_rate.at(step - 1, steps);
+            let write = step.is_multiple_of(self.config.log_every) || last;
+            let line = write.then(|| log.line(step, batch, rate)).transpose()?;
+            flow = observe(Event::Step { step, line });
+            if self.is_due(self.config.snapshot_every) {
+                checkpoint::save_snapshot(self.folder(), &self.config, &self.learner)?;
             }
-            flow = observe(event);
-            let every = |steps: u64| steps > 0 && step.is_multiple_of(steps);
-            if every(self.config.snapshot_every) {
-                checkpoint::save_snapshot(&self.folder, &self.config, &self.learner)?;
-            }
-            if every(self.config.checkpoint_every) || last || flow.is_break() {
-                let path = self.save()?;
+            if self.is_due(self.config.checkpoint_every) || last || flow.is_break() {
+                self.save(observe)?;
                 log.plot()?;
                 saved = step;
-                let _ = observe(Event::Wrote(&path));
             }
-            if every(self.config.sample_every) || (last && self.config.sample_every > 0) {
-                let path =
-                    samples::write(&self.folder, self.step(), self.averaged(0), &self.device)?;
-                let _ = observe(Event::Wrote(&path));
+            if flow.is_continue() {
+                flow = self.sample(observe)?;
             }
         }
-        if saved < self.step() {
-            self.save()?;
-        }
-        if self.step() == self.config.steps {
-            let path = self.folder.join("model");
-            let model = self.averaged(0);
-            model.save(&path, model.manifest()?, FloatDtype::F16, true)?;
-            let _ = observe(Event::Wrote(&path));
+        if saved < self.step() || !self.folder().join(MODEL).exists() {
+            self.save(observe)?;
         }
         Ok(flow)
     }
 
-    /// Writes a checkpoint.
-    fn save(&self) -> Result<PathBuf> {
-        checkpoint::save(&self.folder, &self.config, &self.learner)
+    /// Whether something is to be done after the last step that is done every so many steps; 0 is never.
+    fn is_due(&self, every: u64) -> bool {
+        every > 0 && self.step() > 0 && self.step().is_multiple_of(every)
     }
 
-    /// Takes a step and returns its loss, `[1]`.
-    fn one_step(&mut self, order: &Order) -> Result<Tensor<1>> {
-        let Self { config, learner, device, .. } = self;
-        let (seed, step) = (config.seed, learner.step());
-        let indices = order.indices(step * config.batch as u64, config.batch);
-        let streams = Streams { seed, step };
-        match learner {
-            Learner::Denoising(learner) => Ok(learner.step(&indices, streams, config, device)),
-            Learner::Student(learner) => learner.step(&indices, streams, config, device),
+    /// Takes a step; of a `slow` one `observe` hears while it goes on. Where that breaks, the state before the step is
+    /// saved, and `None` returned.
+    ///
+    /// # Errors
+    /// Trajectories that can no longer be read, a file that cannot be written.
+    fn one_step(
+        &mut self,
+        order: &Order,
+        slow: bool,
+        observe: &mut Observe<'_>,
+    ) -> Result<Option<StepReport>> {
+        let Self { config, learner, device, .. } = &*self;
+        let indices = order.indices(learner.step() * config.batch as u64, config.batch);
+        let compute = || learner.compute(&indices, config, device);
+        let computed = match slow {
+            false => compute()?,
+            true => {
+                let stop = |observe: &mut Observe<'_>| self.save(observe);
+                match watch::watched(compute, observe, stop) {
+                    Watched::Done(computed) => computed?,
+                    Watched::Stopped(saved) => return saved.map(|()| None),
+                }
+            }
+        };
+        Ok(Some(self.learner.take(computed)))
+    }
+
+    /// Writes the model of this step, and a checkpoint: in this order, so that the model is never the older one.
+    fn save(&self, observe: &mut Observe<'_>) -> Result<()> {
+        let _ = observe(Event::Saving);
+        let sources = &self.outline.sources;
+        let checkpoint = checkpoint::prepare(self.folder(), &self.config, sources, &self.learner)?;
+        let model = self.averaged(0);
+        model.save(&self.folder().join(MODEL), model.manifest()?, FloatDtype::F16, true)?;
+        let _ = observe(Event::Wrote(&checkpoint.write()?));
+        Ok(())
+    }
+
+    /// Writes a sample grid if one is due after the last step.
+    fn sample(&self, observe: &mut Observe<'_>) -> Result<ControlFlow<()>> {
+        let every = self.config.sample_every;
+        let ends = every > 0 && self.step() == self.config.steps;
+        if !(self.is_due(every) || ends) {
+            return Ok(ControlFlow::Continue(()));
         }
+        let path = samples::path(self.folder(), self.step());
+        let ask = &mut || observe(Event::Working);
+        let flow = samples::write(&path, self.averaged(0), &self.device, ask)?;
+        if flow.is_continue() {
+            let _ = observe(Event::Wrote(&path));
+        }
+        Ok(flow)
     }
 
     /// The model with the weights of average number `index`.
@@ -211,12 +315,24 @@ impl Run {
     }
 }
 
-/// Makes the folder of a run, if the device can train it.
-fn prepare(folder: &Path, config: &TrainConfig, device: &Device) -> Result<()> {
-    if config.precision == Precision::Bf16 && !ops::mixes(device) {
-        let reason = "precision is bf16, in which this device does not train: set f32";
-        return Err(Error::Config { reason: reason.into() });
+/// What a run learns from.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per run")]
+pub enum Examples {
+    /// Images, for a model.
+    Images(Dataset),
+    /// Trajectories of its teacher, for a few-step student.
+    Trajectories(Trajectories),
+}
+
+impl From<Dataset> for Examples {
+    fn from(data: Dataset) -> Self {
+        Self::Images(data)
     }
-    std::fs::create_dir_all(folder)
-        .map_err(|source| Error::File { path: folder.to_owned(), source })
+}
+
+impl From<Trajectories> for Examples {
+    fn from(set: Trajectories) -> Self {
+        Self::Trajectories(set)
+    }
 }

@@ -48,6 +48,17 @@ pub enum Kind {
     LadderE,
 }
 
+/// All of them.
+const KINDS: [Kind; 7] = [
+    Kind::MpDit,
+    Kind::Dit,
+    Kind::LadderA,
+    Kind::LadderB,
+    Kind::LadderC,
+    Kind::LadderD,
+    Kind::LadderE,
+];
+
 impl Default for ModelShape {
     fn default() -> Self {
         Self {
@@ -65,6 +76,40 @@ impl Default for ModelShape {
 }
 
 impl ModelShape {
+    /// The shape of a model's network, whose latent cells are `factor` pixels wide.
+    pub(super) fn of(net: &DitConfig, factor: usize) -> Self {
+        let plain = |kind| Self {
+            kind,
+            size: net.size.map(|side| side * factor),
+            patch: net.patch,
+            hidden: net.hidden,
+            depth: net.depth,
+            heads: net.heads,
+            flexible: net.flexible.clone(),
+            modulation: None,
+            magnitude: None,
+        };
+        let built = |shape: &Self| shape.net(net.channels, net.size, net.classes);
+        let known = KINDS.into_iter().map(plain).find(|shape| built(shape) == *net);
+        known.unwrap_or_else(|| Self {
+            modulation: Some(net.modulation),
+            magnitude: Some(net.magnitude),
+            ..plain(if net.bias { Kind::Dit } else { Kind::MpDit })
+        })
+    }
+
+    /// The first field in which this differs from `other`, with both values.
+    pub(super) fn difference(&self, other: &Self) -> Option<[String; 3]> {
+        let fields = |shape: &Self| toml::Table::try_from(shape).expect("a shape serialises");
+        let (ours, theirs) = (fields(self), fields(other));
+        let text = |table: &toml::Table, key: &str| {
+            table.get(key).map_or("none".into(), ToString::to_string)
+        };
+        let mut keys = ours.keys().chain(theirs.keys());
+        let key = keys.find(|key| ours.get(*key) != theirs.get(*key))?;
+        Some([format!("model.{key}"), text(&ours, key), text(&theirs, key)])
+    }
+
     /// The network for `classes` classes of images with `channels` channels of `size`, `[height, width]`.
     pub(super) fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> DitConfig {
         let Self { hidden, depth, heads, .. } = *self;

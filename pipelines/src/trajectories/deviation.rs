@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Device;
 use pyrograph_engine::metrics::Estimate;
-use pyrograph_engine::nets::Net;
+use pyrograph_engine::nets::{Net, Points};
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
+use serde_json::json;
 
 use super::set::Trajectories;
 use crate::error::{Error, Result, TrajectoryError};
@@ -45,10 +46,14 @@ impl Trajectories {
         let (student, trunk) = (net.config(), net.trunk().config());
         let picks = spec.picks(student.steps()).map_err(fault)?;
         let [height, width] = trunk.size;
-        let found = ([trunk.channels, height, width], trunk.classes, student.points);
-        let expected = (spec.shape, spec.classes, spec.points);
-        if found != expected {
-            let [found, expected] = [found, expected].map(|kind| format!("{kind:?}"));
+        let kind = |shape: [usize; 3], classes: usize, points: Points| json!({ "shape": shape, "classes": classes, "points": points });
+        let shape = [trunk.channels, height, width];
+        let [own, theirs] = [
+            kind(shape, trunk.classes, student.points),
+            kind(spec.shape, spec.classes, spec.points),
+        ];
+        if own != theirs {
+            let [found, expected] = [own, theirs].map(|kind| kind.to_string());
             return Err(fault(TrajectoryError::OtherStudent { found, expected }));
         }
         let mut errors =

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Tensor, TensorData};
 use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
-use pyrograph_weights::write_safetensors;
+use pyrograph_weights::{remove_unfinished, write_safetensors};
+use rayon::prelude::*;
 
-use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name, read_spec};
+use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name};
+use crate::differences::{differences, in_words};
 use crate::error::{Error, Result, TrajectoryError};
 use crate::image::write_whole;
+use crate::lock::Lock;
 use crate::pipeline::{ClassPipeline, Progress};
 use crate::request::Request;
 
@@ -26,6 +29,7 @@ pub struct Recorder<'a> {
     grid: Grid,
     /// Shards still to be recorded.
     missing: Vec<usize>,
+    _lock: Lock,
 }
 
 /// What a recording is going to take.
@@ -44,8 +48,8 @@ impl<'a> Recorder<'a> {
     /// are kept.
     ///
     /// # Errors
-    /// A folder with trajectories that were recorded otherwise, a solver that is not deterministic,
-    /// settings that do not go with the teacher.
+    /// A folder with trajectories that were recorded otherwise, or with more of them, or in which another process
+    /// records the same; a solver that is not deterministic, settings that do not go with the teacher.
     pub fn new(
         folder: &'a Path,
         pipeline: &'a ClassPipeline,
@@ -53,27 +57,47 @@ impl<'a> Recorder<'a> {
         worker: [usize; 2],
     ) -> Result<Self> {
         let fault = |reason| Error::Trajectories { path: folder.to_owned(), reason };
+        let grid = Self::check(folder, pipeline, &spec)?;
+        let lock = Lock::take_part(folder, worker)?;
+        remove_unfinished(folder);
+        if let Some(old) = TrajectorySpec::read(folder)? {
+            // A set can grow: everything but the number of trajectories must be as it was.
+            let same = TrajectorySpec { count: spec.count, ..old.clone() };
+            if let Some(differences) = in_words(&differences(&same, &spec)) {
+                return Err(fault(TrajectoryError::OtherSet { differences }));
+            }
+            if old.count > spec.count {
+                let (found, asked) = (old.count, spec.count);
+                return Err(fault(TrajectoryError::Shrinks { found, asked }));
+            }
+        }
+        let text = serde_json::to_string_pretty(&spec).expect("a description serialises");
+        write_whole(&folder.join(SPEC), text.as_bytes())?;
+        let [first, every] = worker;
+        let mine: Vec<usize> = (first..spec.shards()).step_by(every.max(1)).collect();
+        let is_missing = |shard: &usize| holds(&spec.path(folder, *shard), &spec, *shard).is_err();
+        let missing = mine.into_par_iter().filter(is_missing).collect();
+        Ok(Self { folder, pipeline, spec, grid, missing, _lock: lock })
+    }
+
+    /// Checks, without making anything, that trajectories like `spec` can be recorded, and returns their levels.
+    ///
+    /// # Errors
+    /// A solver that is not deterministic, settings that do not go with the teacher.
+    pub fn check(folder: &Path, pipeline: &ClassPipeline, spec: &TrajectorySpec) -> Result<Grid> {
+        let fault = |reason| Error::Trajectories { path: folder.to_owned(), reason };
         spec.check().map_err(fault)?;
         if !spec.settings.sampler.is_deterministic() {
             let sampler = spec.settings.sampler.to_string();
             return Err(fault(TrajectoryError::RandomSampler { sampler }));
         }
-        std::fs::create_dir_all(folder)
-            .map_err(|source| Error::File { path: folder.to_owned(), source })?;
-        // A set can grow: everything but the number of trajectories must be as it was.
-        if let Some(old) = read_spec(folder)?
-            && (TrajectorySpec { count: spec.count, ..old.clone() }) != spec
-        {
-            let [found, asked] = [old, spec].map(|spec| format!("{spec:?}"));
-            return Err(fault(TrajectoryError::OtherSet { found, asked }));
-        }
-        let text = serde_json::to_string_pretty(&spec).expect("a description serialises");
-        write_whole(&folder.join(SPEC), text.as_bytes())?;
-        let [first, every] = worker;
-        let is_missing = |shard: &usize| holds(&spec.path(folder, *shard), &spec, *shard).is_err();
-        let missing = (first..spec.shards()).step_by(every.max(1)).filter(is_missing).collect();
-        let grid = spec.settings.grid(&pipeline.config().process)?;
-        Ok(Self { folder, pipeline, spec, grid, missing })
+        pipeline.resolve(&Request::with(vec![0], &spec.settings))?;
+        spec.settings.grid(&pipeline.config().process)
+    }
+
+    /// What is recorded.
+    pub fn spec(&self) -> &TrajectorySpec {
+        &self.spec
     }
 
     /// Measures what the recording is going to take.

@@ -9,8 +9,9 @@ use pyrograph_engine::diffusion::NoiseSource;
 use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::train::StudentBatch;
 use pyrograph_weights::Checkpoint;
+use rayon::prelude::*;
 
-use super::spec::{SPEC, TrajectorySpec, holds, name, read_spec};
+use super::spec::{SPEC, TrajectorySpec, holds, name};
 use crate::error::{Error, Result, TrajectoryError};
 
 /// Most shards that are kept open.
@@ -29,18 +30,23 @@ impl Trajectories {
     /// Opens a whole set.
     ///
     /// # Errors
-    /// A folder without a description, shards that are missing, cut off, or hold other trajectories.
+    /// A folder without a description, shards that are missing, damaged, or hold other trajectories.
     pub fn open(folder: &Path) -> Result<Self> {
         let missing = || Error::NoTrajectories { path: folder.to_owned(), file: SPEC };
-        let spec = read_spec(folder)?.ok_or_else(missing)?;
+        let spec = TrajectorySpec::read(folder)?.ok_or_else(missing)?;
         let shards = spec.shards();
-        for shard in 0..shards {
+        let check = |shard: usize| {
             let path = spec.path(folder, shard);
             let whole = match path.is_file() {
                 true => holds(&path, &spec, shard),
                 false => Err(TrajectoryError::MissingShard { shard, shards }),
             };
-            whole.map_err(|reason| Error::Trajectories { path, reason })?;
+            whole.map_err(|reason| Error::Trajectories { path, reason })
+        };
+        // Everything is read once: of several faults the first is named.
+        let faults = (0..shards).into_par_iter().filter_map(|shard| check(shard).err());
+        if let Some(fault) = faults.collect::<Vec<_>>().into_iter().next() {
+            return Err(fault);
         }
         Ok(Self { folder: folder.to_owned(), spec, opened: Mutex::default() })
     }

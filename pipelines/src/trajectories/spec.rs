@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pyrograph_engine::nets::Points;
-use pyrograph_weights::Checkpoint;
+use pyrograph_weights::{Checkpoint, read_at_most};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, TrajectoryError};
@@ -34,6 +34,12 @@ pub struct TrajectorySpec {
 
 /// Of a stored number, in f16.
 const BYTES: usize = 2;
+/// Largest number of trajectories, and of what else a set has.
+const SIZE_LIMIT: usize = 1 << 32;
+/// Largest description that is read.
+const MAX_SPEC_BYTES: u64 = 1 << 20;
+/// Most files.
+const FILE_LIMIT: usize = 1_000_000;
 /// Name of the description in the folder.
 pub(super) const SPEC: &str = "trajectories.json";
 /// Name of the classes in a shard.
@@ -45,6 +51,24 @@ impl TrajectorySpec {
         (1..=points).map(|i| (i * steps).div_ceil(points)).collect()
     }
 
+    /// The description of the set in a folder, if there is one.
+    ///
+    /// # Errors
+    /// A description that cannot be read, or of a set that cannot be.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(SPEC);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = read_at_most(&path, MAX_SPEC_BYTES)?;
+        let spec: Self = serde_json::from_slice(&text)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        match spec.check() {
+            Ok(()) => Ok(Some(spec)),
+            Err(reason) => Err(Error::Trajectories { path, reason }),
+        }
+    }
+
     /// Number of files.
     pub fn shards(&self) -> usize {
         self.count.div_ceil(self.shard)
@@ -52,16 +76,17 @@ impl TrajectorySpec {
 
     /// Bytes of all points.
     pub fn bytes(&self) -> u64 {
-        let point: usize = self.shape.iter().product();
-        (self.count * self.after.len() * point * BYTES) as u64
+        let numbers = [self.count, self.after.len(), BYTES].into_iter().chain(self.shape);
+        numbers.fold(1u64, |bytes, number| bytes.saturating_mul(number as u64))
     }
 
     /// Numbers of the points that a student of `steps` steps predicts.
     ///
     /// # Errors
-    /// A number of steps that does not divide that of the points, or a second step that would start from the
-    /// estimate of pure noise.
+    /// Numbers that do not go together; a number of steps that does not divide that of the points, or a second step
+    /// that would start from the estimate of pure noise.
     pub fn picks(&self, steps: usize) -> Result<Vec<usize>, TrajectoryError> {
+        self.check()?;
         let points = self.after.len();
         if steps == 0 || !points.is_multiple_of(steps) {
             return Err(TrajectoryError::StudentSteps { steps, points });
@@ -92,10 +117,14 @@ impl TrajectorySpec {
         if !(rising && ends) {
             return Err(TrajectoryError::Points { after: after.clone(), steps });
         }
-        let sizes = [count, shard, classes, shape.iter().product()];
-        match sizes.iter().any(|&size| size == 0 || size > 1 << 32) {
-            true => Err(TrajectoryError::Sizes { count, shard, classes, shape }),
-            false => Ok(()),
+        let possible = |size: usize| (1..=SIZE_LIMIT).contains(&size);
+        let point = shape.iter().try_fold(1usize, |point, &length| point.checked_mul(length));
+        if ![count, shard, classes, point.unwrap_or(0)].into_iter().all(possible) {
+            return Err(TrajectoryError::Sizes { count, shard, classes, shape });
+        }
+        match self.shards() {
+            files if files > FILE_LIMIT => Err(TrajectoryError::Files { files, limit: FILE_LIMIT }),
+            _ => Ok(()),
         }
     }
 }
@@ -105,22 +134,6 @@ pub(super) fn name(index: usize) -> String {
     format!("{index:09}")
 }
 
-/// The description in a folder, if there is one.
-pub(super) fn read_spec(folder: &Path) -> Result<Option<TrajectorySpec>> {
-    let path = folder.join(SPEC);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::File { path, source }),
-    };
-    let spec: TrajectorySpec =
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
-    match spec.check() {
-        Ok(()) => Ok(Some(spec)),
-        Err(reason) => Err(Error::Trajectories { path, reason }),
-    }
-}
-
 /// Says why a file is not the shard that it should be, if it is not.
 pub(super) fn holds(
     path: &Path,
@@ -128,6 +141,7 @@ pub(super) fn holds(
     shard: usize,
 ) -> Result<(), TrajectoryError> {
     let file = Checkpoint::open(path)?;
+    file.verify()?;
     let [channels, height, width] = spec.shape;
     let expected = [spec.after.len(), channels, height, width];
     for index in spec.range(shard) {

@@ -1,22 +1,23 @@
 //! Safetensors files.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::TensorData;
-use safetensors::tensor::{Metadata, View};
-use safetensors::{Dtype as Stored, SafeTensorError, serialize_to_file};
+use safetensors::tensor::Metadata;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::checkpoint::Checkpoint;
+use crate::checksum::{CHECKSUM_KEY, Checksum};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::files::replace;
+use crate::files::open_file;
+use crate::replace::replace;
 use crate::tensor::{OpenFile, TensorInfo, Values};
 
 /// Bytes of the length before the header.
@@ -24,22 +25,14 @@ const LENGTH_BYTES: u64 = 8;
 /// Most bytes of a header, as in the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
-    let (tensors, metadata) = read(path)?;
-    Ok(Checkpoint::new(path, tensors, metadata))
-}
-
-/// Reads and validates the header of a file: its tensors and texts.
+/// Reads and validates the header of a file.
 ///
 /// The `safetensors` crate checks offsets, gaps, overlaps and sizes; lengths and names given twice are
 /// checked here.
-pub(crate) fn read(
-    path: &Path,
-) -> Result<(BTreeMap<String, TensorInfo>, BTreeMap<String, String>)> {
+pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     let fault = |reason: String| Error::Header { path: path.to_owned(), reason };
     let failed = |source| Error::File { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let whole = file.metadata().map_err(failed)?.len();
+    let (mut file, whole) = open_file(path)?;
     if whole < LENGTH_BYTES {
         return Err(fault(format!("{whole} bytes, too few for a header")));
     }
@@ -67,10 +60,11 @@ pub(crate) fn read(
         })?;
         let (from, to) = info.data_offsets;
         let values = Values::Range(Arc::clone(&open), start + from as u64..start + to as u64);
-        tensors.insert(name, TensorInfo { dtype, shape: info.shape.clone(), values });
+        tensors.insert(name, TensorInfo::new(dtype, info.shape.clone(), values));
     }
     let texts = header.metadata().iter().flatten();
-    Ok((tensors, texts.map(|(key, text)| (key.clone(), text.clone())).collect()))
+    let texts = texts.map(|(key, text)| (key.clone(), text.clone())).collect();
+    Ok(Checkpoint::new(path, tensors, texts))
 }
 
 /// JSON parsers keep the last of two equal names, which would hide a tensor.
@@ -98,7 +92,8 @@ fn refuse_duplicates(json: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Writes named tensors and texts as a safetensors file, whole or not at all.
+/// Writes named tensors and texts as a safetensors file, whole or not at all. Equal arguments give equal bytes. A
+/// checksum stands among the texts, for [`Checkpoint::verify`].
 ///
 /// # Errors
 /// A type of elements that has no [`Dtype`], or a folder that cannot be written; a file that was there
@@ -116,21 +111,68 @@ pub fn write_safetensors(
         })?;
         views.push((name.clone(), Ready { dtype, data }));
     }
-    replace(path, |temporary| write_views(temporary, views, metadata))
+    views.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut checksum = Checksum::new(metadata);
+    views
+        .iter()
+        .for_each(|(name, view)| checksum.add(name, view.dtype, view.shape(), &view.data()));
+    let mut metadata = metadata.clone();
+    metadata.insert(CHECKSUM_KEY.to_owned(), checksum.finish());
+    write_views(path, views, &metadata)
 }
 
-/// Writes tensors and texts to a file, which is broken if this fails.
+/// Tensors that are put into a safetensors file one after the other.
+pub(crate) trait View {
+    /// Type of the elements.
+    fn dtype(&self) -> Dtype;
+    /// Lengths of the dimensions.
+    fn shape(&self) -> &[usize];
+    /// The elements.
+    fn data(&self) -> Cow<'_, [u8]>;
+}
+
+/// A header; the crate writes the texts in the random order of a hash table.
+struct Header<'a> {
+    texts: &'a BTreeMap<String, String>,
+    tensors: &'a [(String, safetensors::tensor::TensorInfo)],
+}
+
+impl Serialize for Header<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.texts.is_empty() {
+            map.serialize_entry("__metadata__", self.texts)?;
+        }
+        for (name, info) in self.tensors {
+            map.serialize_entry(name, info)?;
+        }
+        map.end()
+    }
+}
+
+/// Writes tensors and texts: the widest types first, then by name, as the `safetensors` crate does.
 pub(crate) fn write_views<V: View>(
     path: &Path,
-    tensors: impl IntoIterator<Item = (String, V)>,
+    mut views: Vec<(String, V)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let texts: HashMap<String, String> =
-        metadata.iter().map(|(key, text)| (key.clone(), text.clone())).collect();
-    let texts = (!texts.is_empty()).then_some(texts);
-    serialize_to_file(tensors, texts, path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => Error::File { path: path.to_owned(), source },
-        other => Error::Header { path: path.to_owned(), reason: other.to_string() },
+    let stored = |view: &V| view.dtype().safetensors();
+    views.sort_by(|(a, x), (b, y)| stored(y).cmp(&stored(x)).then(a.cmp(b)));
+    let mut end = 0;
+    let infos = views.iter().map(|(name, view)| {
+        let start = end;
+        end += view.shape().iter().product::<usize>() * view.dtype().size();
+        let (dtype, shape) = (stored(view), view.shape().to_vec());
+        (name.clone(), safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    let tensors: Vec<_> = infos.collect();
+    let mut header = serde_json::to_vec(&Header { texts: metadata, tensors: &tensors })
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    replace(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        views.iter().try_for_each(|(_, view)| file.write_all(&view.data()))
     })
 }
 
@@ -141,8 +183,8 @@ struct Ready<'a> {
 }
 
 impl View for Ready<'_> {
-    fn dtype(&self) -> Stored {
-        self.dtype.safetensors()
+    fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -151,9 +193,5 @@ impl View for Ready<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         Cow::Borrowed(self.data.as_bytes())
-    }
-
-    fn data_len(&self) -> usize {
-        self.data.as_bytes().len()
     }
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::safetensors;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::files::{is_plain_name, read_at_most};
+use crate::files::{has_extension, is_plain_name, read_at_most};
+use crate::open::open_file;
 
 #[derive(Deserialize)]
 struct Index {
@@ -26,11 +26,11 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
         .map_err(|source| Error::Json { path: path.to_owned(), source })?;
     let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
     for shard in weight_map.values().collect::<BTreeSet<_>>() {
-        if !(is_plain_name(shard) && shard.ends_with(".safetensors")) {
-            let reason = format!("shard `{shard}` is not a plain safetensors file name");
+        if !is_plain_name(shard) || has_extension(Path::new(shard), "json") {
+            let reason = format!("shard `{shard}` is not a plain name of a weight file");
             return Err(fault(reason));
         }
-        let (found, texts) = safetensors::read(&path.with_file_name(shard))?;
+        let (found, texts) = open_file(&path.with_file_name(shard))?.into_parts();
         for (name, info) in found {
             match weight_map.get(&name) {
                 Some(named) if named == shard => tensors.insert(name, info),

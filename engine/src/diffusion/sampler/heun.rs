@@ -39,12 +39,11 @@ pub(super) fn heun(
 fn stir(solve: &mut Solve<'_>, x: &mut Tensor<4>, from: &Level, churn: Churn, steps: f64) -> Level {
     let inside = (churn.range[0]..=churn.range[1]).contains(&from.sigma);
     let gamma = if inside { (churn.amount / steps).min(2f64.sqrt() - 1.0) } else { 0.0 };
-    if gamma <= 0.0 || from.alpha != 1.0 {
+    if gamma <= 0.0 {
         return *from;
     }
     let sigma = from.sigma * (1.0 + gamma);
     let extra = (sigma * sigma - from.sigma * from.sigma).sqrt() * churn.noise;
     *x = x.clone() + solve.noise(x) * extra;
-    // Timesteps of these levels are ln(σ) / 4 or unused between those of the grid.
-    Level { sigma, timestep: from.timestep, ..*from }
+    Level { sigma, timestep: solve.grid.clock.timestep(sigma), ..*from }
 }

@@ -12,6 +12,9 @@ use std::str::FromStr;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use multistep::{Correction, DpmSolver};
+pub use unipc::{StepFunction, UniPcSolver};
+
 use super::grid::{Family, KARRAS_RHO};
 use super::{Denoised, Denoiser, Grid, GridError, Level, NoiseSchedule, NoiseSource, Spacing};
 
@@ -24,10 +27,9 @@ pub enum Sampler {
         /// 0 is deterministic, 1 as random as DDPM.
         eta: f64,
     },
-    /// Ancestral sampling (Ho et al. 2020), with the network's variance if it has one (Nichol & Dhariwal
-    /// 2021).
+    /// Ancestral sampling (Ho et al. 2020).
     Ddpm {
-        /// Variance where the network predicts none.
+        /// Of the noise that each step adds.
         variance: Variance,
     },
     /// First-order steps in σ.
@@ -48,14 +50,20 @@ pub enum Sampler {
     DpmPp3m,
     /// UniPC of order 2 with `B₂(h)` (Zhao et al. 2023).
     UniPc,
+    /// DPM-Solver++ with settings of its own.
+    DpmSolver(DpmSolver),
+    /// UniPC with settings of its own.
+    UniPcSolver(UniPcSolver),
 }
 
 /// Variance of a step of ancestral sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
-    /// β̃, that of the posterior.
+    /// The network's, between the other two (Nichol & Dhariwal 2021); β̃ where it predicts none.
     #[default]
+    Learned,
+    /// β̃, that of the posterior.
     Small,
     /// β.
     Large,
@@ -146,18 +154,31 @@ impl Sampler {
         spacing: Option<&Spacing>,
         steps: usize,
     ) -> Result<Grid, GridError> {
-        let (family, own) = match self {
-            Sampler::Ddim { .. } => (Family::Ddim, Spacing::Leading { offset: 0 }),
+        let family = match self {
             Sampler::Ddpm { .. } if schedule.steps().is_none() => {
                 return Err(GridError::Sampler { sampler: self.to_string() });
             }
-            Sampler::Ddpm { .. } => (Family::Ddpm, Spacing::Leading { offset: 0 }),
-            Sampler::Euler | Sampler::EulerAncestral | Sampler::Heun { .. } => {
-                (Family::Exploding, Spacing::Linspace)
-            }
-            _ => (Family::Multistep, Spacing::Linspace),
+            Sampler::Ddim { .. } | Sampler::Ddpm { .. } => Family::Preserving,
+            Sampler::Euler | Sampler::EulerAncestral | Sampler::Heun { .. } => Family::Exploding,
+            Sampler::UniPc | Sampler::UniPcSolver(_) => Family::UniPc,
+            _ => Family::Dpm,
         };
-        Grid::new(family, schedule, spacing.unwrap_or(&own), steps)
+        let orders = match self {
+            Sampler::DpmSolver(solver) => (solver.order, solver.highest()),
+            Sampler::UniPcSolver(solver) => (solver.order, unipc::HIGHEST_ORDER),
+            _ => (1, 1),
+        };
+        match (self, schedule, orders) {
+            (Sampler::Heun { churn: Some(Churn { amount, .. }) }, flow, _)
+                if *amount > 0.0 && matches!(flow, NoiseSchedule::RectifiedFlow { .. }) =>
+            {
+                Err(GridError::Churn { amount: *amount })
+            }
+            (.., (order, highest)) if order == 0 || order > highest => {
+                Err(GridError::SolverOrder { order, highest })
+            }
+            _ => Grid::new(family, schedule, spacing, steps),
+        }
     }
 
     /// Whether no noise is drawn after the first.
@@ -165,7 +186,9 @@ impl Sampler {
         match self {
             Sampler::Ddim { eta } => *eta == 0.0,
             Sampler::Heun { churn } => churn.is_none(),
-            Sampler::Euler | Sampler::DpmPp2m | Sampler::DpmPp3m | Sampler::UniPc => true,
+            Sampler::DpmSolver(solver) => !solver.stochastic,
+            Sampler::Euler | Sampler::DpmPp2m | Sampler::DpmPp3m => true,
+            Sampler::UniPc | Sampler::UniPcSolver(_) => true,
             Sampler::Ddpm { .. } | Sampler::EulerAncestral | Sampler::DpmPp2mSde => false,
         }
     }
@@ -193,18 +216,25 @@ impl Sampler {
             Sampler::EulerAncestral => ancestral::ddim(&mut solve, x, 1.0),
             Sampler::Ddpm { variance } => ancestral::ddpm(&mut solve, x, *variance),
             Sampler::Heun { churn } => heun::heun(&mut solve, x, *churn),
-            Sampler::DpmPp2m => multistep::dpmpp(&mut solve, x, 2),
-            Sampler::DpmPp3m => multistep::dpmpp(&mut solve, x, 3),
-            Sampler::DpmPp2mSde => multistep::dpmpp_sde(&mut solve, x),
-            Sampler::UniPc => unipc::unipc(&mut solve, x),
+            Sampler::DpmPp2m => DpmSolver::of_order(2).solve(&mut solve, x),
+            Sampler::DpmPp3m => DpmSolver::of_order(3).solve(&mut solve, x),
+            Sampler::DpmPp2mSde => {
+                DpmSolver { stochastic: true, ..DpmSolver::of_order(2) }.solve(&mut solve, x)
+            }
+            Sampler::DpmSolver(solver) => solver.solve(&mut solve, x),
+            Sampler::UniPc => {
+                UniPcSolver { order: 2, step_function: StepFunction::Bh2 }.solve(&mut solve, x)
+            }
+            Sampler::UniPcSolver(solver) => solver.solve(&mut solve, x),
         }
     }
 }
 
 /// Our name, then those of A1111, ComfyUI, stable-diffusion.cpp and diffusers, in lower case.
-const NAMES: [(&str, &[&str]); 10] = [
+const NAMES: [(&str, &[&str]); 11] = [
     ("ddim", &["ddimscheduler", "ddim_trailing"]),
-    ("ddpm", &["ddpmscheduler", "ddpm_small"]),
+    ("ddpm", &["ddpmscheduler"]),
+    ("ddpm_small", &["fixed_small"]),
     ("ddpm_large", &["fixed_large"]),
     ("euler", &["eulerdiscretescheduler", "flowmatcheulerdiscretescheduler", "edmeulerscheduler"]),
     ("euler_a", &["euler a", "euler_ancestral", "eulerancestraldiscretescheduler"]),
@@ -224,7 +254,8 @@ impl FromStr for Sampler {
         Ok(match found.map(|(own, _)| *own) {
             Some("ddim") => Sampler::Ddim { eta: 0.0 },
             Some("ddpm_large") => Sampler::Ddpm { variance: Variance::Large },
-            Some("ddpm") => Sampler::Ddpm { variance: Variance::Small },
+            Some("ddpm_small") => Sampler::Ddpm { variance: Variance::Small },
+            Some("ddpm") => Sampler::Ddpm { variance: Variance::Learned },
             Some("euler") => Sampler::Euler,
             Some("euler_a") => Sampler::EulerAncestral,
             Some("heun") => Sampler::Heun { churn: None },
@@ -244,7 +275,8 @@ impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Sampler::Ddim { .. } => "ddim",
-            Sampler::Ddpm { variance: Variance::Small } => "ddpm",
+            Sampler::Ddpm { variance: Variance::Learned } => "ddpm",
+            Sampler::Ddpm { variance: Variance::Small } => "ddpm_small",
             Sampler::Ddpm { variance: Variance::Large } => "ddpm_large",
             Sampler::Euler => "euler",
             Sampler::EulerAncestral => "euler_a",
@@ -253,6 +285,10 @@ impl fmt::Display for Sampler {
             Sampler::DpmPp2mSde => "dpmpp_2m_sde",
             Sampler::DpmPp3m => "dpmpp_3m",
             Sampler::UniPc => "unipc",
+            Sampler::DpmSolver(DpmSolver { order, stochastic, .. }) => {
+                return write!(f, "dpmpp_{order}m{}", if *stochastic { "_sde" } else { "" });
+            }
+            Sampler::UniPcSolver(UniPcSolver { order, .. }) => return write!(f, "unipc_{order}"),
         })
     }
 }

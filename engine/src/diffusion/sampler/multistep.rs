@@ -2,80 +2,115 @@
 
 use burn::tensor::Tensor;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Cancelled, Solve, denoise};
 use crate::diffusion::Level;
 
 /// Runs shorter than this use lower orders at their end.
 const SHORT_RUN: usize = 15;
 
-/// Order of step `i` of `total`: it rises with the history, and falls at the end of a short run; the step
-/// to zero noise is always of first order.
-fn order(i: usize, total: usize, highest: usize, to: &Level) -> usize {
-    let left = total - i;
-    let falling = total < SHORT_RUN || (left == 1 && to.sigma == 0.0);
-    highest.min(i + 1).min(if falling { left } else { highest })
+/// Highest order of a [`DpmSolver`].
+const HIGHEST_ORDER: usize = 3;
+
+/// How a step of second order uses the change of the estimate (Lu et al. 2022, appendix B).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Correction {
+    /// As if it were that at the middle of the step.
+    #[default]
+    Midpoint,
+    /// By its exact integral.
+    Heun,
 }
 
-/// DPM-Solver++(2M) with the midpoint rule, or (3M).
-pub(super) fn dpmpp(
-    solve: &mut Solve<'_>,
-    mut x: Tensor<4>,
-    highest: usize,
-) -> Result<Tensor<4>, Cancelled> {
-    let grid = solve.grid;
-    let total = grid.steps.len();
-    // Newest first: (λ, x̂).
-    let mut history: Vec<(f64, Tensor<4>)> = Vec::new();
-    for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, i, &x, from).clean;
-        history.insert(0, (from.log_snr(), clean.clone()));
-        history.truncate(highest);
-
-        let h = to.log_snr() - from.log_snr();
-        let phi = (-h).exp_m1();
-        let linear = x * (to.sigma / from.sigma) - clean.clone() * (to.alpha * phi);
-        x = match (order(i, total, highest, to), history.as_slice()) {
-            (2, [(l0, d0), (l1, d1), ..]) => {
-                let slope = difference(d0, d1, (l0 - l1) / h);
-                linear - slope * (0.5 * to.alpha * phi)
-            }
-            (3, [(l0, d0), (l1, d1), (l2, d2)]) => {
-                let (r0, r1) = ((l0 - l1) / h, (l1 - l2) / h);
-                let (near, far) = (difference(d0, d1, r0), difference(d1, d2, r1));
-                let change = (near.clone() - far) * (1.0 / (r0 + r1));
-                let slope = near + change.clone() * r0;
-                linear + slope * (to.alpha * (phi / h + 1.0))
-                    - change * (to.alpha * ((phi + h) / (h * h) - 0.5))
-            }
-            _ => linear,
-        };
-        solve.report(i, &x, &clean)?;
-    }
-    Ok(x)
+/// DPM-Solver++ of any order, with its stochastic form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpmSolver {
+    /// 1 to 3, or to 2 if it is stochastic.
+    pub order: usize,
+    /// Whether noise is added after each step (SDE-DPM-Solver++).
+    pub stochastic: bool,
+    /// Rule of the second order.
+    pub correction: Correction,
+    /// Whether runs of less than 15 steps end with lower orders.
+    pub lower_order_final: bool,
+    /// Whether the last step is of first order in any run.
+    pub euler_at_final: bool,
 }
 
-/// SDE-DPM-Solver++(2M) with the midpoint rule.
-pub(super) fn dpmpp_sde(solve: &mut Solve<'_>, mut x: Tensor<4>) -> Result<Tensor<4>, Cancelled> {
-    let grid = solve.grid;
-    let total = grid.steps.len();
-    let mut last: Option<(f64, Tensor<4>)> = None;
-    for (i, [from, to]) in grid.steps.iter().enumerate() {
-        let clean = denoise(solve, i, &x, from).clean;
-        let lambda = from.log_snr();
-        let h = to.log_snr() - lambda;
-        let gain = to.alpha * -(-2.0 * h).exp_m1();
-        x = x * (to.sigma / from.sigma * (-h).exp()) + clean.clone() * gain;
-        if let (2, Some((l1, d1))) = (order(i, total, 2, to), &last) {
-            x = x + difference(&clean, d1, (lambda - l1) / h) * (0.5 * gain);
+impl DpmSolver {
+    /// The usual one of this order.
+    pub fn of_order(order: usize) -> Self {
+        Self {
+            order,
+            stochastic: false,
+            correction: Correction::Midpoint,
+            lower_order_final: true,
+            euler_at_final: false,
         }
-        if to.sigma > 0.0 {
-            let noise = to.sigma * (-(-2.0 * h).exp_m1()).sqrt();
-            x = x.clone() + solve.noise(&x) * noise;
-        }
-        solve.report(i, &x, &clean)?;
-        last = Some((lambda, clean));
     }
-    Ok(x)
+
+    /// Highest order of this form.
+    pub(super) fn highest(self) -> usize {
+        if self.stochastic { HIGHEST_ORDER - 1 } else { HIGHEST_ORDER }
+    }
+
+    /// Order of step `i` of `total`: it rises with the history, and falls at the end of a short run; the step to zero
+    /// noise, and one that goes nowhere, is always of first order.
+    fn order(self, i: usize, total: usize, [from, to]: &[Level; 2]) -> usize {
+        let left = total - i;
+        let last = to.sigma == 0.0 || self.euler_at_final || from.log_snr() == to.log_snr();
+        let falling = (total < SHORT_RUN && self.lower_order_final) || (left == 1 && last);
+        self.order.min(i + 1).min(if falling { left } else { self.order })
+    }
+
+    /// The stochastic form has `2 h` where the other has `h`, and keeps `e^(−h)` less of the noise.
+    pub(super) fn solve(
+        self,
+        solve: &mut Solve<'_>,
+        mut x: Tensor<4>,
+    ) -> Result<Tensor<4>, Cancelled> {
+        let grid = solve.grid;
+        let total = grid.steps.len();
+        // Newest first: (λ, x̂).
+        let mut history: Vec<(f64, Tensor<4>)> = Vec::new();
+        for (i, step) in grid.steps.iter().enumerate() {
+            let [from, to] = step;
+            let clean = denoise(solve, i, &x, from).clean;
+            history.insert(0, (from.log_snr(), clean.clone()));
+            history.truncate(self.order);
+
+            let h = to.log_snr() - from.log_snr();
+            let (u, kept) = if self.stochastic { (2.0 * h, (-h).exp()) } else { (h, 1.0) };
+            let phi = (-u).exp_m1();
+            let linear = x * (to.sigma / from.sigma * kept) - clean.clone() * (to.alpha * phi);
+            x = match (self.order(i, total, step), history.as_slice()) {
+                (2, [(l0, d0), (l1, d1), ..]) => {
+                    let slope = difference(d0, d1, (l0 - l1) / h);
+                    match self.correction {
+                        Correction::Midpoint => linear - slope * (0.5 * to.alpha * phi),
+                        Correction::Heun => linear + slope * (to.alpha * (phi / u + 1.0)),
+                    }
+                }
+                (3, [(l0, d0), (l1, d1), (l2, d2)]) => {
+                    let (r0, r1) = ((l0 - l1) / h, (l1 - l2) / h);
+                    let (near, far) = (difference(d0, d1, r0), difference(d1, d2, r1));
+                    let change = (near.clone() - far) * (1.0 / (r0 + r1));
+                    let slope = near + change.clone() * r0;
+                    linear + slope * (to.alpha * (phi / h + 1.0))
+                        - change * (to.alpha * ((phi + h) / (h * h) - 0.5))
+                }
+                _ => linear,
+            };
+            if self.stochastic && to.sigma > 0.0 {
+                x = x.clone() + solve.noise(&x) * (to.sigma * (-phi).sqrt());
+            }
+            solve.report(i, &x, &clean)?;
+        }
+        Ok(x)
+    }
 }
 
 /// `(newer − older) / r`.
@@ -91,12 +126,19 @@ mod tests {
     fn orders_rise_with_history_and_fall_at_the_end() {
         let clean = Level::CLEAN;
         let noisy = Level { alpha: 0.5, sigma: 0.5, timestep: 0.0 };
-        let orders = |total: usize| -> Vec<usize> {
-            (0..total)
-                .map(|i| order(i, total, 3, if i + 1 == total { &clean } else { &noisy }))
-                .collect()
+        let less = Level { sigma: 0.4, ..noisy };
+        let orders = |solver: DpmSolver, total: usize, last: Level| -> Vec<usize> {
+            let to = |i: usize| if i + 1 == total { last } else { less };
+            (0..total).map(|i| solver.order(i, total, &[noisy, to(i)])).collect()
         };
-        assert_eq!(orders(5), [1, 2, 3, 2, 1]);
-        assert_eq!(orders(16)[12..], [3, 3, 3, 1]);
+        let third = DpmSolver::of_order(3);
+        assert_eq!(orders(third, 5, clean), [1, 2, 3, 2, 1]);
+        assert_eq!(orders(third, 16, clean)[12..], [3, 3, 3, 1]);
+        assert_eq!(orders(third, 16, less)[12..], [3, 3, 3, 3]);
+        assert_eq!(orders(third, 16, noisy)[12..], [3, 3, 3, 1]);
+        let held = DpmSolver { lower_order_final: false, ..third };
+        assert_eq!(orders(held, 5, clean), [1, 2, 3, 3, 1]);
+        let euler = DpmSolver { euler_at_final: true, ..third };
+        assert_eq!(orders(euler, 16, less)[12..], [3, 3, 3, 1]);
     }
 }

@@ -12,7 +12,7 @@ impl Denoiser for Gaussian {
         let variance = (alpha * self.std).powi(2) + sigma * sigma;
         let gain = alpha * self.std * self.std / variance;
         let clean = (x_t - alpha * self.mean) * gain + self.mean;
-        Denoised { clean, variance: None }
+        Denoised { clean, unclipped: None, variance: None }
     }
 }
 
@@ -114,7 +114,7 @@ impl Denoiser for Published {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level, _: usize) -> Denoised {
         let c = self.0.coefficients(level);
         let output = x_t.clone() * (0.3 * c.c_in) + 0.1;
-        Denoised { clean: x_t * c.c_skip + output * c.c_out, variance: None }
+        Denoised { clean: x_t * c.c_skip + output * c.c_out, unclipped: None, variance: None }
     }
 }
 
@@ -171,4 +171,117 @@ fn a_callback_can_stop_the_run() {
             if step.index == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
     assert!(matches!(result, Err(Cancelled)) && seen == 2);
+}
+
+/// The same run in the other scaling: `x / alpha`.
+fn exploding(grid: &Grid) -> Grid {
+    let steps = grid.steps.iter().map(|step| step.map(Level::exploding)).collect();
+    let initial_scale =
+        grid.steps[0][0].sigma.hypot(grid.steps[0][0].alpha) / grid.steps[0][0].alpha;
+    Grid { steps, initial_scale: grid.initial_scale * initial_scale, ..grid.clone() }
+}
+
+fn farthest(a: &Tensor<4>, b: &Tensor<4>) -> f32 {
+    let scale: f32 = b.clone().abs().max().into_scalar();
+    (a.clone() - b.clone()).abs().max().into_scalar::<f32>() / scale
+}
+
+#[test]
+fn ddim_equals_euler_and_the_first_order_on_every_grid() {
+    let cosine = NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false };
+    let first = Sampler::DpmSolver(DpmSolver::of_order(1));
+    let (ddim, z) = (Sampler::Ddim { eta: 0.0 }, noise());
+    let spacings = [
+        Spacing::Leading { offset: 0 },
+        Spacing::Leading { offset: 1 },
+        Spacing::Trailing,
+        Spacing::Linspace,
+        Spacing::Respaced,
+        Spacing::Karras { rho: 7.0 },
+        Spacing::Exponential,
+        Spacing::Beta,
+    ];
+    for schedule in [linear(), cosine] {
+        for spacing in &spacings {
+            for steps in [1, 2, 7, 13, 50, 333] {
+                let grid = ddim.grid(&schedule, Some(spacing), steps).expect("a grid");
+                let mut network = Published(super::super::Prediction::Velocity);
+                let of_ddim = run(&ddim, &mut network, &grid, &z);
+                let of_euler = run(&Sampler::Euler, &mut network, &exploding(&grid), &z);
+                let of_first = run(&first, &mut network, &grid, &z);
+                for (name, other) in [("euler", of_euler), ("first order", of_first)] {
+                    let far = farthest(&other, &of_ddim);
+                    assert!(far < 2e-5, "{name}, {spacing} of {steps}: {far}");
+                }
+            }
+        }
+    }
+}
+
+/// From the same level, all solvers go to the image that the exact flow leads to.
+#[test]
+fn solvers_meet_in_the_limit() {
+    let flow = NoiseSchedule::RectifiedFlow { shift: 1.0 };
+    let cosine = NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false };
+    for schedule in [linear(), cosine, flow] {
+        for name in ["heun", "dpmpp_2m", "dpmpp_3m", "unipc"] {
+            let sampler: Sampler = name.parse().expect("known");
+            let spacing = Some(Spacing::Karras { rho: 7.0 });
+            let grid = sampler.grid(&schedule, spacing.as_ref(), 200).expect("a grid");
+            let Level { alpha, sigma, .. } = grid.steps[0][0];
+            let x = noise() * grid.initial_scale;
+            let spread = (alpha * DATA.std).hypot(sigma);
+            let exact = (x - alpha * DATA.mean) * (DATA.std / spread) + DATA.mean;
+            let far = farthest(&run(&sampler, &mut Gaussian { ..DATA }, &grid, &noise()), &exact);
+            assert!(far < 5e-3, "{name} on {schedule:?}: {far}");
+        }
+    }
+}
+
+/// With churn, a network is told the timestep of the noise that it sees.
+#[test]
+fn churn_raises_the_timestep() {
+    struct Seen(Vec<Level>);
+    impl Denoiser for Seen {
+        fn denoise(&mut self, x_t: Tensor<4>, level: &Level, _: usize) -> Denoised {
+            self.0.push(*level);
+            Denoised { clean: x_t * 0.0, unclipped: None, variance: None }
+        }
+    }
+    let churn = Some(Churn { amount: 10.0, ..Churn::default() });
+    let sampler = Sampler::Heun { churn };
+    let grid = sampler.grid(&linear(), None, 9).expect("a grid");
+    let mut seen = Seen(Vec::new());
+    run(&sampler, &mut seen, &grid, &noise());
+    for (i, [from, _]) in grid.steps.iter().enumerate().skip(1) {
+        let raised = seen.0[2 * i];
+        assert!((raised.sigma / from.sigma - 2f64.sqrt()).abs() < 1e-12);
+        assert!(raised.timestep > from.timestep + 0.5, "{raised:?} from {from:?}");
+        let level = linear().level(raised.timestep).expect("inside");
+        assert!((level.ve_sigma() / raised.sigma - 1.0).abs() < 1e-6, "{level:?} {raised:?}");
+    }
+    let flow = NoiseSchedule::RectifiedFlow { shift: 1.0 };
+    assert!(matches!(sampler.grid(&flow, None, 9), Err(GridError::Churn { .. })));
+}
+
+/// Fixed variances are those asked for, whatever the network predicts.
+#[test]
+fn only_the_learned_variance_is_the_networks() {
+    struct WithVariance(f64);
+    impl Denoiser for WithVariance {
+        fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
+            let variance = Some(x_t.zeros_like() + self.0);
+            Denoised { variance, ..Gaussian { ..DATA }.denoise(x_t, level, step) }
+        }
+    }
+    let made = |name: &str, predicted: f64| {
+        let sampler: Sampler = name.parse().expect("known");
+        let grid = sampler.grid(&linear(), Some(&Spacing::Trailing), 9).expect("a grid");
+        run(&sampler, &mut WithVariance(predicted), &grid, &noise())
+    };
+    // 1 is the upper bound, β, and -1 the lower, β̃.
+    for (fixed, predicted) in [("ddpm_small", -1.0), ("ddpm_large", 1.0)] {
+        assert!(farthest(&made(fixed, 0.3), &made("ddpm", predicted)) < 1e-5, "{fixed}");
+    }
+    assert!(farthest(&made("ddpm_small", 0.0), &made("ddpm_large", 0.0)) > 1e-2);
 }

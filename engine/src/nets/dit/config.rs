@@ -127,6 +127,10 @@ pub struct DitConfig {
 
 /// Largest number of anything.
 const LIMIT: usize = 1 << 24;
+/// Most patch sizes of a network.
+const MOST_PATCHES: usize = 16;
+/// Largest product of a patch size and the underlying one.
+const MOST_RESIZED: usize = 1 << 12;
 
 /// Length of the code of the noise level in the published models.
 const TIME_CHANNELS: usize = 256;
@@ -254,10 +258,19 @@ impl DitConfig {
     pub(super) fn check_patches(&self) -> Result<(), ConfigError> {
         let Some(flexible) = &self.flexible else { return Ok(()) };
         let patches = self.patches();
+        if patches.len() > MOST_PATCHES {
+            let expected = format!("at most {MOST_PATCHES}");
+            return Err(ConfigError::value("number of patch sizes", patches.len(), expected));
+        }
         if flexible.patches.is_empty() || patches.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::PatchSizes { found: patches });
         }
         for patch in patches {
+            // The kernels of each size are made by a matrix of so many rows and columns.
+            if patch.saturating_mul(self.kernel()) > MOST_RESIZED {
+                let expected = format!("at most {}", MOST_RESIZED / self.kernel());
+                return Err(ConfigError::value("patch", patch, expected));
+            }
             if patch == 0 || self.size.iter().any(|side| side % patch != 0) {
                 return Err(ConfigError::Division { patch, size: self.size });
             }
@@ -285,21 +298,25 @@ impl DitConfig {
     /// The first number that is out of range or does not go with the others.
     pub fn check(&self) -> Result<(), ConfigError> {
         let positive = [
-            ("channels", self.channels),
-            ("patch", self.patch),
-            ("hidden", self.hidden),
-            ("depth", self.depth),
-            ("heads", self.heads),
-            ("height", self.size[0]),
-            ("width", self.size[1]),
+            ("channels", self.channels, 1 << 12),
+            ("patch", self.patch, 1 << 10),
+            ("hidden", self.hidden, 1 << 16),
+            ("depth", self.depth, 1 << 10),
+            ("heads", self.heads, 1 << 10),
+            ("height", self.size[0], 1 << 16),
+            ("width", self.size[1], 1 << 16),
+            ("channels of the time", self.time.channels(self.hidden), 1 << 16),
         ];
-        for (name, value) in positive {
-            if value == 0 || value > LIMIT {
-                return Err(ConfigError::value(name, value, "a positive number below 2^24"));
+        for (name, value, limit) in positive {
+            if !(1..=limit).contains(&value) {
+                return Err(ConfigError::value(name, value, format!("1 to {limit}")));
             }
         }
-        if self.classes > LIMIT {
-            return Err(ConfigError::value("classes", self.classes, "a number below 2^24"));
+        let rows = if let TimeCode::Table { steps } = self.time { steps } else { 0 };
+        for (name, value) in [("classes", self.classes), ("steps of the time", rows)] {
+            if value > LIMIT {
+                return Err(ConfigError::value(name, value, format!("at most {LIMIT}")));
+            }
         }
         if !self.hidden.is_multiple_of(self.heads) || !self.hidden.is_multiple_of(4) {
             let expected = format!("a multiple of 4 and of heads, {}", self.heads);

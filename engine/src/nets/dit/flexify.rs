@@ -6,45 +6,49 @@ use crate::layers::Init;
 use crate::layers::resize::{extend_embedding, extend_projection};
 use crate::nets::ConfigError;
 
-/// The same network with further patch sizes, not yet trained at them; the output at the native size is as
-/// it was.
+/// The same network with further patch sizes, not yet trained at them; the output at the sizes that it has is as it
+/// was.
 ///
 /// A fresh patch of a further size is embedded as its mean-pooled version would be at the native size, and
-/// its output is that of the native size enlarged. `seed` is that of the adapters.
+/// its output is that of the native size enlarged; in a network whose sizes share their kernels already, both are
+/// resized from these. `seed` is that of the adapters.
 ///
 /// # Errors
-/// A network that has further patch sizes already, and sizes that do not go with it.
+/// Sizes that do not go with the network, and, of one that is flexible already, a description that leaves out a
+/// size or shares otherwise.
 pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, ConfigError> {
-    let config = net.config().clone();
-    if config.flexible.is_some() {
-        return Err(ConfigError::AlreadyFlexible { patches: config.patches() });
+    let old = net.config().clone();
+    if let Some(has) = &old.flexible {
+        let kept = has.patches.iter().all(|patch| flexible.patches.contains(patch));
+        if !kept || (has.sharing, has.corners) != (flexible.sharing, flexible.corners) {
+            return Err(ConfigError::AlreadyFlexible { patches: old.patches() });
+        }
     }
-    let native = config.patch;
+    let native = old.patch;
     if let Some(&patch) = flexible.patches.iter().find(|&&patch| patch < native) {
         return Err(ConfigError::SmallPatch { patch, native });
     }
-    let config = DitConfig { flexible: Some(flexible.clone()), ..config };
+    let config = DitConfig { flexible: Some(flexible.clone()), ..old.clone() };
     config.check()?;
     let device = net.head.out.weight.lazy_device();
-    let mut modes = config.init_modes(&Init::new(seed, &device));
     let extended = |patch: usize| Ends {
         patch: extend_embedding(&net.patch, native, patch),
         out: extend_projection(&net.head.out, native, patch),
     };
+    let mut modes = config.init_modes(&Init::new(seed, &device));
+    for mode in &mut modes {
+        match net.modes.iter().find(|known| known.patch() == mode.patch()) {
+            Some(known) => *mode = known.clone(),
+            None if mode.ends.is_some() => mode.ends = Some(extended(mode.patch())),
+            None => (),
+        }
+    }
     let (patch, out) = match flexible.sharing {
-        Sharing::Adapters { .. } => {
-            for mode in &mut modes {
-                mode.ends = Some(extended(mode.patch()));
-            }
-            (net.patch.clone(), net.head.out.clone())
-        }
-        Sharing::Kernels { underlying } if underlying == native => {
-            (net.patch.clone(), net.head.out.clone())
-        }
-        Sharing::Kernels { underlying } => {
+        Sharing::Kernels { underlying } if old.flexible.is_none() && underlying != native => {
             let Ends { patch, out } = extended(underlying);
             (patch, out)
         }
+        _ => (net.patch.clone(), net.head.out.clone()),
     };
     Ok(net.with_modes(patch, out, modes, config))
 }

@@ -2,6 +2,7 @@
 //! several patch sizes (FlexiDiT, Anagnostidis et al. 2025).
 
 mod block;
+mod classes;
 mod condition;
 mod config;
 mod cost;

@@ -96,7 +96,9 @@ pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
         let scales = bytemuck::cast_slice_mut::<i8, [u8; 4]>(scales);
         for (column, stored) in scales.iter_mut().enumerate() {
             let largest = rows.iter().map(|row| row[column].abs()).fold(0.0, f32::max);
-            let scale = largest / f32::from(i8::MAX);
+            // Whole numbers have no NaN: the scale stands for it.
+            let finite = rows.iter().all(|row| row[column].is_finite());
+            let scale = if finite { largest / f32::from(i8::MAX) } else { f32::NAN };
             *stored = scale.to_ne_bytes();
             for (row, values) in rows.iter().zip(values.chunks_exact_mut(COLUMNS)) {
                 // A column of zeros gives 0 / 0, which becomes 0.

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use pyrograph::WeightType;
+use pyrograph::request::MAX_IMAGES;
+
+use crate::common::whole;
+
+/// Most sampling steps.
+const MAX_STEPS: usize = 1_000_000;
 
 #[derive(Args)]
 pub(crate) struct Class {
@@ -20,14 +26,15 @@ pub(crate) struct Class {
     /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora)]
     pub(super) lora: Vec<Lora>,
-    /// Class ids or names, separated by commas, or `random` [default: every class in turn]
+    /// Class names or ids, separated by commas, or `random`; id:3 is an id where names are numbers
+    /// [default: every class in turn]
     #[arg(long, short)]
     pub(super) class: Option<String>,
     /// Number of images [default: one per class given]
-    #[arg(long, short = 'n')]
+    #[arg(long, short = 'n', value_parser = whole(1, MAX_IMAGES))]
     pub(super) count: Option<usize>,
     /// Sampling steps [default: the model's]
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, MAX_STEPS))]
     pub(super) steps: Option<usize>,
     /// Guidance scale, 1 is none [default: the model's]
     #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
@@ -39,7 +46,7 @@ pub(crate) struct Class {
     #[arg(long)]
     pub(super) cfg_rescale: Option<f64>,
     /// Guide only the first N channels; 0 is all
-    #[arg(long)]
+    #[arg(long, value_parser = whole(0, usize::MAX))]
     pub(super) cfg_channels: Option<usize>,
     /// Weaker model to guide away from, instead of the null class
     #[arg(long)]
@@ -66,42 +73,42 @@ pub(crate) struct Class {
     #[arg(long, short = 'i', visible_alias = "init-img")]
     pub(super) init_image: Option<PathBuf>,
     /// Share of the steps taken from there, above 0 and up to 1 [default: 0.75]
-    #[arg(long, requires = "init_image")]
+    #[arg(long)]
     pub(super) strength: Option<f64>,
     /// Picture that is white where to make something new, and black where to keep the one to start from
-    #[arg(long, requires = "init_image")]
+    #[arg(long)]
     pub(super) mask: Option<PathBuf>,
     /// Width in pixels [default: the model's]
-    #[arg(long, short = 'W')]
+    #[arg(long, short = 'W', value_parser = whole(1, usize::MAX))]
     pub(super) width: Option<usize>,
     /// Height in pixels [default: the model's]
-    #[arg(long, short = 'H')]
+    #[arg(long, short = 'H', value_parser = whole(1, usize::MAX))]
     pub(super) height: Option<usize>,
     /// Output file; with `%03d`, `{seed}` or `{class}`, which are filled in, one for each image
     #[arg(long, short, default_value = "output.png")]
     pub(super) output: PathBuf,
     /// One picture with all images, with this many columns [default: square]
-    #[arg(long, num_args = 0..=1, default_missing_value = "0", value_name = "COLUMNS")]
-    pub(super) grid: Option<usize>,
+    #[arg(long, value_name = "COLUMNS", value_parser = whole(1, MAX_IMAGES))]
+    pub(super) grid: Option<Option<usize>>,
     /// Write the estimate of the final images here every few steps
     #[arg(long)]
     pub(super) preview: Option<PathBuf>,
-    /// Steps between previews
-    #[arg(long, default_value_t = 5)]
-    pub(super) preview_interval: usize,
+    /// Steps between previews [default: 5]
+    #[arg(long, requires = "preview", value_parser = whole(1, MAX_STEPS))]
+    pub(super) preview_interval: Option<usize>,
     #[command(flatten)]
     pub(super) patches: crate::patches::Patches,
     /// Show the result in the terminal
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     pub(super) show: bool,
     /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 [default: f32]
     #[arg(long)]
     pub(super) dtype: Option<WeightType>,
     /// Images per network call
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, MAX_IMAGES))]
     pub(super) batch_size: Option<usize>,
     /// Latent cells per tile when decoding
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1, usize::MAX))]
     pub(super) vae_tile: Option<usize>,
     /// Safetensors file whose tensor `noise`, [images, channels, height, width], replaces the seed's
     #[arg(long)]
@@ -109,7 +116,7 @@ pub(crate) struct Class {
     /// Write `latents` and `trajectory` to this safetensors file
     #[arg(long)]
     pub(super) save_latents: Option<PathBuf>,
-    /// Repeat the settings stored in a PNG
+    /// Repeat the settings stored in a picture
     #[arg(long, conflicts_with_all = ["class", "count"])]
     pub(super) from_metadata: Option<PathBuf>,
     /// Store no settings in the image

@@ -1,34 +1,40 @@
 //! What the options of `pyrograph generate class` mean.
 
-use anyhow::{Context, bail};
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
 use pyrograph::engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
 use pyrograph::engine::random::SplitMix64;
-use pyrograph::metadata::Record;
+use pyrograph::metadata::{Record, Used};
 use pyrograph::settings::Defaults;
 use pyrograph::{ClassPipeline, Noise, Picture, Request, StartPicture};
 
 use super::args::Class;
+use super::earlier::Earlier;
+use crate::common::Common;
 
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
+/// Steps between previews.
+const PREVIEW_INTERVAL: usize = 5;
 /// Random seeds stay below this, as in other programs.
 const SEED_LIMIT: u64 = 4_294_967_294;
 
 /// The request of these options, on top of that of an earlier picture.
 pub(super) fn request(
     args: &Class,
-    earlier: Option<&Record>,
+    earlier: Option<&Earlier>,
     pipeline: &ClassPipeline,
+    common: &Common,
 ) -> anyhow::Result<Request<usize>> {
-    let mut request = earlier.map_or_else(Request::default, Record::request);
+    let record = earlier.map(|earlier| &earlier.record);
+    let mut request = record.map_or_else(Request::default, Record::request);
     if earlier.is_none() || args.seed != -1 {
         request.seed = seed(args.seed)?;
     }
     let defaults = &pipeline.config().defaults;
     sampling(args, &mut request, defaults)?;
     guidance(args, &mut request);
-    pictures(args, &mut request);
-
     let native = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
     if args.width.is_some() || args.height.is_some() {
         request.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
@@ -39,18 +45,41 @@ pub(super) fn request(
     request.patches = plan.or(request.patches);
     request.batch = args.batch_size.or(request.batch);
     request.vae_tile = args.vae_tile.or(request.vae_tile);
-    request.previews = args.preview.is_some().then_some(args.preview_interval);
+    request.previews =
+        args.preview.is_some().then_some(args.preview_interval.unwrap_or(PREVIEW_INTERVAL));
+    effective(args, &request, pipeline)?;
 
+    pictures(args, earlier, &mut request, common)?;
+    let images = noise(args, earlier, &mut request, common)?;
     if earlier.is_none() {
-        request.prompts = classes(args, request.seed, pipeline)?;
-    }
-    if let Some(path) = &args.noise {
-        let noise = Noise::File(path.clone()).read(pipeline.device())?;
-        let classes = request.prompts.iter().copied().cycle();
-        request.prompts = classes.take(noise.dims()[0]).collect();
-        request.noise = Some(Noise::Values(noise));
+        request.prompts = classes(args, images, request.seed, pipeline)?;
     }
     Ok(request)
+}
+
+/// Refuses options that would change nothing.
+fn effective(
+    args: &Class,
+    request: &Request<usize>,
+    pipeline: &ClassPipeline,
+) -> anyhow::Result<()> {
+    let settings = request.settings(&pipeline.config().defaults);
+    let of_guidance = [
+        ("--cfg-interval", args.cfg_interval.is_some()),
+        ("--cfg-rescale", args.cfg_rescale.is_some()),
+        ("--cfg-channels", args.cfg_channels.is_some()),
+        ("--guide-model", args.guide_model.is_some()),
+    ];
+    for (option, given) in of_guidance {
+        let unguided = settings.guidance.scale == 1.0;
+        ensure!(!(given && unguided), "{option} has no effect at a guidance scale of 1");
+    }
+    let has_vae = pipeline.config().vae.is_some();
+    ensure!(
+        args.vae_tile.is_none() || has_vae,
+        "--vae-tile has no effect, the model has no autoencoder"
+    );
+    Ok(())
 }
 
 /// The seed asked for; -1 is random.
@@ -119,31 +148,102 @@ fn guidance(args: &Class, request: &mut Request<usize>) {
     guidance.channels = channels.or(guidance.channels);
 }
 
-/// A picture to start from takes the place of an earlier one, with its mask.
-fn pictures(args: &Class, request: &mut Request<usize>) {
-    if let Some(file) = &args.init_image {
-        let picture = Picture::File(file.clone());
-        request.picture = Some(StartPicture { picture, strength: args.strength });
-        request.mask = args.mask.clone().map(Picture::File);
+/// What was used for an earlier picture, which `file` takes the place of.
+fn warn_of_other(file: &Path, before: Option<&Used>, common: &Common) -> anyhow::Result<bool> {
+    let Some(before) = before else { return Ok(false) };
+    let same = before.fingerprint.is_none() || before.fingerprint == Used::file(file)?.fingerprint;
+    if !same {
+        let name = before.file.as_deref().unwrap_or("one from memory");
+        common.say(&format!("warning: {} is not {name} of the picture", file.display()));
     }
+    Ok(same)
+}
+
+/// The picture to start from, and its mask.
+fn pictures(
+    args: &Class,
+    earlier: Option<&Earlier>,
+    request: &mut Request<usize>,
+    common: &Common,
+) -> anyhow::Result<()> {
+    let record = earlier.map(|earlier| &earlier.record);
+    let before = record.and_then(|record| record.picture.as_ref());
+    request.picture = match (&args.init_image, earlier) {
+        (Some(file), _) => {
+            warn_of_other(file, before.map(|start| &start.picture), common)?;
+            let picture = Picture::File(file.clone());
+            Some(StartPicture { picture, strength: before.and_then(|start| start.strength) })
+        }
+        (None, Some(earlier)) => earlier.search.picture(&earlier.record)?,
+        (None, None) => None,
+    };
+    if let Some(strength) = args.strength {
+        let start = request.picture.as_mut();
+        start.context("--strength has no effect without --init-image")?.strength = Some(strength);
+    }
+    request.mask = match (&args.mask, earlier) {
+        (Some(file), _) => {
+            warn_of_other(file, record.and_then(|record| record.mask.as_ref()), common)?;
+            Some(Picture::File(file.clone()))
+        }
+        (None, Some(earlier)) => earlier.search.mask(&earlier.record)?,
+        (None, None) => None,
+    };
+    Ok(())
+}
+
+/// Noise in place of the seed's; returns how many images it is for, where that is left to it.
+fn noise(
+    args: &Class,
+    earlier: Option<&Earlier>,
+    request: &mut Request<usize>,
+    common: &Common,
+) -> anyhow::Result<Option<usize>> {
+    let Some(file) = &args.noise else {
+        if let Some(Earlier { record, search }) = earlier {
+            request.noise = search.noise(record)?;
+        }
+        return Ok(None);
+    };
+    let [images, ..] = Noise::shape_in(file)?;
+    let before = earlier.and_then(|earlier| earlier.record.noise.as_ref());
+    let same = warn_of_other(file, before.map(|before| &before.noise), common)?;
+    request.noise = Some(match before {
+        Some(before) if same => Noise::Part { file: file.clone(), first: before.first },
+        _ => Noise::File(file.clone()),
+    });
+    let asked = args.count.unwrap_or(images);
+    ensure!(asked == images, "{asked} images asked for, the noise is for {images}");
+    Ok(Some(images))
 }
 
 /// The class of each image.
-fn classes(args: &Class, seed: u64, pipeline: &ClassPipeline) -> anyhow::Result<Vec<usize>> {
-    let count = pipeline.classes();
-    let named: Vec<usize> = match args.class.as_deref() {
-        None => (0..count).collect(),
-        Some("random") => {
+fn classes(
+    args: &Class,
+    images: Option<usize>,
+    seed: u64,
+    pipeline: &ClassPipeline,
+) -> anyhow::Result<Vec<usize>> {
+    let (count, asked) = (pipeline.classes(), args.count.or(images));
+    let whole = args.class.as_deref().map(|name| pipeline.labels().named(name));
+    let named: Vec<usize> = match (args.class.as_deref(), whole.transpose()?.flatten()) {
+        (None, _) => return Ok((0..count).cycle().take(asked.unwrap_or(DEFAULT_COUNT)).collect()),
+        (_, Some(class)) => vec![class],
+        (Some("random"), _) => {
             // A class depends on the seed of its image only.
             let random =
                 |i| (SplitMix64::new(seed.wrapping_add(i)).next_u64() % count as u64) as usize;
-            (0..args.count.unwrap_or(1) as u64).map(random).collect()
+            (0..asked.unwrap_or(1) as u64).map(random).collect()
         }
-        Some(names) => {
+        (Some(names), _) => {
             names.split(',').map(|name| pipeline.class(name)).collect::<Result<_, _>>()?
         }
     };
-    let images =
-        args.count.unwrap_or(if args.class.is_some() { named.len() } else { DEFAULT_COUNT });
+    let images = asked.unwrap_or(named.len());
+    ensure!(
+        images >= named.len(),
+        "{} classes for {images} images: some would be left out",
+        named.len()
+    );
     Ok(named.into_iter().cycle().take(images).collect())
 }

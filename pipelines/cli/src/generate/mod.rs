@@ -2,19 +2,21 @@
 
 mod args;
 mod ask;
+mod earlier;
 mod output;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
-use pyrograph::image::{check_output_path, is_output_pattern, write_image};
+use pyrograph::image::{is_output_pattern, write_image};
 use pyrograph::metadata::Record;
-use pyrograph::{ClassPipeline, Generated, OpenOptions, Progress, Request, model};
+use pyrograph::{ClassPipeline, OpenOptions, Progress, Request, model};
 
 pub(crate) use args::Class;
+use earlier::Earlier;
+use output::Output;
 
 use crate::common::{Common, interrupted};
+use crate::interrupt;
 
 /// Name of the shipped model.
 pub(crate) const DEFAULT_MODEL: &str = "emoji-class";
@@ -22,67 +24,75 @@ pub(crate) const DEFAULT_MODEL: &str = "emoji-class";
 const FAST_MODEL: &str = "emoji-4step";
 
 pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
-    let earlier = args.from_metadata.as_deref().map(Record::read).transpose()?;
-    let every_class = args.class.is_none() && earlier.is_none();
-    let as_grid = args.grid.is_some() || (every_class && !is_output_pattern(&args.output));
-    for path in [Some(&args.output), args.preview.as_ref()].into_iter().flatten() {
-        check_output_path(path)?;
-    }
-    let pipeline = open(args, earlier.as_ref(), common)?;
-    let request = ask::request(args, earlier.as_ref(), &pipeline)?;
-    let record = Record::of(&pipeline, &request)?;
+    let read = |picture| Earlier::read(picture, args.model.as_deref());
+    let earlier = args.from_metadata.as_deref().map(read).transpose()?;
+    let earlier = earlier.as_ref();
+    output::check(args)?;
+    let pipeline = open(args, earlier, common)?;
+    let request = ask::request(args, earlier, &pipeline, common)?;
+    let mut record = Record::of(&pipeline, &request)?;
+    record.grid = columns(args, earlier, record.classes.len());
     let steps = pipeline.taken(&request)?;
+    warn_of_size(&request, &pipeline, common);
+    let mut output = Output::new(args, &pipeline, record, steps, common)?;
+    let made = generate(args, &pipeline, &request, &mut output, common);
+    let written = output.finish();
+    made.and(written)
+}
 
-    let started = Instant::now();
-    let batches = request.prompts.len().div_ceil(record.settings.batch);
-    let (generated, trajectory) = generate(args, &pipeline, &request, batches * steps, common)?;
-    let seconds = started.elapsed().as_secs_f64();
-    if common.verbose
-        && let Some(compute) = &record.compute
-    {
-        common.say(&compute.to_string());
+/// Columns of a picture of all images, if there is to be one: asked for, by an earlier picture, or for every class.
+fn columns(args: &Class, earlier: Option<&Earlier>, images: usize) -> Option<usize> {
+    let square = (images as f64).sqrt().ceil() as usize;
+    let before = match earlier.map(|earlier| &earlier.record) {
+        // Earlier versions did not say so.
+        Some(record) => record.grid.or((record.classes.len() > 1).then_some(square)),
+        None => args.class.is_none().then_some(square),
+    };
+    match args.grid {
+        Some(columns) => Some(columns.unwrap_or(square)),
+        None => before.filter(|_| !is_output_pattern(&args.output)),
     }
-    let Generated { images, latents } = generated;
-    if let Some(path) = &args.save_latents {
-        output::save_latents(path, latents, trajectory, record.settings.batch)?;
+}
+
+fn warn_of_size(request: &Request<usize>, pipeline: &ClassPipeline, common: &Common) {
+    let [own_height, own_width] =
+        pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
+    match request.size {
+        Some([height, width]) if [height, width] != [own_height, own_width] => {
+            common.say(&format!(
+                "warning: the model was trained at {own_width}x{own_height}, {width}x{height} may look wrong"
+            ));
+        }
+        _ => (),
     }
-    let written = output::write(args, &record, &pipeline, &images, as_grid)?;
-    output::report(common, &record, &written, steps, seconds);
-    if args.show {
-        output::show(&images)?;
-    }
-    Ok(())
 }
 
 /// Opens the model asked for, or that of an earlier picture.
-fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Result<ClassPipeline> {
-    let shipped = if args.fast { FAST_MODEL } else { DEFAULT_MODEL };
-    let named = earlier.map(|record| PathBuf::from(&record.model));
-    let model = args.model.clone().or(named).unwrap_or_else(|| shipped.into());
+fn open(args: &Class, earlier: Option<&Earlier>, common: &Common) -> anyhow::Result<ClassPipeline> {
     // Before the device is opened, which can take its time.
-    let model = model::find(&model)?;
+    let (mut vae, mut guide) = (args.vae.clone(), args.guide_model.clone());
+    if let Some(Earlier { record, search }) = earlier {
+        vae = vae.map_or_else(|| search.vae(record), |vae| Ok(Some(vae)))?;
+        guide = guide.map_or_else(|| search.guide(record), |guide| Ok(Some(guide)))?;
+    }
+    let shipped = if args.fast { FAST_MODEL } else { DEFAULT_MODEL };
+    let model = match (&args.model, earlier) {
+        (Some(model), _) => model::find(model)?,
+        (None, Some(Earlier { record, search })) => search.model(record)?,
+        (None, None) => model::find(shipped.as_ref())?,
+    };
     let opened = common.open()?;
     let started = Instant::now();
     let notify = |notice| common.tell(&notice);
-    let mut options = OpenOptions {
-        dtype: args.dtype.or(earlier.map(|record| record.dtype)).unwrap_or_default(),
-        vae: args.vae.clone().or_else(|| earlier?.vae.clone()),
-        guide: args.guide_model.clone().or_else(|| earlier?.guide.clone()),
-        ..OpenOptions::default()
-    };
+    let dtype = args.dtype.or(earlier.map(|earlier| earlier.record.dtype)).unwrap_or_default();
+    let mut options = OpenOptions { dtype, vae, guide, ..OpenOptions::default() };
     options.hooks.notify = Some(&notify);
     let mut pipeline = ClassPipeline::open_on(&model, &opened, &options)?;
     crate::memory::give_back(options.dtype);
     put_on(args, earlier, &mut pipeline, common)?;
     let origin = pipeline.origin();
-    if let Some(Record { weights: before, .. }) = earlier
-        && *before != origin.weights
-    {
-        common.say(&format!(
-            "warning: the picture was made by weights {before}, those of {} are {}",
-            model.display(),
-            origin.weights
-        ));
+    if let Some(earlier) = earlier {
+        earlier.compare(origin, common);
     }
     if common.verbose {
         common.say(&format!("opened {} in {:.2} s", origin.kind, started.elapsed().as_secs_f64()));
@@ -93,16 +103,20 @@ fn open(args: &Class, earlier: Option<&Record>, common: &Common) -> anyhow::Resu
 /// Puts on the adapters asked for, or those of an earlier picture.
 fn put_on(
     args: &Class,
-    earlier: Option<&Record>,
+    earlier: Option<&Earlier>,
     pipeline: &mut ClassPipeline,
     common: &Common,
 ) -> anyhow::Result<()> {
-    let before = earlier.filter(|_| args.lora.is_empty()).map_or(&[][..], |r| &r.adapters);
-    let asked = args.lora.iter().map(|lora| (&lora.file, lora.weight, None));
-    let again = before.iter().map(|record| (&record.file, record.weight, Some(record)));
-    for (file, weight, record) in asked.chain(again) {
+    let mut asked = Vec::new();
+    asked.extend(args.lora.iter().map(|lora| (lora.file.clone(), lora.weight, None)));
+    if let Some(Earlier { record, search }) = earlier.filter(|_| args.lora.is_empty()) {
+        for adapter in &record.adapters {
+            asked.push((search.adapter(adapter)?, adapter.weight, Some(adapter)));
+        }
+    }
+    for (file, weight, record) in asked {
         let alpha = record.and_then(|record| record.alpha);
-        let adapter = pipeline.adapter(file, alpha, &mut |notice| common.tell(&notice))?;
+        let adapter = pipeline.adapter(&file, alpha, &mut |notice| common.tell(&notice))?;
         if let Some(record) = record
             && record.fingerprint != adapter.fingerprint()
         {
@@ -114,35 +128,46 @@ fn put_on(
     Ok(())
 }
 
-/// Makes the images with a progress bar over `steps`, those of all batches; also returns the states after all steps, if
-/// they are going to be saved.
+/// Makes the images with a progress bar over all steps, each written as soon as it is there.
 fn generate(
     args: &Class,
     pipeline: &ClassPipeline,
     request: &Request<usize>,
-    steps: usize,
+    output: &mut Output<'_>,
     common: &Common,
-) -> anyhow::Result<(Generated, Vec<Tensor<4>>)> {
-    let bar =
-        common.progress_bar(steps as u64, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
-    let mut trajectory = Vec::new();
-    let result = pipeline.generate(request, &mut |progress| {
+) -> anyhow::Result<()> {
+    let steps = output.all_steps() as u64;
+    let bar = common.progress_bar(steps, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
+    let output = std::sync::Mutex::new(output);
+    let locked = || output.lock().expect("no step panicked");
+    let mut failed = Ok(());
+    let on_step = &mut |progress: Progress<'_>| {
         bar.inc(1);
         if args.save_latents.is_some() {
-            trajectory.push(progress.x.clone());
+            locked().trajectory.push(progress.x.clone());
         }
         if let Err(error) = preview(args, &progress) {
             common.say(&format!("warning: no preview: {error:#}"));
         }
         interrupted()
+    };
+    let made = pipeline.each(request, on_step, &mut |made| {
+        failed = bar.suspend(|| locked().take(made));
+        match failed {
+            Ok(()) => interrupted(),
+            Err(_) => std::ops::ControlFlow::Break(()),
+        }
     });
     bar.finish_and_clear();
-    Ok((result?, trajectory))
+    failed?;
+    Ok(made?)
 }
 
 fn preview(args: &Class, progress: &Progress<'_>) -> anyhow::Result<()> {
     if let (Some(path), Some(images)) = (&args.preview, progress.preview()) {
-        write_image(path, &output::sheet(&images?, 0), &[])?;
+        let images = images?;
+        let _saved = interrupt::hold();
+        write_image(path, &output::sheet(&images, None), &[])?;
     }
     Ok(())
 }

@@ -1,0 +1,211 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn features(rows: &[Vec<f32>]) -> Features {
+    Features::new(rows).expect("finite rows")
+}
+
+fn normal(count: usize, width: usize, scale: f32, shift: f32, seed: u64) -> Vec<Vec<f32>> {
+    let values = Generator::new(seed).normal(count * width);
+    let row = |row: &[f32]| row.iter().map(|v| v * scale + shift).collect();
+    values.chunks(width).map(row).collect()
+}
+
+fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    frechet(&features(a), &features(b), 0, 0).expect("a distance").value
+}
+
+/// Rows several times each.
+fn repeated(rows: &[Vec<f32>], times: &[usize]) -> Vec<Vec<f32>> {
+    let rows = rows.iter().zip(times);
+    rows.flat_map(|(row, &times)| std::iter::repeat_n(row.clone(), times)).collect()
+}
+
+fn assert_near(found: f64, expected: f64, scale: f64, what: &str) {
+    assert!((found - expected).abs() <= 1e-7 * scale, "{what}: {found}, expected {expected}");
+}
+
+/// All sets of two images lie on a line, where the distance is that of two numbers and their deviations.
+#[test]
+fn sets_of_two_images() {
+    let times = [[1, 1], [2, 2], [4, 4], [50, 50], [3, 1], [1, 100], [0, 2], [60, 70]];
+    for width in [32, 1280, 2048] {
+        let two = normal(2, width, 1.0, 1.0, width as u64);
+        let apart: f64 =
+            two[0].iter().zip(&two[1]).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        for a in times {
+            for b in times {
+                let [p, q] = [a, b].map(|[zero, one]: [usize; 2]| {
+                    let (zero, one) = (zero as f64, one as f64);
+                    let count = zero + one;
+                    (one / count, (zero * one / (count * (count - 1.0))).sqrt())
+                });
+                let expected = apart * ((p.0 - q.0).powi(2) + (p.1 - q.1).powi(2));
+                let found = distance(&repeated(&two, &a), &repeated(&two, &b));
+                assert_near(found, expected, apart, &format!("{width}: {a:?} and {b:?}"));
+            }
+        }
+    }
+}
+
+/// Deviations along the same orthogonal directions differ one by one.
+#[test]
+fn sets_of_few_directions() {
+    for (width, rank, times) in [(2048, 2, 1), (1280, 2, 30), (64, 2, 40), (64, 5, 1), (64, 64, 3)]
+    {
+        // Pairs of opposite rows along each axis, with one feature each.
+        let set = |length: &dyn Fn(usize) -> f32| {
+            let row = |i: usize| -> Vec<f32> {
+                let sign = if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+                (0..width).map(|j| if j == i / 2 { sign * length(j) } else { 0.0 }).collect()
+            };
+            repeated(&(0..2 * rank).map(row).collect::<Vec<_>>(), &vec![times; 2 * rank])
+        };
+        let lengths: [&dyn Fn(usize) -> f32; 2] = [&|j| 1.0 + j as f32, &|j| 3.0 / (1 + j) as f32];
+        let share = (2 * times) as f64 / (2 * rank * times - 1) as f64;
+        let apart = |j: usize| f64::from(lengths[0](j) - lengths[1](j)).powi(2) * share;
+        let scale: f64 = (0..rank).map(|j| f64::from(lengths[0](j)).powi(2) * share).sum();
+        let found = distance(&set(lengths[0]), &set(lengths[1]));
+        assert_near(found, (0..rank).map(apart).sum(), scale, &format!("{width}, rank {rank}"));
+    }
+}
+
+/// The square root of a symmetric matrix of full rank.
+fn root(matrix: &DMatrix<f64>) -> DMatrix<f64> {
+    let eigen = matrix.clone().symmetric_eigen();
+    let roots = DMatrix::from_diagonal(&eigen.eigenvalues.map(f64::sqrt));
+    &eigen.eigenvectors * roots * eigen.eigenvectors.transpose()
+}
+
+/// The published formula, for covariances of full rank.
+fn by_covariances(a: &Features, b: &Features) -> f64 {
+    let [(m, a), (n, b)] = [a, b].map(|set| {
+        let mean = set.0.row_mean();
+        let mut centred = set.0.clone();
+        centred.row_iter_mut().for_each(|mut row| row -= &mean);
+        (mean, centred.transpose() * &centred / (set.count() as f64 - 1.0))
+    });
+    let half = root(&a);
+    (m - n).norm_squared() + a.trace() + b.trace() - 2.0 * root(&(&half * &b * &half)).trace()
+}
+
+/// A set of random size, width, rank and scale, with duplicates; and another order of it.
+fn any_set(width: usize) -> impl Strategy<Value = (Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+    let few = 1usize..6;
+    (few.clone(), 1usize..12, any::<u64>(), 0.01f32..100.0).prop_flat_map(
+        move |(rank, count, seed, scale)| {
+            let directions = normal(rank, width, scale, 0.0, seed);
+            let shares = normal(count, rank, 1.0, 0.3, seed ^ 1);
+            let row = |shares: &Vec<f32>| -> Vec<f32> {
+                let value = |j: usize| shares.iter().zip(&directions).map(|(s, d)| s * d[j]).sum();
+                (0..width).map(value).collect()
+            };
+            let rows: Vec<Vec<f32>> = shares.iter().map(row).collect();
+            (proptest::collection::vec(2usize..4, count)).prop_flat_map(move |times| {
+                let rows = repeated(&rows, &times);
+                (Just(rows.clone()), Just(rows).prop_shuffle())
+            })
+        },
+    )
+}
+
+fn extent(rows: &[Vec<f32>]) -> f64 {
+    let squares = rows.iter().flatten().map(|value| f64::from(*value).powi(2));
+    squares.sum::<f64>() / rows.len() as f64
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn the_frechet_distance_of_sets_of_any_rank(
+        (a, b) in (1usize..40).prop_flat_map(|width| (any_set(width), any_set(width)))
+    ) {
+        let ((a, reordered), (b, _)) = (a, b);
+        let scale = extent(&a) + extent(&b);
+        let apart = distance(&a, &b);
+        prop_assert!(apart.is_finite() && apart >= 0.0);
+        assert_near(distance(&b, &a), apart, scale, "the other way round");
+        assert_near(distance(&reordered, &b), apart, scale, "in another order");
+        assert_near(distance(&a, &reordered), 0.0, scale, "of equal sets");
+        let (a, reordered) = (features(&a), features(&reordered));
+        let same = coverage(&a, &reordered, 1000);
+        // Neighbourhoods up to the farthest hold everything else, unless all is the same.
+        let all = if same.duplicated == 0 { 1.0 } else { 0.0 };
+        prop_assert_eq!([same.precision, same.recall, same.coverage], [all; 3]);
+    }
+
+    #[test]
+    fn both_formulas_agree(width in 1usize..12, seeds: [u64; 2], scale in 0.1f32..10.0) {
+        let a = features(&normal(6 * width + 2, width, 1.0, 0.5, seeds[0]));
+        let b = features(&normal(5 * width + 3, width, scale, 0.0, seeds[1]));
+        let found = frechet(&a, &b, 0, 0).expect("a distance").value;
+        let scale = (1.0 + f64::from(scale).powi(2)) * width as f64;
+        assert_near(found, by_covariances(&a, &b), 10.0 * scale, "both formulas");
+    }
+}
+
+#[test]
+fn the_distance_of_known_gaussians() {
+    let set = |count, scale, shift, seed| features(&normal(count, 4, scale, shift, seed));
+    let (a, b) = (set(20_000, 1.0, 0.0, 1), set(20_000, 2.0, 0.5, 2));
+    // Means 0.5 apart in 4 dimensions, deviations 1 and 2: 4 · 0.25 + 4 · (2 − 1)².
+    let found = frechet(&a, &b, 10, 0).expect("a distance");
+    assert!((found.value - 5.0).abs() < 0.15, "{found:?}");
+    let margin = found.margin.expect("10 samples");
+    assert!(margin > 0.01 && margin < 0.3, "{found:?}");
+    assert!(kernel(&a, &set(2000, 1.0, 0.0, 3), 5, 0).value.abs() < 0.01);
+}
+
+#[test]
+fn a_margin_needs_two_samples() {
+    let a = features(&normal(20, 8, 1.0, 0.0, 1));
+    for samples in 0..4 {
+        let found = [frechet(&a, &a, samples, 0).expect("a distance"), kernel(&a, &a, samples, 0)];
+        for estimate in found {
+            assert_eq!(estimate.margin.is_some(), samples > 1, "{samples}");
+            let line = serde_json::to_value(estimate).expect("JSON");
+            assert_eq!(line.get("margin").is_some(), samples > 1, "{line}");
+            assert!(line["value"].is_f64());
+        }
+    }
+    assert_eq!(format!("{:.1}", Estimate::mean(&[1.5])), "1.5");
+    assert_eq!(format!("{:.1}", Estimate::mean(&[1.0, 1.0])), "1.0 ± 0.0");
+}
+
+#[test]
+fn a_copy_covers_everything_and_something_else_nothing() {
+    for (count, k) in [(100, 3), (5, 3), (3, 3), (2, 3), (30, 1)] {
+        let a = features(&normal(count, 8, 1.0, 0.0, 1));
+        let found = coverage(&a, &a, k);
+        let Coverage { precision, recall, density, coverage, duplicated } = found;
+        // The k nearest, counting the image itself, without the one on the border.
+        assert_eq!([precision, recall, density, coverage], [1.0; 4], "{count} {k}");
+        assert_eq!(duplicated, 0);
+        let far = super::coverage(&a, &features(&normal(count, 8, 1.0, 50.0, 2)), k);
+        assert_eq!([far.precision, far.recall, far.density, far.coverage], [0.0; 4]);
+        assert!(nearest(&a, &a).iter().enumerate().all(|(i, (j, d))| i == *j && *d == 0.0));
+    }
+}
+
+/// As in the reference implementation: nothing is nearer than the k-th neighbour where that is a duplicate.
+#[test]
+fn neighbourhoods_of_duplicates_are_empty() {
+    let two = normal(2, 16, 1.0, 0.0, 1);
+    for (times, empty) in [([3, 3], 0_usize), ([3, 4], 4), ([50, 50], 100)] {
+        let set = features(&repeated(&two, &times));
+        let found = coverage(&set, &set, 3);
+        assert_eq!(found.duplicated, 2 * empty, "{times:?}");
+        let covered = (set.count() - empty) as f64 / set.count() as f64;
+        assert_eq!([found.precision, found.recall, found.coverage], [covered; 3], "{times:?}");
+        assert!(nearest_others(&set).iter().all(|distance| *distance == 0.0));
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    assert!(Features::new(&[vec![1.0], vec![1.0, 2.0]]).is_none());
+    assert!(Features::new(&[vec![1.0], vec![f32::NAN]]).is_none());
+    assert!(Features::new(&[vec![1.0]]).is_none());
+}

@@ -1,0 +1,174 @@
+//! Lists of images and their classes: `metadata.jsonl` and `metadata.csv` of Hugging Face, `dataset.json` of
+//! StyleGAN and EDM.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use csv_core::ReadFieldResult;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::text::read_text;
+
+/// Their names.
+pub(super) const LISTS: [&str; 3] = ["metadata.jsonl", "metadata.csv", "dataset.json"];
+/// Names of the field of an image's path, and of that of its class.
+const FILE: [&str; 2] = ["file_name", "file"];
+const CLASS: [&str; 2] = ["label", "class"];
+
+/// A line of a list.
+struct Entry {
+    /// Where it stands, for people.
+    place: String,
+    file: String,
+    class: String,
+}
+
+/// The images that a list in `folder` names, with their classes, in the order of paths.
+///
+/// # Errors
+/// A list that is broken, an image without a class, twice, or outside the folder.
+pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>> {
+    let list = folder.join(name);
+    let text = read_text(&list)?;
+    let entries = match name {
+        "metadata.jsonl" => lines(&text),
+        "metadata.csv" => table(&text),
+        _ => pairs(&text),
+    };
+    let fault = |reason: String| Error::Dataset { path: list.clone(), reason };
+    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for Entry { place, file, class } in entries.map_err(fault)? {
+        let path = inside(folder, &file)
+            .ok_or_else(|| fault(format!("{place}: `{file}` leaves the folder")))?;
+        if class.trim().is_empty() {
+            return Err(fault(format!("{place}: the class of `{file}` is empty")));
+        }
+        if files.insert(path, class.trim().to_owned()).is_some() {
+            return Err(fault(format!("{place}: `{file}` is listed twice")));
+        }
+    }
+    Ok(files.into_iter().collect())
+}
+
+/// The path of a listed file; `./` in front is as good as nothing, `\` stands for `/`.
+fn inside(folder: &Path, file: &str) -> Option<PathBuf> {
+    let literal = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
+        && folder.join(file).is_file();
+    let file = if literal { file.to_owned() } else { file.replace('\\', "/") };
+    let mut path = folder.to_owned();
+    for part in Path::new(&file).components() {
+        match part {
+            Component::Normal(part) => path.push(part),
+            Component::CurDir => (),
+            _ => return None,
+        }
+    }
+    (path != folder).then_some(path)
+}
+
+/// The first field of a row that has one of these names.
+fn field<T>(row: impl Fn(&str) -> Option<T>, names: [&str; 2]) -> Option<T> {
+    names.iter().find_map(|name| row(name))
+}
+
+/// What is wrong with a row that has fields of these names only.
+fn no_class<'a>(place: &str, fields: impl Iterator<Item = &'a str>) -> String {
+    let fields: Vec<String> = fields.map(|name| format!("`{name}`")).collect();
+    format!(
+        "{place}: no `label`, there is {}. Captions are not learned: add labels, or take the list away, and \
+         sub-folders are classes",
+        fields.join(", ")
+    )
+}
+
+/// `metadata.jsonl`: an object a line.
+fn lines(text: &str) -> Result<Vec<Entry>, String> {
+    let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let entry = |(number, line): (usize, &str)| {
+        let place = format!("line {}", number + 1);
+        let row: serde_json::Map<String, Value> =
+            serde_json::from_str(line).map_err(|error| format!("{place}: {error}"))?;
+        let of = |name: &str| row.get(name).filter(|value| !value.is_null());
+        let file = field(of, FILE)
+            .and_then(Value::as_str)
+            .ok_or_else(|| format!("{place}: no `file_name`"))?;
+        let class =
+            field(of, CLASS).ok_or_else(|| no_class(&place, row.keys().map(String::as_str)))?;
+        Ok(Entry { file: file.to_owned(), class: class_text(&place, class)?, place })
+    };
+    numbered.map(entry).collect()
+}
+
+/// A class as a name or a number.
+fn class_text(place: &str, class: &Value) -> Result<String, String> {
+    match class {
+        Value::String(name) => Ok(name.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(format!("{place}: the label is {other}, expected a name or a number")),
+    }
+}
+
+/// `metadata.csv`: names of the columns, then a row an image, separated by what separates the names.
+fn table(text: &str) -> Result<Vec<Entry>, String> {
+    let first = text.lines().next().unwrap_or_default();
+    let delimiter = [b',', b';', b'\t'].into_iter().find(|&byte| first.contains(byte as char));
+    let mut rows = rows(text, delimiter.unwrap_or(b',')).into_iter();
+    let names = rows.next().unwrap_or_default().1;
+    let column = |name: &str| names.iter().position(|column| column.trim() == name);
+    let file = field(column, FILE).ok_or("line 1: no column `file_name`")?;
+    let class =
+        field(column, CLASS).ok_or_else(|| no_class("line 1", names.iter().map(String::as_str)))?;
+    let entry = |(line, row): (u64, Vec<String>)| {
+        let place = format!("line {line}");
+        match (row.get(file), row.get(class)) {
+            (Some(file), Some(class)) => {
+                Ok(Entry { place, file: file.trim().to_owned(), class: class.clone() })
+            }
+            _ => Err(format!("{place}: {} columns, expected {}", row.len(), names.len())),
+        }
+    };
+    rows.map(entry).collect()
+}
+
+/// The fields of each row, with the number of the line in which it ends.
+fn rows(text: &str, delimiter: u8) -> Vec<(u64, Vec<String>)> {
+    let mut reader = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
+    // No field is longer than the text.
+    let (mut field, mut filled) = (vec![0; text.len() + 1], 0);
+    let (mut rest, mut row, mut rows) = (text.as_bytes(), Vec::new(), Vec::new());
+    loop {
+        let line = reader.line();
+        let (result, read, written) = reader.read_field(rest, &mut field[filled..]);
+        rest = &rest[read..];
+        filled += written;
+        match result {
+            ReadFieldResult::Field { record_end } => {
+                row.push(String::from_utf8_lossy(&field[..filled]).into_owned());
+                filled = 0;
+                if record_end {
+                    rows.push((line, std::mem::take(&mut row)));
+                }
+            }
+            // Without further input, the next call sees the end.
+            ReadFieldResult::InputEmpty | ReadFieldResult::OutputFull => (),
+            ReadFieldResult::End => return rows,
+        }
+    }
+}
+
+/// `dataset.json`: pairs of a path and a number, under `labels`.
+fn pairs(text: &str) -> Result<Vec<Entry>, String> {
+    #[derive(Deserialize)]
+    struct Pairs {
+        labels: Option<Vec<(String, Value)>>,
+    }
+    let pairs: Pairs = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let labels = pairs.labels.ok_or("`labels` is empty: the images have no classes")?;
+    let entry = |(number, (file, class)): (usize, (String, Value))| {
+        let place = format!("pair {}", number + 1);
+        Ok(Entry { class: class_text(&place, &class)?, file, place })
+    };
+    labels.into_iter().enumerate().map(entry).collect()
+}

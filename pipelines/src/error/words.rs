@@ -1,0 +1,72 @@
+//! Parts of messages.
+
+use std::path::{Path, PathBuf};
+
+use pyrograph_engine::selfcheck::TOLERANCE;
+
+use crate::metadata::Used;
+
+/// Files listed in a message.
+const LISTED: usize = 10;
+
+/// What is wrong with some files, one a line where they are several.
+pub(super) fn unreadable(faults: &[(PathBuf, String)]) -> String {
+    let lines = faults.iter().take(LISTED).map(|(path, fault)| {
+        let path = path.display();
+        format!("\n  {path}: {fault}")
+    });
+    let further = match faults.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        further => format!("\n  and {further} more"),
+    };
+    let pictures = if faults.len() == 1 { "picture" } else { "pictures" };
+    let lines: String = lines.collect();
+    format!("{} {pictures} cannot be read:{lines}{further}", faults.len())
+}
+
+/// Names that may have been meant.
+pub(super) fn similar(known: &[String]) -> String {
+    match known.is_empty() {
+        true => String::new(),
+        false => format!("; similar: {}", known.join(", ")),
+    }
+}
+
+/// Classes in the form in which they are asked for.
+pub(super) fn ids(classes: &[usize]) -> String {
+    let shown = classes.iter().take(LISTED).map(|id| format!("id:{id}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// Where something came from, and why that is not enough.
+pub(super) fn origin(used: &Used, other: Option<&Path>) -> String {
+    let Some(file) = &used.file else {
+        return "came from memory and cannot be repeated".into();
+    };
+    let digits = |text: &str| text.chars().take(12).collect::<String>();
+    let fingerprint = used.fingerprint.as_deref().map(digits);
+    let fingerprint = fingerprint.map_or(String::new(), |text| format!(" (fingerprint {text})"));
+    let found = match other {
+        Some(other) => format!("{} has another content", other.display()),
+        None => "which is not here".into(),
+    };
+    format!("came from `{file}`{fingerprint}, {found}")
+}
+
+/// A size in memory.
+pub(super) fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+/// Paths, separated by commas.
+pub(super) fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What is wrong with a GPU.
+pub(super) fn fault(difference: Option<f64>) -> String {
+    match difference {
+        Some(found) => format!("differs from the CPU by {found:.1e}, allowed {TOLERANCE:.0e}"),
+        None => "crashes".into(),
+    }
+}

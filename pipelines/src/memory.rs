@@ -1,0 +1,83 @@
+//! How much memory there is.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Memory that is left, in bytes, and whose it is: that of the machine, of the process's own limit or of its control
+/// group, whichever is least; `None` where the system does not tell.
+pub fn available() -> Option<(u64, &'static str)> {
+    let all = [
+        (machine(), "this machine"),
+        (process(), "the limit of this process"),
+        (control_group(), "the control group of this process"),
+    ];
+    all.into_iter().filter_map(|(bytes, whose)| Some((bytes?, whose))).min()
+}
+
+/// Refuses what needs more memory than there is, before it is taken; `what` is the start of a sentence, "one picture of
+/// 9x9 takes".
+///
+/// # Errors
+/// [`Error::TooMuch`].
+pub fn check(what: impl Into<String>, need: u64) -> Result<()> {
+    match available() {
+        Some((available, limit)) if need > available => {
+            Err(Error::TooMuch { what: what.into(), need, limit, available })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What can be had without throwing others out, swap included.
+fn machine() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    Some(1024 * (field(&text, "MemAvailable:")? + field(&text, "SwapFree:").unwrap_or(0)))
+}
+
+/// What the limit of addresses leaves (`ulimit -v`).
+fn process() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = field(&limits, "Max address space")?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some(limit.saturating_sub(1024 * field(&status, "VmSize:")?))
+}
+
+/// What the control group leaves, and those that it is in; files in memory can be dropped.
+fn control_group() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+    let number = |folder: &Path, file: &str| -> Option<u64> {
+        std::fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+    };
+    let left = |group: &Path| {
+        let folder = Path::new("/sys/fs/cgroup").join(group);
+        let limit = number(&folder, "memory.max")?;
+        let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let files = field(&stat, "inactive_file").unwrap_or(0);
+        Some(limit.saturating_sub(number(&folder, "memory.current")?.saturating_sub(files)))
+    };
+    Path::new(&own).ancestors().filter_map(left).min()
+}
+
+/// The number after a name at the start of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        assert!(check("nothing takes", 0).is_ok());
+        let Some((available, _)) = available() else { return };
+        assert!(available > 0);
+        let error = check("everything takes", u64::MAX).expect_err("too much").to_string();
+        assert!(error.starts_with("everything takes 18446744073.7 GB of memory, "), "{error}");
+        assert_eq!(field("MemFree: 3 kB\nSwapFree:   12 kB\n", "SwapFree:"), Some(12));
+        assert_eq!(field("Max address space  unlimited  unlimited", "Max address space"), None);
+    }
+}

@@ -1,0 +1,280 @@
+//! Settings inside pictures: what makes them again, A1111's `parameters`, and any other text.
+//!
+//! PNG keeps them as texts, JPEG and WebP in Exif. No folder is ever kept: files are named by their base names and
+//! recognised by the fingerprints of what they hold.
+
+mod exif;
+mod find;
+mod parameters;
+mod texts;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use std::path::Path;
+
+pub(crate) use exif::exif;
+pub use find::Search;
+pub use parameters::Parameters;
+pub use texts::read;
+
+use crate::adapter::PutOn;
+use crate::error::{Error, Result};
+use crate::labels::Labels;
+use crate::model::WeightType;
+use crate::pipeline::{ClassPipeline, Compute};
+use crate::request::{Noise, Picture, Request};
+use crate::settings::Settings;
+
+/// Keyword of a [`Record`] in a picture.
+const KEY: &str = "pyrograph";
+
+/// A file or folder that images are made from: its name, without folders, and what it holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Its base name; `None` for what an application gave from memory, and for a part of the model. Pictures of earlier
+    /// versions may have a path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Of weights their fingerprint, of pictures and noise the sha256 of the file or of the values in memory; `None` in
+    /// pictures of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+/// The last part of a path, also of one that ends in dots.
+pub(crate) fn base_name(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()
+}
+
+impl Used {
+    /// Weights at a path.
+    pub(crate) fn weights(path: &Path, fingerprint: String) -> Self {
+        Self { file: Some(base_name(path)), fingerprint: Some(fingerprint) }
+    }
+
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn file(path: &Path) -> Result<Self> {
+        Ok(Self::weights(path, pyrograph_weights::sha256(path)?))
+    }
+
+    fn memory(bytes: &[u8]) -> Self {
+        Self { file: None, fingerprint: Some(pyrograph_weights::sha256_of(bytes)) }
+    }
+
+    fn picture(picture: &Picture) -> Result<Self> {
+        Ok(match picture {
+            Picture::File(path) => Self::file(path)?,
+            Picture::Pixels(pixels) => Self::memory(pixels.as_raw()),
+            Picture::Latent(latent) => Self::memory(latent.to_data().bytes()),
+        })
+    }
+}
+
+/// A picture that images start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// The picture.
+    #[serde(flatten)]
+    pub picture: Used,
+    /// See [`StartPicture::strength`](crate::StartPicture::strength).
+    #[serde(default)]
+    pub strength: Option<f64>,
+}
+
+/// Noise that replaces that of the seed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoiseRecord {
+    /// All of it.
+    #[serde(flatten)]
+    pub noise: Used,
+    /// Which of it is that of the first image.
+    #[serde(default)]
+    pub first: usize,
+}
+
+impl NoiseRecord {
+    fn of(noise: &Noise) -> Result<Self> {
+        Ok(match noise {
+            Noise::File(path) => Self { noise: Used::file(path)?, first: 0 },
+            Noise::Part { file, first } => Self { noise: Used::file(file)?, first: *first },
+            Noise::Values(values) => {
+                Self { noise: Used::memory(values.to_data().bytes()), first: 0 }
+            }
+        })
+    }
+}
+
+/// What determines a generation, as its pictures keep it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Of this library.
+    pub version: String,
+    /// Name of the model's file or folder.
+    pub model: String,
+    /// Fingerprint of its weights.
+    pub weights: String,
+    /// One per image.
+    pub classes: Vec<usize>,
+    /// Name of the device.
+    pub device: String,
+    /// How the weights were held.
+    pub dtype: WeightType,
+    /// Autoencoder: one with a name was added to the model, one without is the model's own.
+    #[serde(default, deserialize_with = "path_or_used", skip_serializing_if = "Option::is_none")]
+    pub vae: Option<Used>,
+    /// Model that guided.
+    #[serde(default, deserialize_with = "path_or_used", skip_serializing_if = "Option::is_none")]
+    pub guide: Option<Used>,
+    /// Adapters that were on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRecord>,
+    /// Picture that it started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<StartRecord>,
+    /// What was kept of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Used>,
+    /// Noise in place of the seed's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<NoiseRecord>,
+    /// Columns of a picture of all images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<usize>,
+    /// What each image took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
+    /// With nothing left open.
+    pub settings: Settings,
+}
+
+/// As [`Used`], or as a path, which earlier versions wrote.
+fn path_or_used<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Used>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Path(String),
+        Used(Used),
+    }
+    Ok(Option::<Stored>::deserialize(from)?.map(|stored| match stored {
+        Stored::Path(path) => Used { file: Some(path), fingerprint: None },
+        Stored::Used(used) => used,
+    }))
+}
+
+/// An adapter of a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// Name of the file or folder.
+    pub file: String,
+    /// Fingerprint of its tensors.
+    pub fingerprint: String,
+    /// What replaced the file's own alpha.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl AdapterRecord {
+    fn of(PutOn { adapter, weight, .. }: &PutOn) -> Self {
+        Self {
+            file: base_name(adapter.path()),
+            fingerprint: adapter.fingerprint().to_owned(),
+            alpha: adapter.alpha(),
+            weight: *weight,
+        }
+    }
+}
+
+impl Record {
+    /// Of a request to a pipeline.
+    ///
+    /// # Errors
+    /// See [`ClassPipeline::resolve`]; files that cannot be read.
+    pub fn of(pipeline: &ClassPipeline, request: &Request<usize>) -> Result<Self> {
+        let origin = pipeline.origin();
+        let settings = pipeline.resolve(request)?;
+        let picture = request.picture.as_ref().map(|start| {
+            let picture = Used::picture(&start.picture)?;
+            Ok::<_, Error>(StartRecord { picture, strength: start.strength })
+        });
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: origin.name.clone(),
+            weights: origin.weights.clone(),
+            classes: request.prompts.clone(),
+            device: origin.device.clone(),
+            dtype: origin.dtype,
+            vae: origin.vae.clone(),
+            guide: origin.guide.clone(),
+            adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
+            picture: picture.transpose()?,
+            mask: request.mask.as_ref().map(Used::picture).transpose()?,
+            noise: request.noise.as_ref().map(NoiseRecord::of).transpose()?,
+            grid: None,
+            compute: Some(pipeline.compute(request)?),
+            settings,
+        })
+    }
+
+    /// Of a picture that was made before.
+    ///
+    /// # Errors
+    /// A file that is no PNG, JPEG or WebP, or holds no record of images.
+    pub fn read(path: &Path) -> Result<Self> {
+        let texts = read(path)?;
+        let missing = || Error::NoRecord { path: path.to_owned() };
+        let text = texts.get(KEY).ok_or_else(missing)?;
+        let record: Self = serde_json::from_str(text)
+            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        match record.classes.len() {
+            0 => Err(missing()),
+            _ => Ok(record),
+        }
+    }
+
+    /// The request that makes the same again, but for the picture, mask and noise that it starts from: see [`Search`].
+    pub fn request(&self) -> Request<usize> {
+        Request::with(self.classes.iter().copied(), &self.settings)
+    }
+
+    /// That of one of the images alone.
+    ///
+    /// # Panics
+    /// If there is no image of this index.
+    pub fn image(&self, index: usize) -> Self {
+        let mut own = Self { classes: vec![self.classes[index]], ..self.clone() };
+        own.settings.seed = own.settings.seed.wrapping_add(index as u64);
+        if let Some(noise) = &mut own.noise {
+            noise.first = noise.first.saturating_add(index);
+        }
+        own
+    }
+
+    /// Keywords and texts for a picture of images of this `[width, height]`: A1111's `parameters`, and the record itself.
+    ///
+    /// # Errors
+    /// None that a record can cause.
+    pub fn texts(&self, labels: &Labels, size: [u32; 2]) -> Result<Vec<(String, String)>> {
+        let names: Vec<String> = self.classes.iter().map(|&class| labels.name(class)).collect();
+        let parameters = Parameters {
+            prompt: names.join(", "),
+            steps: self.settings.steps,
+            sampler: self.settings.sampler.to_string(),
+            cfg_scale: self.settings.guidance.scale,
+            seed: self.settings.seed,
+            size,
+            model: self.model.clone(),
+            model_hash: self.weights.chars().take(10).collect(),
+        };
+        let record = serde_json::to_string(self)
+            .map_err(|source| Error::Json { path: KEY.into(), source })?;
+        Ok(vec![("parameters".to_owned(), parameters.to_string()), (KEY.to_owned(), record)])
+    }
+}
+
+#[cfg(test)]
+mod tests;
