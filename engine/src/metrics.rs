@@ -151,7 +151,11 @@ impl Gaussian {
 
 /// The Cholesky factor `R` of `Rᵀ R`, a matrix that may be singular.
 fn factor(matrix: &DMatrix<f64>) -> DMatrix<f64> {
-    let scale = (matrix.trace() / matrix.nrows() as f64).max(f64::MIN_POSITIVE);
+    let scale = matrix.trace() / matrix.nrows() as f64;
+    // Of images that are all the same.
+    if scale == 0.0 {
+        return matrix.clone();
+    }
     let mut ridge = 0.0;
     loop {
         let raised = matrix + DMatrix::identity(matrix.nrows(), matrix.ncols()) * (ridge * scale);

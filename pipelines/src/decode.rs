@@ -9,6 +9,8 @@ use image::error::{DecodingError, ImageFormatHint};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbaImage};
 
+use pyrograph_weights::open_file;
+
 use crate::error::{Error, Result};
 
 /// Most bytes of a file, and of the pixels that it becomes: 2^27 pixels of 8 bits. Decoding takes less than twice as
@@ -70,18 +72,13 @@ struct Opened<D> {
 fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     let file = |source| Error::File { path: path.to_owned(), source };
     let fault = |source| Error::Image { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(file)?;
-    if !metadata.is_file() {
-        // Opening a pipe would wait for ever.
-        return Err(file(std::io::Error::other("not a file")));
-    }
+    let (opened, length) = open_file(path)?;
     let too_large = |what: String, need| match need > LIMIT {
         true => Err(Error::TooLarge { path: path.to_owned(), what, need, limit: LIMIT }),
         false => Ok(need),
     };
-    too_large("the file".into(), metadata.len())?;
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let reader = reader.map_err(file)?;
+    too_large("the file".into(), length)?;
+    let reader = ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(file)?;
     let format = reader.format();
     let mut decoder = reader.into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();

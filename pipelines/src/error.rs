@@ -1,7 +1,7 @@
 //! Errors of this crate.
 
 mod trajectories;
-mod words;
+pub(crate) mod words;
 
 use std::path::PathBuf;
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use pyrograph_engine::device::{self, Adapter, Opened};
 use pyrograph_engine::selfcheck::{TOLERANCE, difference};
+use pyrograph_weights::write_whole;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::hooks::{Hooks, Notice};
-use crate::image::write_whole;
 
 /// What was found out about an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,8 +8,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ImageEncoder, ImageFormat, RgbImage, RgbaImage, imageops};
-pub use pyrograph_weights::write_whole;
-use pyrograph_weights::{check_writable, folder_of};
+use pyrograph_weights::{check_writable, folder_of, write_whole};
 
 use crate::error::{Error, Result};
 use crate::metadata::exif;
@@ -123,19 +122,25 @@ pub fn contact_sheet(
     gap: u32,
     background: [u8; 3],
 ) -> RgbImage {
-    let columns = columns.clamp(1, pictures.len()) as u32;
-    let rows = (pictures.len() as u32).div_ceil(columns);
+    let columns = columns.clamp(1, pictures.len());
     let width = pictures.iter().map(RgbImage::width).max().expect("at least one picture");
     let height = pictures.iter().map(RgbImage::height).max().expect("at least one picture");
-    let (step_x, step_y) = (width + gap, height + gap);
-    let mut sheet =
-        RgbImage::from_pixel(columns * step_x + gap, rows * step_y + gap, image::Rgb(background));
+    let size = sheet_size(pictures.len(), columns, [width, height].map(u64::from), gap);
+    let [sheet_width, sheet_height] = size.map(|side| side as u32);
+    let mut sheet = RgbImage::from_pixel(sheet_width, sheet_height, image::Rgb(background));
     for (i, picture) in pictures.iter().enumerate() {
-        let (column, row) = (i as u32 % columns, i as u32 / columns);
-        let (x, y) = (gap + column * step_x, gap + row * step_y);
+        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
+        let (x, y) = (gap + column * (width + gap), gap + row * (height + gap));
         imageops::replace(&mut sheet, picture, i64::from(x), i64::from(y));
     }
     sheet
+}
+
+/// `[width, height]` in pixels of the [`contact_sheet`] of `count` pictures of this `[width, height]`; there must be one.
+pub fn sheet_size(count: usize, columns: usize, picture: [u64; 2], gap: u32) -> [u64; 2] {
+    let columns = columns.clamp(1, count);
+    let (cells, gap) = ([columns, count.div_ceil(columns)], u64::from(gap));
+    [0, 1].map(|axis| cells[axis] as u64 * (picture[axis] + gap) + gap)
 }
 
 /// Format of an output, by its extension.

@@ -1,6 +1,9 @@
 //! Text files as people have them.
 
+use std::io::Read;
 use std::path::Path;
+
+use pyrograph_weights::open_file;
 
 use crate::error::{Error, Result};
 
@@ -13,15 +16,13 @@ const LIMIT: u64 = 256 << 20;
 /// [`Error::TooLarge`] above 256 MiB; what is no file, no text, or cannot be read.
 pub fn read_text(path: &Path) -> Result<String> {
     let fault = |source| Error::File { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(fault)?;
-    if !metadata.is_file() {
-        return Err(fault(std::io::Error::other("not a file")));
-    }
-    if metadata.len() > LIMIT {
-        let (path, need) = (path.to_owned(), metadata.len());
+    let (mut file, need) = open_file(path)?;
+    if need > LIMIT {
+        let path = path.to_owned();
         return Err(Error::TooLarge { path, what: "the file".into(), need, limit: LIMIT });
     }
-    let bytes = std::fs::read(path).map_err(fault)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(fault)?;
     text(bytes).ok_or_else(|| fault(std::io::Error::other("not a text in UTF-8")))
 }
 

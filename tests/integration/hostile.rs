@@ -9,7 +9,7 @@ use pyrograph::model::{self, Recognised};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde_json::{Value, json};
 
-use crate::util::{assets, cases, fixtures};
+use crate::util::{assets, cases, copy_folder, fixtures};
 
 /// A second, on a machine that does other things besides.
 const AT_ONCE: Duration = Duration::from_secs(4);
@@ -36,25 +36,13 @@ fn case(name: &str) -> PathBuf {
 /// A copy of a folder, with a JSON file of it changed.
 fn changed(from: &Path, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    copy(from, folder.path());
+    copy_folder(from, folder.path());
     let path = folder.path().join(file);
     let mut value: Value =
         serde_json::from_slice(&std::fs::read(&path).expect("there")).expect("JSON");
     change(&mut value);
     std::fs::write(path, value.to_string()).expect("written");
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("created");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(std::fs::copy(path, target).expect("copied")),
-        }
-    }
 }
 
 fn open(path: &Path) -> pyrograph::error::Result<Recognised> {
@@ -195,7 +183,7 @@ fn devices_and_pipes_are_no_files() {
     ] {
         for target in [Path::new("/dev/zero"), &pipe] {
             let folder = tempfile::tempdir().expect("a folder");
-            copy(from, folder.path());
+            copy_folder(from, folder.path());
             std::fs::remove_file(folder.path().join(file)).expect("removed");
             symlink(target, folder.path().join(file)).expect("linked");
             refused(file, &[], || open(folder.path()));
@@ -215,7 +203,7 @@ fn devices_and_pipes_are_no_files() {
 #[test]
 fn large_configurations_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    copy(&cases("dit-pipeline")[0], folder.path());
+    copy_folder(&cases("dit-pipeline")[0], folder.path());
     // A hole of the disk, which takes no room there.
     let path = folder.path().join("vae/config.json");
     File::create(&path).expect("made").set_len(8 << 30).expect("a sparse file");

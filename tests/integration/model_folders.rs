@@ -8,22 +8,10 @@ use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde_json::json;
 
 use crate::command::TestCommand;
-use crate::util::{assets, cases};
+use crate::util::{assets, cases, copy_folder};
 
 fn pipeline() -> PathBuf {
     cases("dit-pipeline")[0].clone()
-}
-
-fn copied(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("created");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copied(&path, &target),
-            false => drop(std::fs::copy(path, target).expect("copied")),
-        }
-    }
 }
 
 fn fingerprint(path: &Path) -> String {
@@ -44,7 +32,7 @@ fn shards_variants_and_capitals_open_as_the_one_file_does() {
         ("", "NAME.SAFETENSORS"),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
-        copied(&pipeline(), folder.path());
+        copy_folder(&pipeline(), folder.path());
         let part = folder.path().join("transformer");
         let whole = part.join(format!("{NAME}.safetensors"));
         let checkpoint = Checkpoint::open(&whole).expect("whole");
@@ -79,7 +67,7 @@ fn a_cache_of_the_hub_opens() {
     use std::os::unix::fs::symlink;
     let folder = tempfile::tempdir().expect("a folder");
     let repository = folder.path().join("models--org--name");
-    copied(&pipeline(), &repository.join("blobs/pipeline"));
+    copy_folder(&pipeline(), &repository.join("blobs/pipeline"));
     let snapshot = repository.join("snapshots/0123abc");
     for part in ["transformer", "vae", "scheduler"] {
         std::fs::create_dir_all(snapshot.join(part)).expect("created");
@@ -121,7 +109,7 @@ fn one_file_in_a_folder_is_the_model() {
 fn a_missing_or_other_autoencoder_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model");
-    copied(&pipeline(), &path);
+    copy_folder(&pipeline(), &path);
     let run = |arguments: &[&str]| TestCommand::new(folder.path(), arguments).on_cpu();
     let generate =
         ["generate", "class", "-m", "model", "--class", "1", "--steps", "1", "-o", "a.png"];
@@ -145,7 +133,7 @@ fn a_missing_or_other_autoencoder_is_named() {
 fn inspect_reads_all_of_a_bundle_and_fails_for_what_is_no_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("model");
-    copied(&assets().join("models/emoji-class"), &model);
+    copy_folder(&assets().join("models/emoji-class"), &model);
     let run = |path: &str| TestCommand::new(folder.path(), ["inspect", path]).on_cpu();
     run("model").succeeded();
     let part = model.join("dit.safetensors");

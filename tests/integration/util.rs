@@ -244,3 +244,16 @@ pub fn first_and_last_loss(run: &Path) -> [f64; 2] {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     [mean(&losses[..5]), mean(&losses[losses.len() - 5..])]
 }
+
+/// Copies a folder with all that it holds.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("created");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy_folder(&path, &target),
+            false => drop(std::fs::copy(path, target).expect("copied")),
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// A folder, a pipe or a device, and whatever the system refuses.
-pub(crate) fn open_file(path: &Path) -> Result<(File, u64)> {
+pub fn open_file(path: &Path) -> Result<(File, u64)> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     // Before it is opened, which waits for ever on a pipe.
     let about = std::fs::metadata(path).map_err(failed)?;

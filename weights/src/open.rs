@@ -36,7 +36,7 @@ pub(crate) fn open_file(path: &Path) -> Result<Checkpoint> {
         return safetensors::open(path);
     }
     match pytorch::is_pytorch(&start) {
-        true => pytorch::open(path),
+        true => pytorch::open(path, &start),
         false => Err(Error::UnknownFormat { path: path.to_owned() }),
     }
 }

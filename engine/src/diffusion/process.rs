@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Clip, Grid, GridError, Level, NoiseSchedule, Prediction, Sampler, ScheduleError, Spacing,
+    Clip, Clock, Grid, GridError, Level, NoiseSchedule, Prediction, Sampler, ScheduleError, Spacing,
 };
 
 /// What the network is told about the noise level.
@@ -75,7 +75,7 @@ impl Process {
     pub fn time_input(&self, level: &Level) -> f64 {
         match self.time {
             TimeInput::Timestep => level.timestep,
-            TimeInput::LogSigma => level.ve_sigma().ln() / 4.0,
+            TimeInput::LogSigma => Clock::LogSigma.timestep(level.ve_sigma()),
         }
     }
 

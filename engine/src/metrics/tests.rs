@@ -49,6 +49,29 @@ fn sets_of_two_images() {
     }
 }
 
+/// One image many times has no deviation: what is left is the distance to its mean and the other's trace.
+#[test]
+fn sets_of_one_image() {
+    for (width, times) in (1..6).flat_map(|width| (2..9).map(move |times| (width, times))) {
+        let one = normal(1, width, 20.0, 3.0, (width * times) as u64);
+        let same = vec![one[0].clone(); times];
+        for other in [normal(times, width, 20.0, 3.0, 7), vec![vec![7.5; width]; times]] {
+            let mean = |j: usize| other.iter().map(|row| f64::from(row[j])).sum::<f64>();
+            let expected: f64 = (0..width)
+                .map(|j| {
+                    let (count, mean) = (times as f64, mean(j) / times as f64);
+                    let deviation = |row: &Vec<f32>| (f64::from(row[j]) - mean).powi(2);
+                    let variance = other.iter().map(deviation).sum::<f64>() / (count - 1.0);
+                    (f64::from(one[0][j]) - mean).powi(2) + variance
+                })
+                .sum();
+            let what = format!("{width}, {times} times");
+            assert_near(distance(&same, &other), expected, expected, &what);
+            assert_near(distance(&other, &same), expected, expected, &what);
+        }
+    }
+}
+
 /// Deviations along the same orthogonal directions differ one by one.
 #[test]
 fn sets_of_few_directions() {

@@ -249,9 +249,7 @@ impl Eval {
     fn size(&self, judged: &Images<'_>) -> anyhow::Result<[usize; 2]> {
         let size = match (self.size, judged) {
             (Some(side), _) => [side, side],
-            (None, Images::Of(pipeline, _)) => {
-                pipeline.config().net.dit.size.map(|side| side * pipeline.factor())
-            }
+            (None, Images::Of(pipeline, _)) => pipeline.size(),
             (None, Images::In(folder)) => first_size(folder)?,
         };
         let [height, width] = size;

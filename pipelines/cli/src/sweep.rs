@@ -1,17 +1,16 @@
 //! `pyrograph sweep`: quality against compute.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use pyrograph::data::Dataset;
 use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::compare;
-use pyrograph::image::{check_folder_of, check_output_path, write_image, write_whole};
+use pyrograph::image::{check_folder_of, check_output_path, write_image};
 use pyrograph::patches::PatchPlan;
 use pyrograph::plot::{Series, scatter};
+use pyrograph::weights::{sha256_of, write_whole};
 use pyrograph::{ClassPipeline, Guidance, Request};
 
 use crate::common::{Common, whole};
@@ -24,6 +23,8 @@ const HEADER: &str = "model,weights,schedule,steps,sampler,cfg_scale,seed,images
 
 /// Digits of the fingerprint of the weights in it.
 const HASH: usize = 10;
+/// And of that of the reference images.
+const IDENTITY: usize = 16;
 
 #[derive(Args)]
 pub(crate) struct Sweep {
@@ -93,10 +94,10 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
 
-    let size = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
-    let (reference, real) = args.judging.reference(&net, size, common)?;
+    let (reference, real) = args.judging.reference(&net, pipeline.size(), common)?;
     let (judge, resamples) = (&net.fingerprint()[..HASH], args.judging.resamples);
-    let judged = format!("{:016x},{judge},{resamples}", identity(&reference));
+    let identity = sha256_of(reference.identity().to_string().as_bytes());
+    let judged = format!("{},{judge},{resamples}", &identity[..IDENTITY]);
     let count = points.len();
     for (i, (key, request)) in points.into_iter().enumerate() {
         let start = format!("{key},{judged},");
@@ -139,14 +140,6 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     write_image(&plot, &scatter(&curves, [axis, "Fréchet distance"])?, &[])?;
     common.say(&format!("{} and {}", args.output.display(), plot.display()));
     Ok(())
-}
-
-/// A number that changes with the images of a set, their classes and the names of these.
-fn identity(images: &Dataset) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let labels: Vec<usize> = (0..images.len()).map(|index| images.label(index)).collect();
-    (images.fingerprint(), images.classes(), labels).hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Every combination, with what names it in the table.

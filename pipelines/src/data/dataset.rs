@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -149,6 +150,19 @@ impl Dataset {
     /// A number that changes with the pixels, the size or the background.
     pub fn fingerprint(&self) -> u64 {
         self.pixels.fingerprint()
+    }
+
+    /// What it is: the number of its images, the names of its classes, and what changes with the images and with the
+    /// class of each.
+    pub fn identity(&self) -> serde_json::Value {
+        let mut labels = DefaultHasher::new();
+        self.labels.iter().for_each(|label| label.hash(&mut labels));
+        serde_json::json!({
+            "images": self.len(),
+            "classes": self.classes,
+            "content": format!("{:016x}", self.fingerprint()),
+            "labels": format!("{:016x}", labels.finish()),
+        })
     }
 
     /// Some of the images, or their latents, with their classes; the null class is the one past the last. All

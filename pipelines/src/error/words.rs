@@ -1,5 +1,6 @@
 //! Parts of messages.
 
+use std::borrow::Borrow;
 use std::path::{Path, PathBuf};
 
 use pyrograph_engine::selfcheck::TOLERANCE;
@@ -25,7 +26,7 @@ pub(super) fn unreadable(faults: &[(PathBuf, String)]) -> String {
 }
 
 /// Names that may have been meant.
-pub(super) fn similar(known: &[String]) -> String {
+pub(crate) fn similar<T: Borrow<str>>(known: &[T]) -> String {
     match known.is_empty() {
         true => String::new(),
         false => format!("; similar: {}", known.join(", ")),

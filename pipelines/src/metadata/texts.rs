@@ -1,9 +1,10 @@
 //! The texts of a picture: chunks of PNG, Exif in JPEG and WebP.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
+
+use pyrograph_weights::open_file;
 
 use super::exif;
 use crate::error::{Error, Result};
@@ -19,12 +20,8 @@ const COUNT_LIMIT: usize = 1024;
 /// # Errors
 /// A file that is none of these, and texts of more than 8 MiB, compressed or not, or more than 1,024.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
-    let fault = |source| Error::File { path: path.to_owned(), source };
-    // Before it is opened, which waits for ever on a pipe.
-    if !std::fs::metadata(path).map_err(fault)?.is_file() {
-        return Err(fault(io::Error::other("not a file")));
-    }
-    texts(&mut BufReader::new(File::open(path).map_err(fault)?))
+    let (file, _) = open_file(path)?;
+    texts(&mut BufReader::new(file))
         .map_err(|reason| Error::Metadata { path: path.to_owned(), reason: reason.into() })
 }
 

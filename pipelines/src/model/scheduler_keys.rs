@@ -65,8 +65,8 @@ pub(super) enum Fault {
 pub(super) struct Keys {
     pub(super) class: String,
     given: Map<String, Value>,
-    /// Of this class.
-    defaults: Map<String, Value>,
+    /// Of every class.
+    classes: Map<String, Value>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -89,17 +89,22 @@ impl Keys {
             unset.iter().filter_map(Value::as_str).for_each(|key| drop(given.remove(key)));
         }
         given.retain(|key, _| !key.starts_with('_'));
-        let mut classes = classes();
-        let defaults = match classes.remove(&class) {
-            Some(Value::Object(defaults)) => defaults,
-            _ => return Err(Fault::Class(class)),
-        };
-        Ok(Self { class, given, defaults, read: RefCell::default() })
+        let classes: Map<String, Value> =
+            serde_json::from_str(DEFAULTS).expect("the file of defaults is JSON");
+        match classes.contains_key(&class) {
+            true => Ok(Self { class, given, classes, read: RefCell::default() }),
+            false => Err(Fault::Class(class)),
+        }
+    }
+
+    /// The default of a key that the class has.
+    fn default(&self, key: &str) -> Option<&Value> {
+        self.classes.get(&self.class)?.get(key)
     }
 
     /// The value of a key that the class has: the given one, or its default.
     fn value(&self, key: &str) -> Option<&Value> {
-        let default = self.defaults.get(key)?;
+        let default = self.default(key)?;
         self.read.borrow_mut().insert(key.to_owned());
         Some(self.given.get(key).unwrap_or(default))
     }
@@ -191,22 +196,21 @@ impl Keys {
 
     /// The fault of a value that cannot be followed.
     pub(super) fn unknown(&self, key: &str) -> Fault {
-        let of = |map: &Map<String, Value>| map.get(key).cloned();
-        let default = of(&self.defaults).unwrap_or(Value::Null);
-        let found = of(&self.given).unwrap_or_else(|| default.clone());
+        let default = self.default(key).cloned().unwrap_or(Value::Null);
+        let found = self.given.get(key).cloned().unwrap_or_else(|| default.clone());
         Fault::Value { key: key.to_owned(), found, default }
     }
 
     /// What was not read: refused if it says something, or told of if diffusers does not read it either. With another
     /// solver than the class's own, keys of the solver are let go, as that is told, too.
     pub(super) fn finish(&self, other_solver: bool) -> Result<Vec<Notice>, Fault> {
-        let (read, classes) = (self.read.borrow(), classes());
+        let (read, classes) = (self.read.borrow(), &self.classes);
         let mut notices = Vec::new();
         for (key, found) in self.given.iter().filter(|(key, _)| !read.contains(*key)) {
             if !classes.values().any(|class| class.get(key).is_some()) {
                 return Err(Fault::Unknown { key: key.clone() });
             }
-            let own = self.defaults.get(key);
+            let own = self.default(key);
             let is_default = match own {
                 Some(default) => same(found, default),
                 // Schedulers hand on the keys of those that they were made from.
@@ -223,10 +227,6 @@ impl Keys {
         }
         Ok(notices)
     }
-}
-
-fn classes() -> Map<String, Value> {
-    serde_json::from_str(DEFAULTS).expect("the file of defaults is JSON")
 }
 
 /// Equal, whatever the type of number.

@@ -49,6 +49,11 @@ pub(super) struct Plan {
 }
 
 impl<T: Task> Pipeline<T> {
+    /// `[height, width]` in pixels of the images that the model was made for.
+    pub fn size(&self) -> [usize; 2] {
+        self.trunk().size.map(|side| side * self.factor())
+    }
+
     /// Shape of the latents of `count` images, `[images, channels, height, width]`.
     ///
     /// # Errors

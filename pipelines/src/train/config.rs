@@ -161,42 +161,6 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Reads a TOML text and applies `key=value` overrides, such as `model.hidden=128`.
-    ///
-    /// # Errors
-    /// Unknown keys, wrong types, impossible values.
-    pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
-        Self::default().with(text, overrides)
-    }
-
-    /// These settings with those of a TOML text and of `key=value` overrides in their place.
-    ///
-    /// # Errors
-    /// Unknown keys, wrong types, impossible values.
-    pub fn with(&self, text: &str, overrides: &[String]) -> Result<Self> {
-        let fault = |reason: String| Error::Config { reason };
-        let given: toml::Table = text.parse().map_err(|e: toml::de::Error| fault(e.to_string()))?;
-        known(&given)?;
-        let mut table = self.table()?;
-        merge(&mut table, given);
-        for item in overrides {
-            let (key, value) = item
-                .split_once('=')
-                .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
-            let (key, value) = (key.trim(), parse_value(key.trim(), value.trim())?);
-            let mut given = toml::Table::new();
-            set(&mut given, key, value.clone())?;
-            known(&given)?;
-            set(&mut table, key, value)?;
-        }
-        if let Some(reason) = table::out_of_range(&table) {
-            return Err(fault(reason));
-        }
-        let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
-        config.check()?;
-        Ok(config)
-    }
-
     /// The recipe of a student of the model at `teacher`.
     ///
     /// The averages are short, so that the teacher's weights leave them soon.
@@ -222,9 +186,7 @@ impl TrainConfig {
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
         let config = recognise(&model)?.config;
         let (net, factor) = (&config.net.dit, config.vae.as_ref().map_or(1, |vae| vae.factor()));
-        let preserved = net.magnitude.normalized_weights;
-        let peak = if preserved { 1e-2 } else { 1e-4 };
-        self.learning_rate = LearningRate { peak, warmup: 100, decay: Decay::Cosine };
+        self.learning_rate = LearningRate { peak: peak(net), warmup: 100, decay: Decay::Cosine };
         self.model = ModelShape::of(net, factor);
         (self.process, self.defaults) = (config.process, config.defaults);
         if config.vae.is_some() && self.vae.is_none() {
@@ -380,123 +342,13 @@ impl TrainConfig {
     }
 }
 
+/// The peak of the learning rate on the weights of a model that was trained.
+pub(super) fn peak(net: &DitConfig) -> f64 {
+    if net.magnitude.normalized_weights { 1e-2 } else { 1e-4 }
+}
+
 /// The patch sizes that training changes: with adapters, all but the native one.
 pub(super) fn trained_patches(net: &DitConfig) -> Vec<usize> {
     let frozen = net.adapter_rank().map(|_| net.patch);
     net.patches().into_iter().filter(|patch| Some(*patch) != frozen).collect()
-}
-
-/// Refuses a key that is no setting.
-fn known(given: &toml::Table) -> Result<()> {
-    let Some(key) = table::unknown_key(given, "") else {
-        return Ok(());
-    };
-    let similar = match table::similar(&key).as_slice() {
-        [] => String::new(),
-        names => format!("; similar: {}", names.join(", ")),
-    };
-    Err(Error::Config { reason: format!("unknown setting `{key}`{similar}") })
-}
-
-/// The value of a key: one of TOML, or failing that a string.
-fn parse_value(key: &str, text: &str) -> Result<toml::Value> {
-    let wrapped: Result<toml::Table, _> = format!("value = {text}").parse();
-    let value = wrapped.ok().and_then(|mut table| table.remove("value"));
-    match value {
-        Some(value) => Ok(value),
-        None if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            let reason = format!("{key} is {text}, expected at most {}", i64::MAX);
-            Err(Error::Config { reason })
-        }
-        None => Ok(toml::Value::String(text.to_owned())),
-    }
-}
-
-/// Puts the values of `over` in place of those of `base`, table by table; a table of another `kind`
-/// replaces the whole.
-fn merge(base: &mut toml::Table, over: toml::Table) {
-    for (key, value) in over {
-        match (base.get_mut(&key), value) {
-            (Some(toml::Value::Table(inner)), toml::Value::Table(value))
-                if value.get("kind").is_none_or(|kind| inner.get("kind") == Some(kind)) =>
-            {
-                merge(inner, value);
-            }
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Puts a value at a dotted key.
-pub(super) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.to_owned(), value);
-            Ok(())
-        }
-        Some((first, rest)) => {
-            let inner = table
-                .entry(first)
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-                .as_table_mut()
-                .ok_or_else(|| Error::Config {
-                    reason: format!("`{first}` is not a table, in `{key}`"),
-                })?;
-            set(inner, rest, value)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::shape::Kind;
-    use super::*;
-
-    #[test]
-    fn files_name_only_what_differs_and_overrides_win() {
-        let text = "steps = 7\n[model]\nhidden = 64\n";
-        let overrides = ["model.hidden=32".to_owned(), "model.kind=dit".to_owned()];
-        let config = TrainConfig::parse(text, &overrides).expect("valid");
-        assert_eq!((config.steps, config.model.hidden), (7, 32));
-        assert_eq!(config.model.kind, Kind::Dit);
-        assert_eq!(config.batch, TrainConfig::default().batch);
-        let config = TrainConfig::parse("[defaults]\nsteps = 3\n", &[]).expect("valid");
-        assert_eq!(config.defaults.steps, 3);
-        let flow = "[process.schedule]\nkind = \"rectified_flow\"\nshift = 2.0\n";
-        let config = TrainConfig::parse(flow, &[]).expect("valid");
-        assert_eq!(config.process.schedule, NoiseSchedule::RectifiedFlow { shift: 2.0 });
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let fault = |text: &str| TrainConfig::parse(text, &[]).expect_err("a mistake").to_string();
-        assert!(fault("stepz = 7").contains("stepz"));
-        assert!(fault("batch = 10\nmicro_batches = 3").contains("micro_batches"));
-        assert!(TrainConfig::parse("", &["steps".into()]).is_err());
-        for (text, part) in [
-            ("learning_rate.peak = nan", "learning_rate.peak is NaN"),
-            ("clip = inf", "clip is inf"),
-            ("weight_decay = -1.0", "weight_decay is -1"),
-            ("epsilon = 0.0", "epsilon"),
-            ("label_dropout = nan", "label_dropout"),
-            ("averages = [{ decay = 1.0 }]", "decay 1,"),
-            ("averages = [{ power = 0.3 }]", "width 0.3"),
-            ("averages = [{ power = nan }]", "width NaN"),
-            ("averages = [{ power = -0.1 }]", "width -0.1"),
-            ("background = []", "background"),
-        ] {
-            assert!(fault(text).contains(part), "{text}: {}", fault(text));
-        }
-        let large = TrainConfig::parse("", &["seed=9223372036854775808".into()]);
-        let error = large.expect_err("too large").to_string();
-        assert!(error.contains("seed is 9223372036854775808, expected at most 9223"), "{error}");
-        let large = TrainConfig { seed: u64::MAX, ..TrainConfig::default() };
-        assert!(large.with("", &[]).is_err());
-        // Its table of timesteps has no row for ln σ.
-        let ladder = TrainConfig::parse("", &["model.kind=ladder-e".into()]).expect("valid alone");
-        let error = ladder.net(3, [64, 64], 10).expect_err("no timesteps").to_string();
-        assert!(error.contains("table of 1000") && error.contains("ln(σ)"), "{error}");
-    }
 }

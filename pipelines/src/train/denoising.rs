@@ -11,16 +11,13 @@ use pyrograph_weights::FloatDtype;
 use super::adopt::Adopted;
 use super::checkpoint::Whole;
 use super::config::TrainConfig;
-use super::identity::{Sources, images};
+use super::identity::Sources;
 use super::outline::Outline;
 use super::streams::Streams;
 use crate::data::{Dataset, Encoder};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::{Model, ModelConfig, recognise};
-
-/// The part of a step whose stream chooses its patch size.
-const PATCH: u64 = u64::MAX;
 
 /// A network that learns to denoise images.
 pub(super) struct DenoisingLearner {
@@ -49,7 +46,7 @@ impl DenoisingLearner {
         }
         let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
         let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
-        let mut sources = Sources::from([("data".to_owned(), images(&data))]);
+        let mut sources = Sources::from([("data".to_owned(), data.identity())]);
         if let Some(encoder) = &encoder {
             sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
         }
@@ -92,7 +89,7 @@ impl DenoisingLearner {
     ) -> Gradients {
         let Self { trainer, data, loss } = self;
         let net = trainer.model.config();
-        let patch = config.patch(net, streams.step, streams.part(PATCH).uniform());
+        let patch = config.patch(net, streams.step, streams.patch());
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
         let (gradients, _) = trainer.gradients(config.micro_batches, |net, i| {
             let mut random = streams.part(i as u64);

@@ -12,7 +12,7 @@ use pyrograph_weights::FloatDtype;
 use super::checkpoint::Whole;
 use super::config::TrainConfig;
 use super::critic::{Critic, real_images};
-use super::identity::{Sources, images};
+use super::identity::Sources;
 use super::learner::Computed;
 use super::outline::Outline;
 use super::streams::Streams;
@@ -120,7 +120,7 @@ impl StudentLearner {
             Some(path) => trained(path, &mut sources, device)?,
         };
         if let Some(real) = &real {
-            sources.insert("adversarial.data".to_owned(), images(real));
+            sources.insert("adversarial.data".to_owned(), real.identity());
         }
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;

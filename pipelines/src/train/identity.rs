@@ -1,12 +1,10 @@
 //! What makes a run the run that it is: settings, data and models that must stay as they were when it goes on.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::config::TrainConfig;
-use crate::data::Dataset;
 
 /// What a run starts and learns from, by content, each under the name of the setting that names its place.
 pub(super) type Sources = BTreeMap<String, Value>;
@@ -14,18 +12,6 @@ pub(super) type Sources = BTreeMap<String, Value>;
 /// Settings that may change, since they change no weights: when it ends, and what it writes how often.
 const FREE: [&str; 5] =
     ["steps", "checkpoint_every", "sample_every", "snapshot_every", "log_every"];
-
-/// Images by content.
-pub(super) fn images(data: &Dataset) -> Value {
-    let mut hasher = DefaultHasher::new();
-    (0..data.len()).for_each(|index| data.label(index).hash(&mut hasher));
-    json!({
-        "images": data.len(),
-        "classes": data.classes(),
-        "content": format!("{:016x}", data.fingerprint()),
-        "labels": format!("{:016x}", hasher.finish()),
-    })
-}
 
 /// Number of images or trajectories among the sources of a run.
 pub(super) fn examples(sources: &Sources) -> Option<u64> {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use pyrograph_engine::train::StepReport;
+use pyrograph_weights::write_whole;
 
 use crate::error::{Error, Result};
-use crate::image::{write_image, write_whole};
+use crate::image::write_image;
 use crate::plot::loss_curve;
 
 const HEADER: &str = "step,loss,images_per_second,learning_rate,gradient_norm,seconds";

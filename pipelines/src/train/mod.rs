@@ -9,6 +9,7 @@ mod critic;
 mod denoising;
 mod distillation;
 mod folder;
+mod given;
 mod identity;
 mod learner;
 mod log;

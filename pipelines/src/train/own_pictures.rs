@@ -7,10 +7,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pyrograph_engine::nets::{Conditioning, Dit, Flexible, Net, flexify};
 use pyrograph_engine::train::{
-    Average, Batch, Decay, Denoising, LearningRate, StepReport, Target, Trainer, TrainerConfig,
+    Average, Batch, Decay, Denoising, LearningRate, StepReport, Target, Trainer,
 };
 
-use super::config::{TrainConfig, trained_patches};
+use super::config::{TrainConfig, peak};
 use super::streams::Streams;
 use crate::data::Order;
 use crate::error::{Error, Result};
@@ -24,9 +24,6 @@ const BATCH: usize = 16;
 const PARTS: usize = 2;
 /// Steps between two readings of the loss.
 const READ_EVERY: u64 = 10;
-/// The part of a step whose stream chooses its patch size.
-const PATCH: u64 = u64::MAX;
-
 /// How a model learns further patch sizes from itself.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnPictures {
@@ -94,22 +91,21 @@ impl OwnPictures {
         model: &Model,
         observe: &mut (dyn FnMut(OwnProgress) -> ControlFlow<()> + Send),
     ) -> Result<Dit> {
-        let (patches, device) = (trained_patches(net.config()), latents.device());
-        let trainer_config = self.trainer(&net);
+        let (config, device) = (self.config(&net), latents.device());
+        let settings = config.trainer(net.config());
         let net = if net.config().adapter_rank().is_some() { net.freeze_native() } else { net };
         let null = net.config().classes;
         let objective = Denoising {
             process: model.config.process.clone(),
-            condition_dropout: TrainConfig::default().label_dropout,
+            condition_dropout: config.label_dropout,
             target: Target::Teacher(Box::new(teacher.valid())),
         };
-        let mut trainer = Trainer::new(net, trainer_config);
+        let mut trainer = Trainer::new(net, settings);
         let order = Order::new(classes.len(), self.seed);
         let mut reports: Vec<StepReport> = Vec::new();
         for step in 0..self.steps {
             let streams = Streams { seed: self.seed, step };
-            let draw = streams.part(PATCH).uniform();
-            let patch = patches[(draw * patches.len() as f64) as usize % patches.len()];
+            let patch = config.patch(trainer.model.config(), step, streams.patch());
             let indices = order.indices(step * BATCH as u64, BATCH);
             let parts: Vec<&[usize]> = indices.chunks(BATCH / PARTS).collect();
             let (report, _) = trainer.step(PARTS, |net, part| {
@@ -136,20 +132,17 @@ impl OwnPictures {
     }
 
     /// As [`TrainConfig::starting_from`] would train the model.
-    fn trainer(self, net: &Dit) -> TrainerConfig {
-        let config = net.config();
-        let peak = if config.magnitude.normalized_weights { 1e-2 } else { 1e-4 };
-        let base = TrainConfig {
+    fn config(self, net: &Dit) -> TrainConfig {
+        TrainConfig {
             steps: self.steps,
             learning_rate: LearningRate {
-                peak,
+                peak: peak(net.config()),
                 warmup: (self.steps / 10).min(100),
                 decay: Decay::Cosine,
             },
             averages: vec![Average::Power(0.05)],
             ..TrainConfig::default()
-        };
-        base.trainer(config)
+        }
     }
 }
 

@@ -9,9 +9,17 @@ pub(super) struct Streams {
     pub(super) step: u64,
 }
 
+/// The part of a step whose stream chooses its patch size.
+const PATCH: u64 = u64::MAX;
+
 impl Streams {
     /// The stream of one part of the step.
     pub(super) fn part(self, part: u64) -> Generator {
         Generator::new(derived_seed(self.seed, self.step, part))
+    }
+
+    /// What chooses the patch size of the step, in [0, 1).
+    pub(super) fn patch(self) -> f64 {
+        self.part(PATCH).uniform()
     }
 }

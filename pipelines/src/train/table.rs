@@ -313,7 +313,7 @@ mod tests {
                 _ => Value::Float(bad),
             };
             let mut table = toml::Table::new();
-            super::super::config::set(&mut table, key, bad).expect("a table");
+            super::super::given::set(&mut table, key, bad).expect("a table");
             let said = out_of_range(&table).expect(key);
             assert!(said.starts_with(key), "{said}");
         }

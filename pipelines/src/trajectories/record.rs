@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Tensor, TensorData};
 use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
-use pyrograph_weights::{remove_unfinished, write_safetensors};
+use pyrograph_weights::{remove_unfinished, write_safetensors, write_whole};
 use rayon::prelude::*;
 
 use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name};
 use crate::differences::{differences, in_words};
 use crate::error::{Error, Result, TrajectoryError};
-use crate::image::write_whole;
 use crate::lock::Lock;
 use crate::pipeline::{ClassPipeline, Progress};
 use crate::request::Request;

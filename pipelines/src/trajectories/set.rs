@@ -44,11 +44,10 @@ impl Trajectories {
             whole.map_err(|reason| Error::Trajectories { path, reason })
         };
         // Everything is read once: of several faults the first is named.
-        let faults = (0..shards).into_par_iter().filter_map(|shard| check(shard).err());
-        if let Some(fault) = faults.collect::<Vec<_>>().into_iter().next() {
-            return Err(fault);
+        match (0..shards).into_par_iter().find_map_first(|shard| check(shard).err()) {
+            Some(fault) => Err(fault),
+            None => Ok(Self { folder: folder.to_owned(), spec, opened: Mutex::default() }),
         }
-        Ok(Self { folder: folder.to_owned(), spec, opened: Mutex::default() })
     }
 
     /// What was recorded.

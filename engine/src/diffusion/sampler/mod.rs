@@ -163,21 +163,20 @@ impl Sampler {
             Sampler::UniPc | Sampler::UniPcSolver(_) => Family::UniPc,
             _ => Family::Dpm,
         };
-        let orders = match self {
+        if let (Sampler::Heun { churn: Some(churn) }, NoiseSchedule::RectifiedFlow { .. }) =
+            (self, schedule)
+            && churn.amount > 0.0
+        {
+            return Err(GridError::Churn { amount: churn.amount });
+        }
+        let (order, highest) = match self {
             Sampler::DpmSolver(solver) => (solver.order, solver.highest()),
             Sampler::UniPcSolver(solver) => (solver.order, unipc::HIGHEST_ORDER),
             _ => (1, 1),
         };
-        match (self, schedule, orders) {
-            (Sampler::Heun { churn: Some(Churn { amount, .. }) }, flow, _)
-                if *amount > 0.0 && matches!(flow, NoiseSchedule::RectifiedFlow { .. }) =>
-            {
-                Err(GridError::Churn { amount: *amount })
-            }
-            (.., (order, highest)) if order == 0 || order > highest => {
-                Err(GridError::SolverOrder { order, highest })
-            }
-            _ => Grid::new(family, schedule, spacing, steps),
+        match (1..=highest).contains(&order) {
+            true => Grid::new(family, schedule, spacing, steps),
+            false => Err(GridError::SolverOrder { order, highest }),
         }
     }
 

@@ -1,7 +1,6 @@
 //! DPM-Solver++: multistep solvers in `λ = ln(α / σ)` (Lu et al. 2022).
 
 use burn::tensor::Tensor;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Cancelled, Solve, denoise};

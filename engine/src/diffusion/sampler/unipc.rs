@@ -1,7 +1,6 @@
 //! UniPC: a predictor, and a corrector that reuses the next network call (Zhao et al. 2023).
 
 use burn::tensor::Tensor;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Cancelled, Solve, denoise};

@@ -35,7 +35,7 @@ pub(super) fn request(
     let defaults = &pipeline.config().defaults;
     sampling(args, &mut request, defaults)?;
     guidance(args, &mut request);
-    let native = pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
+    let native = pipeline.size();
     if args.width.is_some() || args.height.is_some() {
         request.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
     }

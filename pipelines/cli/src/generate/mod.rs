@@ -13,7 +13,7 @@ use pyrograph::{ClassPipeline, OpenOptions, Progress, Request, model};
 
 pub(crate) use args::Class;
 use earlier::Earlier;
-use output::Output;
+use output::{Output, square};
 
 use crate::common::{Common, interrupted};
 use crate::interrupt;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
 
 /// Columns of a picture of all images, if there is to be one: asked for, by an earlier picture, or for every class.
 fn columns(args: &Class, earlier: Option<&Earlier>, images: usize) -> Option<usize> {
-    let square = (images as f64).sqrt().ceil() as usize;
+    let square = square(images);
     let before = match earlier.map(|earlier| &earlier.record) {
         // Earlier versions did not say so.
         Some(record) => record.grid.or((record.classes.len() > 1).then_some(square)),
@@ -55,8 +55,7 @@ fn columns(args: &Class, earlier: Option<&Earlier>, images: usize) -> Option<usi
 }
 
 fn warn_of_size(request: &Request<usize>, pipeline: &ClassPipeline, common: &Common) {
-    let [own_height, own_width] =
-        pipeline.config().net.dit.size.map(|side| side * pipeline.factor());
+    let [own_height, own_width] = pipeline.size();
     match request.size {
         Some([height, width]) if [height, width] != [own_height, own_width] => {
             common.say(&format!(

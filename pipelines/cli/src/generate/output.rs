@@ -8,7 +8,8 @@ use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use image::RgbImage;
 use pyrograph::image::{
-    check_folder_of, check_format, check_output_path, contact_sheet, output_path, write_image,
+    check_folder_of, check_format, check_output_path, contact_sheet, output_path, sheet_size,
+    write_image,
 };
 use pyrograph::metadata::Record;
 use pyrograph::weights::{folder_of, write_safetensors};
@@ -19,7 +20,7 @@ use crate::common::Common;
 use crate::interrupt;
 
 /// Pixels between pictures side by side.
-const GAP: usize = 2;
+const GAP: u32 = 2;
 /// A picture of all images is written anew after a batch, if it was not for so long.
 const REST: Duration = Duration::from_secs(2);
 /// Bad images that are named.
@@ -39,8 +40,12 @@ pub(super) fn check(args: &Class) -> anyhow::Result<()> {
 
 /// Pictures side by side; without columns, in a square.
 pub(super) fn sheet(images: &[RgbImage], columns: Option<usize>) -> RgbImage {
-    let square = || (images.len() as f64).sqrt().ceil() as usize;
-    contact_sheet(images, columns.unwrap_or_else(square), GAP as u32, [255; 3])
+    contact_sheet(images, columns.unwrap_or_else(|| square(images.len())), GAP, [255; 3])
+}
+
+/// Columns of so many pictures in a square.
+pub(super) fn square(images: usize) -> usize {
+    (images as f64).sqrt().ceil() as usize
 }
 
 /// What becomes of the images of a run.
@@ -132,12 +137,8 @@ impl<'a> Output<'a> {
     /// Refuses files that cannot be written, that take the place of an input, or that are the same.
     fn check_files(&self) -> anyhow::Result<()> {
         let [height, width] = self.size()?.map(|side| side as u64);
-        let sheet = |images: usize, columns: usize| {
-            let columns = columns.clamp(1, images);
-            let rows = images.div_ceil(columns);
-            let side = |count: usize, side: u64| count as u64 * (side + GAP as u64) + GAP as u64;
-            [side(columns, width), side(rows, height)]
-        };
+        let sheet =
+            |images: usize, columns: usize| sheet_size(images, columns, [width, height], GAP);
         let mut outputs = HashSet::new();
         match self.record.grid {
             Some(columns) => {
@@ -158,8 +159,7 @@ impl<'a> Output<'a> {
         }
         if let Some(preview) = &self.args.preview {
             let images = self.record.settings.batch.min(self.count());
-            let columns = (images as f64).sqrt().ceil() as usize;
-            check_format(preview, sheet(images, columns), &[])?;
+            check_format(preview, sheet(images, square(images)), &[])?;
         }
         let Class { preview, save_latents, init_image, mask, noise, .. } = self.args;
         let others = [

@@ -1,6 +1,7 @@
 //! PyTorch files: archives and, before PyTorch 1.6, a row of pickles with the elements behind them.
 
 mod archive;
+mod build;
 mod pickle;
 mod values;
 
@@ -14,7 +15,7 @@ use values::{Storage, Value, View};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::files::{open_file, read_at_most, read_start};
+use crate::files::{open_file, read_start};
 use crate::tensor::{OpenFile, Stored, TensorInfo, Values, Window};
 
 /// Bytes from which the pickles of a file without an archive are read.
@@ -35,10 +36,10 @@ fn is_tar(start: &[u8]) -> bool {
     start.get(257..262) == Some(b"ustar") && !start.starts_with(b"PK")
 }
 
-pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
+/// Opens a file with this `start`, by which it was told.
+pub(crate) fn open(path: &Path, start: &[u8]) -> Result<Checkpoint> {
     let fault = |reason: Fault| Error::Pytorch { path: path.to_owned(), reason };
-    let start = read_start(path, 512)?;
-    if is_tar(&start) {
+    if is_tar(start) {
         let reason = "a tar archive, as PyTorch wrote before 2017: save it again with PyTorch";
         return Err(fault(reason.into()));
     }
@@ -50,10 +51,7 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
         let root = pickles.read().map_err(fault)?;
         return checkpoint(path, length, pickles, root, |storage| archive.stored(&storage.key));
     }
-    let bytes = match length > PICKLE_BYTES {
-        true => read_start(path, PICKLE_BYTES)?,
-        false => read_at_most(path, PICKLE_BYTES)?,
-    };
+    let bytes = read_start(path, PICKLE_BYTES)?;
     let mut pickles = Pickles::new(&bytes, length);
     let mut root = pickles.read().map_err(fault)?;
     let mut places = BTreeMap::new();
