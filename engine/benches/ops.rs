@@ -26,6 +26,23 @@ fn tokens(width: usize) -> Tensor<3> {
     random([BATCH, TOKENS, width])
 }
 
+/// A linear layer that is trained: its output, its gradients, in f32 and in bf16.
+#[divan::bench(args = [false, true])]
+fn trained_linear(bencher: Bencher<'_, '_>, mixed: bool) {
+    if mixed && !ops::mixes(&Device::flex()) {
+        return;
+    }
+    let x: Tensor<3> = random([64, 64, 192]);
+    let weight: Tensor<2> = random([192, 768]);
+    bencher.bench_local(|| {
+        let (x, weight) = (x.clone().autodiff().require_grad(), weight.clone().autodiff());
+        let weight = weight.require_grad();
+        let call = || ops::linear(x.clone(), weight.clone(), None, None);
+        let y = if mixed { ops::mixed(call) } else { call() };
+        black_box(y.sum().backward())
+    });
+}
+
 #[divan::bench]
 fn linear_gelu(bencher: Bencher<'_, '_>) {
     let (x, weight, bias) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]), random([4 * HIDDEN]));
@@ -35,22 +52,33 @@ fn linear_gelu(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench(args = [FloatDType::F32, FloatDType::BF16, FloatDType::F16])]
-fn packed_linear(bencher: Bencher<'_, '_>, dtype: FloatDType) {
-    let (x, weight) = (tokens(HIDDEN), random([HIDDEN, 4 * HIDDEN]).cast(dtype));
+/// Rows, inputs and outputs.
+const SIZES: [[usize; 3]; 4] = [
+    [1, HIDDEN, 6 * HIDDEN],
+    [TOKENS, HIDDEN, 4 * HIDDEN],
+    [TOKENS, 4 * HIDDEN, HIDDEN],
+    [BATCH * TOKENS, HIDDEN, 3 * HIDDEN],
+];
+
+#[divan::bench(args = SIZES, consts = [0, 1, 2, 3])]
+fn packed_linear<const TYPE: usize>(bencher: Bencher<'_, '_>, [rows, inputs, outputs]: [usize; 3]) {
+    let types = [FloatDType::F32, FloatDType::BF16, FloatDType::F16, FloatDType::F16];
+    let (x, weight) = (random([rows, inputs]), random([inputs, outputs]).cast(types[TYPE]));
     if !ops::packs(&weight) {
         return;
     }
     let weight = ops::pack(weight);
+    let weight = if TYPE == 3 { ops::quantize(weight) } else { weight };
     bencher.bench_local(|| {
-        black_box(ops::packed_linear(x.clone(), weight.clone(), 4 * HIDDEN, None, None))
+        black_box(ops::packed_linear(x.clone(), weight.clone(), outputs, None, None))
     });
 }
 
+/// Without and with products of bf16.
 #[divan::bench(args = [false, true])]
-fn attention(bencher: Bencher<'_, '_>, cosine: bool) {
+fn attention(bencher: Bencher<'_, '_>, rounds: bool) {
     let packed = tokens(3 * HIDDEN);
-    let spec = AttentionSpec { cosine, ..AttentionSpec::new(HEADS) };
+    let spec = AttentionSpec { rounds, ..AttentionSpec::new(HEADS) };
     bencher
         .bench_local(|| black_box(ops::attention(vec![Packed::qkv(packed.clone())], &spec, None)));
 }
@@ -83,13 +111,14 @@ fn normalized_weight(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| black_box(ops::normalized_weight(weight.clone(), None)));
 }
 
-#[divan::bench]
-fn conv3x3(bencher: Bencher<'_, '_>) {
+/// Without and with products of bf16.
+#[divan::bench(args = [false, true])]
+fn conv3x3(bencher: Bencher<'_, '_>, rounds: bool) {
     let layer = Conv2dConfig::new([256, 256], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .init(&Device::flex());
     let x = random([1, 256, 64, 64]);
-    bencher.bench_local(|| black_box(ops::conv3x3(&layer, x.clone(), false)));
+    bencher.bench_local(|| black_box(ops::conv3x3(&layer, x.clone(), false, rounds)));
 }
 
 #[divan::bench]

@@ -7,6 +7,9 @@ use burn::tensor::Device;
 
 use crate::error::{Error, Result};
 
+mod kernels;
+pub use kernels::Kernels;
+
 #[cfg(feature = "gpu")]
 mod gpu;
 #[cfg(feature = "gpu")]
@@ -140,8 +143,9 @@ pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
 /// `fusion` can be set once per process, before the first GPU device.
 ///
 /// # Errors
-/// A driver that refuses.
+/// A driver that refuses, [`Error::UnknownKernels`].
 pub fn open(adapter: Option<Adapter>, fusion: bool) -> Result<Opened> {
+    Kernels::allowed()?;
     let device = match &adapter {
         None => Device::flex(),
         Some(adapter) => gpu::open(adapter, fusion)?,

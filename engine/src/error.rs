@@ -10,6 +10,14 @@ pub enum Error {
         /// What was asked for.
         found: String,
     },
+    /// None of the names of the operations on the CPU.
+    #[error("PYROGRAPH_KERNELS is `{found}`, expected one of {known}")]
+    UnknownKernels {
+        /// The value of the environment variable.
+        found: String,
+        /// Those that there are.
+        known: String,
+    },
     /// A GPU asked of a build without the feature `gpu`.
     #[error("this build has no GPU support (feature `gpu`)")]
     BuiltWithoutGpu,

@@ -206,6 +206,36 @@ fn devices_are_listed_without_a_panic() {
     assert!(TestCommand::new(&folder, ["devices"]).succeeded().starts_with("cpu"));
 }
 
+/// Whatever the CPU may use, the picture is the same to a level of its pixels.
+#[test]
+fn kernels_are_chosen_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listed = |kernels| TestCommand::new(&folder, ["devices"]).kernels(kernels).succeeded();
+    assert!(listed("off").contains("f32 burn, bf16 burn"), "{}", listed("off"));
+    assert!(listed("portable").contains("f32 gemm, bf16 gemm"), "{}", listed("portable"));
+    let generate = |kernels: &str| {
+        TestCommand::new(&folder, ["generate", "class", "--fast", "--seed", "3", "-o"])
+            .args([format!("{kernels}.png")])
+            .on_cpu()
+            .kernels(kernels)
+    };
+    let picture = |kernels: &str| {
+        generate(kernels).succeeded();
+        let path = folder.path().join(format!("{kernels}.png"));
+        image::open(path).expect("a picture").into_rgb8()
+    };
+    let [off, portable, all] = ["off", "portable", "amx"].map(picture);
+    for other in [portable, all] {
+        let far = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+        assert!(off.iter().zip(other.iter()).map(far).max() <= Some(1));
+    }
+    for said in
+        [TestCommand::new(&folder, ["devices"]).kernels("fast").failed(), generate("fast").failed()]
+    {
+        assert!(said.contains("`fast`") && said.contains("avx512-bf16"), "{said}");
+    }
+}
+
 /// Ctrl-C ends a run within a step, with the exit code shells expect and no file.
 #[cfg(unix)]
 #[test]

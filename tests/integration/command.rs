@@ -38,6 +38,12 @@ impl TestCommand {
         self.args(settings.iter().flat_map(|&setting| ["--set", setting]))
     }
 
+    /// The most that operations on the CPU may use.
+    pub fn kernels(mut self, name: &str) -> Self {
+        self.command.env("PYROGRAPH_KERNELS", name);
+        self
+    }
+
     /// On the CPU, whatever the device under test.
     pub fn on_cpu(mut self) -> Self {
         self.device = "cpu".to_owned();

@@ -198,7 +198,7 @@ impl Attention {
                 None
             }
         };
-        let mixed = ops::attention(sources, &self.spec, bias);
+        let mixed = ops::attention(sources, &spec_of(&self.qkv, self.spec), bias);
         self.finish(mixed, rms, adapters.map(|[_, out]| out))
     }
 
@@ -251,6 +251,11 @@ impl HeadNorm {
     }
 }
 
+/// Attention rounds as the projection of its queries does.
+fn spec_of(queries: &Dense, spec: AttentionSpec) -> AttentionSpec {
+    AttentionSpec { rounds: queries.rounds(), ..spec }
+}
+
 /// Attention of the tokens of all sides to those of all sides, each side with weights of its own (Esser et al. 2024).
 /// Queries and keys of `bias` are those of the sides in their order.
 ///
@@ -269,6 +274,7 @@ pub fn joint_attention<const N: usize>(
         (layer, layer.project(x, rotary, adapters.map(|[qkv, _]| qkv)), adapters)
     });
     let sources = sides.iter().map(|(_, projected, _)| projected.packed.clone());
+    let spec = spec_of(&sides[0].0.qkv, spec);
     let mixed = ops::attention(sources.collect(), &spec, bias); // [batch, all tokens, heads · d]
     let mut first = 0;
     sides.map(|(layer, Projected { packed, rms }, adapters)| {
@@ -290,7 +296,7 @@ impl CrossAttention {
         bias: Option<&AttentionBias>,
     ) -> Tensor<3> {
         let sources = vec![Packed::q(self.q.forward(x)), Packed::kv(self.kv.forward(context))];
-        self.out.forward(ops::attention(sources, &self.spec, bias))
+        self.out.forward(ops::attention(sources, &spec_of(&self.q, self.spec), bias))
     }
 
     /// See [`Dense::folded`].

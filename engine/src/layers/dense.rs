@@ -166,6 +166,11 @@ impl Dense {
         }
     }
 
+    /// Whether the layer rounds what it multiplies to bf16: see [`ops::rounds`].
+    pub fn rounds(&self) -> bool {
+        self.packed.is_some() && ops::rounds(&self.weight.val())
+    }
+
     /// The weight that multiplies the input, `[in (+ 1), out]`.
     pub fn effective_weight(&self) -> Tensor<2> {
         let weight = self.weight.val();

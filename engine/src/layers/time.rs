@@ -8,6 +8,7 @@ use std::f64::consts::{SQRT_2, TAU};
 use super::dense::DenseConfig;
 use super::init::{Fresh, Init};
 use super::mlp::Mlp;
+use crate::device::is_host;
 use crate::ops::Activation;
 use crate::ops::magnitude::normalize;
 
@@ -152,13 +153,14 @@ impl TimeEmbedder {
                     (0..half).map(|k| (-rate * k as f64).exp() as f32).collect();
                 let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &device);
                 let angles: Tensor<2> = time.unsqueeze_dim::<2>(1) * frequencies.unsqueeze();
+                let angles = wrapped(angles);
                 Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
             }
             (TimeCode::Fourier { unit_variance, .. }, Some(fourier), _) => {
                 let angles: Tensor<2> = time.unsqueeze_dim::<2>(1)
                     * fourier.scale.val().cast(FloatDType::F32).unsqueeze()
                     + fourier.shift.val().cast(FloatDType::F32).unsqueeze();
-                angles.cos() * if unit_variance { SQRT_2 } else { 1.0 }
+                wrapped(angles).cos() * if unit_variance { SQRT_2 } else { 1.0 }
             }
             (TimeCode::Table { .. }, _, Some(table)) => table.forward(time.round().int()),
             (code, ..) => unreachable!("an embedder for {code:?} holds its parameters"),
@@ -173,10 +175,35 @@ impl TimeEmbedder {
     }
 }
 
+/// The same angles within ±π: sines of larger ones are inexact on a GPU. Other devices need no help.
+fn wrapped(angles: Tensor<2>) -> Tensor<2> {
+    match is_host(&angles.device()) {
+        true => angles,
+        false => within_half_a_turn(angles),
+    }
+}
+
+fn within_half_a_turn(angles: Tensor<2>) -> Tensor<2> {
+    /// The upper bits of 2π: a multiple of it by less than 2^16 turns is exact in f32.
+    const UPPER: f64 = 6.28125;
+    let turns = (angles.clone() * TAU.recip()).round();
+    angles - turns.clone() * UPPER - turns * (TAU - UPPER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use std::f64::consts::PI;
+
+    #[test]
+    fn angles_within_half_a_turn_have_the_same_sine() {
+        let angles = Tensor::<1, Int>::arange(-2000..2000, &Device::flex()).float() * 0.7531;
+        let angles: Tensor<2> = angles.unsqueeze();
+        let found = within_half_a_turn(angles.clone());
+        assert!(found.clone().abs().max().into_scalar::<f32>() < PI as f32 + 1e-5);
+        assert!(found.sin().all_close(angles.sin(), None, Some(1e-6)));
+    }
 
     #[test]
     fn sinusoidal_code_matches_the_published_numbers() {

@@ -96,6 +96,7 @@ impl VaeConfig {
             quant: quant(2 * self.latent_channels),
             post_quant: quant(self.latent_channels),
             config: self.clone(),
+            rounds: false,
         }
     }
 }
@@ -111,6 +112,8 @@ pub struct Vae {
     post_quant: Option<Conv2d>,
     #[module(skip)]
     config: VaeConfig,
+    /// See [`Vae::rounding`].
+    rounds: bool,
 }
 
 /// A diagonal Gaussian over latents, both `[batch, latent_channels, height, width]`, unscaled.
@@ -140,7 +143,7 @@ impl Vae {
     /// # Shapes
     /// `[batch, channels, height, width]`; a latent cell covers [`VaeConfig::factor`] pixels a side
     pub fn encode(&self, image: Tensor<4>) -> Posterior {
-        let h = self.encoder.forward(image);
+        let h = self.encoder.forward(image, self.rounds);
         let h = match &self.quant {
             Some(quant) => quant.forward(h),
             None => h,
@@ -154,6 +157,11 @@ impl Vae {
         }
     }
 
+    /// With convolutions that round what they multiply to bf16, where the CPU has tile units for that.
+    pub fn rounding(self) -> Self {
+        Self { rounds: true, ..self }
+    }
+
     /// Image, nominally in [-1, 1], of an unscaled latent.
     ///
     /// # Shapes
@@ -163,7 +171,7 @@ impl Vae {
             Some(quant) => quant.forward(latent),
             None => latent,
         };
-        self.decoder.forward(h)
+        self.decoder.forward(h, self.rounds)
     }
 
     /// A raw latent as the diffusion model sees it.
@@ -271,9 +279,9 @@ impl ResBlock {
         (0..count).map(|i| Self::new(width(i), outputs, groups, device)).collect()
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = conv3x3(&self.conv1, norm_silu(&self.norm1, x.clone()), false);
-        let h = conv3x3(&self.conv2, norm_silu(&self.norm2, h), false);
+    fn forward(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
+        let h = conv3x3(&self.conv1, norm_silu(&self.norm1, x.clone()), false, rounds);
+        let h = conv3x3(&self.conv2, norm_silu(&self.norm2, h), false, rounds);
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(x) + h,
             None => x + h,
@@ -329,13 +337,13 @@ impl Middle {
         Self { first: block(), attention: config.attention.then(attention), second: block() }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.first.forward(x);
+    fn forward(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
+        let h = self.first.forward(x, rounds);
         let h = match &self.attention {
             Some(attention) => attention.forward(h),
             None => h,
         };
-        self.second.forward(h)
+        self.second.forward(h, rounds)
     }
 }
 
@@ -347,8 +355,8 @@ pub struct Level {
 }
 
 impl Level {
-    fn blocks(&self, x: Tensor<4>) -> Tensor<4> {
-        self.blocks.iter().fold(x, |h, block| block.forward(h))
+    fn blocks(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
+        self.blocks.iter().fold(x, |h, block| block.forward(h, rounds))
     }
 }
 
@@ -384,16 +392,16 @@ impl Encoder {
         }
     }
 
-    fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let mut h = conv3x3(&self.conv_in, image, false);
+    fn forward(&self, image: Tensor<4>, rounds: bool) -> Tensor<4> {
+        let mut h = conv3x3(&self.conv_in, image, false, rounds);
         for level in &self.down {
-            h = level.blocks(h);
+            h = level.blocks(h, rounds);
             if let Some(sample) = &level.sample {
                 // One row below and one column to the right, as the published weights expect.
                 h = sample.forward(h.pad((0, 1, 0, 1), 0.0));
             }
         }
-        conv3x3(&self.conv_out, norm_silu(&self.norm, self.mid.forward(h)), false)
+        conv3x3(&self.conv_out, norm_silu(&self.norm, self.mid.forward(h, rounds)), false, rounds)
     }
 }
 
@@ -427,15 +435,15 @@ impl Decoder {
         }
     }
 
-    fn forward(&self, latent: Tensor<4>) -> Tensor<4> {
-        let mut h = self.mid.forward(conv3x3(&self.conv_in, latent, false));
+    fn forward(&self, latent: Tensor<4>, rounds: bool) -> Tensor<4> {
+        let mut h = self.mid.forward(conv3x3(&self.conv_in, latent, false, rounds), rounds);
         for level in &self.up {
-            h = level.blocks(h);
+            h = level.blocks(h, rounds);
             if let Some(sample) = &level.sample {
-                h = conv3x3(sample, h, true);
+                h = conv3x3(sample, h, true, rounds);
             }
         }
-        conv3x3(&self.conv_out, norm_silu(&self.norm, h), false)
+        conv3x3(&self.conv_out, norm_silu(&self.norm, h), false, rounds)
     }
 }
 

@@ -9,17 +9,18 @@ use super::available;
 use super::cpu::bridge::{device, host};
 use super::cpu::{conv, depthwise as channelwise};
 
-/// A convolution of 3 x 3 with a border of zeros, of an image that may be doubled in size first.
+/// A convolution of 3 x 3 with a border of zeros, of an image that may be doubled in size first; with `rounds` of numbers
+/// rounded to bf16, where the CPU has tile units for them.
 ///
 /// # Shapes
 /// `[batch, in, height, width]` to `[batch, out, height (· 2), width (· 2)]`
-pub fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
+pub fn conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool, rounds: bool) -> Tensor<4> {
     let weight = layer.weight.val();
     if !available(&x) || !available(&weight) || x.is_autodiff() || weight.is_autodiff() {
         return plain_conv3x3(layer, x, double);
     }
     let bias = layer.bias.as_ref().map(|bias| host(bias.val()));
-    device(conv::conv3x3(&host(x), &host(weight), bias.as_ref(), double))
+    device(conv::conv3x3(&host(x), &host(weight), bias.as_ref(), double, rounds))
 }
 
 fn plain_conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
@@ -103,6 +104,7 @@ impl Side {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cpu::mixed::in_tiles;
     use crate::ops::testing::difference;
     use crate::testing::random;
     use burn::tensor::Device;
@@ -120,8 +122,12 @@ mod tests {
                 .init(&device);
             let x = random([2, inputs, height, width]);
             for double in [false, true] {
-                let found = conv3x3(&layer, x.clone(), double);
-                let worst = difference(found, plain_conv3x3(&layer, x.clone(), double));
+                let expected = plain_conv3x3(&layer, x.clone(), double);
+                let found = conv3x3(&layer, x.clone(), double, true);
+                let worst = difference(found, expected.clone());
+                let off = if in_tiles() { 1e-5..2e-2 } else { 0.0..2e-6 };
+                assert!(off.contains(&worst), "rounded: {worst:e}");
+                let worst = difference(conv3x3(&layer, x.clone(), double, false), expected);
                 assert!(worst < 2e-6, "{worst:e}");
             }
         }

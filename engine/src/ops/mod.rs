@@ -3,7 +3,7 @@
 //! A function here is the one way its operation is called. Its module has the contract; the plain
 //! definition, a chain of burn's operations, which other devices run; and the choice of the fused form in
 //! `cpu/`, forward and backward, for f32 on the CPU. The two must agree, values and gradients: the tests
-//! compare them. The environment variable `PYROGRAPH_KERNELS=off` leaves the plain definitions everywhere.
+//! compare them. The environment variable `PYROGRAPH_KERNELS` sets how far the processor is used ([`Kernels`]).
 
 mod activation;
 mod attention;
@@ -23,27 +23,24 @@ pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention};
 pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]
 pub(crate) use cpu::matrix::counted;
-pub use linear::{linear, mixed, mixes, pack, packed_linear, packs, quantize, quantizes};
+pub use linear::{
+    linear, mixed, mixes, pack, packed_linear, packs, products, quantize, quantizes, rounds,
+};
 pub use modulate::{join, modulate};
 pub use normalized_weight::{normalized_weight, unit_weight};
 pub use optimizer::{AdamStep, adam, blend, sum_of_squares};
 pub use rotary::{HeadNorm, Pairs, Rotary, norm_and_rotate};
 
-use std::sync::LazyLock;
-
 use burn::backend::{DispatchAutodiffContext, GradientCheckpointingStrategy};
 use burn::tensor::{DType, Tensor};
 
-use crate::device::is_host;
-
-/// Whether fused forms are used at all.
-static ON: LazyLock<bool> =
-    LazyLock::new(|| std::env::var_os("PYROGRAPH_KERNELS").is_none_or(|value| value != "off"));
+use crate::device::{Kernels, is_host};
 
 /// Whether the fused forms take this tensor. Those of gradient checkpointing are left to burn.
 fn available<const D: usize>(x: &Tensor<D>) -> bool {
     let checkpointed = DispatchAutodiffContext::Enabled(GradientCheckpointingStrategy::Balanced);
-    *ON && x.dtype() == DType::F32
+    Kernels::Portable.on()
+        && x.dtype() == DType::F32
         && is_host(&x.device())
         && !(x.is_autodiff() && x.clone().into_dispatch().autodiff == checkpointed)
 }

@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
+use pyrograph::engine::device::is_host;
 use pyrograph::engine::diffusion::{NoiseSchedule, Prediction, Process, TimeInput};
 use pyrograph::engine::nets::{Conditioning, Dit, DitConfig};
-use pyrograph::engine::ops;
+use pyrograph::engine::ops::{self, products};
 use pyrograph::engine::random::Generator;
 use pyrograph::engine::train::{
     Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
@@ -148,6 +149,11 @@ impl Timer<'_> {
             ("runs".to_owned(), json!(walls.len())),
             ("peak_rss_mb".to_owned(), peak_memory().map_or(Value::Null, |mb| json!(mb))),
         ]);
+        if is_host(self.device) {
+            let dtype = self.args.dtype.to_string();
+            let form = products().into_iter().find(|(name, _)| *name == dtype);
+            line.extend(form.map(|(_, form)| ("products".to_owned(), json!(form))));
+        }
         if let Some(flops) = flops {
             line.insert("gflops".into(), json!(flops / median / 1e9));
             line.insert("share_of_gemm".into(), json!(flops / median / self.peak));

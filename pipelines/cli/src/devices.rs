@@ -2,7 +2,9 @@
 
 use pyrograph::DeviceChoice;
 use pyrograph::device::{self, adapters};
-use pyrograph_engine::device::find;
+use pyrograph_engine::device::{Kernels, find};
+use pyrograph_engine::ops::products;
+use serde_json::{Map, Value, json};
 
 use crate::common::Common;
 
@@ -11,9 +13,14 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
         let _silence = common.silence();
         adapters()
     };
+    Kernels::allowed()?;
     if common.json {
+        let products: Map<String, Value> =
+            products().into_iter().map(|(name, form)| (name.to_owned(), form.into())).collect();
+        let threads = rayon::current_num_threads();
+        println!("{}", json!({"device": "cpu", "threads": threads, "products": products}));
         for a in &adapters {
-            let line = serde_json::json!({
+            let line = json!({
                 "device": format!("gpu:{}", a.index), "name": a.name, "driver": a.driver,
                 "api": a.api, "software": a.software, "f16": a.f16, "subgroups": a.subgroups,
                 "max_buffer_bytes": a.max_buffer,
@@ -22,7 +29,8 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    println!("cpu    {} threads", rayon::current_num_threads());
+    let products = products().map(|(name, form)| format!("{name} {form}")).join(", ");
+    println!("cpu    {} threads, products: {products}", rayon::current_num_threads());
     for a in &adapters {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
         println!(

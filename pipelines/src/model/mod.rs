@@ -257,7 +257,7 @@ impl Recognised {
     }
 
     /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
-    /// activations need; `notify` hears of weights that are not finite.
+    /// activations need, though in bf16 and 8 bits its products may [round](Vae::rounding); `notify` hears of weights that are not finite.
     ///
     /// # Errors
     /// If a file of a bundle is not the one that was saved, if anything is missing, unused, or of the wrong shape, or
@@ -277,16 +277,15 @@ impl Recognised {
         }
         let Self { config, net, vae, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);
-        Ok(Model {
-            net: load_part(config.net.init(0, device), &net, dtype, device, notify)?,
-            vae: match (&config.vae, &vae) {
-                (Some(config), Some(source)) => {
-                    Some(load_part(config.init(device), source, FloatDtype::F32, device, notify)?)
-                }
-                _ => None,
-            },
-            config,
-        })
+        let net = load_part(config.net.init(0, device), &net, dtype, device, notify)?;
+        let vae = match (&config.vae, &vae) {
+            (Some(config), Some(source)) => {
+                let vae = load_part(config.init(device), source, FloatDtype::F32, device, notify)?;
+                Some(if dtype == FloatDtype::Bf16 { vae.rounding() } else { vae })
+            }
+            _ => None,
+        };
+        Ok(Model { net, vae, config })
     }
 }
 
@@ -322,7 +321,8 @@ impl Model {
     /// If it is on a GPU or was not loaded in f16.
     pub fn quantized(self) -> Result<Self> {
         let unsupported = || Error::UnsupportedDtype { dtype: WeightType::Int8.to_string() };
-        Ok(Self { net: self.net.quantized().ok_or_else(unsupported)?, ..self })
+        let vae = self.vae.map(Vae::rounding);
+        Ok(Self { net: self.net.quantized().ok_or_else(unsupported)?, vae, ..self })
     }
 
     /// The start of a `model.json`; licence and source are the caller's to fill in.

@@ -177,7 +177,7 @@ pub const SETTINGS: &[Setting] = &[
     row("micro_batches", INTEGER, From(1.0),
         "Parts of a batch, which they divide: side by side on the CPU, one after the other on a GPU to save memory"),
     row("precision", NAME, OneOf(&["f32", "bf16"]),
-        "Type in which linear layers multiply; bf16 is mixed precision, on a CPU with AVX512-BF16"),
+        "Type in which linear layers multiply; bf16 is mixed precision, on a CPU that multiplies bf16 faster than f32"),
     row("seed", INTEGER, From(0.0), "Determines fresh weights, the order of the data, noise, dropout and flips"),
     row("data", PATH, Any, "Folder of the images"),
     row("trajectories", PATH, Any, "Folder of the trajectories that a student learns from"),

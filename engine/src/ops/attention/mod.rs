@@ -6,6 +6,8 @@ use burn::tensor::{Bool, FloatDType, Tensor, module};
 use super::available;
 use super::cpu::attention::Attention;
 use super::cpu::bridge::{Operand, run};
+use super::cpu::mixed::in_tiles;
+use super::linear::is_mixed;
 use super::magnitude::normalize;
 
 /// What the rows of some tokens hold, side by side in this order.
@@ -41,6 +43,9 @@ pub struct AttentionSpec {
     pub cosine: bool,
     /// Factor on the products of queries and keys, above 0; `None` is `1 / √d` for heads of width `d`.
     pub scale: Option<f64>,
+    /// Whether products are of bf16 where the CPU has tile units for them, as they are in
+    /// [mixed precision](super::mixed()).
+    pub rounds: bool,
 }
 
 /// What acts on the scores of an attention before the softmax.
@@ -74,7 +79,7 @@ impl Packed {
 impl AttentionSpec {
     /// As many heads of keys as of queries, and scores of `q · k / √d`.
     pub fn new(heads: usize) -> Self {
-        Self { heads, key_heads: heads, cosine: false, scale: None }
+        Self { heads, key_heads: heads, cosine: false, scale: None, rounds: false }
     }
 
     /// Heads of the queries, and those of the keys and of the values together, in a row of such parts.
@@ -167,9 +172,11 @@ pub fn attention(
     if !fused {
         return plain(sources, spec, bias);
     }
+    let recorded = sources.iter().any(|source| source.rows.is_autodiff());
+    let rounds = in_tiles() && (spec.rounds || recorded && is_mixed());
     let bias = bias.merged();
     let kernel = Attention {
-        spec: *spec,
+        spec: AttentionSpec { rounds, ..*spec },
         parts: sources.iter().map(|source| source.parts).collect(),
         biased: bias.is_some(),
     };

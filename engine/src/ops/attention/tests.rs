@@ -1,6 +1,7 @@
 use burn::tensor::{Device, TensorData};
 
 use super::*;
+use crate::ops;
 use crate::ops::testing::{compare, difference};
 use crate::testing::random;
 
@@ -57,7 +58,7 @@ fn every_combination_of_sources_heads_and_bias() {
     for (combination, (heads, key_heads, cosine, scale)) in
         combinations.into_iter().flat_map(|c| specs.map(|spec| (c, spec)))
     {
-        let spec = AttentionSpec { heads, key_heads, cosine, scale };
+        let spec = AttentionSpec { heads, key_heads, cosine, scale, rounds: false };
         let parts: Vec<Parts> = combination.iter().map(|(parts, _)| *parts).collect();
         let count = |other: Parts| -> usize {
             combination.iter().filter(|(parts, _)| *parts != other).map(|(_, n)| n).sum()
@@ -159,4 +160,33 @@ fn a_bias_has_to_fit() {
 #[should_panic(expected = "attention of 5 queries to 0 keys")]
 fn there_have_to_be_keys() {
     attention(vec![Packed::q(random([2, 5, 24]))], &AttentionSpec::new(3), None);
+}
+
+/// Products of bf16 are off by their rounding, forward and backward, and by nothing where there are no tile units.
+#[test]
+fn products_of_bf16() {
+    use Parts::{Kv, Q, Qkv};
+    let spec = AttentionSpec { key_heads: 2, ..AttentionSpec::new(4) };
+    let rounding = AttentionSpec { rounds: true, ..spec };
+    let (least, most) = if in_tiles() { (1e-5, 2e-2) } else { (0.0, 0.0) };
+    for combination in [&[(Qkv, 200)][..], &[(Q, 7), (Kv, 150)]] {
+        let inputs = rows(&spec, combination, 24);
+        let parts: Vec<Parts> = combination.iter().map(|(parts, _)| *parts).collect();
+        let call =
+            |spec: &AttentionSpec, rows: &[Tensor<3>]| attention(sources(&parts, rows), spec, None);
+        let off = difference(call(&rounding, &inputs), call(&spec, &inputs));
+        assert!((least..=most).contains(&off), "{combination:?}: {off:e}");
+
+        let gradients = |mixed: bool| -> Vec<Tensor<3>> {
+            let leaves: Vec<Tensor<3>> =
+                inputs.iter().map(|x| x.clone().autodiff().require_grad()).collect();
+            let y = if mixed { ops::mixed(|| call(&spec, &leaves)) } else { call(&spec, &leaves) };
+            let found = (y.clone() * y).sum().backward();
+            leaves.iter().map(|x| x.grad(&found).expect("every input has a gradient")).collect()
+        };
+        for (found, expected) in gradients(true).into_iter().zip(gradients(false)) {
+            let off = difference(found, expected);
+            assert!((least..=most).contains(&off), "{combination:?}, gradients: {off:e}");
+        }
+    }
 }

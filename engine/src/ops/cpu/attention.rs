@@ -3,6 +3,7 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::amx;
 use super::bridge::Kernel;
 use super::buffers::{buffer, shape, tensor, values};
 use super::math::{add_scaled, dot, exp, max, simd, sum};
@@ -50,6 +51,8 @@ struct Call {
     seen: usize,
     cosine: bool,
     scale: f32,
+    /// Products of bf16 in tile units.
+    rounds: bool,
 }
 
 /// What is added to the scores.
@@ -98,7 +101,7 @@ impl Bias {
 
 impl Call {
     fn new(kernel: &Attention, mut inputs: Vec<FlexTensor>) -> Self {
-        let AttentionSpec { heads, key_heads, cosine, scale } = kernel.spec;
+        let AttentionSpec { heads, key_heads, cosine, scale, rounds } = kernel.spec;
         let bias = kernel.biased.then(|| inputs.pop().expect("a bias").to_contiguous());
         let batch = shape(&inputs[0])[0];
         let source = |(rows, parts): (FlexTensor, &Parts)| {
@@ -122,7 +125,22 @@ impl Call {
         });
         let scale = scale.map_or_else(|| 1.0 / (head as f32).sqrt(), |scale| scale as f32);
         let group = heads / key_heads;
-        Self { sources, bias, batch, heads, group, head, tokens, seen, cosine, scale }
+        Self { sources, bias, batch, heads, group, head, tokens, seen, cosine, scale, rounds }
+    }
+
+    /// `c = a · b`, or `c += a · b`, for `c` in rows that are `stride` apart.
+    fn multiply(
+        &self,
+        c: &mut [f32],
+        stride: usize,
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        accumulate: bool,
+    ) {
+        match self.rounds {
+            true => amx::multiply_into(c, stride, a, b, accumulate),
+            false => multiply(c, stride, a, b, accumulate, false),
+        }
     }
 
     /// A head's queries in each source that has some.
@@ -160,7 +178,7 @@ impl Call {
         shares: &mut Vec<f32>,
     ) {
         shares.resize(queries.rows * self.seen, 0.0);
-        multiply(shares, self.seen, queries, keys.transposed(), false, false);
+        self.multiply(shares, self.seen, queries, keys.transposed(), false);
         match &self.bias {
             Some(bias) => {
                 bias.apply(shares, self.scale, at, start);
@@ -198,7 +216,7 @@ impl Call {
             let (queries, given) = (queries.rows_at(start, count), given.rows_at(start, count));
             self.share(at, start, queries, keys, shares);
             scores.resize(count * seen, 0.0);
-            multiply(scores, seen, given, held.transposed(), false, false);
+            self.multiply(scores, seen, given, held.transposed(), false);
             through_softmax(shares, scores, seen, self.scale);
             if let Some((bias, sums)) = &mut bias {
                 for (query, scores) in (start..).zip(scores.chunks_exact(seen)) {
@@ -207,10 +225,10 @@ impl Call {
                 }
             }
             let back = |x| Matrix::new(x, count, seen).transposed();
-            multiply(for_v, head, back(shares), given, start > 0, false);
-            multiply(for_k, head, back(scores), queries, start > 0, false);
+            self.multiply(for_v, head, back(shares), given, start > 0);
+            self.multiply(for_k, head, back(scores), queries, start > 0);
             let scores = Matrix::new(scores, count, seen);
-            multiply(&mut for_q[start * head..], head, scores, keys, false, false);
+            self.multiply(&mut for_q[start * head..], head, scores, keys, false);
         }
         if self.cosine {
             through_norms(self.queries(at), for_q);
@@ -356,7 +374,7 @@ impl Kernel for Attention {
                 for (start, count) in call.tiles() {
                     call.share(at, start, queries.rows_at(start, count), keys, shares);
                     let shares = Matrix::new(shares, count, seen);
-                    multiply(&mut out[start * head..], head, shares, held, false, false);
+                    call.multiply(&mut out[start * head..], head, shares, held, false);
                 }
             },
         );

@@ -4,6 +4,7 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::activation::activate;
+use super::amx::{self, Side, Tiles};
 use super::buffers::{buffer, shape, tensor, values};
 use super::math::{simd, sum};
 use super::matrix::{Matrix, multiply};
@@ -14,12 +15,14 @@ const SUMS: usize = 1 << 17;
 
 /// Convolution `[out, in, 3, 3]` with a border of zeros, of an image that may be doubled in size first.
 ///
-/// Each of the nine taps is a matrix product with the padded image, shifted.
+/// Each of the nine taps is a matrix product with the padded image, shifted; of bf16 if `rounds`, where there are tile
+/// units.
 pub(in crate::ops) fn conv3x3(
     x: &FlexTensor,
     weight: &FlexTensor,
     bias: Option<&FlexTensor>,
     double: bool,
+    rounds: bool,
 ) -> FlexTensor {
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
     let bias = bias.map(FlexTensor::to_contiguous);
@@ -29,13 +32,8 @@ pub(in crate::ops) fn conv3x3(
     let (height, width) = (small_height * factor, small_width * factor);
     // A row of the padded image.
     let line = width + 2;
-    // `[9, out, in]`
-    let mut taps = buffer(9 * outputs * inputs);
-    for (i, weight) in values(&weight).chunks_exact(9).enumerate() {
-        for (tap, &weight) in weight.iter().enumerate() {
-            taps[tap * outputs * inputs + i] = weight;
-        }
-    }
+    let taps = Taps::new(values(&weight), [outputs, inputs]);
+    let tiles = (rounds && amx::available()).then(|| taps.in_tiles());
     let rows = (SUMS / (outputs * line)).clamp(1, height);
     let blocks = height.div_ceil(rows);
     // The rows of a block and one on each side, and a few zeros where the widest shift ends.
@@ -49,13 +47,16 @@ pub(in crate::ops) fn conv3x3(
             fill(&mut window[..(rows + 2) * line], x, small_width, factor, first);
         }
         let count = rows.min(height - first) * line;
+        let shifted =
+            |tap: usize| Matrix::strided(&window[tap / 3 * line + tap % 3..], inputs, count, plane);
         let mut sums = buffer(outputs * count);
-        for tap in 0..9 {
-            let window = &window[tap / 3 * line + tap % 3..];
-            let window = Matrix::strided(window, inputs, count, plane);
-            let tap_weight = &taps[tap * outputs * inputs..][..outputs * inputs];
-            let tap_weight = Matrix::new(tap_weight, outputs, inputs);
-            multiply(&mut sums, count, tap_weight, window, tap > 0, false);
+        match &tiles {
+            Some(tiles) => amx::sum_into(&mut sums, count, tiles, std::array::from_fn(shifted)),
+            None => {
+                for i in 0..9 {
+                    multiply(&mut sums, count, taps.matrix(i), shifted(i), i > 0, false);
+                }
+            }
         }
         sums
     };
@@ -79,6 +80,36 @@ pub(in crate::ops) fn conv3x3(
         });
     }
     tensor(out, &[batch, outputs, height, width])
+}
+
+/// The weights of a filter, one matrix per place.
+struct Taps {
+    /// `[9, out, in]`.
+    values: Vec<f32>,
+    widths: [usize; 2],
+}
+
+impl Taps {
+    /// Of weights `[out, in, 9]`.
+    fn new(weights: &[f32], widths: [usize; 2]) -> Self {
+        let size = widths[0] * widths[1];
+        let mut values = buffer(9 * size);
+        for (i, weight) in weights.chunks_exact(9).enumerate() {
+            for (tap, &weight) in weight.iter().enumerate() {
+                values[tap * size + i] = weight;
+            }
+        }
+        Self { values, widths }
+    }
+
+    fn matrix(&self, tap: usize) -> Matrix<'_> {
+        let [outputs, inputs] = self.widths;
+        Matrix::new(&self.values[tap * outputs * inputs..][..outputs * inputs], outputs, inputs)
+    }
+
+    fn in_tiles(&self) -> [Tiles; 9] {
+        std::array::from_fn(|tap| amx::pack(Side::Left, self.matrix(tap), true))
+    }
 }
 
 /// Fills rows with those of an image, enlarged `factor` times, from the one before row `first` on; what is beyond

@@ -44,7 +44,8 @@ impl Kernel for Linear {
         let weight = matrix(&inputs[1]);
         let (width, rows) = (weight.columns, values(&x).len() / weight.rows.max(1));
         let mut y = self.product(Matrix::new(values(&x), rows, weight.rows), weight);
-        finish(&mut y, width, bias.as_ref().map(values), self.activation);
+        let bias = bias.as_ref().map(values);
+        Finish { bias, activation: self.activation }.rows(&mut y, width);
         *dims.last_mut().expect("at least one dimension") = width;
         tensor(y, &dims)
     }
@@ -75,22 +76,43 @@ impl Kernel for Linear {
     }
 }
 
-/// Adds the bias to each row and applies the activation, in place.
-fn finish(y: &mut [f32], width: usize, bias: Option<&[f32]>, activation: Option<Activation>) {
-    if bias.is_none() && activation.is_none() {
-        return;
+/// What is done with a product: a bias is added to each row, then the activation is applied.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::ops) struct Finish<'a> {
+    /// One number per column.
+    pub(in crate::ops) bias: Option<&'a [f32]>,
+    pub(in crate::ops) activation: Option<Activation>,
+}
+
+impl Finish<'_> {
+    pub(in crate::ops) fn is_nothing(self) -> bool {
+        self.bias.is_none() && self.activation.is_none()
     }
-    y.par_chunks_mut(ROWS * width).for_each(|rows| {
-        if let Some(bias) = bias {
+
+    /// In place, for whole rows.
+    pub(in crate::ops) fn rows(self, y: &mut [f32], width: usize) {
+        if !self.is_nothing() {
+            y.par_chunks_mut(ROWS * width).for_each(|rows| self.part(rows, width, 0, width));
+        }
+    }
+
+    /// In place, for `count` columns from `first` on, in rows that are `stride` apart and end with the memory.
+    pub(in crate::ops) fn part(self, y: &mut [f32], stride: usize, first: usize, count: usize) {
+        if let Some(bias) = self.bias {
+            let bias = &bias[first..first + count];
             simd(
                 #[inline(always)]
-                || rows.chunks_exact_mut(width).for_each(|row| add_scaled(row, 1.0, bias)),
+                || {
+                    for row in y.chunks_exact_mut(stride) {
+                        add_scaled(&mut row[..count], 1.0, bias);
+                    }
+                },
             );
         }
-        if let Some(activation) = activation {
-            activate(activation, rows);
+        if let Some(activation) = self.activation {
+            activate(activation, y);
         }
-    });
+    }
 }
 
 /// `f(x · W + b)` with a weight packed by [`pack`](super::packed::pack).
@@ -104,9 +126,8 @@ pub(in crate::ops) fn packed(
     let x = x.to_contiguous();
     let mut dims = shape(&x);
     let inputs = std::mem::replace(dims.last_mut().expect("a dimension"), outputs);
-    let mut y = product(values(&x), inputs, weight, outputs);
-    finish(&mut y, outputs, bias.as_ref().map(values), activation);
-    tensor(y, &dims)
+    let finish = Finish { bias: bias.as_ref().map(values), activation };
+    tensor(product(values(&x), inputs, weight, outputs, finish), &dims)
 }
 
 /// A weight of any strides, such as a transposed or narrowed one.

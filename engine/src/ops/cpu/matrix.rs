@@ -40,7 +40,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// One past the last element that is read.
-    fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         let last = |count: usize, stride: usize| count.saturating_sub(1) * stride;
         last(self.rows, self.strides[0]) + last(self.columns, self.strides[1]) + 1
     }

@@ -7,6 +7,7 @@ use burn::tensor::DType;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::amx;
 use super::buffers::buffer;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
@@ -19,20 +20,28 @@ const BLOCK: usize = 256;
 /// Side of the squares in which matrices are transposed: words of a cache line.
 const SQUARE: usize = 16;
 
-/// Whether this machine has dot products of bf16.
+/// Whether this machine has products of bf16 that are faster than those of f32.
 pub(in crate::ops) fn available() -> bool {
-    Method::of(DType::BF16) == Some(Method::Dot)
+    matches!(Method::of(DType::BF16), Some(Method::Amx | Method::Dot))
+}
+
+/// Whether they are those of tile units.
+pub(in crate::ops) fn in_tiles() -> bool {
+    amx::available()
 }
 
 /// `a · b` of both rounded to bf16, `[a.rows, b.columns]`.
 ///
 /// # Panics
-/// Without dot products of bf16 on this machine, and for matrices neither of whose rows nor of whose columns
+/// Without products of bf16 on this machine, and for matrices neither of whose rows nor of whose columns
 /// the elements lie next to each other.
 pub(in crate::ops) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     assert!(available(), "products of bf16");
     assert!(a.strides.contains(&1) && b.strides.contains(&1), "{:?}, {:?}", a.strides, b.strides);
     assert_eq!(a.columns, b.rows, "inner dimensions");
+    if in_tiles() {
+        return amx::multiply(a, b);
+    }
     let (rows, steps, outputs) = (a.rows, a.columns.div_ceil(2), b.columns);
     #[cfg(test)]
     super::matrix::count(rows * a.columns * outputs);

@@ -1,6 +1,7 @@
 //! The operations on the CPU backend: fused loops on f32 slices, forward and backward.
 
 pub(in crate::ops) mod activation;
+mod amx;
 pub(in crate::ops) mod attention;
 pub(in crate::ops) mod bridge;
 pub(in crate::ops) mod buffers;
@@ -16,3 +17,5 @@ pub(in crate::ops) mod optimizer;
 pub(in crate::ops) mod packed;
 pub(in crate::ops) mod rotary;
 mod tile;
+
+pub(in crate::ops) use tile::Method;

@@ -2,7 +2,7 @@
 //!
 //! A weight `[in, out]` is kept in panels of [`COLUMNS`] columns, which a product reads from first to last.
 //! Where the machine has dot products of bf16, the rows of a panel are woven in pairs, as their instruction
-//! takes them.
+//! takes them; where it has tile units, pairs of 16 columns are [tiles](super::amx).
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
@@ -11,11 +11,13 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::amx::{self, Right, Side};
 use super::buffers::buffer;
+use super::linear::Finish;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
 use super::mixed::in_rows;
-use super::tile::{COLUMNS, Method, ROWS, Tile, Weights};
+use super::tile::{COLUMNS, GROUPED, Method, ROWS, Tile, Weights};
 
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
 const DEPTH: usize = 1536;
@@ -61,8 +63,8 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
     let weight = weight.to_contiguous();
     let [inputs, outputs] = [0, 1].map(|i| weight.layout().shape()[i]);
     let source = elements::<T>(&weight);
-    let woven = method.inputs();
-    let (panels, depth) = (outputs.div_ceil(COLUMNS), inputs.next_multiple_of(woven));
+    let depth = inputs.next_multiple_of(method.inputs());
+    let panels = outputs.div_ceil(COLUMNS);
     let count = panels * depth * COLUMNS;
     // The panels start at a cache line.
     let mut memory = vec![T::zeroed(); count + LINE / size_of::<T>()];
@@ -72,9 +74,12 @@ fn pack_as<T: Pod + Send + Sync>(weight: &FlexTensor, method: Method) -> FlexTen
         let first = panel * COLUMNS;
         let count = COLUMNS.min(outputs - first);
         for (row, source) in source.chunks_exact(outputs).enumerate() {
-            let out = &mut out[row / woven * woven * COLUMNS + row % woven..];
             let source = &source[first..first + count];
-            out.iter_mut().step_by(woven).zip(source).for_each(|(out, value)| *out = *value);
+            for (group, source) in source.chunks(GROUPED).enumerate() {
+                let (start, step) = method.place(row, group);
+                let out = out[start..].iter_mut().step_by(step);
+                out.zip(source).for_each(|(out, value)| *out = *value);
+            }
         }
     });
     let shape = Shape::from(vec![panels * depth, COLUMNS]);
@@ -110,14 +115,60 @@ pub(in crate::ops) fn quantize(packed: &FlexTensor) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(memory), layout, DType::F16)
 }
 
-/// `y = x · W` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
+/// `f(x · W + b)` for rows of `x`, `[rows, inputs]`, and a packed weight of `outputs` columns.
 pub(in crate::ops) fn product(
     x: &[f32],
     inputs: usize,
     packed: &FlexTensor,
     outputs: usize,
+    finish: Finish<'_>,
 ) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
+    if rounds(packed) {
+        return in_tiles(x, inputs, packed, outputs, finish);
+    }
+    let mut y = in_vectors(method, x, inputs, packed, outputs);
+    finish.rows(&mut y, outputs);
+    y
+}
+
+/// Whether products with a packed weight are of bf16 in tile units.
+pub(in crate::ops) fn rounds(packed: &FlexTensor) -> bool {
+    amx::available() && (packed.dtype() == DType::BF16 || is_quantized(packed))
+}
+
+/// The same in the tile units. A panel of 8 bits becomes one of bf16 when it is needed, and meets all rows.
+fn in_tiles(
+    x: &[f32],
+    inputs: usize,
+    packed: &FlexTensor,
+    outputs: usize,
+    finish: Finish<'_>,
+) -> Vec<f32> {
+    let rows = x.len() / inputs.max(1);
+    let left = amx::pack(Side::Left, Matrix::new(x, rows, inputs), true);
+    let made = |panel: usize| {
+        let mut memory = Vec::new();
+        let columns = COLUMNS.min(outputs - panel * COLUMNS);
+        let weight = bytemuck::cast_slice(widened(packed, panel * inputs, inputs, &mut memory));
+        let weight = Matrix::strided(weight, inputs, columns, COLUMNS);
+        amx::pack(Side::Right, weight.transposed(), false)
+    };
+    let right = match packed.dtype() {
+        DType::BF16 => Right::Packed(bytemuck::cast_slice(elements::<u16>(packed))),
+        _ => Right::Made(&made),
+    };
+    amx::product(&left, right, [rows, inputs, outputs], finish)
+}
+
+/// `x · W`.
+fn in_vectors(
+    method: Method,
+    x: &[f32],
+    inputs: usize,
+    packed: &FlexTensor,
+    outputs: usize,
+) -> Vec<f32> {
     let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
     #[cfg(test)]
     super::matrix::count(rows * inputs * outputs);
@@ -190,7 +241,7 @@ fn widened<'a>(
 ) -> &'a [Weights] {
     memory.resize(count, [0; COLUMNS]);
     let out: &mut [f32] = bytemuck::cast_slice_mut(memory);
-    if packed.layout().shape()[1] == RECORD / 2 {
+    if is_quantized(packed) {
         dequantized(bytemuck::cast_slice(elements::<u16>(packed)), first, out);
         return memory;
     }
@@ -200,6 +251,11 @@ fn widened<'a>(
         _ => bits.reinterpret_cast::<f16>().convert_to_f32_slice(out),
     }
     memory
+}
+
+/// Whether a weight is in 8 bits.
+fn is_quantized(packed: &FlexTensor) -> bool {
+    packed.layout().shape()[1] == RECORD / 2
 }
 
 /// Rows of a weight in 8 bits, from `first` on.

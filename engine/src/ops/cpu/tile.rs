@@ -1,11 +1,22 @@
 //! Products of a few rows with a few columns, in registers.
 
+use std::fmt;
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::is_x86_feature_detected as found;
+#[cfg(target_arch = "x86_64")]
+use std::{sync::LazyLock, time::Instant};
+
 use burn::tensor::DType;
 
+use super::amx;
 use super::matrix::Output;
+use crate::device::Kernels;
 
 /// Columns of a tile: three AVX-512 registers of f32.
 pub(in crate::ops) const COLUMNS: usize = 48;
+/// Columns that stay next to each other in every panel.
+pub(in crate::ops) const GROUPED: usize = 16;
 /// Rows of a tile.
 pub(in crate::ops) const ROWS: usize = 8;
 
@@ -15,6 +26,8 @@ pub(in crate::ops) type Weights = [u32; COLUMNS];
 /// How products with a weight are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::ops) enum Method {
+    /// Tile units, which take bf16 and sum in f32.
+    Amx,
     /// AVX-512 dot products of pairs of bf16, summed in f32.
     Dot,
     /// AVX-512 multiplications and additions of f32.
@@ -23,17 +36,30 @@ pub(in crate::ops) enum Method {
     Portable,
 }
 
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Amx => "AMX",
+            Self::Dot => "AVX-512 BF16",
+            Self::Fused => "AVX-512",
+            Self::Portable => "gemm",
+        })
+    }
+}
+
 impl Method {
     /// The fastest of this machine; `None` if a weight of the type is best left as it is.
     pub(in crate::ops) fn of(dtype: DType) -> Option<Self> {
         let half = matches!(dtype, DType::BF16 | DType::F16);
         #[cfg(target_arch = "x86_64")]
         {
-            use std::arch::is_x86_feature_detected as found;
-            if dtype == DType::BF16 && found!("avx512f") && found!("avx512bf16") {
+            if dtype == DType::BF16 && amx::available() {
+                return Some(Self::Amx);
+            }
+            if dtype == DType::BF16 && Kernels::Avx512Bf16.on() && *DOT_IS_FASTER {
                 return Some(Self::Dot);
             }
-            if (half || dtype == DType::F32) && found!("avx512f") {
+            if (half || dtype == DType::F32) && Kernels::Avx512.on() && found!("avx512f") {
                 return Some(Self::Fused);
             }
         }
@@ -43,11 +69,50 @@ impl Method {
     /// Inputs that one step takes.
     pub(in crate::ops) fn inputs(self) -> usize {
         match self {
+            Self::Amx => amx::INNER,
             Self::Dot => 2,
             Self::Fused | Self::Portable => 1,
         }
     }
+
+    /// In a panel, where an input's row of a group of [`GROUPED`] columns starts, and how far apart they are.
+    pub(in crate::ops) fn place(self, row: usize, group: usize) -> (usize, usize) {
+        let woven = |rows: usize| row / rows * rows * COLUMNS + row % 2;
+        match self {
+            Self::Amx => {
+                let tile = group * amx::INNER * GROUPED;
+                (woven(amx::INNER) + tile + row % amx::INNER / 2 * 2 * GROUPED, 2)
+            }
+            Self::Dot => (woven(2) + group * 2 * GROUPED, 2),
+            Self::Fused | Self::Portable => (row * COLUMNS + group * GROUPED, 1),
+        }
+    }
 }
+
+/// Whether dot products of bf16 gain anything: on some processors they take twice as long as multiplications of f32,
+/// which then need half of the time. Far from equal on all, so that a short look decides.
+#[cfg(target_arch = "x86_64")]
+static DOT_IS_FASTER: LazyLock<bool> = LazyLock::new(|| {
+    if !(found!("avx512f") && found!("avx512bf16")) {
+        return false;
+    }
+    let (x, weights) = ([0; ROWS * 512], [[0; COLUMNS]; 512]);
+    let mut y = [0.0; ROWS * COLUMNS];
+    let mut seconds = |method: Method, steps: usize| {
+        let start = Instant::now();
+        let tile = Tile { y: Output::new(&mut y), stride: COLUMNS, rows: ROWS, columns: COLUMNS };
+        // SAFETY: the memory is as long as the tile, and the machine was found to have both methods.
+        #[allow(unsafe_code)]
+        unsafe {
+            tile.multiply(method, &x, 512, &weights[..steps], false);
+        }
+        start.elapsed()
+    };
+    // The same product: a step of the first takes two inputs.
+    let [dot, fused] = [(Method::Dot, 256), (Method::Fused, 512)]
+        .map(|(method, steps)| (0..9).map(|_| seconds(method, steps)).min());
+    dot < fused
+});
 
 /// Where a product of at most [`ROWS`] rows and [`COLUMNS`] columns is written.
 pub(in crate::ops) struct Tile {
@@ -88,7 +153,7 @@ impl Tile {
                 (Method::Fused, 2) => avx512::fused::<2>(self, x, weights, accumulate),
                 (Method::Fused, 3 | 4) => avx512::fused::<4>(self, x, weights, accumulate),
                 (Method::Fused, _) => avx512::fused::<ROWS>(self, x, weights, accumulate),
-                (Method::Portable, _) => unreachable!("by the gemm crate"),
+                (Method::Amx | Method::Portable, _) => unreachable!("not by vectors"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -251,11 +316,12 @@ mod tests {
 
     #[test]
     fn tiles_of_every_size_stay_within_their_memory() {
-        let methods: Vec<Method> = [DType::F32, DType::BF16]
-            .into_iter()
-            .filter_map(Method::of)
-            .filter(|method| *method != Method::Portable)
-            .collect();
+        let mut methods = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if found!("avx512f") {
+            methods.push(Method::Fused);
+            methods.extend(found!("avx512bf16").then_some(Method::Dot));
+        }
         // Miri is 10,000 times slower.
         let columns: &[usize] = match cfg!(miri) {
             true => &[1, 17, COLUMNS],
