@@ -216,11 +216,12 @@ fn a_network_with_adapters_equals_one_whose_weights_hold_them() {
 fn weights_of_every_type_take_adapters_and_give_back_the_same_bits() {
     let quantized = |net: Dit| net.quantized().expect("on the CPU");
     type Open = fn(Dit) -> Dit;
+    // Attention rounds too where there are tile units.
+    let in_tiles = crate::ops::products().contains(&("bf16", "AMX".into()));
     let types: [(FloatDType, Open, f32); 4] = [
         (FloatDType::F32, Dit::folded, 2e-5),
         (FloatDType::F16, Dit::folded, 5e-3),
-        // Attention rounds too where there are tile units.
-        (FloatDType::BF16, Dit::folded, 6e-2),
+        (FloatDType::BF16, Dit::folded, if in_tiles { 6e-2 } else { 4e-2 }),
         (FloatDType::F16, quantized, 0.15),
     ];
     for (dtype, open, tolerance) in types {
