@@ -64,6 +64,64 @@ fn a_resumed_run_equals_one_without_a_break_bit_for_bit() {
     }
 }
 
+/// Images in other places and sizes, and squares that overlap: both change what is learnt, in the same way after a break.
+#[test]
+fn images_vary_and_squares_overlap_in_the_same_way_after_a_break() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(&folder.path().join("data"));
+    let train = |name: &str, change: &dyn Fn(&mut TrainConfig), stop: Option<u64>, resume| {
+        let mut config = config(6);
+        change(&mut config);
+        let path = folder.path().join(name);
+        let mut run = Run::on_images(&path, config, data.clone(), resume, &Device::flex())?;
+        let _ = train_until(&mut run, stop);
+        Ok::<_, Error>(run)
+    };
+    let varied = |config: &mut TrainConfig| {
+        (config.augment.scale, config.augment.shift) = ([0.7, 1.3], 2.0);
+        config.model.overlap = true;
+    };
+    let whole = train("whole", &varied, None, false).expect("a run");
+    train("parts", &varied, Some(4), false).map(drop).expect("a run");
+    let parts = train("parts", &varied, None, true).expect("the rest of it");
+    assert_same_parameters("resumed", &whole.net(), &parts.net());
+
+    let losses = |name: &str| -> Vec<String> {
+        let log = std::fs::read_to_string(folder.path().join(name).join("log.csv")).expect("a log");
+        log.lines().map(|line| line.split(',').nth(1).expect("a loss").to_owned()).collect()
+    };
+    let changes: [(&str, &dyn Fn(&mut TrainConfig)); 4] = [
+        ("plain", &|_| ()),
+        ("scaled", &|config| config.augment.scale = [0.7, 1.3]),
+        ("moved", &|config| config.augment.shift = 2.0),
+        ("overlapping", &|config| config.model.overlap = true),
+    ];
+    let losses = changes.map(|(name, change)| {
+        train(name, change, None, false).map(drop).expect("a run");
+        losses(name)
+    });
+    for (i, loss) in losses.iter().enumerate() {
+        assert!(losses[..i].iter().all(|other| other != loss), "{losses:?}");
+    }
+
+    let refused: [(&dyn Fn(&mut TrainConfig), &str); 3] = [
+        (&|config| config.augment.scale = [1.2, 0.9], "augment.scale is from large to small"),
+        (&|config| config.augment.scale = [0.0, 1.0], "augment.scale is 0"),
+        (
+            &|config| {
+                config.vae = Some(goldens().join("dit-pipeline"));
+                config.augment.shift = 1.0;
+            },
+            "augment is set, training on latents does not read it",
+        ),
+    ];
+    for (change, reason) in refused {
+        let error = train("never", change, None, false).map(drop).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    assert!(!folder.path().join("never").exists());
+}
+
 #[test]
 fn rows_stay_normalised_and_the_export_opens() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -18,7 +18,7 @@ const PATCHES: Heading = (
     &["compute", "weak_steps", "weak_steps_guidance", "weak_patch", "patch_schedule"],
 );
 const TRAINING: Heading =
-    ("Training", &["config", "set", "steps", "batch", "lr", "seed", "resume"]);
+    ("Training", &["config", "set", "steps", "batch", "lr", "seed", "skip_damaged", "resume"]);
 const STUDENT: Heading = (
     "Student",
     &[
@@ -47,7 +47,7 @@ const TRAJECTORIES: Heading = (
     ],
 );
 const JUDGING: Heading =
-    ("Judging", &["reference", "resamples", "features", "cache", "size", "pairs"]);
+    ("Judging", &["reference", "resamples", "features", "cache", "skip_damaged", "size", "pairs"]);
 const MAKING: Heading = (
     "Making images",
     &["model", "count", "steps", "cfg_scale", "sampler", "seed", "dtype", "batch_size"],

@@ -12,6 +12,7 @@ use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
 
+use super::augment::{Augment, Place};
 use super::files::{self, Listing};
 use super::latents::{Encoder, Latents};
 use super::notice::{Notice, Skip};
@@ -44,6 +45,7 @@ pub struct Dataset {
     notices: Vec<Notice>,
     /// Mirrors half of the images of every batch.
     flip: bool,
+    augment: Augment,
     /// What batches hold in place of pixels.
     latents: Option<Latents>,
 }
@@ -94,7 +96,8 @@ impl Dataset {
         let labels = names.iter().map(|name| ids[name.as_str()]).collect();
         let mut notices = skipped.notices();
         notices.extend(alike(&classes));
-        Ok(Self { pixels, labels, classes, notices, flip: false, latents: None })
+        let (flip, augment) = (false, Augment::default());
+        Ok(Self { pixels, labels, classes, notices, flip, augment, latents: None })
     }
 
     /// The same with `ids[class]` in place of each class, every id being that of one.
@@ -110,21 +113,23 @@ impl Dataset {
         &self.notices
     }
 
-    /// The same for training: with `flip`, half of the images of every batch are mirrored; with an `encoder`,
-    /// batches are of latents, which are made on `device` and kept in `folder`.
+    /// The same for training: with `flip`, half of the images of every batch are mirrored, and `augment` varies all;
+    /// with an `encoder`, batches are of latents of the images as they are, which are made on `device` and kept in
+    /// `folder`.
     ///
     /// # Errors
     /// Latents in `folder` of another shape, or a file that cannot be written.
     pub(crate) fn for_training(
         self,
         flip: bool,
+        augment: Augment,
         encoder: Option<Encoder>,
         folder: &Path,
         device: &Device,
     ) -> Result<Self> {
         let open = |encoder| Latents::open(folder, &self.pixels, encoder, flip, device);
         let latents = encoder.map(open).transpose()?;
-        Ok(Self { flip, latents, ..self })
+        Ok(Self { flip, augment, latents, ..self })
     }
 
     /// Number of images.
@@ -166,8 +171,8 @@ impl Dataset {
     }
 
     /// Some of the images, or their latents, with their classes; the null class is the one past the last. All
-    /// randomness is that of `random`: which are mirrored, their backgrounds, and the draws from their
-    /// posteriors.
+    /// randomness is that of `random`: which are mirrored, their backgrounds, their places, and the draws from
+    /// their posteriors.
     ///
     /// # Shapes
     /// `clean`: `[batch, 3, height, width]`, or `[batch, channels, height, width]` of the latents
@@ -178,7 +183,12 @@ impl Dataset {
             indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
         let clean = match &self.latents {
             Some(latents) => latents.batch(indices, &flips, random, device),
-            None => self.pixels(indices, &flips, &colours, device),
+            None if self.augment.is_nothing() => self.pixels(indices, &flips, &colours, device),
+            None => {
+                let places: Vec<Place> =
+                    indices.iter().map(|_| self.augment.draw(random)).collect();
+                self.pixels.placed(indices, &places, &flips, &colours, device)
+            }
         };
         let classes: Vec<usize> = indices.iter().map(|&index| self.label(index)).collect();
         let null = vec![self.classes.len(); indices.len()];

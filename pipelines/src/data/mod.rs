@@ -1,5 +1,6 @@
 //! Training images: a folder with one sub-folder per class, or with a list of images and classes.
 
+mod augment;
 mod dataset;
 mod files;
 mod latents;
@@ -8,6 +9,7 @@ mod notice;
 mod order;
 mod pixels;
 
+pub use augment::Augment;
 pub use dataset::{Dataset, Reading};
 pub(crate) use latents::Encoder;
 pub use notice::{Notice, Skip};

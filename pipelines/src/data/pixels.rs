@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::augment::Place;
 use crate::decode::decode;
 use crate::error::{Error, Result};
 use crate::image::{Drawn, fit, to_tensor};
@@ -127,13 +128,41 @@ impl Pixels {
         colours: &[usize],
         device: &Device,
     ) -> Tensor<4> {
-        let plane = self.size[0] * self.size[1];
-        let drawn =
-            indices.iter().zip(flips).zip(colours).map(|((&index, &flip), &colour)| Drawn {
-                rgba: &self.rgba[index * plane * 4..(index + 1) * plane * 4],
-                background: self.background.0[colour % self.background.0.len()],
-                flip,
-            });
+        let rgba = indices.iter().map(|&index| self.rgba(index));
+        self.drawn(rgba, flips, colours, device)
+    }
+
+    /// The same of images that are laid in these places first.
+    pub(super) fn placed(
+        &self,
+        indices: &[usize],
+        places: &[Place],
+        flips: &[bool],
+        colours: &[usize],
+        device: &Device,
+    ) -> Tensor<4> {
+        let put = |(&index, place): (&usize, &Place)| place.put(self.rgba(index), self.size);
+        let placed: Vec<Vec<u8>> = indices.par_iter().zip(places).map(put).collect();
+        self.drawn(placed.iter().map(Vec::as_slice), flips, colours, device)
+    }
+
+    fn rgba(&self, index: usize) -> &[u8] {
+        let length = 4 * self.size[0] * self.size[1];
+        &self.rgba[index * length..(index + 1) * length]
+    }
+
+    fn drawn<'a>(
+        &self,
+        images: impl ExactSizeIterator<Item = &'a [u8]>,
+        flips: &[bool],
+        colours: &[usize],
+        device: &Device,
+    ) -> Tensor<4> {
+        let drawn = images.zip(flips).zip(colours).map(|((rgba, &flip), &colour)| Drawn {
+            rgba,
+            background: self.background.0[colour % self.background.0.len()],
+            flip,
+        });
         to_tensor(drawn, self.size, device)
     }
 }

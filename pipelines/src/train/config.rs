@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::shape::ModelShape;
 use super::student::{Adversarial, StudentShape};
 use super::table;
-use crate::data::{Background, Reading};
+use crate::data::{Augment, Background, Reading};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, recognise};
 use crate::settings::Defaults;
@@ -49,6 +49,8 @@ pub struct TrainConfig {
     pub label_dropout: f64,
     /// Mirrors half of the images.
     pub flip: bool,
+    /// Varies the places and sizes of the images; not of latents.
+    pub augment: Augment,
     /// What transparent images are laid on.
     pub background: Background,
     /// Leaves damaged images out instead of refusing their folder.
@@ -127,6 +129,7 @@ impl Default for TrainConfig {
             precision: Precision::F32,
             label_dropout: 0.1,
             flip: false,
+            augment: Augment::default(),
             background: Background::default(),
             skip_damaged: false,
             learning_rate: LearningRate {
@@ -222,6 +225,7 @@ impl TrainConfig {
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
             ("flip", self.flip != plain.flip && !images),
+            ("augment", !self.augment.is_nothing() && !images),
             ("background", self.background != plain.background && !images),
             ("skip_damaged", self.skip_damaged && !images),
         ];
@@ -267,6 +271,11 @@ impl TrainConfig {
                 "micro_batches must divide batch",
             ),
             (self.background.0.is_empty(), "background is empty, expected at least one colour"),
+            (self.augment.scale[0] > self.augment.scale[1], "augment.scale is from large to small"),
+            (
+                self.vae.is_some() && !self.augment.is_nothing(),
+                "augment is set, training on latents does not read it",
+            ),
         ];
         match bad.into_iter().find(|(bad, _)| *bad) {
             Some((_, reason)) => Err(Error::Config { reason: reason.into() }),

@@ -74,7 +74,7 @@ impl DenoisingLearner {
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;
         }
-        let data = data.for_training(config.flip, encoder, folder, device)?;
+        let data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
         let trainer = Trainer::new(net, config.trainer(&model.net.dit));
         Ok((Self { trainer, data, loss }, Outline { config: model, vae, sources, adopted }))
     }

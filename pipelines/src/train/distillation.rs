@@ -129,7 +129,8 @@ impl StudentLearner {
             (Some(adversarial), Some(real)) => {
                 let fingerprint = spec.teacher.clone();
                 let encoder = vae.clone().map(|vae| Encoder { vae, fingerprint });
-                let real = real.for_training(config.flip, encoder, folder, device)?;
+                let real =
+                    real.for_training(config.flip, config.augment, encoder, folder, device)?;
                 let cleanest = &grid.steps[grid.steps.len() - 1][0];
                 let features = Features::new(teacher, &model.process, cleanest);
                 Some(Critic::new(config, adversarial, features, real, device))

@@ -111,6 +111,7 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
+        config.check()?;
         Self::in_folder(RunFolder::open(folder, resume)?, config, data.into(), device)
     }
 
@@ -125,6 +126,7 @@ impl Run {
         resume: bool,
         device: &Device,
     ) -> Result<Self> {
+        config.check()?;
         Self::in_folder(RunFolder::open(folder, resume)?, config, trajectories.into(), device)
     }
 

@@ -14,6 +14,8 @@ pub struct ModelShape {
     pub size: [usize; 2],
     /// Side of a patch, in pixels or latent cells.
     pub patch: usize,
+    /// Each patch predicts a square of twice its side; these are blended.
+    pub overlap: bool,
     /// Width of a token.
     pub hidden: usize,
     /// Number of blocks.
@@ -65,6 +67,7 @@ impl Default for ModelShape {
             kind: Kind::MpDit,
             size: [64, 64],
             patch: 8,
+            overlap: false,
             hidden: 256,
             depth: 5,
             heads: 4,
@@ -82,6 +85,7 @@ impl ModelShape {
             kind,
             size: net.size.map(|side| side * factor),
             patch: net.patch,
+            overlap: net.overlap,
             hidden: net.hidden,
             depth: net.depth,
             heads: net.heads,
@@ -128,6 +132,7 @@ impl ModelShape {
             channels,
             size,
             patch: self.patch,
+            overlap: self.overlap,
             classes,
             learned_variance: false,
             modulation: self.modulation.unwrap_or(base.modulation),

@@ -199,6 +199,8 @@ pub const SETTINGS: &[Setting] = &[
 
     row("label_dropout", NUMBER, Within(0.0, 1.0), "Share of images without their class, which makes guidance possible"),
     row("flip", SWITCH, Any, "Mirrors half of the images"),
+    row("augment.scale", LIST, Within(0.25, 4.0), "Least and largest factor by which images are shrunk or enlarged, [0.85, 1.0]"),
+    row("augment.shift", NUMBER, Within(0.0, 16384.0), "Farthest distance in pixels by which images are moved, along each axis"),
     row("background", LIST, Within(0.0, 255.0),
         "Colours, [red, green, blue], of which one is laid under a transparent image each time it is drawn"),
     row("skip_damaged", SWITCH, Any, "Leaves images out that cannot be read, instead of refusing their folder"),
@@ -214,6 +216,7 @@ pub const SETTINGS: &[Setting] = &[
     row("model.size", LIST, Within(1.0, 16384.0),
         "[height, width] of the images in pixels, multiples of the patch (and, with an autoencoder, of its factor)"),
     row("model.patch", INTEGER, From(1.0), "Side of a patch, in pixels or latent cells"),
+    row("model.overlap", SWITCH, Any, "Each patch, of an even side, predicts a square of twice its side; these are blended, without seams"),
     row("model.hidden", INTEGER, From(4.0), "Width of a token, a multiple of 4 and of `model.heads`"),
     row("model.depth", INTEGER, From(1.0), "Number of blocks"),
     row("model.heads", INTEGER, From(1.0), "Attention heads"),

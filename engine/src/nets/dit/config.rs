@@ -87,6 +87,10 @@ pub struct DitConfig {
     pub size: [usize; 2],
     /// Side of a square patch.
     pub patch: usize,
+    /// Each patch predicts a square of twice its side around it; where such squares overlap, they are blended, so
+    /// that no seams show between patches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlap: bool,
     /// Width of a token.
     pub hidden: usize,
     /// Number of blocks.
@@ -142,6 +146,7 @@ impl DitConfig {
             channels: 4,
             size: [32, 32],
             patch: 2,
+            overlap: false,
             hidden,
             depth,
             heads,
@@ -230,6 +235,11 @@ impl DitConfig {
         patches
     }
 
+    /// Side of the square that a patch of this side predicts.
+    pub fn window(&self, patch: usize) -> usize {
+        if self.overlap { 2 * patch } else { patch }
+    }
+
     /// The patch size at which embedding and projection are kept.
     pub fn kernel(&self) -> usize {
         match &self.flexible {
@@ -267,8 +277,9 @@ impl DitConfig {
         }
         for patch in patches {
             // The kernels of each size are made by a matrix of so many rows and columns.
-            if patch.saturating_mul(self.kernel()) > MOST_RESIZED {
-                let expected = format!("at most {}", MOST_RESIZED / self.kernel());
+            if self.window(patch).saturating_mul(self.window(self.kernel())) > MOST_RESIZED {
+                let factor = self.window(1) * self.window(self.kernel());
+                let expected = format!("at most {}", MOST_RESIZED / factor);
                 return Err(ConfigError::value("patch", patch, expected));
             }
             if patch == 0 || self.size.iter().any(|side| side % patch != 0) {
@@ -328,6 +339,9 @@ impl DitConfig {
             return Err(ConfigError::value("size", found, expected));
         }
         self.check_patches()?;
+        if let Some(patch) = self.patches().iter().find(|patch| self.overlap && *patch % 2 == 1) {
+            return Err(ConfigError::value("patch", patch, "even, for squares that overlap"));
+        }
         self.check_text()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(ConfigError::value("mlp_ratio", self.mlp_ratio, "within (0, 64)"));

@@ -15,7 +15,8 @@ impl DitConfig {
         let [rows, columns] = self.grid(size, patch);
         let parts = |gated| self.modulation.width(gated) * hidden * hidden;
         let pixels = (rows * columns * patch * patch) as f64;
-        let ends = pixels * hidden * (self.channels + self.out_channels()) as f64;
+        let predicted = self.out_channels() * self.window(1).pow(2);
+        let ends = pixels * hidden * (self.channels + predicted) as f64;
         let modulation = self.depth as f64 * 2.0 * parts(true) + parts(false);
         let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
         self.trunk_flops(size, patch) + 2.0 * (ends + modulation + embedder)
@@ -102,6 +103,7 @@ mod tests {
                 let config = DitConfig {
                     size: [16, 16],
                     classes: 3,
+                    overlap: base.bias,
                     flexible: Some(flexible),
                     ..base.clone()
                 };

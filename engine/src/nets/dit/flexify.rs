@@ -33,7 +33,7 @@ pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, ConfigErr
     let device = net.head.out.weight.lazy_device();
     let extended = |patch: usize| Ends {
         patch: extend_embedding(&net.patch, native, patch),
-        out: extend_projection(&net.head.out, native, patch),
+        out: extend_projection(&net.head.out, old.window(native), old.window(patch)),
     };
     let mut modes = config.init_modes(&Init::new(seed, &device));
     for mode in &mut modes {

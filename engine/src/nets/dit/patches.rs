@@ -27,7 +27,7 @@ pub struct Mode {
 pub struct Ends {
     /// `[patch · patch · channels (+ 1), hidden]`.
     pub patch: Dense,
-    /// `[hidden, patch · patch · out_channels]`.
+    /// `[hidden, window · window · out_channels]`, see [`DitConfig::window`].
     pub out: Dense,
 }
 

@@ -3,7 +3,10 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
 
-use super::{Conditioning, Dit, DitConfig, Panel, Text, TextAttention, TextConfig};
+use super::{
+    Conditioning, Dit, DitConfig, Flexible, Panel, Sharing, Text, TextAttention, TextConfig,
+    flexify,
+};
 use crate::testing::Draws;
 
 const PATCH: usize = 2;
@@ -172,4 +175,29 @@ fn conditions_of_images_are_chosen_and_joined() {
         let expected = net.forward(x, time, &one, PATCH);
         assert!(difference(&found.clone().narrow(0, image, 1), &expected) < 1e-5, "{image}");
     }
+}
+
+#[test]
+fn overlapping_squares_go_with_further_patch_sizes() {
+    for preserved in [false, true] {
+        let net = net(preserved, |config| config.overlap = true);
+        let x = images(1, 8);
+        let expected = call(&net, &x, &classes());
+        assert_eq!(expected.dims(), [2, net.config().out_channels(), 8, 8]);
+        assert!(difference(&call(&net.clone().folded(), &x, &classes()), &expected) < 1e-4);
+        for sharing in [Sharing::Kernels { underlying: 4 }, Sharing::Adapters { rank: 4 }] {
+            let flexible = Flexible { patches: vec![4], sharing, corners: false };
+            let net = flexify(net.clone(), flexible, 0).expect("4 and 2");
+            // At the native size it is as it was, unless weights are normalised over another number of inputs.
+            let found = call(&net, &x, &classes());
+            let is_kept = !preserved || sharing == (Sharing::Adapters { rank: 4 });
+            assert!(!is_kept || difference(&found, &expected) < 1e-4, "{sharing:?}");
+            let time = Tensor::from_floats([30.0, 700.0], &Device::flex());
+            let at = |net: &Dit| net.forward(x.clone(), time.clone(), &classes(), 4);
+            assert!(difference(&at(&net.clone().folded()), &at(&net)) < 1e-4, "{sharing:?}");
+        }
+    }
+    let odd = DitConfig { overlap: true, patch: 1, ..DitConfig::dit(32, 1, 4) };
+    let error = odd.check().expect_err("no half of 1").to_string();
+    assert!(error.contains("patch") && error.contains('1') && error.contains("even"), "{error}");
 }

@@ -10,7 +10,7 @@ use super::condition::{Conditioning, Context, Embedder};
 use super::config::DitConfig;
 use super::patches::{BlockMode, Ends, Mode};
 use crate::layers::dense::{DenseConfig, Quantize};
-use crate::layers::patch::{patchify, unpatchify};
+use crate::layers::patch::{blend, patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
 use crate::layers::{Attend, Dense, Fresh, Init, KvCache, Mlp};
 use crate::ops::{self, AttentionBias};
@@ -95,10 +95,10 @@ impl DitConfig {
         DenseConfig { ones: !self.bias, ..dense }.init(init)
     }
 
-    /// Layer to patches of this size, at first zero.
+    /// Layer to what patches of this size predict, at first zero.
     pub(super) fn init_projection(&self, patch: usize, init: &Init<'_>) -> Dense {
         let dense = self
-            .dense(self.hidden, patch * patch * self.out_channels())
+            .dense(self.hidden, self.window(patch).pow(2) * self.out_channels())
             .with_free_weights(Fresh::Constant(0.0));
         let gain = self.magnitude.normalized_weights.then_some(0.0);
         DenseConfig { gain, ..dense }.init(init)
@@ -305,16 +305,23 @@ impl Dit {
         };
         let norm = self.mode(patch).and_then(|mode| mode.norms.last());
         let values = out.forward(modulation.modulate(tokens, condition, norm)); // [batch, tokens, values]
-        unpatchify(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
+        let image = if self.config.overlap { blend } else { unpatchify };
+        image(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
     }
 
-    /// The projection to patches of this size.
+    /// The projection to what patches of this size predict.
     pub(crate) fn projection(&self, patch: usize) -> Cow<'_, Dense> {
         match self.mode(patch).and_then(|mode| mode.ends.as_ref()) {
             Some(own) => Cow::Borrowed(&own.out),
             None if patch == self.kernel => Cow::Borrowed(&self.head.out),
-            None => Cow::Owned(resize_projection(&self.head.out, self.kernel, patch)),
+            None => Cow::Owned(self.resized_projection(patch)),
         }
+    }
+
+    /// The shared projection at another patch size.
+    fn resized_projection(&self, patch: usize) -> Dense {
+        let [from, to] = [self.kernel, patch].map(|side| self.config.window(side));
+        resize_projection(&self.head.out, from, to)
     }
 
     /// The network with other layers at its ends and further patch sizes.
@@ -346,7 +353,7 @@ impl Dit {
         let (kernel, native) = (self.kernel, self.config.patch);
         let ends = |patch: usize, net: &Self| Ends {
             patch: resize_embedding(&net.patch, kernel, patch),
-            out: resize_projection(&net.head.out, kernel, patch),
+            out: net.resized_projection(patch),
         };
         let modes = std::mem::take(&mut self.modes);
         self.modes =

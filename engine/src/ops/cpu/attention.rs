@@ -34,6 +34,12 @@ struct Source {
     heads: [usize; 2],
 }
 
+/// The right matrix of products, laid out for all of them.
+enum Right<'a> {
+    Plain(Matrix<'a>),
+    Tiles(amx::Packed),
+}
+
 /// The inputs of a call and their sizes.
 struct Call {
     sources: Vec<Source>,
@@ -134,13 +140,17 @@ impl Call {
         c: &mut [f32],
         stride: usize,
         a: Matrix<'_>,
-        b: Matrix<'_>,
+        b: &Right<'_>,
         accumulate: bool,
     ) {
-        match self.rounds {
-            true => amx::multiply_into(c, stride, a, b, accumulate),
-            false => multiply(c, stride, a, b, accumulate, false),
+        match b {
+            Right::Tiles(b) => amx::multiply_into(c, stride, a, b, accumulate),
+            Right::Plain(b) => multiply(c, stride, a, *b, accumulate, false),
         }
+    }
+
+    fn right<'a>(&self, b: Matrix<'a>) -> Right<'a> {
+        if self.rounds { Right::Tiles(amx::Packed::new(b)) } else { Right::Plain(b) }
     }
 
     /// A head's queries in each source that has some.
@@ -168,17 +178,18 @@ impl Call {
         ]
     }
 
-    /// What each of the queries, from number `start` of all on, takes of each value: rows of `shares`.
+    /// What each of the queries, from number `start` of all on, takes of each value: rows of `shares`, of the keys in
+    /// columns.
     fn share(
         &self,
         at: [usize; 2],
         start: usize,
         queries: Matrix<'_>,
-        keys: Matrix<'_>,
+        keys: &Right<'_>,
         shares: &mut Vec<f32>,
     ) {
         shares.resize(queries.rows * self.seen, 0.0);
-        self.multiply(shares, self.seen, queries, keys.transposed(), false);
+        self.multiply(shares, self.seen, queries, keys, false);
         match &self.bias {
             Some(bias) => {
                 bias.apply(shares, self.scale, at, start);
@@ -205,6 +216,8 @@ impl Call {
     ) {
         let Self { heads, head, tokens, seen, .. } = *self;
         let [queries, keys, held] = self.prepared(at, memory);
+        let [keys_across, held_across] = [keys, held].map(|x| self.right(x.transposed()));
+        let keys = self.right(keys);
         let given = &values(gradient)[at[0] * tokens * heads * head + at[1] * head..];
         let given = Matrix::strided(given, tokens, head, heads * head);
         let (for_q, rest) = out.split_at_mut(tokens * head);
@@ -214,9 +227,9 @@ impl Call {
         }
         for (start, count) in self.tiles() {
             let (queries, given) = (queries.rows_at(start, count), given.rows_at(start, count));
-            self.share(at, start, queries, keys, shares);
+            self.share(at, start, queries, &keys_across, shares);
             scores.resize(count * seen, 0.0);
-            self.multiply(scores, seen, given, held.transposed(), false);
+            self.multiply(scores, seen, given, &held_across, false);
             through_softmax(shares, scores, seen, self.scale);
             if let Some((bias, sums)) = &mut bias {
                 for (query, scores) in (start..).zip(scores.chunks_exact(seen)) {
@@ -225,10 +238,10 @@ impl Call {
                 }
             }
             let back = |x| Matrix::new(x, count, seen).transposed();
-            self.multiply(for_v, head, back(shares), given, start > 0);
-            self.multiply(for_k, head, back(scores), queries, start > 0);
+            self.multiply(for_v, head, back(shares), &self.right(given), start > 0);
+            self.multiply(for_k, head, back(scores), &self.right(queries), start > 0);
             let scores = Matrix::new(scores, count, seen);
-            self.multiply(&mut for_q[start * head..], head, scores, keys, false);
+            self.multiply(&mut for_q[start * head..], head, scores, &keys, false);
         }
         if self.cosine {
             through_norms(self.queries(at), for_q);
@@ -371,10 +384,11 @@ impl Kernel for Attention {
             |(memory, shares): &mut ([Vec<f32>; 3], Vec<f32>), (i, out)| {
                 let at = [i / heads, i % heads];
                 let [queries, keys, held] = call.prepared(at, memory);
+                let (keys, held) = (call.right(keys.transposed()), call.right(held));
                 for (start, count) in call.tiles() {
-                    call.share(at, start, queries.rows_at(start, count), keys, shares);
+                    call.share(at, start, queries.rows_at(start, count), &keys, shares);
                     let shares = Matrix::new(shares, count, seen);
-                    call.multiply(&mut out[start * head..], head, shares, held, false);
+                    call.multiply(&mut out[start * head..], head, shares, &held, false);
                 }
             },
         );

@@ -22,11 +22,11 @@ use super::tile::{COLUMNS, GROUPED, Method, ROWS, Tile, Weights};
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
 const DEPTH: usize = 1536;
 /// Rows of a weight in 8 bits that share the scales of their columns; some may be of the next panel.
-const GROUP: usize = 32;
+pub(in crate::ops::cpu) const GROUP: usize = 32;
 /// Bytes of these scales, one f32 per column, which precede the rows.
-const SCALES: usize = size_of::<f32>() * COLUMNS;
+pub(in crate::ops::cpu) const SCALES: usize = size_of::<f32>() * COLUMNS;
 /// Bytes of a group. A tensor of floats has no 8 bits: it holds them as f16, in rows of this length.
-const RECORD: usize = SCALES + GROUP * COLUMNS;
+pub(in crate::ops::cpu) const RECORD: usize = SCALES + GROUP * COLUMNS;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -148,6 +148,12 @@ fn in_tiles(
     let rows = x.len() / inputs.max(1);
     let left = amx::pack(Side::Left, Matrix::new(x, rows, inputs), true);
     let made = |panel: usize| {
+        if inputs.is_multiple_of(GROUP) {
+            // All groups are of one panel.
+            let records = bytemuck::cast_slice::<u16, i8>(elements::<u16>(packed));
+            let length = inputs / GROUP * RECORD;
+            return amx::dequantized(&records[panel * length..][..length]);
+        }
         let mut memory = Vec::new();
         let columns = COLUMNS.min(outputs - panel * COLUMNS);
         let weight = bytemuck::cast_slice(widened(packed, panel * inputs, inputs, &mut memory));

@@ -7,6 +7,8 @@
 mod pack;
 mod units;
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
 use super::buffers::buffer;
@@ -16,7 +18,7 @@ use super::matrix::{Matrix, Output};
 use super::tile::COLUMNS;
 use units::Units;
 
-pub(in crate::ops::cpu) use pack::pack;
+pub(in crate::ops::cpu) use pack::{dequantized, pack};
 pub(in crate::ops::cpu) use units::available;
 
 /// Lines of a tile, and words of a line.
@@ -92,21 +94,35 @@ pub(in crate::ops::cpu) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     product(&left, right, [a.rows, a.columns, b.columns], Finish::default())
 }
 
+/// A right matrix of several products.
+pub(in crate::ops::cpu) struct Packed {
+    tiles: Tiles,
+    rows: usize,
+    columns: usize,
+}
+
+impl Packed {
+    /// Rounded to bf16, on this thread.
+    pub(in crate::ops::cpu) fn new(b: Matrix<'_>) -> Self {
+        let tiles = pack(Side::Right, b.transposed(), false);
+        Self { tiles, rows: b.rows, columns: b.columns }
+    }
+}
+
 /// `c = a · b`, or `c += a · b`, of both rounded to bf16, for `c` in rows that are `stride` apart; on this thread.
 pub(in crate::ops::cpu) fn multiply_into(
     c: &mut [f32],
     stride: usize,
     a: Matrix<'_>,
-    b: Matrix<'_>,
+    b: &Packed,
     accumulate: bool,
 ) {
     assert_eq!(a.columns, b.rows, "inner dimensions");
     let left = pack(Side::Left, a, false);
-    let right = pack(Side::Right, b.transposed(), false);
     let place = Place::new(c, stride, [a.rows, b.columns], accumulate);
     let product = Product::new(&left, a.columns, place);
     let units = Units::new();
-    for (column, right) in right.as_slice().chunks_exact(product.panels[1]).enumerate() {
+    for (column, right) in b.tiles.as_slice().chunks_exact(product.panels[1]).enumerate() {
         for row in 0..a.rows.div_ceil(ROWS) {
             product.part(&units, [row, column], right, Finish::default());
         }
@@ -189,11 +205,11 @@ struct Product<'a> {
     left: &'a [Tile],
     /// Tiles of a panel of the left and of the right matrix.
     panels: [usize; 2],
-    place: Place,
+    place: Place<'a>,
 }
 
 impl<'a> Product<'a> {
-    fn new(left: &'a Tiles, inner: usize, place: Place) -> Self {
+    fn new(left: &'a Tiles, inner: usize, place: Place<'a>) -> Self {
         assert!(inner > 0, "an inner dimension");
         #[cfg(test)]
         super::matrix::count(place.rows * inner * place.columns);
@@ -227,8 +243,9 @@ impl Next {
 }
 
 /// Where a product is written, in parts.
-struct Place {
+struct Place<'a> {
     memory: Output,
+    borrowed: PhantomData<&'a mut [f32]>,
     /// From one row to the next.
     stride: usize,
     rows: usize,
@@ -237,17 +254,17 @@ struct Place {
     accumulate: bool,
 }
 
-impl Place {
-    /// Memory that stays borrowed while there are calls of [`Place::sum`].
+impl<'a> Place<'a> {
     fn new(
-        memory: &mut [f32],
+        memory: &'a mut [f32],
         stride: usize,
         [rows, columns]: [usize; 2],
         accumulate: bool,
     ) -> Self {
         assert!(rows == 0 || (rows - 1) * stride + columns <= memory.len(), "within its memory");
         assert!(columns <= stride, "{columns} columns in rows of {stride}");
-        Self { memory: Output::new(memory), stride, rows, columns, accumulate }
+        let memory = Output::new(memory);
+        Self { memory, borrowed: PhantomData, stride, rows, columns, accumulate }
     }
 
     /// The sum of products of panels with these numbers; one thread writes it.
@@ -339,14 +356,15 @@ mod tests {
                         // In wider rows, added to what is there, which stays beside it.
                         let stride = columns + 3;
                         let mut c = vec![7.0; rows * stride];
-                        multiply_into(&mut c, stride, a, b, true);
+                        let packed = Packed::new(b);
+                        multiply_into(&mut c, stride, a, &packed, true);
                         for (i, &c) in c.iter().enumerate() {
                             let (row, column) = (i / stride, i % stride);
                             let sum =
                                 expected.get(row * columns + column).filter(|_| column < columns);
                             assert_eq!(c, 7.0 + sum.unwrap_or(&0.0), "{what}");
                         }
-                        multiply_into(&mut c[..rows * columns], columns, a, b, false);
+                        multiply_into(&mut c[..rows * columns], columns, a, &packed, false);
                         assert!(c[..rows * columns] == expected, "{what}");
                     }
                 }
@@ -374,6 +392,24 @@ mod tests {
         let mut expected = multiply(a, b);
         finish.rows(&mut expected, columns);
         assert!(found == expected);
+    }
+
+    #[test]
+    fn records_become_the_tiles_of_their_numbers() {
+        if !available() {
+            return;
+        }
+        let scales: Vec<f32> = (0..COLUMNS).map(|column| 0.01 + column as f32 * 1e-4).collect();
+        let values: Vec<i8> = (0..INNER * COLUMNS).map(|i| (i * 37 % 255) as u8 as i8).collect();
+        let mut record: Vec<i8> = bytemuck::cast_slice(&scales).to_vec();
+        record.extend(&values);
+        let numbers = |(i, value): (usize, &i8)| f32::from(*value) * scales[i % COLUMNS];
+        let numbers: Vec<f32> = values.iter().enumerate().map(numbers).collect();
+        let twice = [numbers.clone(), numbers].concat();
+        let matrix = Matrix::new(&twice, 2 * INNER, COLUMNS);
+        let expected = pack(Side::Right, matrix.transposed(), false);
+        let found = dequantized(&[record.clone(), record].concat());
+        assert!(found.as_slice() == expected.as_slice());
     }
 
     #[test]

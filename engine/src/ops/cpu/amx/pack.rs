@@ -1,9 +1,10 @@
-//! From f32 to tiles of bf16, rounded to nearest.
+//! From f32 and 8 bits to tiles of bf16, rounded to nearest.
 
 use rayon::prelude::*;
 
-use super::{INNER, SIDE, Side, Tile, Tiles};
+use super::{INNER, SIDE, Side, TILES_RIGHT, Tile, Tiles};
 use crate::ops::cpu::matrix::Matrix;
+use crate::ops::cpu::packed::RECORD;
 
 /// The matrix `[outer, inner]` in tiles, by several threads if `parallel`. For the right one of a product, that is its
 /// transpose.
@@ -33,6 +34,33 @@ pub(in crate::ops::cpu) fn pack(side: Side, matrix: Matrix<'_>, parallel: bool) 
     tiles
 }
 
+/// The panel of a right matrix from its [records](RECORD) of 8 bits, one for each step.
+pub(in crate::ops::cpu) fn dequantized(records: &[i8]) -> Tiles {
+    let (records, rest) = records.as_chunks::<RECORD>();
+    assert!(rest.is_empty(), "whole records");
+    let mut tiles = Tiles::new(records.len() * Side::Right.tiles());
+    for (record, out) in records.iter().zip(tiles.as_mut_slice().chunks_exact_mut(TILES_RIGHT)) {
+        widen(record, out);
+    }
+    tiles
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn widen(_: &[i8; RECORD], _: &mut [Tile]) {
+    unreachable!("tile units")
+}
+
+/// One step.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn widen(record: &[i8; RECORD], out: &mut [Tile]) {
+    assert!(super::available(), "tile units");
+    // SAFETY: where there are tile units of bf16, there are these features.
+    #[allow(unsafe_code)]
+    unsafe {
+        avx512::widen(record, out);
+    }
+}
+
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn fill(_: Side, _: Matrix<'_>, _: usize, _: &mut [Tile]) {
     unreachable!("tile units")
@@ -54,7 +82,9 @@ mod avx512 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{INNER, Matrix, SIDE, Side, Tile};
+    use super::{INNER, Matrix, RECORD, SIDE, Side, Tile};
+    use crate::ops::cpu::packed::SCALES;
+    use crate::ops::cpu::tile::COLUMNS;
 
     /// Sixteen lines of sixteen pairs.
     type Square = [__m512i; SIDE];
@@ -120,12 +150,49 @@ mod avx512 {
             true => load(matrix, (column + i) * matrix.strides[1] + row, left),
             false => _mm512_setzero_ps(),
         };
+        from_fn(|i| paired(column(2 * i), column(2 * i + 1)))
+    }
+
+    /// Pairs of the numbers of two lines.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn paired(first: __m512, second: __m512) -> __m512i {
         // The first number of each half, then the second ones.
-        let order: [u16; 32] = from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+        const ORDER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                order[i] = (i / 2 + i % 2 * 16) as u16;
+                i += 1;
+            }
+            order
+        };
         // SAFETY: both types are 64 bytes of any bits.
         #[allow(unsafe_code)]
-        let order = unsafe { std::mem::transmute::<[u16; 32], __m512i>(order) };
-        from_fn(|i| _mm512_permutexvar_epi16(order, rounded(column(2 * i), column(2 * i + 1))))
+        let order = unsafe { std::mem::transmute::<[u16; 32], __m512i>(ORDER) };
+        _mm512_permutexvar_epi16(order, rounded(first, second))
+    }
+
+    /// The numbers of a record times the scales of their columns.
+    #[allow(unsafe_code)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) fn widen(record: &[i8; RECORD], out: &mut [Tile]) {
+        let (scales, values) = record.split_at(SCALES);
+        for (part, tile) in out.iter_mut().enumerate() {
+            let scales = &scales[4 * part * SIDE..][..4 * SIDE];
+            // SAFETY: these are 64 bytes.
+            let scales = unsafe { _mm512_loadu_ps(scales.as_ptr().cast()) };
+            let row = |row: usize| {
+                let values = &values[row * COLUMNS + part * SIDE..][..SIDE];
+                // SAFETY: these are 16 bytes.
+                let values = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)), scales)
+            };
+            for (pair, out) in tile.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
+                let line = paired(row(2 * pair), row(2 * pair + 1));
+                // SAFETY: a line is 64 bytes.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), line) };
+            }
+        }
     }
 
     /// Lines for columns of pairs.
