@@ -151,7 +151,7 @@ impl FeatureNet {
     ) -> Result<Vec<Vec<f32>>> {
         let name = |folder: &Path| -> PathBuf {
             let net: String = self.fingerprint.chars().take(12).collect();
-            folder.join(format!("{net}-{:016x}.safetensors", data.fingerprint()))
+            folder.join(format!("{net}-{}.safetensors", data.fingerprint()))
         };
         if let Some(path) = cache.map(name).filter(|path| path.is_file()) {
             let (values, shape) = Checkpoint::open(&path)?.read_f32("features")?;

@@ -64,12 +64,14 @@ fn a_resumed_run_equals_one_without_a_break_bit_for_bit() {
     }
 }
 
+type Change = dyn Fn(&mut TrainConfig);
+
 /// Images in other places and sizes, and squares that overlap: both change what is learnt, in the same way after a break.
 #[test]
 fn images_vary_and_squares_overlap_in_the_same_way_after_a_break() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = data(&folder.path().join("data"));
-    let train = |name: &str, change: &dyn Fn(&mut TrainConfig), stop: Option<u64>, resume| {
+    let train = |name: &str, change: &Change, stop: Option<u64>, resume| {
         let mut config = config(6);
         change(&mut config);
         let path = folder.path().join(name);
@@ -90,7 +92,7 @@ fn images_vary_and_squares_overlap_in_the_same_way_after_a_break() {
         let log = std::fs::read_to_string(folder.path().join(name).join("log.csv")).expect("a log");
         log.lines().map(|line| line.split(',').nth(1).expect("a loss").to_owned()).collect()
     };
-    let changes: [(&str, &dyn Fn(&mut TrainConfig)); 4] = [
+    let changes: [(&str, &Change); 4] = [
         ("plain", &|_| ()),
         ("scaled", &|config| config.augment.scale = [0.7, 1.3]),
         ("moved", &|config| config.augment.shift = 2.0),
@@ -104,7 +106,7 @@ fn images_vary_and_squares_overlap_in_the_same_way_after_a_break() {
         assert!(losses[..i].iter().all(|other| other != loss), "{losses:?}");
     }
 
-    let refused: [(&dyn Fn(&mut TrainConfig), &str); 3] = [
+    let refused: [(&Change, &str); 3] = [
         (&|config| config.augment.scale = [1.2, 0.9], "augment.scale is from large to small"),
         (&|config| config.augment.scale = [0.0, 1.0], "augment.scale is 0"),
         (

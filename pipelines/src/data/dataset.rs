@@ -3,7 +3,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ use super::augment::{Augment, Place};
 use super::files::{self, Listing};
 use super::latents::{Encoder, Latents};
 use super::notice::{Notice, Skip};
-use super::pixels::{Background, Observe, Pixels};
+use super::pixels::{Background, Observe, Pixels, short};
 use crate::error::{Error, Result};
 use crate::labels::{composed, folded};
 
@@ -152,21 +151,21 @@ impl Dataset {
         self.labels[index]
     }
 
-    /// A number that changes with the pixels, the size or the background.
-    pub fn fingerprint(&self) -> u64 {
+    /// What changes with the pixels, the size or the background, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
         self.pixels.fingerprint()
     }
 
     /// What it is: the number of its images, the names of its classes, and what changes with the images and with the
     /// class of each.
     pub fn identity(&self) -> serde_json::Value {
-        let mut labels = DefaultHasher::new();
-        self.labels.iter().for_each(|label| label.hash(&mut labels));
+        let labels: Vec<u8> =
+            self.labels.iter().flat_map(|label| (*label as u64).to_le_bytes()).collect();
         serde_json::json!({
             "images": self.len(),
             "classes": self.classes,
-            "content": format!("{:016x}", self.fingerprint()),
-            "labels": format!("{:016x}", labels.finish()),
+            "content": self.fingerprint(),
+            "labels": short(&labels),
         })
     }
 

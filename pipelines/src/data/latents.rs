@@ -64,7 +64,7 @@ impl Latents {
     ) -> Result<Self> {
         let Encoder { vae, fingerprint } = encoder;
         let path = folder.join(FILE);
-        let origin = format!("{fingerprint} {:016x} {flip}", images.fingerprint());
+        let origin = format!("{fingerprint} {} {flip}", images.fingerprint());
         let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
         // A file that cannot be read is as good as none: it is made again.
         let known = known.ok().flatten().filter(|file| file.verify().is_ok());

@@ -1,11 +1,11 @@
 //! The pixels of training images.
 
-use std::hash::{Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor};
+use pyrograph_weights::sha256_of;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use crate::image::{Drawn, fit, to_tensor};
 
 /// Longest side of an image, in pixels.
 const SIDE_LIMIT: usize = 16_384;
+/// Digits of a fingerprint.
+const DIGITS: usize = 16;
 
 /// Hears that a file was read, on any thread; can stop the reading.
 pub type Observe<'a> = dyn Fn() -> ControlFlow<()> + Sync + 'a;
@@ -29,6 +31,13 @@ impl Default for Background {
     fn default() -> Self {
         Self(vec![[255; 3]])
     }
+}
+
+/// The first digits of a sha256.
+pub(super) fn short(bytes: &[u8]) -> String {
+    let mut digits = sha256_of(bytes);
+    digits.truncate(DIGITS);
+    digits
 }
 
 /// So many times `length` zeros, if there is memory for them.
@@ -111,11 +120,10 @@ impl Pixels {
         self.rgba.len() / (4 * self.size[0] * self.size[1])
     }
 
-    /// A number that changes with the pixels, the size or the background.
-    pub(super) fn fingerprint(&self) -> u64 {
-        let mut hasher = std::hash::DefaultHasher::new();
-        (&self.size, &self.rgba, &self.background.0).hash(&mut hasher);
-        hasher.finish()
+    /// What changes with the pixels, the size or the background: the start of a sha256 in hexadecimal.
+    pub(super) fn fingerprint(&self) -> String {
+        let described = serde_json::json!([self.size, self.background, sha256_of(&self.rgba)]);
+        short(described.to_string().as_bytes())
     }
 
     /// Images in [-1, 1], `[batch, 3, height, width]`.
