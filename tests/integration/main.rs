@@ -34,6 +34,7 @@ mod schedulers;
 mod signal;
 mod stopping;
 mod student;
+mod text_encoders;
 mod training;
 mod trajectories;
 mod util;

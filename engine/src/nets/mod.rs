@@ -7,6 +7,7 @@ mod error;
 pub mod features;
 mod net;
 mod student;
+pub mod text_encoder;
 pub mod vae;
 
 pub use adapter::{Adaptable, Adapter};
@@ -23,4 +24,5 @@ pub use features::{
 };
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
+pub use text_encoder::{Places, TextEncoder, TextEncoderConfig, TextStates};
 pub use vae::{Vae, VaeConfig};

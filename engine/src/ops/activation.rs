@@ -12,8 +12,14 @@ use super::magnitude::mp_silu;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
+    /// GELU, `x · Φ(x)`.
+    Gelu,
     /// GELU with the tanh approximation.
     GeluTanh,
+    /// `x · sigmoid(1.702 x)`, of CLIP.
+    GeluQuick,
+    /// `max(x, 0)`.
+    Relu,
     /// `x · sigmoid(x)`.
     Silu,
     /// [`mp_silu`].
@@ -22,6 +28,8 @@ pub enum Activation {
 
 /// `2 √(2 / π)`, so that tanh-GELU is `x · sigmoid(GELU_SLOPE · (x + GELU_CUBIC · x³))`.
 pub(super) const GELU_SLOPE: f64 = 1.595_769_121_605_731;
+/// Slope of the sigmoid in [`Activation::GeluQuick`].
+pub(super) const QUICK_SLOPE: f64 = 1.702;
 /// Coefficient of the cubic term of tanh-GELU.
 pub(super) const GELU_CUBIC: f64 = 0.044715;
 
@@ -37,6 +45,9 @@ impl Activation {
 
 pub(super) fn plain<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     match activation {
+        Activation::Gelu => activation::gelu(x),
+        Activation::GeluQuick => x.clone() * activation::sigmoid(x * QUICK_SLOPE),
+        Activation::Relu => activation::relu(x),
         Activation::GeluTanh => {
             let u = (x.clone().square() * (GELU_SLOPE * GELU_CUBIC) + GELU_SLOPE) * x.clone();
             x * activation::sigmoid(u)

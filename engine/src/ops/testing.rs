@@ -5,8 +5,14 @@ use burn::tensor::Tensor;
 use super::Activation;
 use crate::testing::random;
 
-pub(super) const ACTIVATIONS: [Activation; 3] =
-    [Activation::GeluTanh, Activation::Silu, Activation::MpSilu];
+pub(super) const ACTIVATIONS: [Activation; 6] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::GeluQuick,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::MpSilu,
+];
 
 /// Largest difference relative to the largest value.
 pub(super) fn difference<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {

@@ -118,10 +118,22 @@ fn only(folder: &Path) -> Result<PathBuf> {
 /// # Errors
 /// A folder without any.
 pub(super) fn weights_file(part: &Path) -> Result<PathBuf> {
-    const NAME: &str = "diffusion_pytorch_model.";
+    weights_named(part, &["diffusion_pytorch_model."])
+}
+
+/// The weights of a text encoder, as [`weights_file`] finds those of a part.
+///
+/// # Errors
+/// As there.
+pub(super) fn text_weights_file(part: &Path) -> Result<PathBuf> {
+    weights_named(part, &["model.", "pytorch_model."])
+}
+
+fn weights_named(part: &Path, names: &[&str]) -> Result<PathBuf> {
     let rank = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let rest: Vec<&str> = name.strip_prefix(NAME)?.split('.').collect();
+        let rest = names.iter().find_map(|start| name.strip_prefix(start))?;
+        let rest: Vec<&str> = rest.split('.').collect();
         let (kind, variant, is_file) = match rest.as_slice() {
             [kind] => (*kind, "", true),
             [kind, "index", "json"] => (*kind, "", false),
@@ -139,7 +151,7 @@ pub(super) fn weights_file(part: &Path) -> Result<PathBuf> {
     let found = entries(part)?.iter().filter_map(rank).min();
     found.map(|(_, path)| path).ok_or_else(|| Error::NotAModel {
         path: part.to_owned(),
-        reason: format!("no weights: expected {NAME}safetensors or {NAME}bin, or their index"),
+        reason: format!("no weights: expected {0}safetensors or {0}bin, or their index", names[0]),
     })
 }
 

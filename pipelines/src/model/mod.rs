@@ -10,6 +10,7 @@ mod original;
 mod registry;
 mod scheduler;
 mod scheduler_keys;
+pub mod text_encoder;
 mod weight_type;
 
 pub use registry::{SHIPPED, find};

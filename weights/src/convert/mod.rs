@@ -5,9 +5,11 @@ mod dit;
 mod efficientnet;
 mod lora;
 mod mp_dit;
+mod text_encoder;
 
 pub use autoencoder::autoencoder;
 pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
 pub use efficientnet::efficientnet_lite;
 pub use lora::{Lora, LoraTerm, read_lora};
 pub use mp_dit::mp_dit;
+pub use text_encoder::{clip, t5};

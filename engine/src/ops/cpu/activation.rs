@@ -1,12 +1,14 @@
 //! Activations.
 
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bridge::Kernel;
 use super::buffers::{buffer, shape, tensor, values};
 use super::math::{sigmoid, simd};
-use crate::ops::activation::{Activation, GELU_CUBIC, GELU_SLOPE};
+use crate::ops::activation::{Activation, GELU_CUBIC, GELU_SLOPE, QUICK_SLOPE};
 use crate::ops::magnitude::SILU_RMS;
 
 /// Elements that one task handles.
@@ -29,6 +31,23 @@ fn gelu_slope(x: f32) -> f32 {
     s + x * s * (1.0 - s) * (slope + 3.0 * cubic * x * x)
 }
 
+/// Φ, the share of a normal distribution below `x`.
+fn normal_below(x: f32) -> f32 {
+    0.5 * libm::erfcf(-x * FRAC_1_SQRT_2)
+}
+
+/// The slope of `x · Φ(x)`.
+fn exact_gelu_slope(x: f32) -> f32 {
+    let density = FRAC_1_SQRT_2 * FRAC_2_SQRT_PI / 2.0 * (-0.5 * x * x).exp();
+    normal_below(x) + x * density
+}
+
+#[inline(always)]
+fn quick_slope(x: f32) -> f32 {
+    let s = sigmoid(x * QUICK_SLOPE as f32);
+    s + x * s * (1.0 - s) * QUICK_SLOPE as f32
+}
+
 #[inline(always)]
 fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);
@@ -41,6 +60,12 @@ pub(in crate::ops) fn activate(activation: Activation, y: &mut [f32]) {
     simd(
         #[inline(always)]
         || match activation {
+            Activation::Gelu => y.iter_mut().for_each(|y| *y *= normal_below(*y)),
+            Activation::GeluQuick => {
+                y.iter_mut().for_each(|y| *y *= sigmoid(*y * QUICK_SLOPE as f32));
+            }
+            // What is no number stays none.
+            Activation::Relu => y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y }),
             Activation::GeluTanh => y.iter_mut().for_each(|y| *y = gelu(*y)),
             Activation::Silu => y.iter_mut().for_each(|y| *y *= sigmoid(*y)),
             Activation::MpSilu => y.iter_mut().for_each(|y| *y *= sigmoid(*y) * unit),
@@ -55,6 +80,21 @@ fn chain(activation: Activation, x: &[f32], gradient: &mut [f32]) {
     simd(
         #[inline(always)]
         || match activation {
+            Activation::Gelu => {
+                for (g, &x) in pairs {
+                    *g *= exact_gelu_slope(x);
+                }
+            }
+            Activation::GeluQuick => {
+                for (g, &x) in pairs {
+                    *g *= quick_slope(x);
+                }
+            }
+            Activation::Relu => {
+                for (g, &x) in pairs {
+                    *g *= if x > 0.0 { 1.0 } else { 0.0 };
+                }
+            }
             Activation::GeluTanh => {
                 for (g, &x) in pairs {
                     *g *= gelu_slope(x);

@@ -1,0 +1,403 @@
+//! Encoders of text: T5 (Raffel et al. 2020), the text half of CLIP (Radford et al. 2021), and their kind.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use crate::layers::dense::DenseConfig;
+use crate::layers::{Activation, Attend, Attention, AttentionConfig, Dense, Fresh, Init};
+use crate::ops::{AttentionBias, AttentionSpec};
+
+/// Largest number of anything.
+const LIMIT: usize = 1 << 20;
+
+/// Everything that determines a [`TextEncoder`] but its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoderConfig {
+    /// Rows of the table of tokens.
+    pub vocabulary: usize,
+    /// Width of a token.
+    pub hidden: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head: usize,
+    /// Inner width of the feed-forward layers.
+    pub inner: usize,
+    /// Activation of the feed-forward layers.
+    pub activation: Activation,
+    /// What is activated is multiplied by a second projection (GLU, Shazeer 2020).
+    pub gated: bool,
+    /// How the tokens know their places.
+    pub places: Places,
+    /// Tokens see only those before them.
+    pub causal: bool,
+    /// Layer norms and biases, as in CLIP; otherwise RMS norms and none, and products of queries and keys are not
+    /// scaled, as in T5.
+    pub bias: bool,
+    /// ε of the norms.
+    pub epsilon: f64,
+    /// Width of a text as one vector, which is projected from its last token; `None` without a projection.
+    #[serde(default)]
+    pub projection: Option<usize>,
+}
+
+/// How the tokens of a text know their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Places {
+    /// By a learned vector for each of so many places.
+    Learned(usize),
+    /// By a learned number for each head and each bucket of distances, added to the scores of all blocks.
+    Relative {
+        /// Buckets, half of them for each direction.
+        buckets: usize,
+        /// Distance from which on all fall into the last bucket.
+        farthest: usize,
+    },
+}
+
+/// A text encoder.
+#[derive(Module, Debug)]
+pub struct TextEncoder {
+    /// `[vocabulary, hidden]`.
+    pub tokens: Param<Tensor<2>>,
+    /// `[places, hidden]`, or `[buckets, heads]`.
+    pub places: Param<Tensor<2>>,
+    /// The blocks, first to last.
+    pub blocks: Vec<TextBlock>,
+    /// After the last block.
+    pub norm: TextNorm,
+    /// `[hidden, projection]`.
+    pub projection: Option<Dense>,
+    #[module(skip)]
+    config: TextEncoderConfig,
+}
+
+/// Attention and a feed-forward layer, each after a norm and added to what came in.
+#[derive(Module, Debug)]
+pub struct TextBlock {
+    /// Before the attention.
+    pub first: TextNorm,
+    /// Of the tokens to each other.
+    pub attention: Attention,
+    /// Before the feed-forward layer.
+    pub second: TextNorm,
+    /// `[hidden, inner]`: what is activated.
+    pub up: Dense,
+    /// `[hidden, inner]`: what that is multiplied by.
+    pub gate: Option<Dense>,
+    /// `[inner, hidden]`.
+    pub down: Dense,
+    #[module(skip)]
+    activation: Activation,
+}
+
+/// A layer norm, or an RMS norm without a bias.
+#[derive(Module, Debug)]
+pub struct TextNorm {
+    /// `[hidden]`.
+    pub gain: Param<Tensor<1>>,
+    /// `[hidden]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    epsilon: f64,
+}
+
+/// What an encoder makes of texts, in f32.
+#[derive(Debug, Clone)]
+pub struct TextStates {
+    /// After all blocks and the last norm, `[batch, tokens, hidden]`.
+    pub last: Tensor<3>,
+    /// The stream before the blocks that were asked for, without a norm, each `[batch, tokens, hidden]`.
+    pub kept: Vec<Tensor<3>>,
+}
+
+impl TextEncoderConfig {
+    /// Whether there can be such an encoder.
+    ///
+    /// # Errors
+    /// The first number that is out of range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let (places, farthest) = match self.places {
+            Places::Learned(places) => (places, 1),
+            Places::Relative { buckets, farthest } => (buckets, farthest),
+        };
+        let counts = [
+            ("vocabulary", self.vocabulary, LIMIT),
+            ("hidden", self.hidden, 1 << 16),
+            ("depth", self.depth, 1 << 10),
+            ("heads", self.heads, 1 << 10),
+            ("width of a head", self.head, 1 << 12),
+            ("inner width", self.inner, 1 << 18),
+            ("places of a text", places, LIMIT),
+            ("farthest distance", farthest, LIMIT),
+            ("width of the projection", self.projection.unwrap_or(1), 1 << 16),
+        ];
+        for (name, value, limit) in counts {
+            if !(1..=limit).contains(&value) {
+                return Err(ConfigError::value(name, value, format!("1 to {limit}")));
+            }
+        }
+        match self.places {
+            Places::Relative { buckets, farthest }
+                if buckets % 4 != 0 || farthest <= buckets / 4 =>
+            {
+                let expected = format!("a multiple of 4, a quarter of it below {farthest}");
+                Err(ConfigError::value("buckets", buckets, expected))
+            }
+            _ if !(self.epsilon > 0.0 && self.epsilon < 1.0) => {
+                Err(ConfigError::value("epsilon", self.epsilon, "within (0, 1)"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the network with the fresh weights of a seed.
+    ///
+    /// # Panics
+    /// If [`TextEncoderConfig::check`] finds a fault.
+    pub fn init(&self, seed: u64, device: &Device) -> TextEncoder {
+        if let Err(fault) = self.check() {
+            panic!("{fault}");
+        }
+        let init = &Init::new(seed, device);
+        let places = match self.places {
+            Places::Learned(places) => [places, self.hidden],
+            Places::Relative { buckets, .. } => [buckets, self.heads],
+        };
+        TextEncoder {
+            tokens: init.param(Fresh::Normal(0.02), [self.vocabulary, self.hidden]),
+            places: init.param(Fresh::Normal(0.02), places),
+            blocks: (0..self.depth).map(|_| self.init_block(init)).collect(),
+            norm: self.init_norm(init),
+            projection: self.projection.map(|width| {
+                DenseConfig { bias: false, ..self.dense(self.hidden, width) }.init(init)
+            }),
+            config: self.clone(),
+        }
+    }
+
+    fn dense(&self, inputs: usize, outputs: usize) -> DenseConfig {
+        DenseConfig { bias: self.bias, ..DenseConfig::new(inputs, outputs, false) }
+    }
+
+    fn init_norm(&self, init: &Init<'_>) -> TextNorm {
+        TextNorm {
+            gain: init.param(Fresh::Constant(1.0), [self.hidden]),
+            bias: self.bias.then(|| init.param(Fresh::Constant(0.0), [self.hidden])),
+            epsilon: self.epsilon,
+        }
+    }
+
+    fn init_block(&self, init: &Init<'_>) -> TextBlock {
+        let scale = (!self.bias).then_some(1.0);
+        let attention = AttentionConfig {
+            head: self.head,
+            spec: AttentionSpec { scale, ..AttentionSpec::new(self.heads) },
+            ..AttentionConfig::new(self.hidden, self.heads)
+        };
+        TextBlock {
+            first: self.init_norm(init),
+            attention: attention.init(|inputs, outputs| self.dense(inputs, outputs), init),
+            second: self.init_norm(init),
+            up: self.dense(self.hidden, self.inner).init(init),
+            gate: self.gated.then(|| self.dense(self.hidden, self.inner).init(init)),
+            down: self.dense(self.inner, self.hidden).init(init),
+            activation: self.activation,
+        }
+    }
+}
+
+/// The bucket of a distance from a query to a key (Raffel et al. 2020): small ones have one each, larger ones share one
+/// with those of nearly their logarithm.
+fn bucket(distance: isize, buckets: usize, farthest: usize) -> usize {
+    let (half, steps) = (buckets / 2, distance.unsigned_abs());
+    let exact = half / 2;
+    let own = match steps < exact {
+        true => steps,
+        false => {
+            let share = (steps as f64 / exact as f64).ln() / (farthest as f64 / exact as f64).ln();
+            // Powers are met but for rounding.
+            let beyond = (share * (half - exact) as f64 + 1e-9) as usize;
+            (exact + beyond).min(half - 1)
+        }
+    };
+    if distance > 0 { half + own } else { own }
+}
+
+impl TextNorm {
+    /// # Shapes
+    /// `[batch, tokens, hidden]` to the same
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gain = self.gain.val().cast(FloatDType::F32).unsqueeze::<3>();
+        let x = match &self.bias {
+            Some(_) => x.clone() - x.mean_dim(2),
+            None => x,
+        };
+        let scale = (x.clone().square().mean_dim(2) + self.epsilon).sqrt();
+        let y = x / scale * gain;
+        match &self.bias {
+            Some(bias) => y + bias.val().cast(FloatDType::F32).unsqueeze::<3>(),
+            None => y,
+        }
+    }
+}
+
+/// A layer on the stream, which stays in f32.
+fn apply(dense: &Dense, x: &Tensor<3>, activation: Option<Activation>) -> Tensor<3> {
+    dense.activated(x.clone().cast(dense.dtype()), activation).cast(FloatDType::F32)
+}
+
+impl TextBlock {
+    /// # Shapes
+    /// `x`: `[batch, tokens, hidden]`, output: the same
+    fn forward(&self, x: Tensor<3>, bias: Option<&AttentionBias>) -> Tensor<3> {
+        let attend = bias.map_or(Attend::Full, Attend::Biased);
+        let h = self.first.forward(x.clone()).cast(self.attention.qkv.dtype());
+        let x = x + self.attention.forward(h, attend).cast(FloatDType::F32);
+        let h = self.second.forward(x.clone());
+        let inner = apply(&self.up, &h, Some(self.activation));
+        let inner = match &self.gate {
+            Some(gate) => inner * apply(gate, &h, None),
+            None => inner,
+        };
+        x + apply(&self.down, &inner, None)
+    }
+
+    fn folded(mut self) -> Self {
+        self.attention = self.attention.folded();
+        self.up = self.up.folded();
+        self.gate = self.gate.map(Dense::folded);
+        self.down = self.down.folded();
+        self
+    }
+}
+
+impl TextEncoder {
+    /// What the network was made from.
+    pub fn config(&self) -> &TextEncoderConfig {
+        &self.config
+    }
+
+    /// The states of texts of one length; `keep` are the blocks before which the stream is kept, in rising order.
+    ///
+    /// # Shapes
+    /// `ids`: so many texts of so many tokens, `padding`: `[batch, tokens]`, `true` where no token sees one
+    ///
+    /// # Panics
+    /// For no texts or some of different lengths, a token that is not in the vocabulary, and more tokens than there are
+    /// learned places.
+    pub fn forward(
+        &self,
+        ids: &[Vec<usize>],
+        padding: Option<Tensor<2, Bool>>,
+        keep: &[usize],
+    ) -> TextStates {
+        let tokens = ids.first().expect("a text").len();
+        let mut x = self.embed(ids);
+        let bias = self.bias(tokens, padding);
+        let mut kept = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            if keep.contains(&i) {
+                kept.push(x.clone());
+            }
+            x = block.forward(x, bias.as_ref());
+        }
+        TextStates { last: self.norm.forward(x), kept }
+    }
+
+    fn embed(&self, ids: &[Vec<usize>]) -> Tensor<3> {
+        let (batch, tokens) = (ids.len(), ids[0].len());
+        assert!(ids.iter().all(|text| text.len() == tokens), "texts of one length");
+        let vocabulary = self.config.vocabulary;
+        let flat: Vec<i64> = ids.iter().flatten().map(|&id| id as i64).collect();
+        if let Some(id) = flat.iter().find(|id| **id >= vocabulary as i64) {
+            panic!("token {id} of a vocabulary of {vocabulary}");
+        }
+        let device = self.norm.gain.lazy_device();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(flat, [batch * tokens]), &device);
+        let x = self.tokens.val().select(0, ids).cast(FloatDType::F32);
+        let x: Tensor<3> = x.reshape([batch, tokens, self.config.hidden]);
+        match self.config.places {
+            Places::Learned(places) => {
+                assert!(tokens <= places, "{tokens} tokens, expected up to {places}");
+                x + self.places.val().narrow(0, 0, tokens).cast(FloatDType::F32).unsqueeze::<3>()
+            }
+            Places::Relative { .. } => x,
+        }
+    }
+
+    /// What acts on the scores of every block.
+    fn bias(&self, tokens: usize, padding: Option<Tensor<2, Bool>>) -> Option<AttentionBias> {
+        let device = self.norm.gain.lazy_device();
+        let pairs = || (0..tokens * tokens).map(|i| ((i / tokens) as isize, (i % tokens) as isize));
+        let mut bias = padding.map(AttentionBias::hidden_keys);
+        if self.config.causal {
+            let later: Vec<bool> = pairs().map(|(query, key)| key > query).collect();
+            let later = TensorData::new(later, [1, 1, tokens, tokens]);
+            let later = Tensor::<4, Bool>::from_data(later, &device);
+            let hidden = match bias.and_then(|bias| bias.hidden) {
+                Some(padding) => {
+                    let [batch, ..] = padding.dims();
+                    let shape = [batch, 1, tokens, tokens];
+                    padding.expand(shape).bool_or(later.expand(shape))
+                }
+                None => later,
+            };
+            bias = Some(AttentionBias::hidden(hidden));
+        }
+        if let Places::Relative { buckets, farthest } = self.config.places {
+            let ids: Vec<i64> =
+                pairs().map(|(query, key)| bucket(key - query, buckets, farthest) as i64).collect();
+            let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens * tokens]), &device);
+            let added = self.places.val().select(0, ids).cast(FloatDType::F32); // [queries · keys, heads]
+            let added = added.swap_dims(0, 1).reshape([1, self.config.heads, tokens, tokens]);
+            let added = added.cast(self.blocks[0].attention.qkv.dtype());
+            bias = Some(AttentionBias { added: Some(added), ..bias.unwrap_or_default() });
+        }
+        bias
+    }
+
+    /// Texts as one vector each: the last state of the token at the end of each, projected if there is a projection.
+    ///
+    /// # Shapes
+    /// `last`: `[batch, tokens, hidden]`, `ends`: the place of that token in each text, output: `[batch, width]`
+    pub fn pooled(&self, last: &Tensor<3>, ends: &[usize]) -> Tensor<2> {
+        let [_, _, hidden] = last.dims();
+        let rows = ends.iter().enumerate().map(|(image, &end)| {
+            last.clone().narrow(0, image, 1).narrow(1, end, 1).reshape([1, 1, hidden])
+        });
+        let rows = Tensor::cat(rows.collect(), 0); // [batch, 1, hidden]
+        let rows = self.projection.as_ref().map_or(rows.clone(), |dense| apply(dense, &rows, None));
+        rows.squeeze_dim(1)
+    }
+
+    /// See [`Dit::folded`](super::Dit::folded).
+    pub fn folded(mut self) -> Self {
+        self.blocks = self.blocks.into_iter().map(TextBlock::folded).collect();
+        self.projection = self.projection.map(Dense::folded);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_have_the_published_buckets() {
+        let distances = [-200, -64, -20, -9, -8, -1, 0, 1, 7, 8, 16, 20, 64, 128];
+        let expected = [15, 14, 10, 8, 8, 1, 0, 17, 23, 24, 26, 26, 30, 31];
+        assert_eq!(distances.map(|distance| bucket(distance, 32, 128)), expected);
+        // Without logarithms: a bucket more for each factor of √2 beyond 8.
+        for distance in 8..400_isize {
+            let square = (distance * distance) as u64;
+            let beyond = (1..8).filter(|k| square >= 64 << k).count();
+            assert_eq!(bucket(-distance, 32, 128), 8 + beyond, "{distance}");
+        }
+    }
+}

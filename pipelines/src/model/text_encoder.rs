@@ -1,0 +1,228 @@
+//! Text encoders in folders of their own, as the transformers library writes them.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use pyrograph_engine::layers::Activation;
+use pyrograph_engine::nets::{Places, TextEncoder, TextEncoderConfig};
+use pyrograph_weights::{Checkpoint, FloatDtype, convert};
+use serde::Deserialize;
+
+use super::folders::text_weights_file;
+use super::{Notice, Source, load_part, read_json};
+use crate::error::{Error, Result};
+
+/// A text encoder with what its texts end with.
+#[derive(Debug)]
+pub struct OpenedTextEncoder {
+    /// The network.
+    pub net: TextEncoder,
+    /// The token that ends a text; of a text without it, and where it is unknown, the largest one does.
+    end: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(default)]
+    architectures: Vec<String>,
+    model_type: Option<String>,
+}
+
+/// The parts of T5's configuration that its encoder reads.
+#[derive(Deserialize)]
+struct T5 {
+    vocab_size: usize,
+    d_model: usize,
+    d_kv: usize,
+    d_ff: usize,
+    num_layers: usize,
+    num_heads: usize,
+    #[serde(default = "buckets")]
+    relative_attention_num_buckets: usize,
+    #[serde(default = "farthest")]
+    relative_attention_max_distance: usize,
+    #[serde(default = "t5_epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "relu")]
+    feed_forward_proj: String,
+}
+
+fn buckets() -> usize {
+    32
+}
+
+fn farthest() -> usize {
+    128
+}
+
+fn t5_epsilon() -> f64 {
+    1e-6
+}
+
+fn relu() -> String {
+    "relu".into()
+}
+
+impl T5 {
+    fn config(&self) -> Result<TextEncoderConfig, String> {
+        let (gated, name) = match self.feed_forward_proj.strip_prefix("gated-") {
+            // Of this one name, the approximation is meant.
+            Some("gelu") => (true, "gelu_new"),
+            Some(name) => (true, name),
+            None => (false, self.feed_forward_proj.as_str()),
+        };
+        let activation = activation(name)
+            .ok_or_else(|| unknown("feed_forward_proj", &self.feed_forward_proj))?;
+        Ok(TextEncoderConfig {
+            vocabulary: self.vocab_size,
+            hidden: self.d_model,
+            depth: self.num_layers,
+            heads: self.num_heads,
+            head: self.d_kv,
+            inner: self.d_ff,
+            activation,
+            gated,
+            places: Places::Relative {
+                buckets: self.relative_attention_num_buckets,
+                farthest: self.relative_attention_max_distance,
+            },
+            causal: false,
+            bias: false,
+            epsilon: self.layer_norm_epsilon,
+            projection: None,
+        })
+    }
+}
+
+/// The parts of the configuration of CLIP's text half that it reads.
+#[derive(Deserialize)]
+struct Clip {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "quick")]
+    hidden_act: String,
+    #[serde(default = "clip_epsilon")]
+    layer_norm_eps: f64,
+    #[serde(default = "clip_projection")]
+    projection_dim: usize,
+    eos_token_id: Option<usize>,
+}
+
+fn quick() -> String {
+    "quick_gelu".into()
+}
+
+fn clip_epsilon() -> f64 {
+    1e-5
+}
+
+fn clip_projection() -> usize {
+    512
+}
+
+impl Clip {
+    fn config(&self, projected: bool) -> Result<TextEncoderConfig, String> {
+        let Self { hidden_size: hidden, num_attention_heads: heads, .. } = *self;
+        if heads == 0 || !hidden.is_multiple_of(heads) {
+            return Err(format!("hidden_size is {hidden}, expected a multiple of {heads} heads"));
+        }
+        let name = &self.hidden_act;
+        Ok(TextEncoderConfig {
+            vocabulary: self.vocab_size,
+            hidden,
+            depth: self.num_hidden_layers,
+            heads,
+            head: hidden / heads,
+            inner: self.intermediate_size,
+            activation: activation(name).ok_or_else(|| unknown("hidden_act", name))?,
+            gated: false,
+            places: Places::Learned(self.max_position_embeddings),
+            causal: true,
+            bias: true,
+            epsilon: self.layer_norm_eps,
+            projection: projected.then_some(self.projection_dim),
+        })
+    }
+
+    /// Files of the first years name 2, which ends no text: there, the largest token does.
+    fn end(&self) -> Option<usize> {
+        self.eos_token_id.filter(|&id| id != 2)
+    }
+}
+
+/// An activation by its name in the transformers library.
+fn activation(name: &str) -> Option<Activation> {
+    Some(match name {
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+        "quick_gelu" => Activation::GeluQuick,
+        "relu" => Activation::Relu,
+        "silu" | "swish" => Activation::Silu,
+        _ => return None,
+    })
+}
+
+fn unknown(key: &str, found: &str) -> String {
+    format!("{key} is `{found}`, expected gelu, gelu_new, quick_gelu, relu or silu")
+}
+
+impl OpenedTextEncoder {
+    /// The encoder in a folder with a `config.json`: that of T5, or the text half of CLIP.
+    ///
+    /// # Errors
+    /// Another network, a configuration that no encoder can have, weights that do not fit it, a type that the device
+    /// does not have.
+    pub fn open(
+        folder: &Path,
+        dtype: FloatDtype,
+        device: &Device,
+        notify: &mut dyn FnMut(Notice),
+    ) -> Result<Self> {
+        let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
+        let config = || folder.join("config.json");
+        let Kind { architectures, model_type } = read_json(config())?;
+        let class = architectures.first().map(String::as_str);
+        let checkpoint = Checkpoint::open(text_weights_file(folder)?)?;
+        let (config, layout, end) = match (model_type.as_deref(), class) {
+            (Some("t5"), _) | (None, Some("T5EncoderModel")) => {
+                let t5: T5 = read_json(config())?;
+                (t5.config().map_err(fault)?, convert::t5(&checkpoint), None)
+            }
+            (Some("clip_text_model"), _) | (None, Some("CLIPTextModel")) => {
+                let clip: Clip = read_json(config())?;
+                let projected = checkpoint.tensors().contains_key("text_projection.weight");
+                let end = clip.end();
+                (clip.config(projected).map_err(fault)?, convert::clip(&checkpoint), end)
+            }
+            (kind, class) => {
+                let found = kind.or(class).unwrap_or("none that is named");
+                let expected = "`t5` or `clip_text_model`";
+                return Err(fault(format!("text encoder `{found}`, expected {expected}")));
+            }
+        };
+        config.check().map_err(|error| fault(error.to_string()))?;
+        if !device.supports_dtype(dtype.burn()) {
+            return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
+        }
+        let source = Source::new(checkpoint, layout);
+        let net = load_part(config.init(0, device), &source, dtype, device, notify)?;
+        Ok(Self { net, end })
+    }
+
+    /// The place of the token that stands for each text as a whole.
+    pub fn ends(&self, ids: &[Vec<usize>]) -> Vec<usize> {
+        let end = |text: &Vec<usize>| {
+            let named = self.end.and_then(|end| text.iter().position(|&id| id == end));
+            let largest = || {
+                let largest = text.iter().max();
+                text.iter().position(|id| Some(id) == largest).unwrap_or(0)
+            };
+            named.unwrap_or_else(largest)
+        };
+        ids.iter().map(end).collect()
+    }
+}

@@ -1,0 +1,96 @@
+//! Text encoders against the transformers library.
+
+use burn::tensor::{Bool, Tensor, TensorData};
+use pyrograph::model::text_encoder::OpenedTextEncoder;
+use pyrograph_weights::FloatDtype;
+
+use crate::util::{Case, assert_close, cases, device, tolerance};
+
+fn open(folder: &std::path::Path) -> OpenedTextEncoder {
+    OpenedTextEncoder::open(folder, FloatDtype::F32, &device(), &mut |_| ()).expect("an encoder")
+}
+
+/// Rows of `tokens` numbers.
+fn rows(case: &Case, name: &str, tokens: usize) -> Vec<Vec<usize>> {
+    case.ids(name).chunks(tokens).map(<[usize]>::to_vec).collect()
+}
+
+#[test]
+fn t5_with_and_without_padding_and_gates() {
+    for folder in cases("t5-gated").into_iter().chain(cases("t5-relu")) {
+        let (case, device) = (Case::open(&folder), device());
+        let mask: Tensor<2> = case.tensor("attention_mask", &device);
+        let [_, tokens] = mask.dims();
+        let ids = rows(&case, "input_ids", tokens);
+        let padding = mask.clone().equal_elem(0.0);
+        let encoder = open(&folder).net;
+        let depth = encoder.config().depth;
+        let all: Vec<usize> = (0..depth).collect();
+        for encoder in [encoder.clone(), encoder.folded()] {
+            let states = encoder.forward(&ids, Some(padding.clone()), &all);
+            for (i, state) in states.kept.into_iter().enumerate() {
+                let name = format!("state_{i}");
+                let expected = case.tensor(&name, &device);
+                assert_close(&name, state, expected, tolerance(1e-5));
+            }
+            let expected = case.tensor("last_hidden_state", &device);
+            assert_close("last", states.last, expected, tolerance(1e-5));
+            let states = encoder.forward(&ids, None, &[]);
+            let expected = case.tensor("last_hidden_state_without_mask", &device);
+            assert_close("without a mask", states.last, expected, tolerance(1e-5));
+            // The tokens of a text alone are what they are with padding.
+            let own = mask.clone().narrow(0, 0, 1).sum().into_scalar::<f32>() as usize;
+            let alone = encoder.forward(&[ids[0][..own].to_vec()], None, &[]).last;
+            let expected: Tensor<3> = case.tensor("last_hidden_state", &device);
+            let expected = expected.narrow(0, 0, 1).narrow(1, 0, own);
+            assert_close("alone", alone, expected, tolerance(1e-5));
+        }
+    }
+}
+
+#[test]
+fn clip_states_and_projections() {
+    for folder in cases("clip-projection") {
+        let (case, device) = (Case::open(&folder), device());
+        for part in ["clip-l", "clip-g"] {
+            let named = |name: &str| format!("{part}.{name}");
+            let expected: Tensor<3> = case.tensor(&named("last_hidden_state"), &device);
+            let ids = rows(&case, &named("input_ids"), expected.dims()[1]);
+            let encoder = open(&folder.join(part));
+            let last_block = encoder.net.config().depth - 1;
+            let states = encoder.net.forward(&ids, None, &[last_block]);
+            assert_close(part, states.last.clone(), expected, tolerance(1e-5));
+            let before = case.tensor(&named("hidden_state_-2"), &device);
+            assert_close("before the last block", states.kept[0].clone(), before, tolerance(1e-5));
+            let pooled = encoder.net.pooled(&states.last, &encoder.ends(&ids));
+            let expected = case.tensor(&named("text_embeds"), &device);
+            assert_close("projected", pooled, expected, tolerance(1e-5));
+        }
+    }
+}
+
+#[test]
+fn padding_and_order_of_clip() {
+    for folder in cases("clip-text") {
+        let (case, device) = (Case::open(&folder), device());
+        let expected: Tensor<3> = case.tensor("last_hidden_state", &device);
+        let [_, tokens, _] = expected.dims();
+        let ids = rows(&case, "input_ids", tokens);
+        let encoder = open(&folder);
+        let last = encoder.net.forward(&ids, None, &[]).last;
+        assert_close("states", last.clone(), expected, tolerance(1e-5));
+        let pooled = encoder.net.pooled(&last, &encoder.ends(&ids));
+        assert_close("pooled", pooled, case.tensor("pooler_output", &device), tolerance(1e-5));
+        // What comes later changes nothing before it, padded or not.
+        let mut other = ids.clone();
+        other.iter_mut().for_each(|text| text[tokens - 1] = 1);
+        let hidden: Vec<bool> = (0..ids.len() * tokens).map(|i| i % tokens == tokens - 1).collect();
+        let hidden = TensorData::new(hidden, [ids.len(), tokens]);
+        let hidden = Tensor::<2, Bool>::from_data(hidden, &device);
+        for padding in [None, Some(hidden)] {
+            let found = encoder.net.forward(&other, padding, &[]).last;
+            let [found, expected] = [found, last.clone()].map(|x| x.narrow(1, 0, tokens - 1));
+            assert_close("before", found, expected, 1e-6);
+        }
+    }
+}
