@@ -88,17 +88,28 @@ pub(crate) fn fit(picture: &RgbaImage, [height, width]: [usize; 2]) -> Vec<u8> {
     if picture.dimensions() == (width as u32, height as u32) {
         return picture.as_raw().clone();
     }
-    let (raw, kind) = (picture.as_raw(), PixelType::U8x4);
-    let source = ImageRef::new(picture.width(), picture.height(), raw, kind)
-        .expect("as many bytes as pixels");
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x4);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .fit_into_destination(Some((0.5, 0.5)))
-        .use_alpha(true);
-    Resizer::new()
-        .resize(&source, &mut target, &options)
-        .expect("both images have the same pixel type");
+    let source = [picture.height() as usize, picture.width() as usize];
+    let options = ResizeOptions::new().fit_into_destination(Some((0.5, 0.5)));
+    resample(picture.as_raw(), source, [height, width], options)
+}
+
+/// Straight RGBA pixels of one `[height, width]` in another, with antialiasing; `options` say which part of them.
+///
+/// # Panics
+/// For another number of pixels, and a part beyond them.
+pub(crate) fn resample(
+    rgba: &[u8],
+    from: [usize; 2],
+    to: [usize; 2],
+    options: ResizeOptions,
+) -> Vec<u8> {
+    let [[tall, wide], [height, width]] = [from, to].map(|size| size.map(|side| side as u32));
+    let kind = PixelType::U8x4;
+    let source = ImageRef::new(wide, tall, rgba, kind).expect("as many bytes as pixels");
+    let mut target = Image::new(width, height, kind);
+    let catmull_rom = ResizeAlg::Convolution(FilterType::CatmullRom);
+    let options = options.resize_alg(catmull_rom).use_alpha(true);
+    Resizer::new().resize(&source, &mut target, &options).expect("a part of the pixels");
     target.into_vec()
 }
 

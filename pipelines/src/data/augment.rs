@@ -1,9 +1,10 @@
 //! Training images in other places and sizes.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::ResizeOptions;
 use pyrograph_engine::random::Generator;
 use serde::{Deserialize, Serialize};
+
+use crate::image::resample;
 
 /// How the images of a batch are varied; what is uncovered shows their background.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -64,19 +65,10 @@ impl Place {
         for (row, pixels) in rgba.chunks_exact(4 * width).enumerate() {
             padded[4 * ((row + margin) * line + margin)..][..4 * width].copy_from_slice(pixels);
         }
-        let kind = PixelType::U8x4;
-        let source = ImageRef::new(line as u32, (height + 2 * margin) as u32, &padded, kind)
-            .expect("as many bytes as pixels");
-        let mut target = Image::new(width as u32, height as u32, kind);
+        let source = [height + 2 * margin, line];
         let margin = margin as f64;
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-            .crop(left + margin, top + margin, wide, tall)
-            .use_alpha(true);
-        Resizer::new()
-            .resize(&source, &mut target, &options)
-            .expect("the part lies in the padded image");
-        target.into_vec()
+        let part = ResizeOptions::new().crop(left + margin, top + margin, wide, tall);
+        resample(&padded, source, [height, width], part)
     }
 }
 

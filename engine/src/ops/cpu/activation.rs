@@ -43,12 +43,6 @@ fn exact_gelu_slope(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn quick_slope(x: f32) -> f32 {
-    let s = sigmoid(x * QUICK_SLOPE as f32);
-    s + x * s * (1.0 - s) * QUICK_SLOPE as f32
-}
-
-#[inline(always)]
 fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);
     s + x * s * (1.0 - s)
@@ -87,7 +81,7 @@ fn chain(activation: Activation, x: &[f32], gradient: &mut [f32]) {
             }
             Activation::GeluQuick => {
                 for (g, &x) in pairs {
-                    *g *= quick_slope(x);
+                    *g *= silu_slope(x * QUICK_SLOPE as f32);
                 }
             }
             Activation::Relu => {
