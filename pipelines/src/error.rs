@@ -165,6 +165,14 @@ pub enum Error {
         /// What it is.
         reason: String,
     },
+    /// Something else in place of the tokenizer of a text encoder, or a text that it cannot take.
+    #[error("{}: tokenizer: {reason}", path.display())]
+    Tokenizer {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A model of another task.
     #[error("the model has {found}; for the task `{task}`, expected {expected}")]
     Task {

@@ -43,6 +43,7 @@ pub mod settings;
 pub mod task;
 pub mod text;
 pub mod threads;
+pub mod tokenizer;
 pub mod train;
 pub mod trajectories;
 

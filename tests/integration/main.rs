@@ -35,6 +35,7 @@ mod signal;
 mod stopping;
 mod student;
 mod text_encoders;
+mod tokenizers;
 mod training;
 mod trajectories;
 mod util;
