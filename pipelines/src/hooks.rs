@@ -33,6 +33,13 @@ pub enum Notice {
         /// File or folder.
         file: PathBuf,
     },
+    /// An autoencoder without a configuration, so that the scale of its latents is taken for Stable Diffusion's.
+    ScaleAssumed {
+        /// The file.
+        file: PathBuf,
+        /// The scale.
+        scale: f64,
+    },
     /// A model names a scheduler that is not here; another one goes along a similar grid.
     OtherSampler {
         /// Name of its class.
@@ -59,6 +66,7 @@ impl Notice {
             Self::FusionOff { .. }
             | Self::NotFinite { .. }
             | Self::AlphaAssumed { .. }
+            | Self::ScaleAssumed { .. }
             | Self::OtherSampler { .. }
             | Self::IdleKey { .. } => true,
         }
@@ -83,6 +91,13 @@ impl fmt::Display for Notice {
             }
             Self::AlphaAssumed { file } => {
                 write!(f, "{}: no alpha is stored, it is taken for the rank", file.display())
+            }
+            Self::ScaleAssumed { file, scale } => {
+                let file = file.display();
+                write!(
+                    f,
+                    "{file}: no config.json says the scale of its latents, it is taken for {scale}"
+                )
             }
             Self::OtherSampler { class, sampler } => {
                 write!(f, "the model's {class} is not here, the sampler is {sampler}")

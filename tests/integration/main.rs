@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "tests report what they measured")]
 
+mod autoencoders;
 mod cli;
 mod command;
 mod damage;

@@ -116,9 +116,9 @@ fn a_missing_or_other_autoencoder_is_named() {
     let vae = pipeline().join("vae").to_string_lossy().into_owned();
     let config = path.join("vae/config.json");
     let text = std::fs::read_to_string(&config).expect("there");
-    std::fs::write(&config, text.replace("AutoencoderKL", "AutoencoderTiny")).expect("written");
+    std::fs::write(&config, text.replace("AutoencoderKL", "AutoencoderDC")).expect("written");
     let error = run(&generate).failed();
-    assert!(error.contains("AutoencoderTiny") && error.contains("--vae"), "{error}");
+    assert!(error.contains("AutoencoderDC") && error.contains("--vae"), "{error}");
     run(&generate).args(["--vae", &vae]).succeeded();
     std::fs::remove_dir_all(path.join("vae")).expect("removed");
     let error = run(&generate).failed();

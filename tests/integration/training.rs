@@ -278,12 +278,15 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     config.vae = Some(goldens().join("dit-pipeline"));
     config.model.size = [16, 16];
     config.model.patch = 1;
-    let train = |path: &Path, background: [u8; 3], resume: bool, stop: u64| {
+    let train_with = |config: &TrainConfig, path: &Path, background, resume, stop| {
         let mut run =
             Run::on_images(path, config.clone(), open(background), resume, &Device::flex())
                 .expect("a run");
         let _ = train_until(&mut run, Some(stop));
         run
+    };
+    let train = |path: &Path, background: [u8; 3], resume: bool, stop: u64| {
+        train_with(&config, path, background, resume, stop)
     };
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     let written = |path: &Path| std::fs::read(path.join("latents.safetensors")).expect("latents");
@@ -306,6 +309,15 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     assert!(first != written(&parts));
     let model = pyrograph::model::open(&whole.join("model"), &Device::flex()).expect("a bundle");
     assert!(model.vae.is_some());
+    // One without a variance, and of a factor of 4.
+    let other = TrainConfig { vae: Some(goldens().join("autoencoder-tiny")), ..config.clone() };
+    let tiny = folder.path().join("tiny");
+    train_with(&other, &tiny, [255; 3], false, 2);
+    let latents = Checkpoint::open(tiny.join("latents.safetensors")).expect("latents");
+    let [mean, deviation] =
+        ["mean", "deviation"].map(|name| latents.read_f32(name).expect("latents"));
+    assert_eq!(mean.1[2..], [4, 4]);
+    assert!(mean.0.iter().any(|value| value.abs() > 1e-2) && deviation.0.iter().all(|d| *d == 0.0));
 }
 
 /// Kills of a run; each leaves a folder from which the next goes on.

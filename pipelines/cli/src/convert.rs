@@ -16,7 +16,7 @@ pub(crate) struct Convert {
     /// Folder of the new bundle
     #[arg(long, short)]
     output: PathBuf,
-    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one
     #[arg(long)]
     vae: Option<PathBuf>,
     /// Type of the weights on disk: f32, f16 or bf16

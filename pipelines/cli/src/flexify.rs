@@ -40,7 +40,7 @@ pub(crate) struct Flexify {
     /// Place patches by their corners instead of their centres
     #[arg(long)]
     corners: bool,
-    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one
     #[arg(long)]
     vae: Option<PathBuf>,
     /// Type of the weights on disk: f32, f16 or bf16

@@ -78,8 +78,8 @@ impl Latents {
                 let (flips, colours) = (vec![flipped; indices.len()], vec![0; indices.len()]);
                 let pixels = images.batch(indices, &flips, &colours, device);
                 let posterior = vae.encode(pixels);
-                mean.push(posterior.mean);
-                deviation.push((posterior.log_variance * 0.5).exp());
+                mean.push(posterior.mean.clone());
+                deviation.push(posterior.deviation());
             }
         }
         let half = |parts| Tensor::cat(parts, 0).into_data().convert_dtype(DType::F16);

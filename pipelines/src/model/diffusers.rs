@@ -5,13 +5,13 @@ use std::path::Path;
 
 use pyrograph_engine::diffusion::GuidedChannels;
 use pyrograph_engine::layers::TimeCode;
-use pyrograph_engine::nets::{DitConfig, Norm, VaeConfig};
+use pyrograph_engine::nets::{DitConfig, Norm};
 use pyrograph_weights::{Checkpoint, convert};
 use serde::Deserialize;
 
 use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
-use super::{ModelConfig, Recognised, Source, read_json};
+use super::{ModelConfig, Recognised, Source, autoencoder, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -48,64 +48,8 @@ fn norm_eps() -> f64 {
     1e-5
 }
 
-#[derive(Deserialize)]
-struct Autoencoder {
-    in_channels: usize,
-    out_channels: Option<usize>,
-    latent_channels: usize,
-    block_out_channels: Vec<usize>,
-    act_fn: Option<String>,
-    latents_mean: Option<Vec<f64>>,
-    latents_std: Option<Vec<f64>>,
-    layers_per_block: usize,
-    norm_num_groups: usize,
-    #[serde(default = "yes")]
-    mid_block_add_attention: bool,
-    #[serde(default = "yes")]
-    use_quant_conv: bool,
-    #[serde(default = "yes")]
-    use_post_quant_conv: bool,
-    #[serde(default = "sd_scale")]
-    scaling_factor: f64,
-    #[serde(default)]
-    shift_factor: Option<f64>,
-}
-
-impl Autoencoder {
-    /// What the network here cannot do is refused by name.
-    fn check(&self) -> Result<(), String> {
-        let out = self.out_channels.unwrap_or(self.in_channels);
-        let (before, after) = (self.use_quant_conv, self.use_post_quant_conv);
-        match self.act_fn.as_deref() {
-            Some(found) if found != "silu" => Err(format!("act_fn is `{found}`, expected `silu`")),
-            _ if out != self.in_channels => {
-                Err(format!("out_channels is {out}, expected in_channels, {}", self.in_channels))
-            }
-            _ if before != after => Err(format!(
-                "use_quant_conv is {before}, use_post_quant_conv {after}, expected the same"
-            )),
-            _ if self.latents_mean.is_some() || self.latents_std.is_some() => {
-                Err("latents_mean and latents_std are set, expected scaling_factor alone".into())
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The class of an autoencoder, which decides what else its configuration holds.
-#[derive(Deserialize)]
-struct Kind {
-    #[serde(rename = "_class_name")]
-    class: Option<String>,
-}
-
 fn yes() -> bool {
     true
-}
-
-/// Latent scale of the Stable Diffusion autoencoders, whose older files do not name it.
-fn sd_scale() -> f64 {
-    0.18215
 }
 
 /// Steps where the user says nothing; diffusers' own default for this pipeline.
@@ -141,7 +85,7 @@ pub(super) fn recognise(folder: &Path, own_vae: bool) -> Result<Recognised> {
         )));
     }
     let vae = Some(folder.join("vae")).filter(|vae| own_vae && vae.exists());
-    let (vae, vae_source) = vae.map(|vae| autoencoder(&vae)).transpose()?.unzip();
+    let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
     let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer"))?)?;
     let per_block = convert::embedder_per_block(&checkpoint)?;
     let net = DitConfig { embedder_per_block: per_block, ..net(&transformer) };
@@ -171,37 +115,6 @@ pub(super) fn recognise(folder: &Path, own_vae: bool) -> Result<Recognised> {
         vae: vae_source,
         notices,
     })
-}
-
-/// The autoencoder in a folder of its own, with its `config.json`.
-pub(super) fn autoencoder(folder: &Path) -> Result<(VaeConfig, Source)> {
-    let Kind { class } = read_json(folder.join("config.json"))?;
-    if let Some(class) = class
-        && class != "AutoencoderKL"
-    {
-        return Err(Error::Autoencoder {
-            path: folder.to_owned(),
-            reason: format!(
-                "autoencoder `{class}`, expected `AutoencoderKL`, such as stabilityai/sd-vae-ft-mse"
-            ),
-        });
-    }
-    let vae: Autoencoder = read_json(folder.join("config.json"))?;
-    vae.check().map_err(|reason| Error::Autoencoder { path: folder.to_owned(), reason })?;
-    let checkpoint = Checkpoint::open(weights_file(folder)?)?;
-    let layout = convert::autoencoder(&checkpoint, vae.block_out_channels.len());
-    let config = VaeConfig {
-        channels: vae.in_channels,
-        latent_channels: vae.latent_channels,
-        widths: vae.block_out_channels,
-        blocks_per_level: vae.layers_per_block,
-        groups: vae.norm_num_groups,
-        attention: vae.mid_block_add_attention,
-        quant: vae.use_quant_conv,
-        scale: vae.scaling_factor,
-        shift: vae.shift_factor.unwrap_or(0.0),
-    };
-    Ok((config, Source::new(checkpoint, layout)))
 }
 
 /// The port differs from the original DiT in two places: the frequencies of the time code, and ε of the

@@ -4,6 +4,7 @@
 //! networks on a device and a [`ModelConfig`]. Reading a foreign layout is a rule table of the
 //! `pyrograph-weights` crate plus the few lines here that turn its configuration into ours.
 
+mod autoencoder;
 mod diffusers;
 mod folders;
 mod original;
@@ -28,6 +29,8 @@ use pyrograph_weights::{
     save_bundle,
 };
 use serde::{Deserialize, Serialize};
+
+use autoencoder::Found;
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
@@ -206,21 +209,6 @@ fn native(path: &Path) -> Result<Recognised> {
     })
 }
 
-/// The autoencoder in a folder of its own, or in that of a pipeline or a model.
-fn autoencoder(path: &Path) -> Result<(VaeConfig, Source)> {
-    if !path.exists() {
-        return Err(Error::NoModel { path: path.to_owned() });
-    }
-    if let Some(folder) = folders::autoencoder(path)? {
-        return diffusers::autoencoder(&folder);
-    }
-    let Recognised { config, vae, .. } = recognise(path)?;
-    config.vae.zip(vae).ok_or_else(|| Error::Autoencoder {
-        path: path.to_owned(),
-        reason: "it has no autoencoder".into(),
-    })
-}
-
 /// Fingerprint of a model's network.
 pub(crate) fn fingerprint(path: &Path) -> Result<String> {
     Ok(recognise(path)?.net.checkpoint.fingerprint())
@@ -228,7 +216,7 @@ pub(crate) fn fingerprint(path: &Path) -> Result<String> {
 
 /// Fingerprint of the autoencoder that [`recognise_with`] would add.
 pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
-    Ok(autoencoder(path)?.1.checkpoint.fingerprint())
+    Ok(autoencoder::find(path)?.source.checkpoint.fingerprint())
 }
 
 impl Recognised {
@@ -243,7 +231,7 @@ impl Recognised {
 
     /// Adds the autoencoder of another model.
     fn with_vae(mut self, path: &Path) -> Result<Self> {
-        let (config, source) = autoencoder(path)?;
+        let Found { config, source, notice } = autoencoder::find(path)?;
         let channels = self.config.net.dit.channels;
         if config.latent_channels != channels {
             let found = config.latent_channels;
@@ -254,6 +242,7 @@ impl Recognised {
         }
         self.config.vae = Some(config);
         self.vae = Some(source);
+        self.notices.extend(notice);
         Ok(self)
     }
 
@@ -307,10 +296,11 @@ fn load_part<M: Module>(
 }
 
 /// The autoencoder of a model, in f32, and the fingerprint of its weights.
+///
+/// What it takes for granted is in the configuration from then on, and no matter for a new model.
 pub(crate) fn open_autoencoder(path: &Path, device: &Device) -> Result<(Vae, String)> {
-    let (config, source) = autoencoder(path)?;
-    let fresh = config.init(device);
-    let vae = load_part(fresh, &source, FloatDtype::F32, device, &mut |_| ())?;
+    let Found { config, source, .. } = autoencoder::find(path)?;
+    let vae = load_part(config.init(device), &source, FloatDtype::F32, device, &mut |_| ())?;
     Ok((vae, source.checkpoint.fingerprint()))
 }
 

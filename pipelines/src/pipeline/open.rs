@@ -19,7 +19,7 @@ pub struct OpenOptions<'a> {
     pub device: DeviceChoice,
     /// How the network's weights are held.
     pub dtype: WeightType,
-    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one.
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one.
     pub vae: Option<PathBuf>,
     /// Weaker model to guide away from, by name or path.
     pub guide: Option<PathBuf>,

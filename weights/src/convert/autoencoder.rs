@@ -1,4 +1,4 @@
-//! AutoencoderKL in its three spellings.
+//! AutoencoderKL in its three spellings, and AutoencoderTiny.
 
 use crate::checkpoint::Checkpoint;
 use crate::layout::{Layout, Rule, Transform};
@@ -40,6 +40,46 @@ fn attention(rules: &mut Vec<Rule>, target: &str, source: &str, names: [&str; 5]
 const DIFFUSERS_ATTENTION: [&str; 5] = ["group_norm", "to_q", "to_k", "to_v", "to_out.0"];
 const FORMER_ATTENTION: [&str; 5] = ["group_norm", "query", "key", "value", "proj_attn"];
 const COMPVIS_ATTENTION: [&str; 5] = ["norm", "q", "k", "v", "proj_out"];
+
+/// Whether these are the tensors of an AutoencoderKL.
+pub fn is_autoencoder(checkpoint: &Checkpoint) -> bool {
+    let has = |name: &str| checkpoint.tensors().contains_key(name);
+    has("decoder.norm_out.weight") || has("decoder.conv_norm_out.weight")
+}
+
+/// The table for an AutoencoderTiny with so many residual blocks at each level, finest first: its layers are numbered
+/// through, those without weights as well.
+pub fn autoencoder_tiny(encoder: &[usize], decoder: &[usize]) -> Layout {
+    let mut rules = Vec::new();
+    let mut half = |half: &str, levels: &str, blocks: &[usize], first: usize| {
+        conv(&mut rules, &format!("{half}.conv_in"), &format!("{half}.layers.0"));
+        let mut next = first;
+        for (level, &count) in blocks.iter().enumerate() {
+            for block in 0..count {
+                for i in 0..3 {
+                    let target = format!("{half}.{levels}.{level}.blocks.{block}.conv{}", i + 1);
+                    let source = format!("{half}.layers.{next}.conv.{}", 2 * i);
+                    conv(&mut rules, &target, &source);
+                }
+                next += 1;
+            }
+            // An image is doubled in a layer of its own, before its convolution.
+            let is_last = level + 1 == blocks.len();
+            next += usize::from(half == "decoder" && !is_last);
+            let target = match is_last {
+                true => format!("{half}.conv_out"),
+                false => format!("{half}.{levels}.{level}.sample"),
+            };
+            conv(&mut rules, &target, &format!("{half}.layers.{next}"));
+            next += 1;
+        }
+    };
+    half("encoder", "down", encoder, 1);
+    let from_coarsest: Vec<usize> = decoder.iter().rev().copied().collect();
+    // After the first convolution and its ReLU.
+    half("decoder", "up", &from_coarsest, 2);
+    Layout::new("AutoencoderTiny", rules, Vec::new())
+}
 
 /// The table for an autoencoder of `levels` resolutions, in the spelling that the checkpoint has.
 pub fn autoencoder(checkpoint: &Checkpoint, levels: usize) -> Layout {

@@ -20,7 +20,7 @@ pub(crate) struct Class {
     /// The four-step student of the shipped model, instead of the model itself
     #[arg(long, conflicts_with_all = ["model", "from_metadata"])]
     pub(super) fast: bool,
-    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, or a model with one
+    /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one
     #[arg(long)]
     pub(super) vae: Option<PathBuf>,
     /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times

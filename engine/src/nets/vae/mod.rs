@@ -1,18 +1,19 @@
-//! The latent autoencoder AutoencoderKL (Rombach et al. 2022).
+//! Latent autoencoders: AutoencoderKL (Rombach et al. 2022) and AutoencoderTiny (TAESD), a small one without norms that reads
+//! and writes the latents of another.
+
+mod halves;
 
 use burn::module::Module;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::{Device, Tensor, module::attention, ops::AttentionModuleOptions};
+use burn::nn::conv::Conv2d;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::layers::dense::DenseConfig;
-use crate::layers::{Dense, Init};
-use crate::ops::{conv3x3, norm_silu};
+use halves::conv;
+pub use halves::{Decoder, Encoder};
 
-/// ε of the group norms.
-const EPSILON: f64 = 1e-6;
+/// An AutoencoderTiny keeps its latents within this, smoothly.
+const TINY_RANGE: f64 = 3.0;
 /// Range of the log-variance of the posterior.
 const LOG_VARIANCE_RANGE: (f64, f64) = (-30.0, 20.0);
 
@@ -38,6 +39,49 @@ pub struct VaeConfig {
     pub scale: f64,
     /// See `scale`.
     pub shift: f64,
+    /// An AutoencoderTiny, which has none of the other blocks and no groups, attention or quant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiny: Option<TinyBlocks>,
+}
+
+/// Residual blocks of each level of an AutoencoderTiny, finest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TinyBlocks {
+    /// Of the encoder.
+    pub encoder: Vec<usize>,
+    /// Of the decoder.
+    pub decoder: Vec<usize>,
+}
+
+/// Most residual blocks of a level.
+const MAX_BLOCKS: usize = 64;
+
+impl TinyBlocks {
+    fn check(&self, config: &VaeConfig) -> Result<(), ConfigError> {
+        let VaeConfig { widths, blocks_per_level, groups, attention, quant, .. } = config;
+        for blocks in [&self.encoder, &self.decoder] {
+            if blocks.len() != widths.len() || blocks.iter().any(|count| *count > MAX_BLOCKS) {
+                let expected = format!("{} of at most {MAX_BLOCKS} each", widths.len());
+                return Err(ConfigError::value("blocks", format!("{blocks:?}"), expected));
+            }
+        }
+        if widths.iter().any(|width| *width == 0 || *width != widths[0]) {
+            return Err(ConfigError::value(
+                "widths",
+                format!("{widths:?}"),
+                "the same at all levels",
+            ));
+        }
+        match (blocks_per_level, groups, attention, quant) {
+            (0, 0, false, false) => Ok(()),
+            other => Err(ConfigError::value(
+                "blocks, groups, attention and quant of an AutoencoderTiny",
+                format!("{other:?}"),
+                "0, 0, false and false",
+            )),
+        }
+    }
 }
 
 impl VaeConfig {
@@ -57,7 +101,11 @@ impl VaeConfig {
         let counts = [
             ("channels of an autoencoder", self.channels, 1 << 10),
             ("channels of a latent", self.latent_channels, 1 << 12),
-            ("blocks of a level", self.blocks_per_level, 64),
+            (
+                "blocks of a level",
+                self.tiny.as_ref().map_or(self.blocks_per_level, |_| 1),
+                MAX_BLOCKS,
+            ),
         ];
         for (name, value, limit) in counts {
             if !(1..=limit).contains(&value) {
@@ -69,7 +117,10 @@ impl VaeConfig {
         }
         let fine =
             |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
-        match self.widths.iter().find(|width| !fine(width)) {
+        if let Some(tiny) = &self.tiny {
+            tiny.check(self)?;
+        }
+        match self.widths.iter().find(|width| self.tiny.is_none() && !fine(width)) {
             Some(width) => {
                 let expected = format!("a multiple of {} groups", self.groups);
                 Err(ConfigError::value("width", width, expected))
@@ -121,14 +172,22 @@ pub struct Vae {
 pub struct Posterior {
     /// Mean, and mode.
     pub mean: Tensor<4>,
-    /// Log-variance, within [-30, 20].
-    pub log_variance: Tensor<4>,
+    /// Log-variance, within [-30, 20]; none of an AutoencoderTiny, which gives one latent.
+    pub log_variance: Option<Tensor<4>>,
 }
 
 impl Posterior {
     /// `mean + exp(log_variance / 2) · z`.
     pub fn sample(&self, z: Tensor<4>) -> Tensor<4> {
-        self.mean.clone() + (self.log_variance.clone() * 0.5).exp() * z
+        self.mean.clone() + self.deviation() * z
+    }
+
+    /// `exp(log_variance / 2)`, zeros without a variance.
+    pub fn deviation(&self) -> Tensor<4> {
+        match &self.log_variance {
+            Some(log_variance) => (log_variance.clone() * 0.5).exp(),
+            None => self.mean.zeros_like(),
+        }
     }
 }
 
@@ -143,6 +202,11 @@ impl Vae {
     /// # Shapes
     /// `[batch, channels, height, width]`; a latent cell covers [`VaeConfig::factor`] pixels a side
     pub fn encode(&self, image: Tensor<4>) -> Posterior {
+        if self.config.tiny.is_some() {
+            // Its pixels are in [0, 1].
+            let mean = self.encoder.forward((image + 1.0) / 2.0, self.rounds);
+            return Posterior { mean, log_variance: None };
+        }
         let h = self.encoder.forward(image, self.rounds);
         let h = match &self.quant {
             Some(quant) => quant.forward(h),
@@ -151,9 +215,9 @@ impl Vae {
         let channels = self.config.latent_channels;
         Posterior {
             mean: h.clone().narrow(1, 0, channels),
-            log_variance: h
-                .narrow(1, channels, channels)
-                .clamp(LOG_VARIANCE_RANGE.0, LOG_VARIANCE_RANGE.1),
+            log_variance: Some(
+                h.narrow(1, channels, channels).clamp(LOG_VARIANCE_RANGE.0, LOG_VARIANCE_RANGE.1),
+            ),
         }
     }
 
@@ -167,6 +231,10 @@ impl Vae {
     /// # Shapes
     /// `[batch, latent_channels, height, width]` to `[batch, channels, height · f, width · f]`
     pub fn decode(&self, latent: Tensor<4>) -> Tensor<4> {
+        if self.config.tiny.is_some() {
+            let bounded = (latent / TINY_RANGE).tanh() * TINY_RANGE;
+            return self.decoder.forward(bounded, self.rounds) * 2.0 - 1.0;
+        }
         let h = match &self.post_quant {
             Some(quant) => quant.forward(latent),
             None => latent,
@@ -237,214 +305,6 @@ fn tile_ramp(cells: usize, overlap: usize, factor: usize, device: &Device) -> Te
     let weight = |i: usize| ((i.min(pixels - 1 - i) + 1) as f32 / edge).min(1.0);
     let ramp: Vec<f32> = (0..pixels).map(weight).collect();
     Tensor::from_floats(ramp.as_slice(), device)
-}
-
-fn conv(inputs: usize, outputs: usize, kernel: usize, device: &Device) -> Conv2d {
-    let padding = kernel / 2;
-    Conv2dConfig::new([inputs, outputs], [kernel, kernel])
-        .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
-        .init(device)
-}
-
-/// Two convolutions with a shortcut.
-#[derive(Module, Debug)]
-pub struct ResBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    shortcut: Option<Conv2d>,
-}
-
-impl ResBlock {
-    fn new(inputs: usize, outputs: usize, groups: usize, device: &Device) -> Self {
-        Self {
-            norm1: norm(groups, inputs, device),
-            conv1: conv(inputs, outputs, 3, device),
-            norm2: norm(groups, outputs, device),
-            conv2: conv(outputs, outputs, 3, device),
-            shortcut: (inputs != outputs).then(|| conv(inputs, outputs, 1, device)),
-        }
-    }
-
-    /// `count` blocks, of which the first changes the width.
-    fn row(
-        count: usize,
-        inputs: usize,
-        outputs: usize,
-        groups: usize,
-        device: &Device,
-    ) -> Vec<Self> {
-        let width = |i| if i == 0 { inputs } else { outputs };
-        (0..count).map(|i| Self::new(width(i), outputs, groups, device)).collect()
-    }
-
-    fn forward(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
-        let h = conv3x3(&self.conv1, norm_silu(&self.norm1, x.clone()), false, rounds);
-        let h = conv3x3(&self.conv2, norm_silu(&self.norm2, h), false, rounds);
-        match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x) + h,
-            None => x + h,
-        }
-    }
-}
-
-fn norm(groups: usize, width: usize, device: &Device) -> GroupNorm {
-    GroupNormConfig::new(groups, width).with_epsilon(EPSILON).init(device)
-}
-
-/// Single-head self-attention over all positions, with a shortcut.
-#[derive(Module, Debug)]
-pub struct SpatialAttention {
-    norm: GroupNorm,
-    q: Dense,
-    k: Dense,
-    v: Dense,
-    out: Dense,
-}
-
-impl SpatialAttention {
-    fn new(width: usize, groups: usize, device: &Device) -> Self {
-        let init = Init::new(0, device);
-        let dense = || DenseConfig::new(width, width, false).init(&init);
-        Self { norm: norm(groups, width, device), q: dense(), k: dense(), v: dense(), out: dense() }
-    }
-
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, width, rows, columns] = x.dims();
-        let h = self.norm.forward(x.clone()).reshape([batch, width, rows * columns]);
-        let h: Tensor<3> = h.swap_dims(1, 2); // [batch, positions, width]
-        let head = |dense: &Dense| dense.forward(h.clone()).unsqueeze_dim::<4>(1);
-        let (q, k, v) = (head(&self.q), head(&self.k), head(&self.v));
-        let mixed = attention(q, k, v, None, None, AttentionModuleOptions::default());
-        let mixed = self.out.forward(mixed.squeeze_dim::<3>(1));
-        x + mixed.swap_dims(1, 2).reshape([batch, width, rows, columns])
-    }
-}
-
-/// The coarsest level: residual block, attention, residual block.
-#[derive(Module, Debug)]
-pub struct Middle {
-    first: ResBlock,
-    attention: Option<SpatialAttention>,
-    second: ResBlock,
-}
-
-impl Middle {
-    fn new(config: &VaeConfig, width: usize, device: &Device) -> Self {
-        let block = || ResBlock::new(width, width, config.groups, device);
-        let attention = || SpatialAttention::new(width, config.groups, device);
-        Self { first: block(), attention: config.attention.then(attention), second: block() }
-    }
-
-    fn forward(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
-        let h = self.first.forward(x, rounds);
-        let h = match &self.attention {
-            Some(attention) => attention.forward(h),
-            None => h,
-        };
-        self.second.forward(h, rounds)
-    }
-}
-
-/// Residual blocks at one resolution, then the convolution that changes it.
-#[derive(Module, Debug)]
-pub struct Level {
-    blocks: Vec<ResBlock>,
-    sample: Option<Conv2d>,
-}
-
-impl Level {
-    fn blocks(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
-        self.blocks.iter().fold(x, |h, block| block.forward(h, rounds))
-    }
-}
-
-/// Image to `2 · latent_channels` values per cell.
-#[derive(Module, Debug)]
-pub struct Encoder {
-    conv_in: Conv2d,
-    down: Vec<Level>,
-    mid: Middle,
-    norm: GroupNorm,
-    conv_out: Conv2d,
-}
-
-impl Encoder {
-    fn new(config: &VaeConfig, device: &Device) -> Self {
-        let (first, last) = (config.widths[0], config.widths[config.widths.len() - 1]);
-        let mut inputs = first;
-        let down = config.widths.iter().enumerate().map(|(i, &width)| Level {
-            blocks: {
-                let inputs = std::mem::replace(&mut inputs, width);
-                ResBlock::row(config.blocks_per_level, inputs, width, config.groups, device)
-            },
-            sample: (i + 1 < config.widths.len()).then(|| {
-                Conv2dConfig::new([width, width], [3, 3]).with_stride([2, 2]).init(device)
-            }),
-        });
-        Self {
-            down: down.collect(),
-            conv_in: conv(config.channels, first, 3, device),
-            mid: Middle::new(config, last, device),
-            norm: norm(config.groups, last, device),
-            conv_out: conv(last, 2 * config.latent_channels, 3, device),
-        }
-    }
-
-    fn forward(&self, image: Tensor<4>, rounds: bool) -> Tensor<4> {
-        let mut h = conv3x3(&self.conv_in, image, false, rounds);
-        for level in &self.down {
-            h = level.blocks(h, rounds);
-            if let Some(sample) = &level.sample {
-                // One row below and one column to the right, as the published weights expect.
-                h = sample.forward(h.pad((0, 1, 0, 1), 0.0));
-            }
-        }
-        conv3x3(&self.conv_out, norm_silu(&self.norm, self.mid.forward(h, rounds)), false, rounds)
-    }
-}
-
-/// Latent to image.
-#[derive(Module, Debug)]
-pub struct Decoder {
-    conv_in: Conv2d,
-    mid: Middle,
-    up: Vec<Level>,
-    norm: GroupNorm,
-    conv_out: Conv2d,
-}
-
-impl Decoder {
-    fn new(config: &VaeConfig, device: &Device) -> Self {
-        let (first, last) = (config.widths[0], config.widths[config.widths.len() - 1]);
-        let mut inputs = last;
-        let up = config.widths.iter().rev().enumerate().map(|(i, &width)| Level {
-            blocks: {
-                let inputs = std::mem::replace(&mut inputs, width);
-                ResBlock::row(config.blocks_per_level + 1, inputs, width, config.groups, device)
-            },
-            sample: (i + 1 < config.widths.len()).then(|| conv(width, width, 3, device)),
-        });
-        Self {
-            up: up.collect(),
-            conv_in: conv(config.latent_channels, last, 3, device),
-            mid: Middle::new(config, last, device),
-            norm: norm(config.groups, first, device),
-            conv_out: conv(first, config.channels, 3, device),
-        }
-    }
-
-    fn forward(&self, latent: Tensor<4>, rounds: bool) -> Tensor<4> {
-        let mut h = self.mid.forward(conv3x3(&self.conv_in, latent, false, rounds), rounds);
-        for level in &self.up {
-            h = level.blocks(h, rounds);
-            if let Some(sample) = &level.sample {
-                h = conv3x3(sample, h, true, rounds);
-            }
-        }
-        conv3x3(&self.conv_out, norm_silu(&self.norm, h), false, rounds)
-    }
 }
 
 #[cfg(test)]
