@@ -1,7 +1,8 @@
 //! `pyrograph sweep`: quality against compute.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -128,7 +129,8 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
         let cell = |number: &Option<f64>| number.map(|number| number.to_string());
         let numbers: Vec<String> =
             numbers.iter().map(|number| cell(number).unwrap_or_default()).collect();
-        // Another sweep may have written to it meanwhile.
+        // Another sweep may have written to it meanwhile, or be about to.
+        let _held = hold(&args.output);
         table = read(&args.output)?;
         table.push(start + &numbers.join(","));
         let text = format!("{HEADER}\n{}\n", table.join("\n"));
@@ -199,8 +201,15 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
     Ok(points)
 }
 
+/// Keeps other sweeps from changing the tables beside `table`, where folders have locks.
+fn hold(table: &Path) -> Option<File> {
+    let folder = table.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    folder.lock().ok().map(|()| folder)
+}
+
 /// The rows of an earlier table.
-fn read(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
+fn read(path: &Path) -> anyhow::Result<Vec<String>> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| path.display().to_string()),
