@@ -23,6 +23,7 @@ mod metrics;
 mod model_folders;
 mod parity;
 mod picture;
+mod pixart;
 mod pytorch;
 mod readme;
 mod recipes;

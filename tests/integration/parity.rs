@@ -100,7 +100,7 @@ fn original_dit_with_three_channel_guidance() {
             }
             let net = &model.config.net.dit;
             let grid = net.grid(net.size, net.patch);
-            let position = net.position.table(grid, ([0.0; 2], 1.0), net.hidden, &device);
+            let position = net.position.table(grid, [[0.0; 2], [1.0; 2]], net.hidden, &device);
             assert_close("positions", position, case.tensor("pos_embed", &device), 1e-6);
         }
         guided_output(&folder, &case);

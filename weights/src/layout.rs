@@ -30,6 +30,8 @@ pub struct Rule {
 pub enum Transform {
     /// As it is; a scalar becomes `[1]`.
     Copy,
+    /// The same values in one dimension.
+    Flatten,
     /// `[out, in]` to `[in, out]`; trailing dimensions of length 1 are dropped before.
     Transpose,
     /// `[out, channels, rows, columns]` to `[rows · columns · channels, out]`.
@@ -155,6 +157,11 @@ impl Transform {
         match self {
             Transform::Copy if shape.is_empty() => Some(vec![1]),
             Transform::Copy => Some(shape.to_vec()),
+            Transform::Flatten => {
+                let length =
+                    shape.iter().try_fold(1usize, |product, side| product.checked_mul(*side));
+                length.map(|length| vec![length])
+            }
             Transform::Transpose => match shape {
                 [out, inputs, ones @ ..] if ones.iter().all(|length| *length == 1) => {
                     Some(vec![*inputs, *out])

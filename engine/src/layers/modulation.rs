@@ -23,6 +23,10 @@ pub struct ModulationConfig {
     pub gate: bool,
     /// What a gate multiplies with.
     pub gate_form: GateForm,
+    /// One projection serves all blocks, each of which adds numbers of its own, as the head does to the condition
+    /// itself (adaLN-single, PixArt-α, Chen et al. 2023, section 2.3).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub single: bool,
 }
 
 /// What a gate of value `g` does to the output `f` of a branch.
@@ -38,10 +42,18 @@ pub enum GateForm {
 impl ModulationConfig {
     /// Shift, scale and gate of a plain DiT.
     pub const ADALN_ZERO: Self =
-        Self { scale: true, shift: true, rotation: false, gate: true, gate_form: GateForm::Zero };
+        Self { rotation: false, shift: true, gate_form: GateForm::Zero, ..Self::ROTATION_SCALE };
+    /// The same with one projection for all blocks (PixArt).
+    pub const ADALN_SINGLE: Self = Self { single: true, ..Self::ADALN_ZERO };
     /// Rotation in place of shift: the published MP-DiT.
-    pub const ROTATION_SCALE: Self =
-        Self { scale: true, shift: false, rotation: true, gate: true, gate_form: GateForm::One };
+    pub const ROTATION_SCALE: Self = Self {
+        scale: true,
+        shift: false,
+        rotation: true,
+        gate: true,
+        gate_form: GateForm::One,
+        single: false,
+    };
 
     /// Numbers that one branch takes, as a multiple of `hidden`.
     pub fn width(&self, with_gate: bool) -> f64 {
@@ -61,12 +73,15 @@ impl ModulationConfig {
 /// The outputs are, per branch: scale, shift, rotation, gate (those that exist).
 #[derive(Module, Debug)]
 pub struct Modulation {
-    /// `[hidden, sum of the parts]`; absent when nothing is modulated.
+    /// `[hidden, sum of the parts]`; absent when nothing is modulated, and of adaLN-single.
     pub dense: Option<Dense>,
+    /// `[sum of the parts]`, added to what adaLN-single gives.
+    pub table: Option<Param<Tensor<1>>>,
     /// `[parts]` of a preserved network, or `[1]` shared by all of adaLN's parts; zero at the start.
     pub gain: Option<Param<Tensor<1>>>,
     #[module(skip)]
     config: ModulationConfig,
+    hidden: usize,
     branches: usize,
     gated: bool,
 }
@@ -93,29 +108,39 @@ impl Modulation {
         let parts = config.halves(gated);
         let width = parts.iter().sum::<usize>() * hidden / 2 * branches;
         let dense = projection(hidden, width).with_free_weights(Fresh::Constant(0.0));
+        let own = width > 0 && !config.single;
+        let small = Fresh::Normal(1.0 / (hidden as f64).sqrt());
         let gains = match config.gate_form {
             GateForm::Zero => 1,
             GateForm::One => parts.len() * branches,
         };
         Self {
-            gain: (dense.preserved && width > 0).then(|| init.param(Fresh::Constant(0.0), [gains])),
-            dense: (width > 0).then(|| dense.init(init)),
+            gain: (dense.preserved && own).then(|| init.param(Fresh::Constant(0.0), [gains])),
+            dense: own.then(|| dense.init(init)),
+            table: (width > 0 && config.single).then(|| init.param(small, [width])),
+            hidden,
             config,
             branches,
             gated,
         }
     }
 
-    /// The modulation of each branch, from the activated condition.
+    /// The modulation of each branch, from the activated condition; of adaLN-single from what its projection gives, or
+    /// from the condition before its activation, which then stands for every part.
     ///
     /// # Shapes
-    /// `[batch, hidden]` or, per token, `[batch, tokens, hidden]`
+    /// `[batch, 1 | tokens, hidden]`, or `[batch, 1 | tokens, sum of the parts]`
     pub fn forward(&self, condition: Tensor<3>) -> Vec<Modulated> {
-        let Some(dense) = &self.dense else {
-            return vec![Modulated::default(); self.branches];
+        let hidden = self.hidden;
+        let out = match (&self.dense, &self.table) {
+            (Some(dense), _) => dense.forward(condition),
+            (None, Some(table)) => {
+                let table: Tensor<3> = table.val().unsqueeze(); // [1, 1, sum of the parts]
+                let times = table.dims()[2] / condition.dims()[2];
+                condition.repeat_dim(2, times) + table
+            }
+            (None, None) => return vec![Modulated::default(); self.branches],
         };
-        let hidden = condition.dims()[2];
-        let out = dense.forward(condition);
         let mut start = 0;
         let mut index = 0;
         let mut next = |on: bool, width: usize| {

@@ -25,14 +25,14 @@ impl Position {
     ///
     /// `[sin(q ω), cos(q ω), sin(r ω), cos(r ω)]` for row `r` and column `q`, the column first, with
     /// `ω_k = 10000^(-k / (hidden / 4))`, computed in f64. Token `i` of a side stands at `step · i + start`,
-    /// `start` being that of the rows and that of the columns.
+    /// both given for the rows and for the columns.
     ///
     /// # Shapes
     /// `[1, rows · columns, hidden]`
     pub fn table(
         self,
         [rows, columns]: [usize; 2],
-        (start, step): ([f64; 2], f64),
+        [start, step]: [[f64; 2]; 2],
         hidden: usize,
         device: &Device,
     ) -> Tensor<3> {
@@ -40,9 +40,9 @@ impl Position {
         let mut values = Vec::with_capacity(rows * columns * hidden);
         for row in 0..rows {
             for column in 0..columns {
-                for (at, start) in [(column, start[1]), (row, start[0])] {
+                for (at, axis) in [(column, 1), (row, 0)] {
                     let angle = |k: usize| {
-                        let at = at as f64 * step + start;
+                        let at = at as f64 * step[axis] + start[axis];
                         at * MAX_PERIOD.powf(-(k as f64) / quarter as f64)
                     };
                     values.extend((0..quarter).map(|k| angle(k).sin() as f32));
@@ -69,8 +69,9 @@ mod tests {
 
     #[test]
     fn column_comes_first() {
-        let table =
-            Position::Plain.table([1, 2], ([0.0; 2], 1.0), 16, &Device::flex()).narrow(1, 1, 1);
+        let table = Position::Plain
+            .table([1, 2], [[0.0; 2], [1.0; 2]], 16, &Device::flex())
+            .narrow(1, 1, 1);
         let expected = [
             0.841471, 0.099833, 0.01, 0.001, 0.540302, 0.995004, 0.99995, 1.0, 0.0, 0.0, 0.0, 0.0,
             1.0, 1.0, 1.0, 1.0,
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn a_coarse_patch_stands_at_its_centre() {
         let table =
-            Position::Plain.table([1, 2], ([0.5; 2], 2.0), 8, &Device::flex()).narrow(1, 1, 1);
+            Position::Plain.table([1, 2], [[0.5; 2], [2.0; 2]], 8, &Device::flex()).narrow(1, 1, 1);
         let expected =
             [0.598472, 0.024997, -0.801144, 0.999688, 0.479426, 0.005000, 0.877583, 0.999988];
         let expected = Tensor::<1>::from_floats(expected, &Device::flex()).reshape([1, 1, 8]);

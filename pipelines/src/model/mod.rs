@@ -8,6 +8,7 @@ mod autoencoder;
 mod diffusers;
 mod folders;
 mod original;
+pub mod pixart;
 mod registry;
 mod scheduler;
 mod scheduler_keys;
@@ -23,15 +24,14 @@ use burn::module::Module;
 use burn::tensor::Device;
 use pyrograph_engine::denoisers;
 use pyrograph_engine::diffusion::Process;
-use pyrograph_engine::nets::{Net, NetConfig, Vae, VaeConfig};
+use pyrograph_engine::nets::{DitConfig, Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
     save_bundle,
 };
 use serde::{Deserialize, Serialize};
 
-use autoencoder::Found;
-
+use self::autoencoder::Found;
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::labels::Labels;
@@ -170,19 +170,24 @@ fn check(path: &Path, recognised: &Recognised) -> Result<()> {
     if let Some(vae) = &recognised.config.vae {
         vae.check().map_err(|error| fault(error.to_string()))?;
     }
-    let stored = &recognised.net.checkpoint;
-    let (depth, tensors) = (net.dit.depth, stored.tensors().len());
+    check_trunk(path, &net.dit, &recognised.net.checkpoint)
+}
+
+/// Checks that a network is no larger than its weights can fill.
+fn check_trunk(path: &Path, net: &DitConfig, stored: &Checkpoint) -> Result<()> {
+    let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
+    let (depth, tensors) = (net.depth, stored.tensors().len());
     if depth > tensors {
         return Err(fault(format!("depth is {depth}, the weights are {tensors} tensors")));
     }
-    let [height, width] = net.dit.size.map(|side| side / net.dit.patch);
-    let table = height.saturating_mul(width).saturating_mul(net.dit.hidden);
+    let [height, width] = net.size.map(|side| side / net.patch);
+    let table = height.saturating_mul(width).saturating_mul(net.hidden);
     let most = stored.elements().saturating_mul(4).max(SMALL_TABLE);
     match table > most {
         true => Err(fault(format!(
             "a table of {height} x {width} positions of width {}, expected at most {most} numbers \
              beside the {} weights",
-            net.dit.hidden,
+            net.hidden,
             stored.elements()
         ))),
         false => Ok(()),

@@ -8,7 +8,7 @@ mod mp_dit;
 mod text_encoder;
 
 pub use autoencoder::{autoencoder, autoencoder_tiny, is_autoencoder};
-pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
+pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block, pixart_diffusers};
 pub use efficientnet::efficientnet_lite;
 pub use lora::{Lora, LoraTerm, read_lora};
 pub use mp_dit::mp_dit;

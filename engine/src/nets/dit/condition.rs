@@ -5,7 +5,7 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::config::DitConfig;
 use crate::layers::time::Table;
-use crate::layers::{Activation, Init, Mlp, Residual, TimeEmbedder};
+use crate::layers::{Activation, Dense, Fresh, Init, Mlp, Residual, TimeCode, TimeEmbedder};
 use crate::ops::AttentionBias;
 
 /// The condition of a batch of images, one entry per image in every part.
@@ -16,6 +16,9 @@ pub struct Conditioning {
     pub class: Option<Tensor<1, Int>>,
     /// A text. Only and always of a network that reads one.
     pub text: Option<Text>,
+    /// Height and width of the image in pixels, and the first over the second, `[batch, 3]` (PixArt-α). Only and always
+    /// of a network that [is told](super::DitConfig::sized).
+    pub size: Option<Tensor<2>>,
     /// Further images that the tokens of the image attend to, and they to it.
     pub panels: Vec<Panel>,
 }
@@ -76,6 +79,7 @@ impl Conditioning {
         Self {
             class: self.class.as_ref().map(|ids| ids.clone().select(0, at.clone())),
             text: self.text.as_ref().map(text),
+            size: self.size.as_ref().map(|size| size.clone().select(0, at.clone())),
             panels: self.panels.iter().map(panel).collect(),
         }
     }
@@ -102,6 +106,7 @@ impl Conditioning {
                     Tensor::cat(vec![a, b], 0)
                 }),
             }),
+            size: both(self.size, other.size, "a size", |a, b| Tensor::cat(vec![a, b], 0)),
             panels: self
                 .panels
                 .into_iter()
@@ -125,6 +130,7 @@ impl Conditioning {
         Self {
             class: self.class.clone(),
             text: self.text.as_ref().map(text),
+            size: self.size.clone().map(Tensor::without_autodiff),
             panels: self.panels.iter().map(panel).collect(),
         }
     }
@@ -154,9 +160,17 @@ impl DitConfig {
             time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
             label: (self.classes > 0).then(|| Table::new(rows, self.hidden, preserved, init)),
             pooled: self.text.as_ref().and_then(|text| text.pooled).map(pooled),
+            size: self.sized.then(|| SizeEmbedder::new(self, activation, init)),
             residual: self.magnitude.residual,
-            activation,
+            activation: (!self.modulation.single).then_some(activation),
         }
+    }
+
+    /// The projection of adaLN-single, at first zero.
+    pub(super) fn init_single(&self, init: &Init<'_>) -> Option<Dense> {
+        let parts = (2.0 * self.modulation.width(true) * self.hidden as f64) as usize;
+        let dense = self.dense(self.hidden, parts).with_free_weights(Fresh::Constant(0.0));
+        self.modulation.single.then(|| dense.init(init))
     }
 
     /// From the tokens of a text to those that the blocks see.
@@ -186,20 +200,54 @@ pub struct Embedder {
     pub label: Option<Table>,
     /// `[pooled, hidden]` and `[hidden, hidden]`.
     pub pooled: Option<Mlp>,
+    /// Embedding of the size of the image.
+    pub size: Option<SizeEmbedder>,
     #[module(skip)]
     pub(super) residual: Residual,
+    /// None before adaLN-single, whose head takes the condition as it is.
     #[module(skip)]
-    pub(super) activation: Activation,
+    pub(super) activation: Option<Activation>,
+}
+
+/// Embeds height, width and their ratio, each to a third of the condition.
+#[derive(Module, Debug)]
+pub struct SizeEmbedder {
+    /// Of height and width.
+    pub side: TimeEmbedder,
+    /// Of height over width.
+    pub ratio: TimeEmbedder,
+}
+
+/// Length of the code of each number of a size.
+const SIZE_CHANNELS: usize = 256;
+
+impl SizeEmbedder {
+    fn new(config: &DitConfig, activation: Activation, init: &Init<'_>) -> Self {
+        let code = TimeCode::Sinusoidal { channels: SIZE_CHANNELS, frequency_shift: 0.0 };
+        let dense = |inputs, outputs| config.dense(inputs, outputs);
+        let new = || TimeEmbedder::new(code, config.hidden / 3, activation, dense, init);
+        Self { side: new(), ratio: new() }
+    }
+
+    /// `[batch, 3]` to `[batch, hidden]`.
+    fn forward(&self, size: Tensor<2>) -> Tensor<2> {
+        let size = size.cast(FloatDType::F32);
+        let [batch, _] = size.dims();
+        let sides = self.side.forward(size.clone().narrow(1, 0, 2).reshape([2 * batch]));
+        let ratio = self.ratio.forward(size.narrow(1, 2, 1).reshape([batch])); // [batch, hidden / 3]
+        let third = ratio.dims()[1];
+        Tensor::cat(vec![sides.reshape([batch, 2 * third]), ratio], 1)
+    }
 }
 
 impl Embedder {
-    /// The activated condition vector.
+    /// The condition vector, activated but for adaLN-single.
     ///
     /// # Shapes
     /// `time`: `[batch]`, output: `[batch, 1, hidden]`
     ///
     /// # Panics
-    /// If a class, or a pooled text, is given to a network that takes none, or none to one that does.
+    /// If a class, a pooled text or a size is given to a network that takes none, or none to one that does.
     pub fn forward(&self, time: Tensor<1>, told: &Conditioning) -> Tensor<3> {
         let time = self.time.forward(time.cast(FloatDType::F32)); // [batch, hidden]
         let sum = match (&self.label, &told.class) {
@@ -220,11 +268,24 @@ impl Embedder {
             (Some(_), None) => panic!("a network of pooled texts is told none"),
             (None, Some(_)) => panic!("a network without pooled texts is told one"),
         };
-        self.activation.forward(sum).unsqueeze_dim(1) // [batch, 1, hidden]
+        let sum = match (&self.size, &told.size) {
+            (Some(embedder), Some(size)) => self.residual.sum(sum, embedder.forward(size.clone())),
+            (None, None) => sum,
+            (Some(_), None) => panic!("a network of sizes is told none"),
+            (None, Some(_)) => panic!("a network without sizes is told one"),
+        };
+        let condition = match self.activation {
+            Some(activation) => activation.forward(sum),
+            None => sum,
+        };
+        condition.unsqueeze_dim(1) // [batch, 1, hidden]
     }
 
     pub(super) fn folded(self) -> Self {
         let (label, pooled) = (self.label.map(Table::folded), self.pooled.map(Mlp::folded));
-        Self { time: self.time.folded(), label, pooled, ..self }
+        let size = self
+            .size
+            .map(|size| SizeEmbedder { side: size.side.folded(), ratio: size.ratio.folded() });
+        Self { time: self.time.folded(), label, pooled, size, ..self }
     }
 }

@@ -113,6 +113,13 @@ pub struct DitConfig {
     pub embedder_per_block: bool,
     /// Position table.
     pub position: Position,
+    /// The positions of a side go from 0 to this, however many tokens there are (PixArt); otherwise each token takes
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<f64>,
+    /// Whether the network is told how large the image is, see [`Conditioning::size`](super::Conditioning::size).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sized: bool,
     /// Normalisation of branch inputs.
     pub norm: Norm,
     /// How the condition acts.
@@ -157,6 +164,8 @@ impl DitConfig {
             time: TimeCode::Sinusoidal { channels: TIME_CHANNELS, frequency_shift: 0.0 },
             embedder_per_block: false,
             position: Position::Plain,
+            span: None,
+            sized: false,
             norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
             modulation: ModulationConfig::ADALN_ZERO,
             activation: Activation::GeluTanh,
@@ -257,11 +266,24 @@ impl DitConfig {
         }
     }
 
-    /// Place of the first token and distance between tokens, in native patches.
-    pub(super) fn coordinates(&self, patch: usize) -> [f64; 2] {
-        let step = patch as f64 / self.patch as f64;
+    /// Place of the first token and distance between tokens of the rows and columns of an image of this size, whose
+    /// first pixel stands at `origin`.
+    pub(super) fn coordinates(
+        &self,
+        size: [usize; 2],
+        patch: usize,
+        origin: [f64; 2],
+    ) -> [[f64; 2]; 2] {
         let corners = self.flexible.as_ref().is_some_and(|flexible| flexible.corners);
-        [if corners { 0.0 } else { step / 2.0 - 0.5 }, step]
+        let places = [0, 1].map(|axis| {
+            // A native patch takes one, or its share of the span.
+            let native = self.patch as f64;
+            let unit = self.span.map_or(1.0, |span| span * native / size[axis] as f64);
+            let step = unit * patch as f64 / native;
+            let start = if corners { 0.0 } else { (step - unit) / 2.0 };
+            (start + unit * origin[axis] / native, step)
+        });
+        [places.map(|(start, _)| start), places.map(|(_, step)| step)]
     }
 
     /// Whether the network can have the further patch sizes.
@@ -343,8 +365,25 @@ impl DitConfig {
             return Err(ConfigError::value("patch", patch, "even, for squares that overlap"));
         }
         self.check_text()?;
+        self.check_condition()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(ConfigError::value("mlp_ratio", self.mlp_ratio, "within (0, 64)"));
+        }
+        Ok(())
+    }
+
+    fn check_condition(&self) -> Result<(), ConfigError> {
+        if let Some(span) = self.span.filter(|span| !(span.is_finite() && *span > 0.0)) {
+            return Err(ConfigError::value("span of the positions", span, "finite and above 0"));
+        }
+        if self.sized && !self.hidden.is_multiple_of(3) {
+            let expected = "a multiple of 3, for a network that is told the size";
+            return Err(ConfigError::value("hidden", self.hidden, expected));
+        }
+        if self.modulation.single && (self.magnitude.normalized_weights || self.embedder_per_block)
+        {
+            let expected = "false where weights are normalised or blocks have embedders";
+            return Err(ConfigError::value("modulation.single", true, expected));
         }
         Ok(())
     }

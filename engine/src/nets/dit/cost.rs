@@ -17,9 +17,14 @@ impl DitConfig {
         let pixels = (rows * columns * patch * patch) as f64;
         let predicted = self.out_channels() * self.window(1).pow(2);
         let ends = pixels * hidden * (self.channels + predicted) as f64;
-        let modulation = self.depth as f64 * 2.0 * parts(true) + parts(false);
+        let modulation = match self.modulation.single {
+            true => 2.0 * parts(true),
+            false => self.depth as f64 * 2.0 * parts(true) + parts(false),
+        };
         let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
-        self.trunk_flops(size, patch) + 2.0 * (ends + modulation + embedder)
+        let third = hidden / 3.0;
+        let sized = if self.sized { 3.0 * (256.0 + third) * third } else { 0.0 };
+        self.trunk_flops(size, patch) + 2.0 * (ends + modulation + embedder + sized)
     }
 
     /// The part of [`DitConfig::flops`] that depends on the number of tokens: projections, attention, MLP,

@@ -29,6 +29,8 @@ pub struct Dit {
     pub head: Head,
     /// One per further patch size.
     pub modes: Vec<Mode>,
+    /// `[hidden, parts]`: the modulation of all blocks before their own numbers (adaLN-single).
+    pub single: Option<Dense>,
     /// `[text, hidden]` and `[hidden, hidden]`: from the tokens of a text to those that the blocks see.
     pub caption: Option<Mlp>,
     position: Tensor<3>,
@@ -58,7 +60,7 @@ pub(crate) struct Call<'a> {
 pub(crate) struct Encoded {
     /// After all blocks, `[batch, tokens, hidden]`.
     pub(crate) tokens: Tensor<3>,
-    /// The activated condition of the image, `[batch, 1, hidden]`.
+    /// The condition of the image for the head, `[batch, 1, hidden]`.
     pub(crate) condition: Tensor<3>,
 }
 
@@ -82,6 +84,7 @@ impl DitConfig {
             blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
             head: self.init_head(self.kernel(), init),
             modes: self.init_modes(init),
+            single: self.init_single(init),
             caption: self.init_caption(init),
             position: self.positions(self.size, self.patch, [0.0; 2], init.device),
             kernel: self.kernel(),
@@ -113,9 +116,8 @@ impl DitConfig {
         origin: [f64; 2],
         device: &Device,
     ) -> Tensor<3> {
-        let [start, step] = self.coordinates(patch);
-        let start = origin.map(|pixels| pixels / self.patch as f64 + start);
-        self.position.table(self.grid(size, patch), (start, step), self.hidden, device)
+        let coordinates = self.coordinates(size, patch, origin);
+        self.position.table(self.grid(size, patch), coordinates, self.hidden, device)
     }
 }
 
@@ -179,13 +181,19 @@ impl Dit {
         let parts: Vec<Tensor<3>> = std::iter::once(image).chain(panels).collect();
         let counts: Vec<usize> = parts.iter().map(|part| part.dims()[1]).collect();
         let condition = self.condition(&self.embedder, &time, told, &counts);
+        let shared = match &self.single {
+            Some(dense) => {
+                dense.forward(self.config.embedder_activation().forward(condition.clone()))
+            }
+            None => condition.clone(),
+        };
 
         let mut tokens = side_by_side(parts); // [batch, tokens with those of panels, hidden]
         let mut context = self.context(told, tokens.dims()[1]);
         for (i, block) in self.blocks.iter().enumerate() {
             let condition = match &block.embedder {
                 Some(own) => self.condition(own, &time, told, &counts),
-                None => condition.clone(),
+                None => shared.clone(),
             };
             let mode = mode.map_or(BlockMode::default(), |mode| mode.block(i));
             let attend = match caches.get_mut(i) {
@@ -203,7 +211,7 @@ impl Dit {
         }
     }
 
-    /// The activated condition of the image, `[batch, 1, hidden]`; with panels that of every token, of which
+    /// The condition of the image, `[batch, 1, hidden]`; with panels that of every token, of which
     /// the image and the panels have `counts`.
     fn condition(
         &self,
@@ -366,6 +374,7 @@ impl Dit {
         self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
         self.head = self.head.folded();
+        self.single = self.single.map(Dense::folded);
         self.caption = self.caption.map(Mlp::folded);
         self
     }
