@@ -7,15 +7,19 @@ use std::sync::{Mutex, PoisonError};
 
 use image::error::{DecodingError, ImageFormatHint};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbaImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 
-use pyrograph_weights::open_file;
+use pyrograph_weights::{check_pointer, open_file};
 
 use crate::error::{Error, Result};
 
 /// Most bytes of a file, and of the pixels that it becomes: 2^27 pixels of 8 bits. Decoding takes less than twice as
 /// much.
 const LIMIT: u64 = 512 << 20;
+/// Bytes that tell what a file is.
+const START: u64 = 64;
+/// Most bytes of what a PNG holds beside its pixels.
+const BESIDE: u64 = 16 << 20;
 /// Pictures of more bytes are decoded one at a time, however many threads there are.
 const LARGE: u64 = 64 << 20;
 /// Most chunks of a PNG that are searched for an orientation after the pixels.
@@ -72,14 +76,25 @@ struct Opened<D> {
 fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     let file = |source| Error::File { path: path.to_owned(), source };
     let fault = |source| Error::Image { path: path.to_owned(), source };
-    let (opened, length) = open_file(path)?;
+    let (mut opened, length) = open_file(path)?;
     let too_large = |what: String, need| match need > LIMIT {
         true => Err(Error::TooLarge { path: path.to_owned(), what, need, limit: LIMIT }),
         false => Ok(need),
     };
     too_large("the file".into(), length)?;
-    let reader = ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(file)?;
+    let mut start = Vec::new();
+    (&mut opened).take(START).read_to_end(&mut start).map_err(file)?;
+    check_pointer(path, &start)?;
+    opened.rewind().map_err(file)?;
+    let mut reader =
+        ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(file)?;
     let format = reader.format();
+    if format == Some(ImageFormat::Png) {
+        // Of what stands beside the pixels, such as a profile of colours, which can hold a thousand times its size.
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(BESIDE);
+        reader.limits(limits);
+    }
     let mut decoder = reader.into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();
     let rgba = 4 * u64::from(width) * u64::from(height);

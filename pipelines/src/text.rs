@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use pyrograph_weights::open_file;
+use pyrograph_weights::{check_pointer, open_file};
 
 use crate::error::{Error, Result};
 
@@ -23,6 +23,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(fault)?;
+    check_pointer(path, &bytes)?;
     text(bytes).ok_or_else(|| fault(std::io::Error::other("not a text in UTF-8")))
 }
 

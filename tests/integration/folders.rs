@@ -10,7 +10,7 @@ use pyrograph::data::{Background, Dataset, Notice, Reading, Skip, first_size};
 use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
-use crate::util::{root, write_pictures};
+use crate::util::{assets, copy_folder, root, write_pictures};
 
 /// Writes a picture of one colour, and the folders that it is in.
 fn picture(path: &Path, red: u8) {
@@ -316,6 +316,52 @@ fn links_are_followed_once_and_names_may_be_any_bytes() {
 
     picture(&at("data").join(OsStr::from_bytes(b"b\xe4r")).join("1.png"), 4);
     assert!(refused(&at("data")).contains("UTF-8"));
+}
+
+/// What Git LFS has not fetched, wherever it is read.
+#[test]
+fn pointers_of_git_lfs_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    let data = folder.path().join("data");
+    fs::create_dir_all(data.join("a")).expect("created");
+    fs::write(data.join("a/1.png"), pointer).expect("written");
+    assert!(refused(&data).contains("git lfs pull"));
+    fs::write(data.join("metadata.jsonl"), pointer).expect("written");
+    assert!(refused(&data).contains("git lfs pull"));
+    let model = folder.path().join("model");
+    for file in ["model.json", "dit.safetensors"] {
+        let _ = fs::remove_dir_all(&model);
+        copy_folder(&assets().join("models/emoji-class"), &model);
+        fs::write(model.join(file), pointer).expect("written");
+        let error = pyrograph::model::recognise(&model).map(drop).expect_err(file).to_string();
+        assert!(error.contains("git lfs pull") && error.contains(file), "{error}");
+    }
+}
+
+/// A profile of colours that is a thousand times as large as its file is not read.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_stands_beside_the_pixels_of_a_png_is_bounded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut info = png::Info::with_size(4, 4);
+    (info.color_type, info.icc_profile) = (png::ColorType::Rgb, Some(vec![0; 256 << 20].into()));
+    let file = fs::File::create(folder.path().join("a.png")).expect("created");
+    let encoder = png::Encoder::with_info(file, info).expect("a picture");
+    let mut writer = encoder.write_header().expect("written");
+    writer.write_image_data(&[9; 48]).expect("written");
+    writer.finish().expect("written");
+    // 62 MB without a start picture.
+    let limited =
+        "ulimit -d 200000; exec \"$0\" generate class --device cpu -t 1 -c cat --steps 2 -i a.png";
+    let program = env!("CARGO_BIN_EXE_pyrograph");
+    let ended = std::process::Command::new("sh")
+        .args(["-c", limited, program])
+        .current_dir(&folder)
+        .output()
+        .expect("a shell");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{said}");
 }
 
 #[test]

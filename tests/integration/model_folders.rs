@@ -186,4 +186,15 @@ fn overwrite_replaces_bundles_only() {
     assert_eq!(std::fs::read(path("empty/model.json")).expect("a bundle"), first);
     let left = std::fs::read_dir(folder.path()).expect("a folder");
     assert_eq!(left.count(), 5, "leftovers");
+    // A part that is something else by now.
+    let part = path("empty/dit.safetensors");
+    std::fs::remove_file(&part).expect("removed");
+    std::fs::write(&part, "mine").expect("written");
+    assert!(convert("empty", true).failed().contains("dit.safetensors"));
+    assert_eq!(std::fs::read(&part).expect("still there"), b"mine");
+    std::fs::remove_file(&part).expect("removed");
+    std::fs::create_dir(&part).expect("created");
+    std::fs::write(part.join("mine"), "x").expect("written");
+    assert!(convert("empty", true).failed().contains("dit.safetensors"));
+    assert!(part.join("mine").exists());
 }

@@ -24,7 +24,7 @@ fn every_form_is_read() {
         let (file, tensor) = name.split_once('/').expect("FILE/TENSOR");
         expected.entry(file.to_owned()).or_default().insert(tensor.to_owned(), values);
     }
-    assert_eq!(expected.len(), 10);
+    assert_eq!(expected.len(), 12);
     for (file, expected) in expected {
         let found = tensors(&folder.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(found.keys().eq(expected.keys()), "{file}: {:?}", found.keys());

@@ -96,6 +96,22 @@ fn settings_that_cannot_be_are_refused_by_name_before_anything_is_done() {
     }
 }
 
+/// Before anything of the size is taken.
+#[test]
+fn trainings_that_take_more_memory_than_there_is_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    data(folder.path(), &["red", "blue"]);
+    for large in [
+        &["batch=100000000000"][..],
+        &["model.size=[16384,16384]", "model.hidden=1024"],
+        &["model.hidden=65536", "model.depth=512"],
+    ] {
+        let said = train(folder.path(), "run", &[]).settings(&TINY).settings(large).failed();
+        assert!(said.contains("GB of memory"), "{large:?}: {said}");
+        assert!(!folder.path().join("run/checkpoints").exists());
+    }
+}
+
 #[test]
 fn files_of_settings_may_begin_with_a_mark() {
     let folder = tempfile::tempdir().expect("a folder");

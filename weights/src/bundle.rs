@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -12,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::{Dtype, FloatDtype};
 use crate::error::{Error, Result};
-use crate::files::{folder_of, is_plain_name, open_file, read_at_most, sha256};
+use crate::files::{
+    check_pointer, folder_of, is_plain_name, open_file, read_at_most, read_start, sha256,
+};
 use crate::formats::safetensors::{View, write_views};
 use crate::layout::Layout;
 use crate::load::{LoadReport, load};
@@ -119,8 +122,10 @@ impl Bundle {
             if !is_plain_name(&part.file) {
                 return Err(fault(format!("part `{}` is not a plain file name", part.file)));
             }
-            let (_, bytes) = open_file(&folder.join(&part.file))?;
+            let path = folder.join(&part.file);
+            let (_, bytes) = open_file(&path)?;
             if bytes != part.bytes {
+                check_pointer(&path, &read_start(&path, 512)?)?;
                 return Err(fault(format!(
                     "{} has {bytes} bytes, the manifest says {}",
                     part.file, part.bytes
@@ -267,8 +272,13 @@ pub fn check_target(folder: &Path, overwrite: bool) -> Result<()> {
     }
     let manifest = read_manifest(folder).map_err(|_| not_ours("it is no bundle".into()))?;
     names.remove(OsStr::new(MANIFEST));
-    for part in manifest.parts.values() {
-        names.remove(OsStr::new(&part.file));
+    for PartEntry { file, bytes, .. } in manifest.parts.values() {
+        let found = std::fs::symlink_metadata(folder.join(file)).ok().filter(Metadata::is_file);
+        if found.as_ref().map(Metadata::len) != Some(*bytes) {
+            let reason = format!("{file} is not the file of {bytes} bytes that its manifest names");
+            return Err(not_ours(reason));
+        }
+        names.remove(OsStr::new(file));
     }
     match names.first() {
         None => check_writable(folder_of(folder)),

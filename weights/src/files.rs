@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
+/// How the text starts that stands for a file in a Git repository until Git LFS has fetched it.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// Opens a file that has an end, with its length.
 ///
 /// # Errors
@@ -64,9 +67,21 @@ pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     file.take(most + 1)
         .read_to_end(&mut content)
         .map_err(|source| Error::File { path: path.to_owned(), source })?;
-    match content.len() as u64 > most {
-        true => Err(large()),
-        false => Ok(content),
+    if content.len() as u64 > most {
+        return Err(large());
+    }
+    check_pointer(path, &content)?;
+    Ok(content)
+}
+
+/// Refuses what stands for a file in a Git repository until Git LFS has fetched it; `start` is the file's.
+///
+/// # Errors
+/// [`Error::LfsPointer`].
+pub fn check_pointer(path: &Path, start: &[u8]) -> Result<()> {
+    match start.starts_with(LFS_POINTER) {
+        true => Err(Error::LfsPointer { path: path.to_owned() }),
+        false => Ok(()),
     }
 }
 

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::files::{has_extension, read_start};
+use crate::files::{check_pointer, has_extension, read_start};
 use crate::formats::{pytorch, safetensors, shards};
-
-/// How the text starts that stands for a file in a Git repository until Git LFS has fetched it.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 impl Checkpoint {
     /// Opens a safetensors file, a `*.index.json` with its shards, or a PyTorch file. Prefixes that trainers put around
@@ -29,9 +26,7 @@ impl Checkpoint {
 /// Opens a file that holds tensors, as they are named there.
 pub(crate) fn open_file(path: &Path) -> Result<Checkpoint> {
     let start = read_start(path, 512)?;
-    if start.starts_with(LFS_POINTER) {
-        return Err(Error::LfsPointer { path: path.to_owned() });
-    }
+    check_pointer(path, &start)?;
     if has_extension(path, "safetensors") {
         return safetensors::open(path);
     }

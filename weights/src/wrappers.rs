@@ -6,13 +6,14 @@ use crate::recognise::{SIGNATURES, kind};
 use crate::tensor::TensorInfo;
 
 /// What may stand before the names of a network, averaged weights before the others.
-const PREFIXES: [&str; 12] = [
+const PREFIXES: [&str; 13] = [
     "ema",
     "ema_model",
     "model_ema",
     "ema_state_dict",
     "module",
     "_orig_mod",
+    "_forward_module",
     "model",
     "net",
     "state_dict",

@@ -3,10 +3,20 @@
 use pyrograph::Error;
 use pyrograph::engine::Error as EngineError;
 
-/// The option or command that helps with an error.
-pub(crate) fn hint(error: &Error) -> Option<&'static str> {
+use crate::Command;
+
+/// The option or command that helps with an error of `command`.
+pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
+    let takes_vae =
+        matches!(command, Command::Generate { .. } | Command::Convert(_) | Command::Flexify(_));
     Some(match error {
         Error::UnsupportedDtype { .. } => "use --dtype f32",
+        Error::Autoencoder { .. } if matches!(command, Command::Train { .. }) => {
+            "name another with --set vae=MODEL"
+        }
+        Error::NoAutoencoder { .. } | Error::Autoencoder { .. } if !takes_vae => {
+            "give the model one with `pyrograph convert --vae`"
+        }
         Error::NoAutoencoder { .. } => "name one with --vae",
         Error::Autoencoder { .. } => "name another with --vae",
         Error::Unreadable { .. } => "leave them out with --skip-damaged",

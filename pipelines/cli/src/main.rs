@@ -126,7 +126,7 @@ fn main() -> ExitCode {
     if let Err(error) = &result {
         match error.downcast_ref::<Error>() {
             Some(Error::Cancelled) => eprintln!("error: interrupted"),
-            own => match own.and_then(hint::hint) {
+            own => match own.and_then(|error| hint::hint(error, &cli.command)) {
                 Some(hint) => eprintln!("error: {error:#}: {hint}"),
                 None => eprintln!("error: {error:#}"),
             },

@@ -95,8 +95,8 @@ fn listed(root: &Path, name: &str) -> Result<Listing> {
 fn class_name(folder: &Path) -> Result<String> {
     let fault = |reason: &str| Error::Dataset { path: folder.to_owned(), reason: reason.into() };
     let name = folder.file_name().unwrap_or_default();
-    let name = name.to_str().ok_or_else(|| fault("its name is not UTF-8: rename it"))?.trim();
-    match name.is_empty() {
+    let name = name.to_str().ok_or_else(|| fault("its name is not UTF-8: rename it"))?;
+    match name.trim().is_empty() {
         true => Err(fault("it has no name that could be that of a class")),
         false => Ok(name.to_owned()),
     }

@@ -123,6 +123,7 @@ fn initial(
     let size = config.model.size.map(|side| side / factor);
     let Some(path) = &config.init else {
         let net = config.net(channels, size, classes.len())?;
+        config.check_memory(&net, device)?;
         let model = ModelConfig {
             net: net.clone().into(),
             process: config.process.clone(),
@@ -136,6 +137,7 @@ fn initial(
     let recognised = recognise(path)?;
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
     config.check_start(&recognised.config, factor)?;
+    config.check_memory(&recognised.config.net.dit, device)?;
     let found = recognised.config.net.dit.channels;
     if found != channels {
         return Err(Error::NotAModel {

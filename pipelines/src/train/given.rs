@@ -24,16 +24,17 @@ impl TrainConfig {
         known(&given)?;
         let mut table = self.table()?;
         merge(&mut table, given);
+        // All at once, as one of them may be the kind that others belong to.
+        let mut given = toml::Table::new();
         for item in overrides {
             let (key, value) = item
                 .split_once('=')
                 .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
             let (key, value) = (key.trim(), parse_value(key.trim(), value.trim())?);
-            let mut given = toml::Table::new();
-            set(&mut given, key, value.clone())?;
+            set(&mut given, key, value)?;
             known(&given)?;
-            set(&mut table, key, value)?;
         }
+        merge(&mut table, given);
         if let Some(reason) = table::out_of_range(&table) {
             return Err(fault(reason));
         }
@@ -66,13 +67,14 @@ fn parse_value(key: &str, text: &str) -> Result<toml::Value> {
     }
 }
 
-/// Puts the values of `over` in place of those of `base`, table by table; a table of another `kind`
-/// replaces the whole.
+/// Puts the values of `over` in place of those of `base`, table by table; a table of another `kind` replaces the whole,
+/// but for the model, whose kinds have the same settings.
 fn merge(base: &mut toml::Table, over: toml::Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(toml::Value::Table(inner)), toml::Value::Table(value))
-                if value.get("kind").is_none_or(|kind| inner.get("kind") == Some(kind)) =>
+                if key == "model"
+                    || value.get("kind").is_none_or(|kind| inner.get("kind") == Some(kind)) =>
             {
                 merge(inner, value);
             }
@@ -123,6 +125,12 @@ mod tests {
         let flow = "[process.schedule]\nkind = \"rectified_flow\"\nshift = 2.0\n";
         let config = TrainConfig::parse(flow, &[]).expect("valid");
         assert_eq!(config.process.schedule, NoiseSchedule::RectifiedFlow { shift: 2.0 });
+        // In any order, a kind leaves the settings of another behind.
+        let flow = ["process.schedule.shift=2.0", "process.schedule.kind=rectified_flow"];
+        for overrides in [flow, [flow[1], flow[0]]] {
+            let config = TrainConfig::parse("", &overrides.map(str::to_owned)).expect("valid");
+            assert_eq!(config.process.schedule, NoiseSchedule::RectifiedFlow { shift: 2.0 });
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod given;
 mod identity;
 mod learner;
 mod log;
+mod memory;
 mod outline;
 mod own_pictures;
 mod samples;

@@ -6,18 +6,24 @@ use super::pickle::{Fault, Pickles};
 use crate::dtype::Dtype;
 
 /// Keys under which training checkpoints hold the weights, the best first.
-const WEIGHT_KEYS: [&str; 10] = [
+const WEIGHT_KEYS: [&str; 14] = [
     "ema",
     "ema_model",
     "model_ema",
     "ema_state_dict",
+    "params_ema",
+    "shadow",
     "model",
     "state_dict",
     "model_state_dict",
     "net",
     "module",
     "generator",
+    "params",
+    "weights",
 ];
+/// Key of averages in a list, without names (diffusers' `EMAModel`).
+const NAMELESS: &str = "shadow_params";
 /// First parts of the Python names that checkpoints of tensors and settings use.
 const KNOWN_GLOBALS: [&str; 12] = [
     "torch",
@@ -237,8 +243,10 @@ impl<'a> Pickles<'a> {
         for _ in 0..WRAPPERS {
             let Value::Dict(dict) = at else { break };
             let inner = WEIGHT_KEYS.iter().filter_map(|key| self.get(dict, key));
-            let mut inner =
-                inner.filter(|inner| matches!(inner, Value::Dict(_) | Value::Object(_)));
+            let mut inner = inner.filter(|inner| match *inner {
+                Value::Dict(dict) => self.get(dict, NAMELESS).is_none(),
+                inner => matches!(inner, Value::Object(_)),
+            });
             match inner.find(holds_tensor) {
                 Some(inner) => at = inner,
                 None => break,
