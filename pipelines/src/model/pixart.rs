@@ -80,7 +80,8 @@ impl Transformer {
     /// What the network here cannot do is refused by name.
     fn net(&self) -> Result<DitConfig, String> {
         for (key, expected) in FIXED {
-            if let Some(found) = self.rest.get(key).filter(|found| found.to_string() != expected) {
+            let found = self.rest.get(key).map(Value::to_string);
+            if let Some(found) = found.filter(|found| found != expected) {
                 return Err(format!("{key} is {found}, expected {expected}"));
             }
         }
