@@ -274,6 +274,10 @@ fn names_that_are_one_or_look_like_one_are_told() {
     assert_eq!(data.classes(), ["Cat", "cat"]);
     assert!(data.notices().iter().any(|notice| matches!(notice, Notice::Alike { .. })));
 
+    picture(&folder.path().join("blank/a/1.png"), 1);
+    picture(&folder.path().join("blank/ a/1.png"), 2);
+    assert_eq!(open(&folder.path().join("blank")).expect("two classes").classes(), [" a", "a"]);
+
     picture(&folder.path().join("form/caf\u{e9}/1.png"), 1);
     picture(&folder.path().join("form/cafe\u{301}/1.png"), 2);
     assert!(refused(&folder.path().join("form")).contains("two ways"));

@@ -127,6 +127,18 @@ fn a_missing_or_other_autoencoder_is_named() {
     let pixels = assets().join("models/emoji-class").to_string_lossy().into_owned();
     let error = run(&generate).args(["--vae", &pixels]).failed();
     assert!(error.contains("no autoencoder") && error.contains("--vae"), "{error}");
+    // What helps is an option that the command has.
+    image::RgbImage::new(4, 4).save(folder.path().join("1.png")).expect("written");
+    std::fs::create_dir(folder.path().join("data")).expect("created");
+    for name in ["1.png", "2.png"] {
+        let picture = folder.path().join("data").join(name);
+        std::fs::copy(folder.path().join("1.png"), picture).expect("copied");
+    }
+    let error = run(&["eval", "-m", "model", "-r", "data", "-n", "2"]).failed();
+    assert!(error.contains("`pyrograph convert --vae`"), "{error}");
+    let vae = format!("vae={pixels}");
+    let error = run(&["train", "class", "-d", "data", "-o", "run", "--set", &vae]).failed();
+    assert!(error.contains("--set vae="), "{error}");
 }
 
 #[test]
