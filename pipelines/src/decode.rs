@@ -9,7 +9,7 @@ use image::error::{DecodingError, ImageFormatHint};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 
-use pyrograph_weights::{check_pointer, open_file};
+use pyrograph_weights::{check_pointer, open_file, read_start};
 
 use crate::error::{Error, Result};
 
@@ -76,19 +76,18 @@ struct Opened<D> {
 fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     let file = |source| Error::File { path: path.to_owned(), source };
     let fault = |source| Error::Image { path: path.to_owned(), source };
-    let (mut opened, length) = open_file(path)?;
+    let (opened, length) = open_file(path)?;
     let too_large = |what: String, need| match need > LIMIT {
         true => Err(Error::TooLarge { path: path.to_owned(), what, need, limit: LIMIT }),
         false => Ok(need),
     };
     too_large("the file".into(), length)?;
-    let mut start = Vec::new();
-    (&mut opened).take(START).read_to_end(&mut start).map_err(file)?;
-    check_pointer(path, &start)?;
-    opened.rewind().map_err(file)?;
     let mut reader =
         ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(file)?;
     let format = reader.format();
+    if format.is_none() {
+        check_pointer(path, &read_start(path, START)?)?;
+    }
     if format == Some(ImageFormat::Png) {
         // Of what stands beside the pixels, such as a profile of colours, which can hold a thousand times its size.
         let mut limits = Limits::default();

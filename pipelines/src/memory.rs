@@ -4,6 +4,9 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// Bytes of a value.
+pub(crate) const VALUE: u64 = 4;
+
 /// Memory that is left, in bytes, and whose it is: that of the machine, of the process's own limit or of its control
 /// group, whichever is least; `None` where the system does not tell.
 pub fn available() -> Option<(u64, &'static str)> {
@@ -27,6 +30,11 @@ pub fn check(what: impl Into<String>, need: u64) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A number of values.
+pub(crate) fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |product, &factor| product.saturating_mul(factor as u64))
 }
 
 /// What can be had without throwing others out, swap included.

@@ -117,7 +117,7 @@ impl Tokenizer {
         }
         let reason =
             "none there: expected tokenizer.json, spiece.model, or vocab.json and merges.txt";
-        Err(Error::Tokenizer { path: folder.to_owned(), reason: reason.into() })
+        Err(fault(folder)(reason.into()))
     }
 
     /// A `tokenizer.json`.
@@ -178,10 +178,8 @@ impl Tokenizer {
         let ids: BTreeMap<String, u32> = serde_json::from_slice(&read_at_most(vocabulary, LIMIT)?)
             .map_err(|error| fault(vocabulary)(error.into()))?;
         let id = |token: &str| {
-            ids.get(token).copied().ok_or_else(|| Error::Tokenizer {
-                path: vocabulary.to_owned(),
-                reason: format!("no token `{token}`"),
-            })
+            let missing = || fault(vocabulary)(format!("no token `{token}`").into());
+            ids.get(token).copied().ok_or_else(missing)
         };
         let (pad, unknown) = (pad.unwrap_or(eos.clone()), unknown.unwrap_or(eos.clone()));
         let ends = [(bos.as_str(), id(&bos)?), (eos.as_str(), id(&eos)?)];

@@ -86,7 +86,10 @@ pub fn check_pointer(path: &Path, start: &[u8]) -> Result<()> {
 }
 
 /// Up to `most` bytes from the start of a file.
-pub(crate) fn read_start(path: &Path, most: u64) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// What is no file, and whatever the system refuses.
+pub fn read_start(path: &Path, most: u64) -> Result<Vec<u8>> {
     let (file, _) = open_file(path)?;
     let mut start = Vec::new();
     file.take(most)

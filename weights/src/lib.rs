@@ -53,7 +53,7 @@ pub use bundle::{Bundle, Manifest, Part, PartEntry, check_target, save_bundle};
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, FloatDtype};
 pub use error::{Error, Mismatch, Result};
-pub use files::{check_pointer, folder_of, open_file, read_at_most, sha256, sha256_of};
+pub use files::{check_pointer, folder_of, open_file, read_at_most, read_start, sha256, sha256_of};
 pub use formats::safetensors::write_safetensors;
 pub use layout::{Layout, Rule, Transform};
 pub use load::{LoadReport, load};

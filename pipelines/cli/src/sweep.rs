@@ -11,7 +11,7 @@ use pyrograph::eval::compare;
 use pyrograph::image::{check_folder_of, check_output_path, write_image};
 use pyrograph::patches::PatchPlan;
 use pyrograph::plot::{Series, scatter};
-use pyrograph::weights::{sha256_of, write_whole};
+use pyrograph::weights::{folder_of, sha256_of, write_whole};
 use pyrograph::{ClassPipeline, Guidance, Request};
 
 use crate::common::{Common, whole};
@@ -203,8 +203,7 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
 
 /// Keeps other sweeps from changing the tables beside `table`, where folders have locks.
 fn hold(table: &Path) -> Option<File> {
-    let folder = table.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    let folder = File::open(folder_of(table)).ok()?;
     folder.lock().ok().map(|()| folder)
 }
 

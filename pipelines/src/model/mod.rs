@@ -267,9 +267,6 @@ impl Recognised {
             WeightType::Float(dtype) => dtype,
             WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
         };
-        if !device.supports_dtype(dtype.burn()) {
-            return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
-        }
         let Self { config, net, vae, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);
         let net = load_part(config.net.init(0, device), &net, dtype, device, notify)?;
@@ -291,6 +288,9 @@ fn load_part<M: Module>(
     device: &Device,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<M> {
+    if !device.supports_dtype(dtype.burn()) {
+        return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
+    }
     source.verify()?;
     let (module, LoadReport { not_finite, .. }) =
         pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;

@@ -205,9 +205,6 @@ impl OpenedTextEncoder {
             }
         };
         config.check().map_err(|error| fault(error.to_string()))?;
-        if !device.supports_dtype(dtype.burn()) {
-            return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
-        }
         let source = Source::new(checkpoint, layout);
         let net = load_part(config.init(0, device), &source, dtype, device, notify)?;
         Ok(Self { net, end })

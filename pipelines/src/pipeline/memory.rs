@@ -4,13 +4,11 @@ use pyrograph_engine::device::is_host;
 
 use super::Pipeline;
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::memory::{self, VALUE, product};
 use crate::request::{MAX_IMAGES, Request};
 use crate::settings::Settings;
 use crate::task::Task;
 
-/// Bytes of a value.
-const VALUE: u64 = 4;
 /// Values per token and hidden channel that a block holds at once: the stream, three projections, the wider layer twice.
 const BLOCK: u64 = 12;
 /// Values per pixel and channel of the autoencoder's widest level that it holds at once.
@@ -25,9 +23,6 @@ impl<T: Task> Pipeline<T> {
         let net = self.trunk();
         let batch = settings.batch.min(request.prompts.len());
         let [_, channels, height, width] = self.latent_shape(batch, settings.size)?;
-        let product = |factors: &[usize]| {
-            factors.iter().fold(1u64, |product, &factor| product.saturating_mul(factor as u64))
-        };
         let calls = match (&self.guide, settings.guidance.scale == 1.0) {
             (None, false) => 2,
             _ => 1,

@@ -32,8 +32,8 @@ impl TrainConfig {
                 .ok_or_else(|| fault(format!("`{item}`, expected key=value")))?;
             let (key, value) = (key.trim(), parse_value(key.trim(), value.trim())?);
             set(&mut given, key, value)?;
-            known(&given)?;
         }
+        known(&given)?;
         merge(&mut table, given);
         if let Some(reason) = table::out_of_range(&table) {
             return Err(fault(reason));

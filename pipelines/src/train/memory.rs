@@ -6,10 +6,8 @@ use pyrograph_engine::nets::DitConfig;
 
 use super::TrainConfig;
 use crate::error::Result;
-use crate::memory;
+use crate::memory::{self, VALUE, product};
 
-/// Bytes of a value.
-const VALUE: u64 = 4;
 /// Copies of the weights: themselves, their gradients and two moments.
 const COPIES: u64 = 4;
 /// Values per token, hidden channel and block that wait for the backward pass, at the least: the stream, three
@@ -27,18 +25,15 @@ impl TrainConfig {
         if !is_host(device) {
             return Ok(());
         }
-        let product = |factors: &[usize]| {
-            factors.iter().fold(VALUE, |product, &factor| product.saturating_mul(factor as u64))
-        };
+        let bytes = |factors: &[usize]| product(factors).saturating_mul(VALUE);
         let [height, width] = net.size;
         let images = self.batch / self.micro_batches;
         let tokens = [height / net.patch, width / net.patch, net.hidden];
         let averages = self.averages.len() as u64;
-        let weights = product(&[net.parameters()]).saturating_mul(COPIES + averages);
-        let positions = product(&tokens);
-        let waiting =
-            product(&[&tokens[..], &[images, net.depth]].concat()).saturating_mul(WAITING);
-        let pixels = product(&[images, net.channels, height, width]).saturating_mul(PIXEL);
+        let weights = bytes(&[net.parameters()]).saturating_mul(COPIES + averages);
+        let positions = bytes(&tokens);
+        let waiting = bytes(&[&tokens[..], &[images, net.depth]].concat()).saturating_mul(WAITING);
+        let pixels = bytes(&[images, net.channels, height, width]).saturating_mul(PIXEL);
         let need = [positions, waiting, pixels]
             .iter()
             .fold(weights, |sum, part| sum.saturating_add(*part));
