@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
 use pyrograph_engine::nets::{self, Adaptable, Net};
 use pyrograph_weights::Checkpoint;
-use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, read_lora};
+use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora};
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
@@ -40,7 +40,7 @@ impl Adapter {
     /// Reads the LoRA in a safetensors or PyTorch file, or in a folder of PEFT or diffusers, for a network on
     /// `device`.
     ///
-    /// The names are those of the original DiT, of diffusers or our own, as PEFT, diffusers, kohya's scripts and
+    /// The names are those of the original DiT or PixArt, of diffusers or our own, as PEFT, diffusers, kohya's scripts and
     /// OneTrainer write them. `alpha` replaces what the file says; where neither says anything alpha is the rank,
     /// and `notify` hears of it.
     ///
@@ -57,7 +57,10 @@ impl Adapter {
         let checkpoint = checkpoint(path)?;
         let config = net.config();
         let steps = config.student.as_ref().map_or(1, |student| student.steps());
-        let layouts = dit_lora(steps, config.dit.embedder_per_block);
+        let layouts = match config.dit.text {
+            Some(_) => pixart_lora(),
+            None => dit_lora(steps, config.dit.embedder_per_block),
+        };
         let Lora { terms: read, alpha_assumed } =
             read_lora(&checkpoint, &layouts, &net.layer_widths(), alpha)?;
         if alpha_assumed {

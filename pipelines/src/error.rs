@@ -174,13 +174,11 @@ pub enum Error {
         reason: String,
     },
     /// A model of another task.
-    #[error("the model has {found}; for the task `{task}`, expected {expected}")]
+    #[error("the model is told {found}, expected one that is told {expected}")]
     Task {
-        /// What was to be done with it.
-        task: &'static str,
-        /// What it is told.
-        found: String,
-        /// What it should be.
+        /// What its images are asked by.
+        found: &'static str,
+        /// What they should be asked by.
         expected: &'static str,
     },
     /// A class id past the end.
@@ -347,6 +345,27 @@ pub enum Error {
     Eval {
         /// Why.
         reason: String,
+    },
+    /// A model that reads texts, but came without what does.
+    #[error("the model reads texts, and has no text encoder")]
+    NoTextEncoder,
+    /// A text that a model cannot read.
+    #[error("the text {text:?}: {reason}")]
+    Text {
+        /// As the encoder is given it.
+        text: String,
+        /// Why.
+        reason: String,
+    },
+    /// A picture of another kind of model.
+    #[error("{} was made from {found}, expected {expected}", path.display())]
+    OtherTask {
+        /// The picture.
+        path: PathBuf,
+        /// What its model was told.
+        found: &'static str,
+        /// What is told here.
+        expected: &'static str,
     },
     /// A guide model that does not go with the model.
     #[error("the guide model has {guide}, the model {model}")]

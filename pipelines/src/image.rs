@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
@@ -12,6 +12,9 @@ use pyrograph_weights::{check_writable, folder_of, write_whole};
 
 use crate::error::{Error, Result};
 use crate::metadata::exif;
+
+/// Most characters of what was asked for in the name of a file, which can be a long text.
+const NAME_LENGTH: usize = 48;
 
 /// Pictures of a tensor with pixels in [-1, 1]; values outside are clipped.
 ///
@@ -111,6 +114,44 @@ pub(crate) fn resample(
     let options = options.resize_alg(catmull_rom).use_alpha(true);
     Resizer::new().resize(&source, &mut target, &options).expect("a part of the pixels");
     target.into_vec()
+}
+
+/// Pixels enlarged or reduced, with their aspect, until they cover `size`, `[height, width]`, and the centre of that: bilinear
+/// and without antialiasing, as PixArt's pipelines end in diffusers.
+///
+/// # Shapes
+/// `[images, channels, _, _]` to `[images, channels, height, width]`
+pub(crate) fn cover(pixels: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [_, _, rows, columns] = pixels.dims();
+    let ratio = (size[0] as f64 / rows as f64).max(size[1] as f64 / columns as f64);
+    [(2, rows), (3, columns)].into_iter().fold(pixels, |pixels, (axis, from)| {
+        let to = size[axis - 2];
+        let all = ((from as f64 * ratio) as usize).max(to);
+        match (all, to) {
+            (all, to) if all == from && to == from => pixels,
+            _ => resized(pixels, axis, all, (all - to) / 2..(all - to) / 2 + to),
+        }
+    })
+}
+
+/// Of an axis resized to `all` pixels those of a range.
+fn resized(pixels: Tensor<4>, axis: usize, all: usize, range: std::ops::Range<usize>) -> Tensor<4> {
+    let (from, device) = (pixels.dims()[axis], pixels.device());
+    let last = from - 1;
+    let at = |i: usize| ((i as f64 + 0.5) * from as f64 / all as f64 - 0.5).clamp(0.0, last as f64);
+    let places: Vec<f64> = range.map(at).collect();
+    let side = |place: &dyn Fn(f64) -> f64| {
+        let ids: Vec<i64> = places.iter().map(|at| (place(*at) as i64).min(last as i64)).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
+        pixels.clone().select(axis, ids)
+    };
+    let (low, high) = (side(&|at| at.floor()), side(&|at| at.floor() + 1.0));
+    let shares: Vec<f32> = places.iter().map(|at| at.fract() as f32).collect();
+    let mut shape = [1; 4];
+    shape[axis] = shares.len();
+    let share = Tensor::from_data(TensorData::new(shares, shape), &device);
+    low.clone() + (high - low) * share
 }
 
 /// Refuses a picture of a single colour, which is how broken models and drivers show.
@@ -279,17 +320,18 @@ fn encode_png(
     Ok(bytes)
 }
 
-/// Path of image `index` of `count`: in the name of the file, but not in its folder, `%d`, `%03d`, `{seed}` and `{class}`
+/// Path of image `index` of `count`: in the name of the file, but not in its folder, `%d`, `%03d`, `{seed}`, and `{class}` or `{prompt}`
 /// are filled in; several images of a pattern without a number or seed get `-000`, `-001` and so on before the
 /// extension. A name that is no Unicode holds no pattern.
-pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class: &str) -> PathBuf {
+pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, name: &str) -> PathBuf {
     let text = pattern.file_name().and_then(|name| name.to_str());
     let filled = text.map(|text| {
-        let (name, numbered) = fill_number(text, index);
-        let distinct = numbered || name.contains("{seed}");
-        let safe: String =
-            class.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-        (name.replace("{seed}", &seed.to_string()).replace("{class}", &safe), distinct)
+        let (text, numbered) = fill_number(text, index);
+        let distinct = numbered || text.contains("{seed}");
+        let safe = |c: char| if c.is_alphanumeric() { c } else { '-' };
+        let safe: String = name.chars().take(NAME_LENGTH).map(safe).collect();
+        let text = text.replace("{seed}", &seed.to_string());
+        (text.replace("{class}", &safe).replace("{prompt}", &safe), distinct)
     });
     let (path, distinct) = match filled {
         Some((name, distinct)) => (pattern.with_file_name(name), distinct),
@@ -304,7 +346,7 @@ pub fn output_path(pattern: &Path, index: usize, count: usize, seed: u64, class:
     path.with_file_name(name)
 }
 
-/// Whether [`output_path`] gives each image a name of its own by `%d`, `{seed}` or `{class}` in `pattern`.
+/// Whether [`output_path`] gives each image a name of its own by `%d`, `{seed}`, `{class}` or `{prompt}` in `pattern`.
 pub fn is_output_pattern(pattern: &Path) -> bool {
     output_path(pattern, 0, 1, 0, "a") != output_path(pattern, 1, 1, 1, "b")
 }

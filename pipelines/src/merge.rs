@@ -9,7 +9,7 @@ use pyrograph_engine::nets::Net;
 use pyrograph_engine::train::params;
 
 use crate::error::{Error, Result};
-use crate::model::{Model, ModelConfig, open};
+use crate::model::{Model, ModelConfig, open, recognise};
 
 /// The first model with the mean of all networks, each with its share; the shares are scaled to add up to 1. An
 /// autoencoder is that of the first.
@@ -27,6 +27,7 @@ pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
     if total == 0.0 || !total.is_finite() {
         return Err(fault(first, &format!("shares that add up to {total}")));
     }
+    recognise(first)?.config.check_classes()?;
     let mut merged = open(first, device)?;
     let mut sum = scaled(&merged.net, share / total);
     for (path, share) in rest {

@@ -25,13 +25,25 @@ use crate::settings::{Defaults, GuidanceSettings, Settings};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request<P> {
-    /// One per image; a class id for a class-conditional model.
+    /// One per image: a class id, or a text.
     pub prompts: Vec<P>,
+    /// What guidance goes away from, in place of no class or no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative: Option<P>,
+    /// Texts are put in lower case and trimmed, but not [cleaned](crate::prompt::clean).
+    #[serde(skip_serializing_if = "is_false")]
+    pub raw_prompt: bool,
+    /// Most tokens of a text, the rest of which is cut off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Image `i` uses the noise of seed `seed + i`.
     pub seed: u64,
     /// `[height, width]` in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<[usize; 2]>,
+    /// Images are made at this size, also by a model that has sizes of its own, and makes others of the nearest of them.
+    #[serde(skip_serializing_if = "is_false")]
+    pub exact_size: bool,
     /// Sampling steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
@@ -64,6 +76,11 @@ pub struct Request<P> {
     /// Steps from one preview to the next; without, there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previews: Option<usize>,
+}
+
+/// Whether a field is left out.
+pub(crate) fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Classifier-free guidance, or autoguidance where the pipeline has a guide model.
@@ -154,8 +171,12 @@ impl<P> Request<P> {
     pub fn new(prompts: impl IntoIterator<Item = P>) -> Self {
         Self {
             prompts: prompts.into_iter().collect(),
+            negative: None,
+            raw_prompt: false,
+            tokens: None,
             seed: 0,
             size: None,
+            exact_size: false,
             steps: None,
             sampler: None,
             spacing: None,
@@ -176,6 +197,9 @@ impl<P> Request<P> {
         Self {
             seed: settings.seed,
             size: settings.size,
+            exact_size: settings.exact_size,
+            raw_prompt: settings.raw_prompt,
+            tokens: settings.tokens,
             steps: Some(settings.steps),
             sampler: Some(settings.sampler.clone()),
             spacing: settings.spacing.clone(),
@@ -213,6 +237,9 @@ impl<P> Request<P> {
                 rescale: rescale.unwrap_or(0.0),
             },
             size: self.size,
+            exact_size: self.exact_size,
+            raw_prompt: self.raw_prompt,
+            tokens: self.tokens,
             batch: self.batch.unwrap_or(BATCH),
             vae_tile: self.vae_tile.unwrap_or(VAE_TILE),
             patches: self.patches.clone(),

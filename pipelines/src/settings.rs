@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::patches::PatchPlan;
+use crate::request::is_false;
 
 /// How to make images, beyond which ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,15 @@ pub struct Settings {
     pub guidance: GuidanceSettings,
     /// `[height, width]` in pixels; `None` is the model's own.
     pub size: Option<[usize; 2]>,
+    /// See [`Request::exact_size`](crate::Request::exact_size).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exact_size: bool,
+    /// See [`Request::raw_prompt`](crate::Request::raw_prompt).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub raw_prompt: bool,
+    /// Most tokens of a text; `None` is as many as the model learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Images per network call; does not change the images.
     pub batch: usize,
     /// Latent cells per side of a tile when decoding; larger images are tiled.
@@ -65,6 +75,9 @@ impl Settings {
         }
         if self.vae_tile == 0 {
             return Err(at_least_one("latent cells per tile"));
+        }
+        if self.tokens == Some(0) {
+            return Err(at_least_one("tokens of a text"));
         }
         self.guidance.check(channels)
     }

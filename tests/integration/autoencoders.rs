@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pyrograph::model::{self, Model};
+use pyrograph::model::{self, Model, Parts};
 use pyrograph_weights::FloatDtype;
 
 use crate::command::TestCommand;
@@ -15,7 +15,10 @@ fn golden(name: &str) -> PathBuf {
 /// A model with the autoencoder at `path` in the place of its own, and what was said about it.
 fn with(path: &Path) -> (Model, Vec<String>) {
     let mut said = Vec::new();
-    let recognised = model::recognise_with(&cases("dit-pipeline")[0], Some(path));
+    let recognised = model::recognise_with(
+        &cases("dit-pipeline")[0],
+        Parts { vae: Some(path), ..Parts::default() },
+    );
     let recognised = recognised.unwrap_or_else(|error| panic!("{error}"));
     let model = recognised
         .load(FloatDtype::F32, &device(), &mut |notice| said.push(notice.to_string()))
@@ -55,7 +58,10 @@ fn keys_of_a_tiny_autoencoder_count_or_are_refused() {
         let mut config = json(&golden("autoencoder-tiny").join("config.json"));
         config[key] = value;
         std::fs::write(path.join("config.json"), config.to_string()).expect("written");
-        model::recognise_with(&cases("dit-pipeline")[0], Some(&path))
+        model::recognise_with(
+            &cases("dit-pipeline")[0],
+            Parts { vae: Some(&path), ..Parts::default() },
+        )
     };
     let vae = written("scaling_factor", 2.5.into()).expect("a model").config.vae.expect("named");
     assert_eq!((vae.scale, vae.shift), (2.5, 0.1));

@@ -36,6 +36,7 @@ mod schedulers;
 mod signal;
 mod stopping;
 mod student;
+mod text;
 mod text_encoders;
 mod tokenizers;
 mod training;

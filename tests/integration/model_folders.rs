@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use pyrograph::model;
+use pyrograph::model::{self, Parts};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde_json::json;
 
@@ -86,7 +86,7 @@ fn a_cache_of_the_hub_opens() {
     }
     let file = cases("dit-original")[0].join("checkpoint.pt");
     for vae in [repository.clone(), snapshot.join("vae"), pipeline(), pipeline().join("vae")] {
-        let found = model::recognise_with(&file, Some(&vae));
+        let found = model::recognise_with(&file, Parts { vae: Some(&vae), ..Parts::default() });
         assert!(found.unwrap_or_else(|error| panic!("{error}")).vae.is_some());
     }
 }

@@ -74,7 +74,7 @@ fn diffusers_pipeline_from_given_noise() {
         let trajectory: Tensor<5> = Tensor::stack(trajectory, 0);
         assert_close("latents", trajectory, expected, tolerance(1e-4));
 
-        let pixels = pipeline.pixels(generated.latents, settings.vae_tile);
+        let pixels = pipeline.pixels(generated.latents, &settings);
         let image = (pixels * 0.5 + 0.5).clamp(0.0, 1.0).permute([0, 2, 3, 1]);
         let reference: Tensor<4> = case.tensor("pipe_image", &device);
         let worst: f32 = (image - reference).abs().max().into_scalar();

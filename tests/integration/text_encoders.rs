@@ -1,13 +1,18 @@
 //! Text encoders against the transformers library.
 
 use burn::tensor::{Bool, Tensor, TensorData};
-use pyrograph::model::text_encoder::OpenedTextEncoder;
+use pyrograph::model::text_encoder::TextEncoderSource;
+use pyrograph_engine::nets::TextEncoder;
 use pyrograph_weights::FloatDtype;
 
 use crate::util::{Case, assert_close, cases, device, tolerance};
 
-fn open(folder: &std::path::Path) -> OpenedTextEncoder {
-    OpenedTextEncoder::open(folder, FloatDtype::F32, &device(), &mut |_| ()).expect("an encoder")
+fn recognise(folder: &std::path::Path) -> TextEncoderSource {
+    TextEncoderSource::recognise(folder).expect("an encoder")
+}
+
+fn load(source: &TextEncoderSource) -> TextEncoder {
+    source.load(FloatDtype::F32, &device(), &mut |_| ()).expect("its weights")
 }
 
 /// Rows of `tokens` numbers.
@@ -23,7 +28,7 @@ fn t5_with_and_without_padding_and_gates() {
         let [_, tokens] = mask.dims();
         let ids = rows(&case, "input_ids", tokens);
         let padding = mask.clone().equal_elem(0.0);
-        let encoder = open(&folder).net;
+        let encoder = load(&recognise(&folder));
         let depth = encoder.config().depth;
         let all: Vec<usize> = (0..depth).collect();
         for encoder in [encoder.clone(), encoder.folded()] {
@@ -56,13 +61,13 @@ fn clip_states_and_projections() {
             let named = |name: &str| format!("{part}.{name}");
             let expected: Tensor<3> = case.tensor(&named("last_hidden_state"), &device);
             let ids = rows(&case, &named("input_ids"), expected.dims()[1]);
-            let encoder = open(&folder.join(part));
-            let last_block = encoder.net.config().depth - 1;
-            let states = encoder.net.forward(&ids, None, &[last_block]);
+            let source = recognise(&folder.join(part));
+            let (encoder, last_block) = (load(&source), source.config.depth - 1);
+            let states = encoder.forward(&ids, None, &[last_block]);
             assert_close(part, states.last.clone(), expected, tolerance(1e-5));
             let before = case.tensor(&named("hidden_state_-2"), &device);
             assert_close("before the last block", states.kept[0].clone(), before, tolerance(1e-5));
-            let pooled = encoder.net.pooled(&states.last, &encoder.ends(&ids));
+            let pooled = encoder.pooled(&states.last, &source.ends(&ids));
             let expected = case.tensor(&named("text_embeds"), &device);
             assert_close("projected", pooled, expected, tolerance(1e-5));
         }
@@ -76,10 +81,11 @@ fn padding_and_order_of_clip() {
         let expected: Tensor<3> = case.tensor("last_hidden_state", &device);
         let [_, tokens, _] = expected.dims();
         let ids = rows(&case, "input_ids", tokens);
-        let encoder = open(&folder);
-        let last = encoder.net.forward(&ids, None, &[]).last;
+        let source = recognise(&folder);
+        let encoder = load(&source);
+        let last = encoder.forward(&ids, None, &[]).last;
         assert_close("states", last.clone(), expected, tolerance(1e-5));
-        let pooled = encoder.net.pooled(&last, &encoder.ends(&ids));
+        let pooled = encoder.pooled(&last, &source.ends(&ids));
         assert_close("pooled", pooled, case.tensor("pooler_output", &device), tolerance(1e-5));
         // What comes later changes nothing before it, padded or not.
         let mut other = ids.clone();
@@ -88,7 +94,7 @@ fn padding_and_order_of_clip() {
         let hidden = TensorData::new(hidden, [ids.len(), tokens]);
         let hidden = Tensor::<2, Bool>::from_data(hidden, &device);
         for padding in [None, Some(hidden)] {
-            let found = encoder.net.forward(&other, padding, &[]).last;
+            let found = encoder.forward(&other, padding, &[]).last;
             let [found, expected] = [found, last.clone()].map(|x| x.narrow(1, 0, tokens - 1));
             assert_close("before", found, expected, 1e-6);
         }

@@ -35,9 +35,15 @@ pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) -> (ClassPipeli
     let TrainConfig { process, defaults, .. } =
         TrainConfig::parse(&format!("[model]\nkind = \"{kind}\""), &[]).expect("settings");
     let net = Net::from(opened(net.init(seed, &device())));
-    let config =
-        ModelConfig { net: net.config(), process, vae: None, defaults, labels: Default::default() };
-    let model = Model { net, vae: None, config };
+    let config = ModelConfig {
+        net: net.config(),
+        process,
+        vae: None,
+        defaults,
+        labels: Default::default(),
+        text: None,
+    };
+    let model = Model { net, vae: None, text: None, config };
     let manifest = model.manifest().expect("a description");
     model.save(folder, manifest, FloatDtype::F32, true).expect("written");
     pipeline(folder)

@@ -32,50 +32,98 @@ pub fn load<M: Module>(
     dtype: FloatDtype,
     device: &Device,
 ) -> Result<(M, LoadReport)> {
-    let mut loader = Loader {
-        checkpoint,
-        layout,
-        dtype,
-        device,
-        path: Vec::new(),
-        used: BTreeSet::new(),
-        mismatch: Mismatch::default(),
-        report: LoadReport::default(),
-        failure: None,
-    };
+    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
     let module = module.map(&mut loader);
-    if let Some(failure) = loader.failure {
-        return Err(failure);
-    }
-    let Loader { used, mut mismatch, report, .. } = loader;
-    let unused = checkpoint.tensors().keys();
-    let unused: Vec<String> =
-        unused.filter(|name| !used.contains(*name) && !layout.ignores(name)).cloned().collect();
-    let missing = &mismatch.missing[..mismatch.missing.len().min(CANDIDATES)];
-    let hinted = |(i, name): (usize, String)| match i < Mismatch::SHOWN {
-        true => with_hint(name, missing),
-        false => name,
-    };
-    mismatch.unused = unused.into_iter().enumerate().map(hinted).collect();
-    match mismatch.is_empty() {
-        true => Ok((module, report)),
-        false => Err(Error::Mismatch {
-            path: checkpoint.path().to_owned(),
-            mismatch: Box::new(mismatch),
-        }),
-    }
+    loader.end(true).map(|report| (module, report))
+}
+
+/// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read.
+///
+/// # Errors
+/// [`Error::Mismatch`] as there.
+pub fn check<M: Module>(module: M, checkpoint: &Checkpoint, layout: &Layout) -> Result<()> {
+    let mut loader = Loader::new(checkpoint, layout, None);
+    module.map(&mut loader);
+    loader.end(true).map(drop)
+}
+
+/// [`load()`] for a part of a module, of this name in it, or for some of its fields; what is stored of the others may stay
+/// unused.
+///
+/// # Errors
+/// As there.
+pub fn load_part<M: Module>(
+    module: M,
+    name: Option<&str>,
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+    dtype: FloatDtype,
+    device: &Device,
+) -> Result<(M, LoadReport)> {
+    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
+    loader.path.extend(name.map(str::to_owned));
+    let module = module.map(&mut loader);
+    loader.end(false).map(|report| (module, report))
 }
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     layout: &'a Layout,
-    dtype: FloatDtype,
-    device: &'a Device,
+    /// What the values become; without, none are read.
+    to: Option<(FloatDtype, &'a Device)>,
     path: Vec<String>,
     used: BTreeSet<String>,
     mismatch: Mismatch,
     report: LoadReport,
     failure: Option<Error>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        layout: &'a Layout,
+        to: Option<(FloatDtype, &'a Device)>,
+    ) -> Self {
+        let (path, used, mismatch) = Default::default();
+        let report = LoadReport::default();
+        Self { checkpoint, layout, to, path, used, mismatch, report, failure: None }
+    }
+
+    /// What was found, where all that is stored should have been used, or not.
+    fn end(self, whole: bool) -> Result<LoadReport> {
+        let Self { checkpoint, layout, used, mut mismatch, report, failure, .. } = self;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if whole {
+            mismatch.unused = unused(checkpoint, layout, &used, &mismatch.missing);
+        }
+        match mismatch.is_empty() {
+            true => Ok(report),
+            false => Err(Error::Mismatch {
+                path: checkpoint.path().to_owned(),
+                mismatch: Box::new(mismatch),
+            }),
+        }
+    }
+}
+
+/// What is stored and has no use, the first of it with the most similar name that is missing.
+fn unused(
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+    used: &BTreeSet<String>,
+    missing: &[String],
+) -> Vec<String> {
+    let unused = checkpoint.tensors().keys();
+    let unused: Vec<String> =
+        unused.filter(|name| !used.contains(*name) && !layout.ignores(name)).cloned().collect();
+    let missing = &missing[..missing.len().min(CANDIDATES)];
+    let hinted = |(i, name): (usize, String)| match i < Mismatch::SHOWN {
+        true => with_hint(name, missing),
+        false => name,
+    };
+    unused.into_iter().enumerate().map(hinted).collect()
 }
 
 impl ModuleMapper for Loader<'_> {
@@ -94,10 +142,11 @@ impl ModuleMapper for Loader<'_> {
         let name = self.path.join(".");
         match self.parameter(&name, &param.lazy_shape().to_vec()) {
             Ok(Some(data)) => {
-                if !self.dtype.is_finite(data.as_bytes()) {
+                let Some((dtype, device)) = self.to else { return param };
+                if !dtype.is_finite(data.as_bytes()) {
                     self.report.not_finite.push(name);
                 }
-                let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype.burn()));
+                let tensor = Tensor::<D>::from_data(data, (device, dtype.burn()));
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }
@@ -111,7 +160,7 @@ impl ModuleMapper for Loader<'_> {
 }
 
 impl Loader<'_> {
-    /// The values of a parameter, or `None` with an entry in the list of differences.
+    /// The values of a parameter; `None` with an entry in the list of differences, or where none are read.
     fn parameter(&mut self, name: &str, expected: &[usize]) -> Result<Option<TensorData>> {
         let Some(rule) = self.layout.rule(name) else {
             self.mismatch.missing.push(format!("{name} (not in layout {})", self.layout.name));
@@ -139,18 +188,25 @@ impl Loader<'_> {
             self.mismatch.different.push(different);
             return Ok(None);
         }
-        self.read(&rule, &infos, expected).map(Some)
+        let Some((dtype, _)) = self.to else { return Ok(None) };
+        self.read(&rule, &infos, expected, dtype).map(Some)
     }
 
     /// Reads a parameter from tensors whose shapes suit the rule.
-    fn read(&self, rule: &Rule, infos: &[&TensorInfo], shape: &[usize]) -> Result<TensorData> {
-        if rule.is_copy() && infos[0].dtype == self.dtype.stored() {
+    fn read(
+        &self,
+        rule: &Rule,
+        infos: &[&TensorInfo],
+        shape: &[usize],
+        dtype: FloatDtype,
+    ) -> Result<TensorData> {
+        if rule.is_copy() && infos[0].dtype == dtype.stored() {
             let bytes = self.checkpoint.read(&rule.sources[0])?;
-            return Ok(TensorData::from_bytes_vec(bytes, shape, self.dtype.burn()));
+            return Ok(TensorData::from_bytes_vec(bytes, shape, dtype.burn()));
         }
         let parts = rule.sources.iter().map(|source| self.checkpoint.read_f32(source));
         let values = rule.apply(parts.collect::<Result<_>>()?);
-        Ok(self.dtype.data(values, shape.to_vec()))
+        Ok(dtype.data(values, shape.to_vec()))
     }
 }
 

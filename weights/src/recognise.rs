@@ -12,6 +12,8 @@ pub enum Foreign {
     DitDiffusers,
     /// MP-DiT.
     MpDit,
+    /// The original PixArt-α or PixArt-Σ.
+    PixArtOriginal,
     /// diffusers' `AutoencoderKL`, in its present or its former spelling.
     AutoencoderKl,
     /// The autoencoder of the original latent diffusion code.
@@ -19,10 +21,11 @@ pub enum Foreign {
 }
 
 /// Two names that only this kind holds together.
-pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 5] = [
+pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 6] = [
     (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
     (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
     (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
+    (Foreign::PixArtOriginal, ["t_block.1.weight", "y_embedder.y_proj.fc1.weight"]),
     (Foreign::AutoencoderKl, ["encoder.conv_in.weight", "decoder.conv_norm_out.weight"]),
     (Foreign::AutoencoderCompVis, ["encoder.conv_in.weight", "decoder.norm_out.weight"]),
 ];

@@ -24,5 +24,5 @@ pub use features::{
 };
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
-pub use text_encoder::{Places, TextEncoder, TextEncoderConfig, TextStates};
+pub use text_encoder::{Places, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream};
 pub use vae::{Vae, VaeConfig};

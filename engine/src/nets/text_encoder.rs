@@ -107,6 +107,15 @@ pub struct TextNorm {
     epsilon: f64,
 }
 
+/// Texts on their way through the blocks.
+#[derive(Debug, Clone)]
+pub struct TextStream {
+    /// `[batch, tokens, hidden]`, in f32.
+    x: Tensor<3>,
+    /// What acts on the scores of every block.
+    bias: Option<AttentionBias>,
+}
+
 /// What an encoder makes of texts, in f32.
 #[derive(Debug, Clone)]
 pub struct TextStates {
@@ -165,6 +174,27 @@ impl TextEncoderConfig {
             panic!("{fault}");
         }
         let init = &Init::new(seed, device);
+        let blocks = (0..self.depth).map(|_| self.init_block(init)).collect();
+        self.around(blocks, init)
+    }
+
+    /// The network without its blocks, for blocks that come one by one; see [`TextEncoderConfig::init`].
+    ///
+    /// # Panics
+    /// As there.
+    pub fn init_ends(&self, seed: u64, device: &Device) -> TextEncoder {
+        if let Err(fault) = self.check() {
+            panic!("{fault}");
+        }
+        self.around(Vec::new(), &Init::new(seed, device))
+    }
+
+    /// A block of it, with the fresh weights of a seed of its own.
+    pub fn init_block_alone(&self, seed: u64, device: &Device) -> TextBlock {
+        self.init_block(&Init::new(seed, device))
+    }
+
+    fn around(&self, blocks: Vec<TextBlock>, init: &Init<'_>) -> TextEncoder {
         let places = match self.places {
             Places::Learned(places) => [places, self.hidden],
             Places::Relative { buckets, .. } => [buckets, self.heads],
@@ -172,7 +202,7 @@ impl TextEncoderConfig {
         TextEncoder {
             tokens: init.param(Fresh::Normal(0.02), [self.vocabulary, self.hidden]),
             places: init.param(Fresh::Normal(0.02), places),
-            blocks: (0..self.depth).map(|_| self.init_block(init)).collect(),
+            blocks,
             norm: self.init_norm(init),
             projection: self.projection.map(|width| {
                 DenseConfig { bias: false, ..self.dense(self.hidden, width) }.init(init)
@@ -253,11 +283,15 @@ fn apply(dense: &Dense, x: &Tensor<3>, activation: Option<Activation>) -> Tensor
 }
 
 impl TextBlock {
-    /// # Shapes
-    /// `x`: `[batch, tokens, hidden]`, output: the same
-    fn forward(&self, x: Tensor<3>, bias: Option<&AttentionBias>) -> Tensor<3> {
-        let attend = bias.map_or(Attend::Full, Attend::Biased);
-        let h = self.first.forward(x.clone()).cast(self.attention.qkv.dtype());
+    /// The texts behind this block.
+    pub fn forward(&self, stream: TextStream) -> TextStream {
+        let TextStream { x, bias } = stream;
+        let dtype = self.attention.qkv.dtype();
+        let typed = bias
+            .clone()
+            .map(|bias| AttentionBias { added: bias.added.map(|added| added.cast(dtype)), ..bias });
+        let attend = typed.as_ref().map_or(Attend::Full, Attend::Biased);
+        let h = self.first.forward(x.clone()).cast(dtype);
         let x = x + self.attention.forward(h, attend).cast(FloatDType::F32);
         let h = self.second.forward(x.clone());
         let inner = apply(&self.up, &h, Some(self.activation));
@@ -265,7 +299,7 @@ impl TextBlock {
             Some(gate) => inner * apply(gate, &h, None),
             None => inner,
         };
-        x + apply(&self.down, &inner, None)
+        TextStream { x: x + apply(&self.down, &inner, None), bias }
     }
 
     fn folded(mut self) -> Self {
@@ -297,17 +331,29 @@ impl TextEncoder {
         padding: Option<Tensor<2, Bool>>,
         keep: &[usize],
     ) -> TextStates {
-        let tokens = ids.first().expect("a text").len();
-        let mut x = self.embed(ids);
-        let bias = self.bias(tokens, padding);
+        let mut stream = self.enter(ids, padding);
         let mut kept = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             if keep.contains(&i) {
-                kept.push(x.clone());
+                kept.push(stream.x.clone());
             }
-            x = block.forward(x, bias.as_ref());
+            stream = block.forward(stream);
         }
-        TextStates { last: self.norm.forward(x), kept }
+        TextStates { last: self.leave(stream), kept }
+    }
+
+    /// Texts before the first block; see [`TextEncoder::forward`].
+    ///
+    /// # Panics
+    /// As there.
+    pub fn enter(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> TextStream {
+        let tokens = ids.first().expect("a text").len();
+        TextStream { x: self.embed(ids), bias: self.bias(tokens, padding) }
+    }
+
+    /// Texts behind the last block, `[batch, tokens, hidden]`.
+    pub fn leave(&self, stream: TextStream) -> Tensor<3> {
+        self.norm.forward(stream.x)
     }
 
     fn embed(&self, ids: &[Vec<usize>]) -> Tensor<3> {
@@ -356,7 +402,6 @@ impl TextEncoder {
             let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens * tokens]), &device);
             let added = self.places.val().select(0, ids).cast(FloatDType::F32); // [queries · keys, heads]
             let added = added.swap_dims(0, 1).reshape([1, self.config.heads, tokens, tokens]);
-            let added = added.cast(self.blocks[0].attention.qkv.dtype());
             bias = Some(AttentionBias { added: Some(added), ..bias.unwrap_or_default() });
         }
         bias

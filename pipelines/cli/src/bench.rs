@@ -106,7 +106,9 @@ pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path, args: &Bench, device: &Device) -> anyhow::Result<Model> {
-    let model = model::recognise(path)?.load(args.dtype, device, &mut |_| ())?;
+    let recognised = model::recognise(path)?;
+    recognised.config.check_classes()?;
+    let model = recognised.load(args.dtype, device, &mut |_| ())?;
     crate::memory::give_back(args.dtype);
     Ok(model)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::model;
+use pyrograph::model::{self, Parts};
 use pyrograph::weights::FloatDtype;
 
 use crate::common::Common;
@@ -36,8 +36,10 @@ pub(crate) struct Convert {
 pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
     let input = model::find(&args.input)?;
     model::check_save(&args.output, args.overwrite)?;
-    let recognised = model::recognise_with(&input, args.vae.as_deref())?;
+    let recognised =
+        model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;
     common.say(&format!("{}: {}", input.display(), recognised.kind));
+    recognised.config.check_classes()?;
     let latents = recognised.config.net.dit.channels;
     if recognised.vae.is_none() && latents != 3 {
         common.say(&format!(

@@ -6,7 +6,7 @@ use anyhow::bail;
 use burn::tensor::Device;
 use clap::Args;
 use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify};
-use pyrograph::model::{self, Model};
+use pyrograph::model::{self, Model, Parts};
 use pyrograph::train::{OwnPictures, OwnProgress};
 use pyrograph::weights::FloatDtype;
 
@@ -105,7 +105,9 @@ impl Flexify {
 pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     let input = model::find(&args.input)?;
     model::check_save(&args.output, args.overwrite)?;
-    let recognised = model::recognise_with(&input, args.vae.as_deref())?;
+    let recognised =
+        model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;
+    recognised.config.check_classes()?;
     let flexible = args.flexible(&recognised.config.net.dit)?;
     let device = match args.distill {
         Some(_) => common.open()?.device,

@@ -53,46 +53,42 @@ const MAKING: Heading = (
     &["model", "count", "steps", "cfg_scale", "sampler", "seed", "dtype", "batch_size"],
 );
 
-/// Headings of the options of single commands.
-const HEADINGS: [(&str, &[Heading]); 8] = [
+const GENERATE: &[Heading] = &[
+    ("Model", &["model", "fast", "vae", "text_encoder", "tokenizer", "lora", "dtype"]),
     (
-        "generate class",
+        "Pictures",
         &[
-            ("Model", &["model", "fast", "vae", "lora", "dtype"]),
-            ("Pictures", &["class", "count", "seed", "width", "height", "from_metadata", "noise"]),
-            ("From a picture", &["init_image", "strength", "mask"]),
-            (
-                "Sampling",
-                &[
-                    "steps",
-                    "sampler",
-                    "scheduler",
-                    "eta",
-                    "churn",
-                    "sigmas",
-                    "batch_size",
-                    "vae_tile",
-                ],
-            ),
-            (
-                "Guidance",
-                &["cfg_scale", "cfg_interval", "cfg_rescale", "cfg_channels", "guide_model"],
-            ),
-            PATCHES,
-            (
-                "Output",
-                &[
-                    "output",
-                    "grid",
-                    "show",
-                    "preview",
-                    "preview_interval",
-                    "no_metadata",
-                    "save_latents",
-                ],
-            ),
+            "class",
+            "prompt_file",
+            "negative_prompt",
+            "raw_prompt",
+            "max_tokens",
+            "count",
+            "seed",
+            "width",
+            "height",
+            "exact_size",
+            "from_metadata",
+            "noise",
         ],
     ),
+    ("From a picture", &["init_image", "strength", "mask"]),
+    (
+        "Sampling",
+        &["steps", "sampler", "scheduler", "eta", "churn", "sigmas", "batch_size", "vae_tile"],
+    ),
+    ("Guidance", &["cfg_scale", "cfg_interval", "cfg_rescale", "cfg_channels", "guide_model"]),
+    PATCHES,
+    (
+        "Output",
+        &["output", "grid", "show", "preview", "preview_interval", "no_metadata", "save_latents"],
+    ),
+];
+
+/// Headings of the options of single commands.
+const HEADINGS: [(&str, &[Heading]); 9] = [
+    ("generate class", GENERATE),
+    ("generate text", GENERATE),
     ("train class", &[TRAINING]),
     ("distill", &[TRAJECTORIES, STUDENT, TRAINING, PATCHES]),
     ("distill record", &[TRAJECTORIES, PATCHES]),
@@ -109,7 +105,7 @@ const HEADINGS: [(&str, &[Heading]); 8] = [
 ];
 
 /// Examples of commands.
-const EXAMPLES: [(&str, &[&str]); 16] = [
+const EXAMPLES: [(&str, &[&str]); 17] = [
     (
         "generate class",
         &[
@@ -117,6 +113,15 @@ const EXAMPLES: [(&str, &[&str]); 16] = [
             "generate class --class random -n 16 --grid --steps 40 --sampler heun --cfg-scale 3",
             "generate class --fast",
             "generate class --from-metadata 00-cat.png",
+        ],
+    ),
+    (
+        "generate text",
+        &[
+            "generate text -m PixArt-Sigma-XL-2-1024-MS \"a lighthouse in the fog\" -W 1344 -H 768",
+            "generate text -m PixArt-XL-2-512x512 \"a cat\" \"a dog\" -n 8 --negative-prompt \"a blurry photo\"",
+            "generate text -m PixArt-XL-2-512x512 --prompt-file prompts.txt -o \"%03d-{prompt}.png\"",
+            "generate text --from-metadata 000-a-cat.png",
         ],
     ),
     (
@@ -244,8 +249,12 @@ mod tests {
         for (path, lines) in EXAMPLES {
             at(path);
             for line in lines {
-                let words = line.split(" > ").next().unwrap_or_default();
-                let words = words.split_whitespace().map(|word| word.trim_matches('"'));
+                let line = line.split(" > ").next().unwrap_or_default();
+                // Every other part is in quotes, and one word.
+                let words = line.split('"').enumerate().flat_map(|(i, part)| match i % 2 {
+                    0 => part.split_whitespace().collect(),
+                    _ => vec![part],
+                });
                 let parsed =
                     command().try_get_matches_from(std::iter::once("pyrograph").chain(words));
                 assert!(parsed.is_ok(), "{line}: {}", parsed.expect_err("not understood"));

@@ -24,6 +24,7 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
             "the model" => "name it with --model",
             "the guide model" => "name it with --guide-model",
             "the autoencoder" => "name it with --vae",
+            "the text encoder" => "name it with --text-encoder",
             "the adapter" => "name all with --lora",
             "the start picture" => "give it again with --init-image",
             "the mask" => "give it again with --mask",
@@ -32,6 +33,13 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         Error::TooMuch { .. } => {
             "make fewer or smaller images at once, see --batch-size, -W and -H"
         }
+        Error::Task { found: "texts", .. } if matches!(command, Command::Generate { .. }) => {
+            "use `pyrograph generate text`"
+        }
+        Error::Task { found: "classes", .. } => "use `pyrograph generate class`",
+        Error::OtherTask { expected: "classes", .. } => "use `pyrograph generate text`",
+        Error::OtherTask { .. } => "use `pyrograph generate class`",
+        Error::NoTextEncoder => "name one with --text-encoder",
         Error::OnePatchSize { .. } => "see `pyrograph flexify`",
         Error::NoTrajectories { .. } => "record with `pyrograph distill record`",
         Error::RunExists { .. } => "continue it with --resume, or choose another --output",

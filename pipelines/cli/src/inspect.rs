@@ -70,6 +70,9 @@ fn show(path: &Path, model: &Recognised, tensors: bool, json: bool) -> anyhow::R
     if let Some(vae) = &model.vae {
         list("autoencoder", &vae.checkpoint, tensors);
     }
+    if let Some(text) = &model.text {
+        list("text encoder", &text.encoder.source.checkpoint, tensors);
+    }
     card(path)
 }
 

@@ -98,6 +98,8 @@ enum Command {
 enum Generate {
     /// Images of given classes
     Class(Box<generate::Class>),
+    /// Images of texts
+    Text(Box<generate::Text>),
 }
 
 #[derive(Subcommand)]
@@ -177,7 +179,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Generate(Generate::Class(class)) => generate::run(class, &cli.common),
+        Command::Generate(Generate::Class(class)) => generate::run(class.as_ref(), &cli.common),
+        Command::Generate(Generate::Text(text)) => generate::run(text.as_ref(), &cli.common),
         Command::Train(Train::Class(class)) => train::run(class, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Distill(distill) => distill::run(distill, &cli.common),

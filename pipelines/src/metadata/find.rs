@@ -63,6 +63,16 @@ impl Search {
         added.map(|vae| self.by_name("the autoencoder", vae, &same)).transpose()
     }
 
+    /// The text encoder that was added to the model.
+    ///
+    /// # Errors
+    /// As [`Search::model`].
+    pub fn text_encoder(&self, record: &Record) -> Result<Option<PathBuf>> {
+        let same = |path: &Path| model::text_fingerprint(path).ok();
+        let added = record.text_encoder.as_ref();
+        added.map(|encoder| self.by_name("the text encoder", encoder, &same)).transpose()
+    }
+
     /// The file or folder of one of the adapters.
     ///
     /// # Errors

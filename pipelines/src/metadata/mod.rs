@@ -20,9 +20,10 @@ use crate::adapter::PutOn;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::WeightType;
-use crate::pipeline::{ClassPipeline, Compute};
+use crate::pipeline::{Compute, Pipeline};
 use crate::request::{Noise, Picture, Request};
 use crate::settings::Settings;
+use crate::task::Task;
 
 /// Keyword of a [`Record`] in a picture.
 const KEY: &str = "pyrograph";
@@ -107,6 +108,58 @@ impl NoiseRecord {
     }
 }
 
+/// Prompts of one kind of model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// Class ids.
+    Classes(Vec<usize>),
+    /// Texts.
+    Texts(Vec<String>),
+}
+
+impl Asked {
+    /// Number of prompts.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Classes(classes) => classes.len(),
+            Self::Texts(texts) => texts.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What they are, for people.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Classes(_) => "classes",
+            Self::Texts(_) => "texts",
+        }
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// For a range beyond them.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::Classes(classes) => Self::Classes(classes[range].to_vec()),
+            Self::Texts(texts) => Self::Texts(texts[range].to_vec()),
+        }
+    }
+
+    /// Each as people call it.
+    pub fn names(&self, labels: &Labels) -> Vec<String> {
+        match self {
+            Self::Classes(classes) => classes.iter().map(|&class| labels.name(class)).collect(),
+            Self::Texts(texts) => texts.clone(),
+        }
+    }
+}
+
 /// What determines a generation, as its pictures keep it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -116,8 +169,12 @@ pub struct Record {
     pub model: String,
     /// Fingerprint of its weights.
     pub weights: String,
-    /// One per image.
-    pub classes: Vec<usize>,
+    /// One prompt per image.
+    #[serde(flatten)]
+    pub asked: Asked,
+    /// What guidance went away from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative: Option<Asked>,
     /// Name of the device.
     pub device: String,
     /// How the weights were held.
@@ -125,6 +182,9 @@ pub struct Record {
     /// Autoencoder: one with a name was added to the model, one without is the model's own.
     #[serde(default, deserialize_with = "path_or_used", skip_serializing_if = "Option::is_none")]
     pub vae: Option<Used>,
+    /// Text encoder that was added to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<Used>,
     /// Model that guided.
     #[serde(default, deserialize_with = "path_or_used", skip_serializing_if = "Option::is_none")]
     pub guide: Option<Used>,
@@ -193,8 +253,8 @@ impl Record {
     /// Of a request to a pipeline.
     ///
     /// # Errors
-    /// See [`ClassPipeline::resolve`]; files that cannot be read.
-    pub fn of(pipeline: &ClassPipeline, request: &Request<usize>) -> Result<Self> {
+    /// See [`Pipeline::resolve`]; files that cannot be read.
+    pub fn of<T: Task>(pipeline: &Pipeline<T>, request: &Request<T::Prompt>) -> Result<Self> {
         let origin = pipeline.origin();
         let settings = pipeline.resolve(request)?;
         let picture = request.picture.as_ref().map(|start| {
@@ -205,10 +265,12 @@ impl Record {
             version: env!("CARGO_PKG_VERSION").into(),
             model: origin.name.clone(),
             weights: origin.weights.clone(),
-            classes: request.prompts.clone(),
+            asked: T::asked(request.prompts.clone()),
+            negative: request.negative.clone().map(|negative| T::asked(vec![negative])),
             device: origin.device.clone(),
             dtype: origin.dtype,
             vae: origin.vae.clone(),
+            text_encoder: origin.text_encoder.clone(),
             guide: origin.guide.clone(),
             adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
             picture: picture.transpose()?,
@@ -230,15 +292,30 @@ impl Record {
         let text = texts.get(KEY).ok_or_else(missing)?;
         let record: Self = serde_json::from_str(text)
             .map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        match record.classes.len() {
-            0 => Err(missing()),
-            _ => Ok(record),
+        match record.asked.is_empty() {
+            true => Err(missing()),
+            false => Ok(record),
         }
     }
 
-    /// The request that makes the same again, but for the picture, mask and noise that it starts from: see [`Search`].
-    pub fn request(&self) -> Request<usize> {
-        Request::with(self.classes.iter().copied(), &self.settings)
+    /// The request to a model of this kind that makes the same again, but for the picture, mask and noise that it starts from:
+    /// see [`Search`]. `path` is that of the picture.
+    ///
+    /// # Errors
+    /// [`Error::OtherTask`] for a picture of another kind of model.
+    pub fn request<T: Task>(&self, path: &Path) -> Result<Request<T::Prompt>> {
+        let prompts = |asked: &Asked| {
+            T::prompts(asked).ok_or_else(|| Error::OtherTask {
+                path: path.to_owned(),
+                found: asked.kind(),
+                expected: T::asked(Vec::new()).kind(),
+            })
+        };
+        let negative = self.negative.as_ref().map(prompts).transpose()?;
+        Ok(Request {
+            negative: negative.and_then(|negative| negative.into_iter().next()),
+            ..Request::with(prompts(&self.asked)?, &self.settings)
+        })
     }
 
     /// That of one of the images alone.
@@ -246,7 +323,7 @@ impl Record {
     /// # Panics
     /// If there is no image of this index.
     pub fn image(&self, index: usize) -> Self {
-        let mut own = Self { classes: vec![self.classes[index]], ..self.clone() };
+        let mut own = Self { asked: self.asked.part(index..index + 1), ..self.clone() };
         own.settings.seed = own.settings.seed.wrapping_add(index as u64);
         if let Some(noise) = &mut own.noise {
             noise.first = noise.first.saturating_add(index);
@@ -259,9 +336,10 @@ impl Record {
     /// # Errors
     /// None that a record can cause.
     pub fn texts(&self, labels: &Labels, size: [u32; 2]) -> Result<Vec<(String, String)>> {
-        let names: Vec<String> = self.classes.iter().map(|&class| labels.name(class)).collect();
+        let negative = self.negative.as_ref().map(|negative| negative.names(labels).join(", "));
         let parameters = Parameters {
-            prompt: names.join(", "),
+            prompt: self.asked.names(labels).join(", "),
+            negative,
             steps: self.settings.steps,
             sampler: self.settings.sampler.to_string(),
             cfg_scale: self.settings.guidance.scale,

@@ -5,8 +5,10 @@ use std::fmt;
 /// Fields of A1111's `parameters` text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
-    /// What was asked for; here the names of the classes.
+    /// What was asked for: a text, or the names of classes.
     pub prompt: String,
+    /// What guidance went away from.
+    pub negative: Option<String>,
     /// Sampling steps.
     pub steps: usize,
     /// Sampler.
@@ -25,11 +27,14 @@ pub struct Parameters {
 
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.prompt)?;
+        if let Some(negative) = &self.negative {
+            writeln!(f, "Negative prompt: {negative}")?;
+        }
         write!(
             f,
-            "{}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, \
+            "Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, \
              Model: {}, Version: pyrograph {}",
-            self.prompt,
             self.steps,
             quoted(&self.sampler),
             self.cfg_scale,
@@ -59,6 +64,7 @@ mod tests {
     fn values_that_would_end_a_field_are_quoted() {
         let parameters = Parameters {
             prompt: "cat, dog".into(),
+            negative: Some("bird".into()),
             steps: 20,
             sampler: "ddim".into(),
             cfg_scale: 4.0,
@@ -69,6 +75,8 @@ mod tests {
         };
         let text = parameters.to_string();
         assert!(text.contains(r#"Model: "a, b: c", Version"#), "{text}");
-        assert!(text.starts_with("cat, dog\nSteps: 20, Sampler: ddim, CFG scale: 4, Seed: 7, "));
+        assert!(text.starts_with(
+            "cat, dog\nNegative prompt: bird\nSteps: 20, Sampler: ddim, CFG scale: 4, Seed: 7, "
+        ));
     }
 }

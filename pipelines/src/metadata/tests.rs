@@ -12,7 +12,8 @@ use super::*;
 use crate::image::write_image;
 use crate::patches::PatchPlan;
 use crate::request::Guidance;
-use crate::{DeviceChoice, OpenOptions};
+use crate::task::ClassTask;
+use crate::{ClassPipeline, DeviceChoice, OpenOptions};
 
 #[test]
 fn texts_survive_a_round_trip() {
@@ -43,13 +44,13 @@ fn records_stay_readable() {
         "guidance":{"scale":3.0,"channels":"all","interval":null,"rescale":0.0},"size":null,"batch":8,
         "vae_tile":64}}"#;
     let record: Record = serde_json::from_str(text).expect("a record");
-    let request = record.request();
+    let request = record.request::<ClassTask>(Path::new("a")).expect("classes");
     assert_eq!((request.prompts.as_slice(), request.seed), (&[5, 6][..], 3));
     let picture = record.picture.as_ref().expect("a picture");
     assert_eq!((picture.picture.file.as_deref(), picture.strength), (Some("a.png"), None));
     assert_eq!(record.vae.as_ref().and_then(|vae| vae.file.as_deref()), Some("/models/vae"));
     let own = record.image(1);
-    assert_eq!((own.classes.as_slice(), own.settings.seed), (&[6][..], 4));
+    assert_eq!((own.asked.clone(), own.settings.seed), (Asked::Classes(vec![6]), 4));
     let again: serde_json::Value =
         serde_json::from_str(&own.texts(&Labels::default(), [8, 8]).expect("texts")[1].1)
             .expect("JSON");
@@ -113,8 +114,10 @@ proptest! {
         for kind in ["png", "jpg", "webp"] {
             let path = folder.path().join("a").with_extension(kind);
             write_image(&path, &image::RgbImage::new(2, 2), &texts).expect("written");
-            let found = Record::read(&path).expect("a record").request();
+            let found = Record::read(&path).expect("a record");
+            let found = found.request::<ClassTask>(&path).expect("classes");
             prop_assert_eq!(&found.prompts, &request.prompts);
+            prop_assert_eq!(&found.negative, &request.negative);
             prop_assert_eq!(pipeline().resolve(&found).expect("possible"), settings.clone());
         }
     }
@@ -169,6 +172,8 @@ prop_compose! {
 prop_compose! {
     fn request()(
         prompts in prop::collection::vec(0usize..16, 1..5),
+        negative in perhaps(0usize..16),
+        exact_size in any::<bool>(),
         seed in any::<u64>(),
         size in perhaps([1usize..9, 1usize..9]),
         steps in perhaps(2usize..40),
@@ -180,6 +185,8 @@ prop_compose! {
         let plan = |(weak, steps): (usize, usize)| PatchPlan::weak_first([8, 16], weak, weak, steps);
         let (sampler, spacing) = sampler.unzip();
         Request {
+            negative,
+            exact_size,
             seed,
             size: size.map(|size| size.map(|side| 16 * side)),
             steps,

@@ -1,4 +1,4 @@
-//! Folders written by diffusers' `DiTPipeline.save_pretrained`.
+//! Folders written by `save_pretrained` of a pipeline of diffusers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,8 @@ use serde::Deserialize;
 
 use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
-use super::{ModelConfig, Recognised, Source, autoencoder, read_json};
+use super::text::{TextInput, TextSource};
+use super::{ModelConfig, Parts, Recognised, Source, autoencoder, pixart, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -59,13 +60,60 @@ const MAX_LABELS: usize = 1 << 20;
 /// Guidance where the user says nothing; diffusers' own default for this pipeline.
 const CFG_SCALE: f64 = 4.0;
 
-/// The pipeline in a folder, with its autoencoder, if it has one, or without.
-pub(super) fn recognise(folder: &Path, own_vae: bool) -> Result<Recognised> {
-    let index: Index = read_json(folder.join("model_index.json"))?;
+/// What a pipeline is made of, beside its autoencoder and its scheduler.
+pub(super) struct Network {
+    pub(super) net: DitConfig,
+    pub(super) source: Source,
+    pub(super) labels: Labels,
+    pub(super) input: Option<TextInput>,
+    pub(super) text: Option<TextSource>,
+    pub(super) steps: usize,
+    pub(super) cfg_scale: f64,
+}
+
+/// The pipeline in a folder, with what it has of the parts that are not elsewhere.
+pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
+    let Index { class, id2label } = read_json(folder.join("model_index.json"))?;
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
-    if index.class != "DiTPipeline" {
-        return Err(fault(format!("pipeline `{}`, expected `DiTPipeline`", index.class)));
-    }
+    let network = match class.as_str() {
+        "DiTPipeline" => dit(folder, id2label)?,
+        "PixArtAlphaPipeline" => pixart::network(folder, 120, elsewhere)?,
+        "PixArtSigmaPipeline" => pixart::network(folder, 300, elsewhere)?,
+        _ => {
+            let expected = "`DiTPipeline`, `PixArtAlphaPipeline` or `PixArtSigmaPipeline`";
+            return Err(fault(format!("pipeline `{class}`, expected {expected}")));
+        }
+    };
+    let Network { net, source, labels, input, text, steps, cfg_scale } = network;
+    let vae = Some(folder.join("vae")).filter(|vae| elsewhere.vae.is_none() && vae.exists());
+    let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
+    let Scheduler { process, sampler, spacing, notices } = scheduler::read(
+        read_json(folder.join("scheduler/scheduler_config.json"))?,
+        net.learned_variance,
+    )
+    .map_err(|found| fault(found.to_string()))?;
+    let config = ModelConfig {
+        net: net.into(),
+        process,
+        vae,
+        defaults: Defaults {
+            sampler,
+            spacing,
+            steps,
+            cfg_scale,
+            cfg_channels: GuidedChannels::All,
+            cfg_interval: None,
+        },
+        labels,
+        text: input,
+    };
+    let (kind, vae) = (format!("diffusers {class}"), vae_source);
+    Ok(Recognised { kind, config, net: source, vae, text, notices })
+}
+
+/// That of a `DiTPipeline`.
+fn dit(folder: &Path, names: BTreeMap<usize, String>) -> Result<Network> {
+    let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let transformer: Transformer = read_json(folder.join("transformer/config.json"))?;
     let expected = [
         ("norm_type", &transformer.norm_type, "ada_norm_zero"),
@@ -84,36 +132,16 @@ pub(super) fn recognise(folder: &Path, own_vae: bool) -> Result<Recognised> {
             "attention_bias is {bias} and norm_elementwise_affine {affine}, expected true and false"
         )));
     }
-    let vae = Some(folder.join("vae")).filter(|vae| own_vae && vae.exists());
-    let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
     let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer"))?)?;
     let per_block = convert::embedder_per_block(&checkpoint)?;
-    let net = DitConfig { embedder_per_block: per_block, ..net(&transformer) };
-    let Scheduler { process, sampler, spacing, notices } = scheduler::read(
-        read_json(folder.join("scheduler/scheduler_config.json"))?,
-        net.learned_variance,
-    )
-    .map_err(|found| fault(found.to_string()))?;
-    let config = ModelConfig {
-        net: net.into(),
-        process,
-        vae,
-        defaults: Defaults {
-            sampler,
-            spacing,
-            steps: STEPS,
-            cfg_scale: CFG_SCALE,
-            cfg_channels: GuidedChannels::All,
-            cfg_interval: None,
-        },
-        labels: labels(index.id2label, transformer.num_embeds_ada_norm),
-    };
-    Ok(Recognised {
-        kind: "diffusers DiTPipeline".into(),
-        config,
-        net: Source::new(checkpoint, convert::dit_diffusers(per_block)),
-        vae: vae_source,
-        notices,
+    Ok(Network {
+        net: DitConfig { embedder_per_block: per_block, ..net(&transformer) },
+        source: Source::new(checkpoint, convert::dit_diffusers(per_block)),
+        labels: labels(names, transformer.num_embeds_ada_norm),
+        input: None,
+        text: None,
+        steps: STEPS,
+        cfg_scale: CFG_SCALE,
     })
 }
 

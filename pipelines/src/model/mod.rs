@@ -4,17 +4,21 @@
 //! networks on a device and a [`ModelConfig`]. Reading a foreign layout is a rule table of the
 //! `pyrograph-weights` crate plus the few lines here that turn its configuration into ours.
 
+pub(crate) mod aspect;
 mod autoencoder;
 mod diffusers;
 mod folders;
 mod original;
-pub mod pixart;
+mod pixart;
+mod reader;
 mod registry;
 mod scheduler;
 mod scheduler_keys;
+pub mod text;
 pub mod text_encoder;
 mod weight_type;
 
+pub use reader::TextReader;
 pub use registry::{SHIPPED, find};
 pub use weight_type::WeightType;
 
@@ -32,12 +36,13 @@ use pyrograph_weights::{
 use serde::{Deserialize, Serialize};
 
 use self::autoencoder::Found;
+use self::text::{TextInput, TextSource};
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::labels::Labels;
 use crate::settings::Defaults;
 
-/// Description of a class-conditional model; the `config` of its `model.json`.
+/// Description of a model; the `config` of its `model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -53,6 +58,9 @@ pub struct ModelConfig {
     /// Names of the classes.
     #[serde(default)]
     pub labels: Labels,
+    /// How it reads texts, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextInput>,
 }
 
 /// Value of `family` in the `model.json` of a class-conditional model.
@@ -73,6 +81,8 @@ pub struct Model {
     pub net: Net,
     /// The autoencoder, if the model works on latents.
     pub vae: Option<Vae>,
+    /// What reads its texts, if it is told any.
+    pub text: Option<TextReader>,
     /// Description.
     pub config: ModelConfig,
 }
@@ -119,6 +129,8 @@ pub struct Recognised {
     pub net: Source,
     /// Weights of the autoencoder.
     pub vae: Option<Source>,
+    /// What reads its texts.
+    pub text: Option<TextSource>,
     /// What its user should know; loading passes it on.
     pub notices: Vec<Notice>,
 }
@@ -129,23 +141,41 @@ pub struct Recognised {
 /// # Errors
 /// If nothing is there, nothing is recognised, or the configuration is broken.
 pub fn recognise(path: &Path) -> Result<Recognised> {
-    recognise_with(path, None)
+    recognise_with(path, Parts::default())
 }
 
-/// The same with the autoencoder of another model, for one that comes without, or with another kind.
+/// Parts of a model that are elsewhere.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parts<'a> {
+    /// Autoencoder: a diffusers `vae` folder, a file, or a model with one.
+    pub vae: Option<&'a Path>,
+    /// Text encoder: its folder, or that of a pipeline, or a file.
+    pub text_encoder: Option<&'a Path>,
+    /// Tokenizer: its folder. Without, it is looked for with the text encoder.
+    pub tokenizer: Option<&'a Path>,
+}
+
+/// The same with parts from elsewhere, for a model that comes without, or in place of its own.
 ///
 /// # Errors
-/// As there, and if `vae` holds no autoencoder, or one of other latents.
-pub fn recognise_with(path: &Path, vae: Option<&Path>) -> Result<Recognised> {
-    let recognised = recognise_own(path, vae.is_none())?;
-    match vae {
-        None => Ok(recognised),
-        Some(vae) => recognised.with_vae(vae),
+/// As there, and if they hold no such part, or one that does not fit the network.
+pub fn recognise_with(path: &Path, parts: Parts<'_>) -> Result<Recognised> {
+    let mut recognised = recognise_own(path, parts)?;
+    if let Some(vae) = parts.vae {
+        recognised = recognised.with_vae(vae)?;
+    }
+    match (parts.text_encoder, parts.tokenizer) {
+        (Some(encoder), tokenizer) => recognised.with_text(encoder, tokenizer),
+        (None, None) => Ok(recognised),
+        (None, Some(tokenizer)) => {
+            let reason = "a tokenizer of its own, without a text encoder".into();
+            Err(Error::NotAModel { path: tokenizer.to_owned(), reason })
+        }
     }
 }
 
-/// The model at `path`; if it is a diffusers folder, with its autoencoder or without.
-fn recognise_own(path: &Path, own_vae: bool) -> Result<Recognised> {
+/// The model at `path`; if it is a diffusers folder, with what it holds of the parts that are not elsewhere.
+fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     if !path.exists() {
         return Err(Error::NoModel { path: path.to_owned() });
     }
@@ -153,7 +183,7 @@ fn recognise_own(path: &Path, own_vae: bool) -> Result<Recognised> {
     let recognised = if path.join("model.json").is_file() {
         native(path)?
     } else if path.is_dir() {
-        diffusers::recognise(path, own_vae)?
+        diffusers::recognise(path, elsewhere)?
     } else {
         original::recognise(path)?
     };
@@ -170,7 +200,22 @@ fn check(path: &Path, recognised: &Recognised) -> Result<()> {
     if let Some(vae) = &recognised.config.vae {
         vae.check().map_err(|error| fault(error.to_string()))?;
     }
+    check_text(&recognised.config).map_err(fault)?;
     check_trunk(path, &net.dit, &recognised.net.checkpoint)
+}
+
+/// Checks that a text encoder is of the width that the network reads.
+fn check_text(config: &ModelConfig) -> Result<(), String> {
+    let encoder = config.text.as_ref().and_then(|input| input.encoder.as_ref());
+    match (&config.net.dit.text, encoder) {
+        (_, None) => Ok(()),
+        (Some(text), Some(encoder)) if text.width == encoder.hidden => Ok(()),
+        (Some(text), Some(encoder)) => Err(format!(
+            "a text encoder of width {}, the network reads {}",
+            encoder.hidden, text.width
+        )),
+        (None, Some(_)) => Err("a text encoder, but a network that reads no text".into()),
+    }
 }
 
 /// Checks that a network is no larger than its weights can fill.
@@ -209,6 +254,7 @@ fn native(path: &Path) -> Result<Recognised> {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
         vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
+        text: None,
         notices: Vec::new(),
         config,
     })
@@ -222,6 +268,11 @@ pub(crate) fn fingerprint(path: &Path) -> Result<String> {
 /// Fingerprint of the autoencoder that [`recognise_with`] would add.
 pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
     Ok(autoencoder::find(path)?.source.checkpoint.fingerprint())
+}
+
+/// Fingerprint of the text encoder that [`recognise_with`] would add.
+pub(crate) fn text_fingerprint(path: &Path) -> Result<String> {
+    Ok(text::encoder(path)?.source.checkpoint.fingerprint())
 }
 
 impl Recognised {
@@ -251,6 +302,18 @@ impl Recognised {
         Ok(self)
     }
 
+    /// Adds a text encoder from elsewhere.
+    fn with_text(mut self, path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
+        let fault = |reason| Error::NotAModel { path: path.to_owned(), reason };
+        let Some(input) = &mut self.config.text else {
+            return Err(fault("a text encoder, for a model that reads no text".into()));
+        };
+        let text = TextSource::find(path, tokenizer)?;
+        input.encoder = Some(text.encoder.config.clone());
+        check_text(&self.config).map_err(fault)?;
+        Ok(Self { text: Some(text), ..self })
+    }
+
     /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
     /// activations need, though in bf16 and 8 bits its products may [round](Vae::rounding); `notify` hears of weights that are not finite.
     ///
@@ -267,7 +330,7 @@ impl Recognised {
             WeightType::Float(dtype) => dtype,
             WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
         };
-        let Self { config, net, vae, notices, .. } = self;
+        let Self { config, net, vae, text, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);
         let net = load_part(config.net.init(0, device), &net, dtype, device, notify)?;
         let vae = match (&config.vae, &vae) {
@@ -277,7 +340,8 @@ impl Recognised {
             }
             _ => None,
         };
-        Ok(Model { net, vae, config })
+        let text = text.map(|text| text.open(device, notify)).transpose()?;
+        Ok(Model { net, vae, text, config })
     }
 }
 

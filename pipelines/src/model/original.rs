@@ -1,4 +1,4 @@
-//! Checkpoint files of the original DiT and MP-DiT code.
+//! Checkpoint files of the original DiT, MP-DiT and PixArt code.
 //!
 //! Sizes are read from the tensors. What the tensors do not tell, above all the number of heads, comes
 //! from a `config.json` beside the file, from the arguments stored in a training checkpoint, or from the
@@ -14,7 +14,7 @@ use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, 
 use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
 
-use super::{ModelConfig, Recognised, Source, read_json};
+use super::{ModelConfig, Recognised, Source, pixart, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -29,6 +29,7 @@ struct Hints {
     gate: Option<bool>,
     rotation: Option<bool>,
     history_layers: Option<usize>,
+    interpolation_scale: Option<f64>,
 }
 
 /// A checkpoint of this kind, while its sizes are found out.
@@ -49,6 +50,7 @@ pub(super) fn recognise(path: &Path) -> Result<Recognised> {
     match foreign {
         Some(Foreign::DitOriginal) => found.dit(),
         Some(Foreign::MpDit) => found.mp_dit(),
+        Some(Foreign::PixArtOriginal) => found.pixart(),
         Some(other) => {
             Err(found.fault(format!("{other:?} alone is not a class-conditional model")))
         }
@@ -87,6 +89,7 @@ impl Original<'_> {
             }
         };
         Ok(Recognised {
+            text: None,
             kind: kind.into(),
             config: config(NetConfig { dit: net, student }, defaults),
             net: Source::new(self.checkpoint, convert::dit_original(steps)),
@@ -138,10 +141,64 @@ impl Original<'_> {
         let [scale, shift, gate, rotation] =
             [modulation.scale, modulation.shift, modulation.gate, modulation.rotation];
         Ok(Recognised {
+            text: None,
             kind: "MP-DiT checkpoint".into(),
             config: config(net.into(), defaults()),
             net: Source::new(self.checkpoint, convert::mp_dit(scale, shift, gate, rotation)),
             vae: None,
+            notices: Vec::new(),
+        })
+    }
+
+    /// PixArt's files do not tell the size of its images, which is in their names, nor the unit of their positions.
+    fn pixart(self) -> Result<Recognised> {
+        for (part, what) in [(".q_norm.", "normalised queries"), (".sr.", "compressed keys")] {
+            if let Some(name) = self.checkpoint.tensors().keys().find(|name| name.contains(part)) {
+                return Err(
+                    self.fault(format!("`{name}` belongs to {what}, which are not known here"))
+                );
+            }
+        }
+        let [hidden, channels, patch, _] = self.shape("x_embedder.proj.weight")?;
+        let [_, width] = self.shape("y_embedder.y_proj.fc1.weight")?;
+        let [tokens, _] = self.shape("y_embedder.y_embedding")?;
+        let [out, _] = self.shape("final_layer.linear.weight")?;
+        let (depth, sized) =
+            (self.depth(), self.checkpoint.tensors().contains_key("csize_embedder.mlp.0.weight"));
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let named =
+            PIXART_SIZES.iter().find(|(part, _)| name.contains(part)).map(|(_, side)| *side);
+        let side = self.hints.input_size.or(named).filter(|side| (patch..=LENGTH).contains(side));
+        let side = side.ok_or_else(|| {
+            self.fault("the size of its images is neither in the file nor in its name: put a config.json with \
+                 `input_size`, in latent cells, beside it".into())
+        })?;
+        // For α, positions are never less than one apart.
+        let least = if tokens == PIXART_ALPHA_TOKENS { 1.0 } else { 0.0 };
+        let scale =
+            self.hints.interpolation_scale.unwrap_or((side as f64 / PIXART_BASE).max(least));
+        let net = DitConfig {
+            channels,
+            size: [side; 2],
+            patch,
+            learned_variance: out == 2 * patch * patch * channels,
+            ..pixart::net(hidden, depth, self.heads(hidden, depth)?, width)
+        };
+        let net = DitConfig { span: Some((side / patch) as f64 / scale), sized, ..net };
+        let defaults = Defaults {
+            sampler: Sampler::DpmPp2m,
+            spacing: Some(Spacing::Linspace),
+            steps: pixart::STEPS,
+            cfg_scale: pixart::CFG_SCALE,
+            ..defaults()
+        };
+        let config = config(net.into(), defaults);
+        Ok(Recognised {
+            kind: "original PixArt checkpoint".into(),
+            config: ModelConfig { text: Some(pixart::reads(side, tokens)), ..config },
+            net: Source::new(self.checkpoint, convert::pixart_original()),
+            vae: None,
+            text: None,
             notices: Vec::new(),
         })
     }
@@ -242,7 +299,14 @@ impl Original<'_> {
 /// Largest length of a dimension from which sizes are read.
 const LENGTH: usize = 1 << 20;
 
-/// Both were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
+/// Latent cells a side of square images, by a part of the names of PixArt's files.
+const PIXART_SIZES: [(&str, usize); 4] = [("2K", 256), ("1024", 128), ("512", 64), ("256", 32)];
+/// Most tokens of a text of PixArt-α.
+const PIXART_ALPHA_TOKENS: usize = 120;
+/// Cells a side for which positions of PixArt are one apart.
+const PIXART_BASE: f64 = 64.0;
+
+/// All were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
 fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
     let schedule = NoiseSchedule::Linear { steps: 1000, first: 1e-4, last: 0.02, zero_snr: false };
     let labels = match net.dit.classes {
@@ -250,6 +314,7 @@ fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {
         _ => Labels::default(),
     };
     ModelConfig {
+        text: None,
         net,
         process: Process::new(schedule, Prediction::Noise, TimeInput::Timestep),
         vae: None,

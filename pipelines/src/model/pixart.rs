@@ -1,19 +1,19 @@
-//! The transformers of PixArt-α and PixArt-Σ in a diffusers folder (Chen et al. 2023, 2024), without what makes pictures of
-//! them.
+//! Folders written by diffusers' `PixArtAlphaPipeline` and `PixArtSigmaPipeline` (Chen et al. 2023, 2024).
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use pyrograph_engine::layers::ModulationConfig;
-use pyrograph_engine::nets::{Dit, DitConfig, Norm, TextAttention, TextConfig};
-use pyrograph_weights::{Checkpoint, FloatDtype, convert};
+use pyrograph_engine::nets::{DitConfig, Norm, TextAttention, TextConfig};
+use pyrograph_weights::{Checkpoint, convert};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::diffusers::Network;
 use super::folders::weights_file;
-use super::{Source, check_trunk, load_part, read_json};
+use super::text::{TextInput, TextSource};
+use super::{Parts, Source, aspect, check_trunk, read_json};
 use crate::error::{Error, Result};
-use crate::hooks::Notice;
+use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -55,25 +55,39 @@ fn epsilon() -> f64 {
     1e-6
 }
 
-/// Opens the folder of a transformer, with its `config.json`; `notify` hears of weights that are not finite.
-///
-/// # Errors
-/// Files that are missing or hold something else, and keys of the configuration that cannot have their effect.
-pub fn open(
-    folder: &Path,
-    dtype: FloatDtype,
-    device: &Device,
-    notify: &mut dyn FnMut(Notice),
-) -> Result<Dit> {
-    let path = folder.join("config.json");
+/// Steps where the user says nothing; diffusers' own default for this pipeline.
+pub(super) const STEPS: usize = 20;
+/// Guidance where the user says nothing; diffusers' own default for this pipeline.
+pub(super) const CFG_SCALE: f64 = 4.5;
+
+/// The network in a folder, whose texts have up to `tokens` tokens.
+pub(super) fn network(folder: &Path, tokens: usize, elsewhere: Parts<'_>) -> Result<Network> {
+    let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let fault = |reason: String| Error::NotAModel { path: path.clone(), reason };
-    let config = transformer.net().map_err(fault)?;
-    config.check().map_err(|error| fault(error.to_string()))?;
-    let checkpoint = Checkpoint::open(weights_file(folder)?)?;
-    check_trunk(&path, &config, &checkpoint)?;
-    let source = Source::new(checkpoint, convert::pixart_diffusers());
-    load_part(config.init(0, device), &source, dtype, device, notify)
+    let net = transformer.net().map_err(fault)?;
+    net.check().map_err(|error| fault(error.to_string()))?;
+    let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer"))?)?;
+    check_trunk(&path, &net, &checkpoint)?;
+    let own = elsewhere.text_encoder.is_none();
+    let text = own.then(|| TextSource::recognise(folder)).transpose()?;
+    let encoder = text.as_ref().map(|text| text.encoder.config.clone());
+    Ok(Network {
+        net,
+        source: Source::new(checkpoint, convert::pixart_diffusers()),
+        labels: Labels::default(),
+        input: Some(TextInput { encoder, ..reads(transformer.sample_size, tokens) }),
+        text,
+        steps: STEPS,
+        cfg_scale: CFG_SCALE,
+    })
+}
+
+/// How such a model reads texts, but for its encoder: one for square images of `side` latent cells a side, and texts of up
+/// to so many tokens.
+pub(super) fn reads(side: usize, tokens: usize) -> TextInput {
+    let sizes = Some(side).filter(|side| aspect::is_known(*side));
+    TextInput { encoder: None, tokens, clean: true, sizes }
 }
 
 impl Transformer {
@@ -108,18 +122,21 @@ impl Transformer {
             channels: self.in_channels,
             size: [sample_size; 2],
             patch: patch_size,
-            classes: 0,
             learned_variance,
             span: Some((sample_size / patch_size) as f64 / scale),
             sized: self.use_additional_conditions.unwrap_or(sample_size == SIZED),
             norm: Norm::Layer { epsilon: norm_eps, mlp_epsilon: norm_eps },
-            modulation: ModulationConfig::ADALN_SINGLE,
-            text: Some(TextConfig {
-                width: self.caption_channels,
-                pooled: None,
-                attention: TextAttention::Cross,
-            }),
-            ..DitConfig::dit(hidden, self.num_layers, self.num_attention_heads)
+            ..net(hidden, self.num_layers, self.num_attention_heads, self.caption_channels)
         })
+    }
+}
+
+/// A PixArt for texts of this width.
+pub(super) fn net(hidden: usize, depth: usize, heads: usize, width: usize) -> DitConfig {
+    DitConfig {
+        classes: 0,
+        modulation: ModulationConfig::ADALN_SINGLE,
+        text: Some(TextConfig { width, pooled: None, attention: TextAttention::Cross }),
+        ..DitConfig::dit(hidden, depth, heads)
     }
 }

@@ -12,11 +12,13 @@ use super::folders::text_weights_file;
 use super::{Notice, Source, load_part, read_json};
 use crate::error::{Error, Result};
 
-/// A text encoder with what its texts end with.
+/// A text encoder that was recognised but not loaded.
 #[derive(Debug)]
-pub struct OpenedTextEncoder {
-    /// The network.
-    pub net: TextEncoder,
+pub struct TextEncoderSource {
+    /// Description.
+    pub config: TextEncoderConfig,
+    /// Its weights.
+    pub source: Source,
     /// The token that ends a text; of a text without it, and where it is unknown, the largest one does.
     end: Option<usize>,
 }
@@ -170,18 +172,12 @@ fn unknown(key: &str, found: &str) -> String {
     format!("{key} is `{found}`, expected gelu, gelu_new, quick_gelu, relu or silu")
 }
 
-impl OpenedTextEncoder {
+impl TextEncoderSource {
     /// The encoder in a folder with a `config.json`: that of T5, or the text half of CLIP.
     ///
     /// # Errors
-    /// Another network, a configuration that no encoder can have, weights that do not fit it, a type that the device
-    /// does not have.
-    pub fn open(
-        folder: &Path,
-        dtype: FloatDtype,
-        device: &Device,
-        notify: &mut dyn FnMut(Notice),
-    ) -> Result<Self> {
+    /// Another network, a configuration that no encoder can have, weights that do not fit it.
+    pub fn recognise(folder: &Path) -> Result<Self> {
         let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
         let config = || folder.join("config.json");
         let Kind { architectures, model_type } = read_json(config())?;
@@ -206,8 +202,25 @@ impl OpenedTextEncoder {
         };
         config.check().map_err(|error| fault(error.to_string()))?;
         let source = Source::new(checkpoint, layout);
-        let net = load_part(config.init(0, device), &source, dtype, device, notify)?;
-        Ok(Self { net, end })
+        pyrograph_weights::check(
+            config.init(0, &Device::flex()),
+            &source.checkpoint,
+            &source.layout,
+        )?;
+        Ok(Self { config, source, end })
+    }
+
+    /// Loads the weights onto `device`; `notify` hears of those that are not finite.
+    ///
+    /// # Errors
+    /// Files that can no longer be read, a type that the device does not have.
+    pub fn load(
+        &self,
+        dtype: FloatDtype,
+        device: &Device,
+        notify: &mut dyn FnMut(Notice),
+    ) -> Result<TextEncoder> {
+        load_part(self.config.init(0, device), &self.source, dtype, device, notify)
     }
 
     /// The place of the token that stands for each text as a whole.

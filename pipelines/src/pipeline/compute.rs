@@ -50,7 +50,7 @@ impl<T: Task> Pipeline<T> {
     pub fn compute(&self, request: &Request<T::Prompt>) -> Result<Compute> {
         let net = self.trunk();
         let (settings, plan) = self.check(request)?;
-        let [_, channels, height, width] = self.latent_shape(1, settings.size)?;
+        let [_, channels, height, width] = self.shape(1, &settings)?;
         let size = [height, width];
         if let Some(student) = self.student() {
             let mut calls = BTreeMap::new();

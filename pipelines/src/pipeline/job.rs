@@ -15,7 +15,7 @@ use crate::image::picture_tensor;
 use crate::patches::{PatchPlan, Phase};
 use crate::request::{Noise, Picture, Request, StartPicture};
 use crate::settings::{Settings, at_least_one};
-use crate::task::Task;
+use crate::task::{Task, Told};
 
 /// Longest side of a picture, in pixels.
 const SIDE_LIMIT: usize = 16_384;
@@ -23,8 +23,8 @@ const SIDE_LIMIT: usize = 16_384;
 const STRENGTH: f64 = 0.75;
 
 /// A request that was found possible, with its files read.
-pub(super) struct Job<'a, P> {
-    pub(super) prompts: &'a [P],
+pub(super) struct Job<'a> {
+    pub(super) told: Told,
     pub(super) settings: Settings,
     /// Steps from one preview to the next.
     pub(super) previews: Option<usize>,
@@ -75,6 +75,27 @@ impl<T: Task> Pipeline<T> {
         Ok([count, net.channels, height, width])
     }
 
+    /// `[height, width]` in pixels of an image of these settings.
+    pub fn image_size(&self, settings: &Settings) -> [usize; 2] {
+        settings.size.unwrap_or_else(|| self.size())
+    }
+
+    /// Shape of the latents that `count` images of these settings are made from, `[images, channels, height, width]`: those
+    /// of the size asked for, or of a near one that the model was trained at.
+    ///
+    /// # Errors
+    /// As [`Pipeline::latent_shape`].
+    pub fn shape(&self, count: usize, settings: &Settings) -> Result<[usize; 4]> {
+        let size = self.image_size(settings);
+        let Some([height, width]) = self.task.made_at(size, settings) else {
+            return self.latent_shape(count, settings.size);
+        };
+        match size.iter().all(|side| (1..=SIDE_LIMIT).contains(side)) {
+            true => Ok([count, self.trunk().channels, height, width]),
+            false => Err(Error::Size { size, step: 1, limit: SIDE_LIMIT }),
+        }
+    }
+
     /// Steps that a request takes of those it names: all, but from a picture.
     ///
     /// # Errors
@@ -101,7 +122,7 @@ impl<T: Task> Pipeline<T> {
         if request.prompts.is_empty() {
             return Err(Error::NoPrompts);
         }
-        self.task.check(&request.prompts)?;
+        self.task.check(request)?;
         settings.check(self.trunk().channels)?;
         if request.previews == Some(0) {
             return Err(at_least_one("steps between previews"));
@@ -172,7 +193,7 @@ impl<T: Task> Pipeline<T> {
     /// The levels and the patch sizes of all steps.
     fn plan(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<Plan> {
         let net = self.trunk();
-        let [_, _, height, width] = self.latent_shape(1, settings.size)?;
+        let [_, _, height, width] = self.shape(1, settings)?;
         let full = settings.grid(&self.config.process)?;
         let steps = full.steps.len();
         if self.student().is_some() {
@@ -194,13 +215,10 @@ impl<T: Task> Pipeline<T> {
     }
 
     /// Checks a request and reads its files.
-    pub(super) fn prepare<'a>(
-        &'a self,
-        request: &'a Request<T::Prompt>,
-    ) -> Result<Job<'a, T::Prompt>> {
+    pub(super) fn prepare(&self, request: &Request<T::Prompt>) -> Result<Job<'_>> {
         let (settings, plan) = self.check(request)?;
         self.check_memory(request, &settings)?;
-        let shape = self.latent_shape(request.prompts.len(), settings.size)?;
+        let shape = self.shape(request.prompts.len(), &settings)?;
         let [_, channels, height, width] = shape;
         let encode = |pixels: Tensor<4>| match &self.vae {
             Some(vae) => vae.scale(vae.encode(pixels).mean),
@@ -219,15 +237,17 @@ impl<T: Task> Pipeline<T> {
             let noise = noise.read(shape[0], &self.device)?;
             expect("noise", noise, shape)
         });
+        let (picture, mask, noise) = (picture.transpose()?, mask.transpose()?, noise.transpose()?);
+        let told = self.task.told(request, [height, width].map(|side| side * self.factor()))?;
         Ok(Job {
-            prompts: &request.prompts,
+            told,
             previews: request.previews,
             shape,
             plan,
-            picture: picture.transpose()?,
-            mask: mask.transpose()?,
-            noise: noise.transpose()?,
-            decoder: self.decoder(settings.vae_tile),
+            picture,
+            mask,
+            noise,
+            decoder: self.decoder(&settings),
             settings,
         })
     }

@@ -22,7 +22,7 @@ impl<T: Task> Pipeline<T> {
     fn memory(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<u64> {
         let net = self.trunk();
         let batch = settings.batch.min(request.prompts.len());
-        let [_, channels, height, width] = self.latent_shape(batch, settings.size)?;
+        let [_, channels, height, width] = self.shape(batch, settings)?;
         let calls = match (&self.guide, settings.guidance.scale == 1.0) {
             (None, false) => 2,
             _ => 1,
@@ -59,8 +59,7 @@ impl<T: Task> Pipeline<T> {
             return Ok(());
         }
         let need = self.memory(request, settings)?;
-        let [batch, _, height, width] =
-            self.latent_shape(settings.batch.min(images), settings.size)?;
+        let [batch, _, height, width] = self.shape(settings.batch.min(images), settings)?;
         let [height, width] = [height, width].map(|side| side * self.factor());
         let what = match batch {
             1 => format!("an image of {width}x{height} takes"),

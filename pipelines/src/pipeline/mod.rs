@@ -19,11 +19,12 @@ use pyrograph_engine::nets::{Dit, DitConfig, Net, Student, StudentConfig, Vae};
 
 use crate::adapter::Adapters;
 use crate::error::{Error, Result};
-use crate::image::{check_picture, to_images};
+use crate::image::{check_picture, cover, to_images};
 use crate::labels::Labels;
 use crate::model::{Model, ModelConfig};
 use crate::request::Request;
-use crate::task::{ClassTask, Task};
+use crate::settings::Settings;
+use crate::task::{ClassTask, Task, TextTask};
 use crate::threads;
 
 /// Makes images of what its task is asked.
@@ -44,6 +45,9 @@ pub struct Pipeline<T> {
 
 /// Makes images of given classes.
 pub type ClassPipeline = Pipeline<ClassTask>;
+
+/// Makes images of texts.
+pub type TextPipeline = Pipeline<TextTask>;
 
 /// What a run gives back.
 #[derive(Debug)]
@@ -103,10 +107,16 @@ impl Progress<'_> {
 struct Decoder<'a> {
     vae: Option<&'a Vae>,
     tile: usize,
+    /// `[height, width]` in pixels that images are resized to, and cut.
+    size: [usize; 2],
 }
 
 impl Decoder<'_> {
     fn pixels(self, latents: Tensor<4>) -> Tensor<4> {
+        cover(self.decoded(latents), self.size)
+    }
+
+    fn decoded(self, latents: Tensor<4>) -> Tensor<4> {
         let Some(vae) = self.vae else { return latents };
         // One image at a time bounds the memory of the decoder.
         let count = latents.dims()[0];
@@ -125,9 +135,10 @@ impl<T: Task> Pipeline<T> {
     /// # Errors
     /// A model of another task.
     pub fn new(model: Model, device: &Device) -> Result<Self> {
-        let Model { net, vae, config } = model;
+        let task = T::of(&model, device)?;
+        let Model { net, vae, config, .. } = model;
         Ok(Self {
-            task: T::of(&config, device)?,
+            task,
             net: net.folded(),
             adapters: Adapters::default(),
             vae,
@@ -141,7 +152,7 @@ impl<T: Task> Pipeline<T> {
     /// Guides by a second, weaker model instead of by the absence of a prompt (autoguidance, Karras et al. 2024).
     ///
     /// # Errors
-    /// If the two do not share their latent space and classes.
+    /// If the two do not share their latent space, and classes or text encoder.
     pub fn with_guide(mut self, guide: Model) -> Result<Self> {
         let Net::Dit(net) = guide.net else {
             return Err(Error::GuideMismatch {
@@ -155,6 +166,12 @@ impl<T: Task> Pipeline<T> {
                 format!("{} channels, {:?}, {} classes", c.channels, c.size, c.classes)
             };
             return Err(Error::GuideMismatch { model: describe(main), guide: describe(other) });
+        }
+        if self.config.text != guide.config.text {
+            return Err(Error::GuideMismatch {
+                model: "its text encoder".into(),
+                guide: "another".into(),
+            });
         }
         self.guide = Some(Box::new((net.folded(), guide.config.process)));
         Ok(self)
@@ -298,12 +315,12 @@ impl<T: Task> Pipeline<T> {
         })
     }
 
-    /// Pixels, nominally in [-1, 1], of final latents; large ones are decoded in tiles of `tile` cells.
+    /// Pixels, nominally in [-1, 1], of final latents of these settings.
     ///
     /// # Shapes
-    /// `[images, channels, height, width]` to `[images, 3, height · f, width · f]`
-    pub fn pixels(&self, latents: Tensor<4>, tile: usize) -> Tensor<4> {
-        self.decoder(tile).pixels(latents)
+    /// `[images, channels, _, _]` to `[images, 3, height, width]`, of [`Pipeline::image_size`]
+    pub fn pixels(&self, latents: Tensor<4>, settings: &Settings) -> Tensor<4> {
+        self.decoder(settings).pixels(latents)
     }
 
     /// Description of the transformer.
@@ -325,8 +342,9 @@ impl<T: Task> Pipeline<T> {
         }
     }
 
-    fn decoder(&self, tile: usize) -> Decoder<'_> {
-        Decoder { vae: self.vae.as_ref(), tile }
+    fn decoder(&self, settings: &Settings) -> Decoder<'_> {
+        let (tile, size) = (settings.vae_tile, self.image_size(settings));
+        Decoder { vae: self.vae.as_ref(), tile, size }
     }
 }
 
@@ -363,5 +381,7 @@ impl ClassPipeline {
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     shared::<ClassPipeline>();
+    shared::<TextPipeline>();
     shared::<Request<usize>>();
+    shared::<Request<String>>();
 };

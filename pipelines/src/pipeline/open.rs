@@ -8,7 +8,7 @@ use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
 use crate::metadata::{Used, base_name};
-use crate::model::{self, Recognised, Source, WeightType};
+use crate::model::{self, Parts, Recognised, Source, WeightType};
 use crate::task::Task;
 use crate::threads;
 
@@ -21,6 +21,10 @@ pub struct OpenOptions<'a> {
     pub dtype: WeightType,
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one.
     pub vae: Option<PathBuf>,
+    /// Text encoder for a checkpoint that comes without one: its folder, that of a pipeline, or a file.
+    pub text_encoder: Option<PathBuf>,
+    /// Tokenizer, if it is not with the text encoder.
+    pub tokenizer: Option<PathBuf>,
     /// Weaker model to guide away from, by name or path.
     pub guide: Option<PathBuf>,
     /// CPU threads of the process; without, one per core. See [`threads`].
@@ -42,6 +46,8 @@ pub struct Origin {
     pub dtype: WeightType,
     /// Autoencoder; one without a name is the model's own.
     pub vae: Option<Used>,
+    /// Text encoder that was added to the model.
+    pub text_encoder: Option<Used>,
     /// Weaker model that guides.
     pub guide: Option<Used>,
     /// Name of the device.
@@ -70,12 +76,17 @@ impl<T: Task> Pipeline<T> {
     ) -> Result<Self> {
         threads::start(options.threads)?;
         let (device, OpenOptions { dtype, vae, guide, hooks, .. }) = (&on.device, options);
+        let parts = Parts {
+            vae: vae.as_deref(),
+            text_encoder: options.text_encoder.as_deref(),
+            tokenizer: options.tokenizer.as_deref(),
+        };
         let load = |recognised: Recognised| {
             recognised.load(*dtype, device, &mut |notice| hooks.notify(notice))
         };
         let path = model::find(model.as_ref())?;
         work_on(device, || {
-            let recognised = model::recognise_with(&path, vae.as_deref())?;
+            let recognised = model::recognise_with(&path, parts)?;
             let weights = |source: &Source| source.checkpoint.fingerprint();
             let origin = Origin {
                 name: base_name(&path),
@@ -86,6 +97,10 @@ impl<T: Task> Pipeline<T> {
                     file: vae.as_deref().map(base_name),
                     fingerprint: Some(weights(source)),
                 }),
+                text_encoder: parts
+                    .text_encoder
+                    .zip(recognised.text.as_ref())
+                    .map(|(path, text)| Used::weights(path, weights(&text.encoder.source))),
                 guide: None,
                 device: on.to_string(),
             };

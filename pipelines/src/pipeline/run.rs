@@ -1,6 +1,6 @@
 //! The run itself: batches of images, each a solver's way from noise to data.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use burn::tensor::Tensor;
 use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
@@ -34,19 +34,19 @@ impl<T: Task> Pipeline<T> {
     /// Final latents, each batch given to `done` as soon as it is there, with the number of its first image.
     pub(super) fn batches(
         &self,
-        job: &Job<'_, T::Prompt>,
+        job: &Job<'_>,
         on_step: &mut OnStep<'_>,
         done: &mut dyn FnMut(usize, Tensor<4>) -> Result<()>,
     ) -> Result<()> {
-        let [_, channels, height, width] = job.shape;
+        let [images, channels, height, width] = job.shape;
         let batch = job.settings.batch;
-        for (i, prompts) in job.prompts.chunks(batch).enumerate() {
-            let first = i * batch;
+        for first in (0..images).step_by(batch) {
+            let count = batch.min(images - first);
             let seed = job.settings.seed.wrapping_add(first as u64);
-            let mut source = NoiseSource::new(seed, prompts.len());
+            let mut source = NoiseSource::new(seed, count);
             let own = source.draw([channels, height, width], &self.device);
             let given = job.noise.as_ref();
-            let noise = given.map_or(own, |noise| noise.clone().narrow(0, first, prompts.len()));
+            let noise = given.map_or(own, |noise| noise.clone().narrow(0, first, count));
             let mut show = |step: Step<'_>| {
                 let is_due = job.previews.is_some_and(|every| step.index.is_multiple_of(every));
                 on_step(Progress {
@@ -58,7 +58,7 @@ impl<T: Task> Pipeline<T> {
                     decoder: is_due.then_some(job.decoder),
                 })
             };
-            let x = self.sample(job, prompts, noise, &mut source, &mut show)?;
+            let x = self.sample(job, first..first + count, noise, &mut source, &mut show)?;
             done(first, x)?;
         }
         Ok(())
@@ -66,14 +66,14 @@ impl<T: Task> Pipeline<T> {
 
     fn sample(
         &self,
-        job: &Job<'_, T::Prompt>,
-        prompts: &[T::Prompt],
+        job: &Job<'_>,
+        images: Range<usize>,
         noise: Tensor<4>,
         source: &mut NoiseSource,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>> {
         let grid = &job.plan.grid;
-        let mut denoiser = self.denoiser(job, prompts)?;
+        let mut denoiser = self.denoiser(job, images);
         let x = match (&self.net, &job.picture) {
             (Net::Dit(_), Some(picture)) => {
                 let level = grid.steps[0][0];
@@ -85,23 +85,20 @@ impl<T: Task> Pipeline<T> {
         sampled.map_err(|_| Error::Cancelled)
     }
 
-    /// The networks bound to some of the prompts.
-    fn denoiser<'a>(
-        &'a self,
-        job: &'a Job<'_, T::Prompt>,
-        prompts: &[T::Prompt],
-    ) -> Result<Box<dyn Denoiser + 'a>> {
-        let told = self.task.encode(prompts)?;
+    /// The networks bound to what they are told of some of the images.
+    fn denoiser<'a>(&'a self, job: &'a Job<'_>, images: Range<usize>) -> Box<dyn Denoiser + 'a> {
+        let count = images.len();
+        let told = job.told.of(images);
         if let Net::Student(net) = &self.net {
             let student = StudentDenoiser::new(net, &self.config.process, told, &job.plan.grid);
             let [_, channels, height, width] = job.shape;
-            let shape = [prompts.len(), channels, height, width];
-            return Ok(match &job.picture {
+            let shape = [count, channels, height, width];
+            return match &job.picture {
                 Some(picture) => Box::new(student.from_image(picture.clone().expand(shape))),
                 None => Box::new(student),
-            });
+            };
         }
-        let null = self.task.null(prompts.len());
+        let null = job.told.null(count);
         let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + 'a> {
             let (net, process) = self.network(call);
             let told = match call {
@@ -115,10 +112,10 @@ impl<T: Task> Pipeline<T> {
             Some(clip) => Box::new(Clipped { inner: guided, clip }),
             None => Box::new(guided),
         };
-        Ok(match (job.picture.clone(), job.mask.clone()) {
+        match (job.picture.clone(), job.mask.clone()) {
             (Some(picture), Some(mask)) => Box::new(Inpaint { inner, picture, mask }),
             _ => inner,
-        })
+        }
     }
 
     pub(super) fn network(&self, call: Call) -> (&Dit, &Process) {

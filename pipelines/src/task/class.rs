@@ -3,10 +3,12 @@
 use burn::tensor::Device;
 use pyrograph_engine::nets::Conditioning;
 
-use super::Task;
+use super::{Task, Told};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::ModelConfig;
+use crate::metadata::Asked;
+use crate::model::{Model, ModelConfig};
+use crate::request::Request;
 
 /// Images of given classes, by their ids.
 #[derive(Debug, Clone)]
@@ -31,31 +33,70 @@ impl ClassTask {
 impl Task for ClassTask {
     type Prompt = usize;
 
-    fn of(config: &ModelConfig, device: &Device) -> Result<Self> {
-        let ModelConfig { net, labels, .. } = config;
+    fn of(model: &Model, device: &Device) -> Result<Self> {
+        let ModelConfig { net, labels, .. } = &model.config;
         let (classes, labels) = (net.dit.classes, labels.clone());
-        if classes == 0 || net.dit.text.is_some() {
-            let text = if net.dit.text.is_some() { ", and reads text" } else { "" };
-            let found = format!("{classes} classes{text}");
-            return Err(Error::Task { task: "class", found, expected: "classes alone" });
-        }
+        model.config.check_classes()?;
         Ok(Self { classes, labels, device: device.clone() })
     }
 
-    fn check(&self, prompts: &[usize]) -> Result<()> {
-        match prompts.iter().find(|&&class| class >= self.classes) {
+    fn check(&self, request: &Request<usize>) -> Result<()> {
+        let Request { prompts, negative, .. } = request;
+        let of_texts =
+            [("raw prompt", request.raw_prompt), ("tokens of a text", request.tokens.is_some())];
+        for (what, given) in of_texts {
+            if given {
+                let (found, expected) = ("given".into(), "none for a model of classes".into());
+                return Err(Error::Setting { what, found, expected });
+            }
+        }
+        match prompts.iter().chain(negative).find(|&&class| class >= self.classes) {
             Some(&class) => Err(Error::ClassRange { class, classes: self.classes }),
             None => Ok(()),
         }
     }
 
-    fn encode(&self, prompts: &[usize]) -> Result<Conditioning> {
-        Ok(Conditioning::classes(prompts, &self.device))
+    /// Guidance goes away from the class after the last one.
+    fn told(&self, request: &Request<usize>, _: [usize; 2]) -> Result<Told> {
+        let mut classes = request.prompts.clone();
+        let images = (0..classes.len()).collect();
+        let null = classes.len();
+        classes.push(request.negative.unwrap_or(self.classes));
+        Ok(Told { table: Conditioning::classes(&classes, &self.device), images, null })
     }
 
-    /// The class after the last one.
-    fn null(&self, images: usize) -> Conditioning {
-        Conditioning::classes(&vec![self.classes; images], &self.device)
+    fn asked(prompts: Vec<usize>) -> Asked {
+        Asked::Classes(prompts)
+    }
+
+    fn prompts(asked: &Asked) -> Option<Vec<usize>> {
+        match asked {
+            Asked::Classes(classes) => Some(classes.clone()),
+            Asked::Texts(_) => None,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// What the network is told, for people.
+    pub(super) fn told(&self) -> &'static str {
+        match (self.net.dit.classes > 0, self.net.dit.text.is_some()) {
+            (true, false) => "classes",
+            (false, true) => "texts",
+            (true, true) => "classes and texts",
+            (false, false) => "nothing",
+        }
+    }
+
+    /// Refuses a model that is asked by anything but classes.
+    ///
+    /// # Errors
+    /// [`Error::Task`].
+    pub fn check_classes(&self) -> Result<()> {
+        match self.told() {
+            "classes" => Ok(()),
+            found => Err(Error::Task { found, expected: "classes" }),
+        }
     }
 }
 
@@ -71,14 +112,19 @@ mod tests {
         let TrainConfig { process, defaults, .. } = TrainConfig::default();
         let labels = Labels::default();
         let net = DitConfig { classes: 3, ..DitConfig::dit(32, 1, 2) };
-        let mut config =
-            ModelConfig { net: net.clone().into(), process, vae: None, defaults, labels };
-        let of = |config: &ModelConfig| ClassTask::of(config, &Device::flex());
-        assert_eq!(of(&config).expect("three classes").classes(), 3);
+        let mut config = ModelConfig {
+            net: net.clone().into(),
+            process,
+            vae: None,
+            defaults,
+            labels,
+            text: None,
+        };
+        assert!(config.check_classes().is_ok());
         config.net = DitConfig { classes: 0, ..net.clone() }.into();
-        assert!(matches!(of(&config), Err(Error::Task { .. })));
+        assert!(matches!(config.check_classes(), Err(Error::Task { .. })));
         let text = Some(TextConfig { width: 8, pooled: None, attention: TextAttention::Cross });
         config.net = DitConfig { text, ..net }.into();
-        assert!(matches!(of(&config), Err(Error::Task { .. })));
+        assert!(matches!(config.check_classes(), Err(Error::Task { .. })));
     }
 }

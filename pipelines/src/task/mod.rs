@@ -1,14 +1,21 @@
 //! Kinds of models: what they are asked, and what their networks are told of it.
 
 mod class;
+mod text;
 
 pub use class::ClassTask;
+pub use text::TextTask;
+
+use std::ops::Range;
 
 use burn::tensor::Device;
 use pyrograph_engine::nets::Conditioning;
 
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::metadata::Asked;
+use crate::model::Model;
+use crate::request::Request;
+use crate::settings::Settings;
 
 /// A kind of model.
 pub trait Task: Send + Sync + Sized {
@@ -19,20 +26,53 @@ pub trait Task: Send + Sync + Sized {
     ///
     /// # Errors
     /// A model of another kind.
-    fn of(config: &ModelConfig, device: &Device) -> Result<Self>;
+    fn of(model: &Model, device: &Device) -> Result<Self>;
 
-    /// Finds out, before any work, whether the model knows these prompts.
+    /// Finds out, before any work, whether the model knows what it is asked.
     ///
     /// # Errors
-    /// A prompt that it does not know.
-    fn check(&self, prompts: &[Self::Prompt]) -> Result<()>;
+    /// A prompt that it does not know, a setting that would change nothing.
+    fn check(&self, request: &Request<Self::Prompt>) -> Result<()>;
 
-    /// What the network is told of prompts that were checked, one entry per image.
+    /// The size that images are made at, `[height, width]` in latent cells, where it is not the one asked for; `size` is
+    /// the latter, in pixels.
+    fn made_at(&self, size: [usize; 2], settings: &Settings) -> Option<[usize; 2]> {
+        let _ = (size, settings);
+        None
+    }
+
+    /// What the network is told of a request that was checked, for images made at `size`, `[height, width]` in pixels.
     ///
     /// # Errors
-    /// A device that fails.
-    fn encode(&self, prompts: &[Self::Prompt]) -> Result<Conditioning>;
+    /// A device that fails, files that can no longer be read.
+    fn told(&self, request: &Request<Self::Prompt>, size: [usize; 2]) -> Result<Told>;
 
-    /// What it is told without a prompt, for guidance.
-    fn null(&self, images: usize) -> Conditioning;
+    /// Prompts as a picture keeps them.
+    fn asked(prompts: Vec<Self::Prompt>) -> Asked;
+
+    /// The prompts of a picture, if they are of this kind.
+    fn prompts(asked: &Asked) -> Option<Vec<Self::Prompt>>;
+}
+
+/// What a network is told of all images of a request.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// Different ones.
+    pub table: Conditioning,
+    /// Entry of each image.
+    pub images: Vec<usize>,
+    /// Entry of what guidance goes away from.
+    pub null: usize,
+}
+
+impl Told {
+    /// Of some of the images.
+    pub(crate) fn of(&self, images: Range<usize>) -> Conditioning {
+        self.table.select(&self.images[images])
+    }
+
+    /// What guidance of so many images goes away from.
+    pub(crate) fn null(&self, images: usize) -> Conditioning {
+        self.table.select(&vec![self.null; images])
+    }
 }

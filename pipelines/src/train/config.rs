@@ -188,6 +188,7 @@ impl TrainConfig {
     /// If there is no model.
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
         let config = recognise(&model)?.config;
+        config.check_classes()?;
         let (net, factor) = (&config.net.dit, config.vae.as_ref().map_or(1, |vae| vae.factor()));
         self.learning_rate = LearningRate { peak: peak(net), warmup: 100, decay: Decay::Cosine };
         self.model = ModelShape::of(net, factor);

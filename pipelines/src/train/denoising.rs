@@ -51,7 +51,7 @@ impl DenoisingLearner {
             sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
         }
         let (model, adopted) = initial(config, data.classes(), vae, &mut sources, device)?;
-        let Model { net, vae, config: model } = model;
+        let Model { net, vae, config: model, .. } = model;
         denoisers::check(&model.process, &model.net.dit)
             .map_err(|error| fault(error.to_string()))?;
         // Those of the sample sheets and of the finished model.
@@ -130,12 +130,14 @@ fn initial(
             vae: latents.cloned(),
             defaults: config.defaults.clone(),
             labels: Labels(classes.to_vec()),
+            text: None,
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();
-        return Ok((Model { net, vae, config: model }, None));
+        return Ok((Model { net, vae, text: None, config: model }, None));
     };
     let recognised = recognise(path)?;
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
+    recognised.config.check_classes()?;
     config.check_start(&recognised.config, factor)?;
     config.check_memory(&recognised.config.net.dit, device)?;
     let found = recognised.config.net.dit.channels;
@@ -147,10 +149,6 @@ fn initial(
     }
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     let dit = &model.config.net.dit;
-    if dit.classes == 0 {
-        let reason = "it is told no class".into();
-        return Err(Error::NotAModel { path: path.clone(), reason });
-    }
     let adopted = Adopted::new(&model.config.labels, dit.classes, classes);
     if dit.adapter_rank().is_some() {
         adopted
@@ -167,5 +165,5 @@ fn initial(
         labels: adopted.labels.clone(),
         ..model.config
     };
-    Ok((Model { net, vae, config }, Some(adopted)))
+    Ok((Model { net, vae, text: None, config }, Some(adopted)))
 }

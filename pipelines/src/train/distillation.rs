@@ -72,6 +72,7 @@ impl Plan {
     fn new(config: &TrainConfig, spec: &TrajectorySpec, teacher: &ModelConfig) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
         let (_, shape) = asked(config)?;
+        teacher.check_classes()?;
         let factor = teacher.vae.as_ref().map_or(1, |vae| vae.factor());
         config.check_start(teacher, factor)?;
         config.check_unread(teacher)?;
@@ -187,7 +188,7 @@ fn teacher(path: &Path, spec: &TrajectorySpec, device: &Device) -> Result<(Dit, 
             path.display()
         ));
     }
-    let Model { net, vae, config } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    let Model { net, vae, config, .. } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     match net {
         Net::Dit(net) => {
             let sources = Sources::from([

@@ -18,6 +18,6 @@ pub(super) struct Outline {
 impl Outline {
     /// The model of a network.
     pub(super) fn with(&self, net: Net) -> Model {
-        Model { net, vae: self.vae.clone(), config: self.config.clone() }
+        Model { net, vae: self.vae.clone(), text: None, config: self.config.clone() }
     }
 }

@@ -3,26 +3,26 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::layout::{Layout, Rule, Transform};
-use Transform::{Copy, Flatten, PatchKernel, Transpose};
+use Transform::{Copy, PatchKernel, Transpose};
 
 /// Chunks of adaLN: both have shift, scale, gate per branch, and we have scale, shift, gate.
-const BLOCK_CHUNKS: [usize; 6] = [1, 0, 2, 4, 3, 5];
+pub(super) const BLOCK_CHUNKS: [usize; 6] = [1, 0, 2, 4, 3, 5];
 /// Chunks of the head's modulation.
-const HEAD_CHUNKS: [usize; 2] = [1, 0];
+pub(super) const HEAD_CHUNKS: [usize; 2] = [1, 0];
 
 /// A linear layer: weight and bias.
-fn linear(target: &str, source: &str) -> [Rule; 2] {
+pub(super) fn linear(target: &str, source: &str) -> [Rule; 2] {
     [
         Rule::new(&format!("{target}.weight"), &format!("{source}.weight"), Transpose),
         Rule::new(&format!("{target}.bias"), &format!("{source}.bias"), Copy),
     ]
 }
 
-fn chunked(rules: [Rule; 2], order: &[usize]) -> [Rule; 2] {
+pub(super) fn chunked(rules: [Rule; 2], order: &[usize]) -> [Rule; 2] {
     rules.map(|rule| Rule { chunks: Some(order.to_vec()), ..rule })
 }
 
-fn patch(source: &str) -> [Rule; 2] {
+pub(super) fn patch(source: &str) -> [Rule; 2] {
     [
         Rule::new("patch.weight", &format!("{source}.weight"), PatchKernel),
         Rule::new("patch.bias", &format!("{source}.bias"), Copy),
@@ -124,55 +124,6 @@ pub fn dit_diffusers(per_block: bool) -> Layout {
         ],
     };
     Layout::new("diffusers DiT", rules, copies)
-}
-
-/// `PixArtTransformer2DModel`, and `Transformer2DModel` as it was called before.
-pub fn pixart_diffusers() -> Layout {
-    let block = |name: &str| format!("transformer_blocks.*.{name}");
-    let embedder = |target: &str, source: &str| -> Vec<Rule> {
-        let (target, source) =
-            (format!("embedder.{target}.mlp"), format!("adaln_single.emb.{source}"));
-        [
-            linear(&format!("{target}.up"), &format!("{source}.linear_1")),
-            linear(&format!("{target}.down"), &format!("{source}.linear_2")),
-        ]
-        .concat()
-    };
-    let mut rules = [
-        patch("pos_embed.proj"),
-        linear("caption.up", "caption_projection.linear_1"),
-        linear("caption.down", "caption_projection.linear_2"),
-        chunked(linear("single", "adaln_single.linear"), &BLOCK_CHUNKS),
-        linear("blocks.*.attention.out", &block("attn1.to_out.0")),
-        linear("blocks.*.cross.q", &block("attn2.to_q")),
-        linear("blocks.*.cross.out", &block("attn2.to_out.0")),
-        linear("blocks.*.mlp.up", &block("ff.net.0.proj")),
-        linear("blocks.*.mlp.down", &block("ff.net.2")),
-        linear("head.out", "proj_out"),
-    ]
-    .concat();
-    rules.extend(embedder("time", "timestep_embedder"));
-    rules.extend(embedder("size.side", "resolution_embedder"));
-    rules.extend(embedder("size.ratio", "aspect_ratio_embedder"));
-    for (kind, transform) in [("weight", Transpose), ("bias", Copy)] {
-        for (target, attention, parts) in
-            [("attention.qkv", "attn1", &["q", "k", "v"][..]), ("cross.kv", "attn2", &["k", "v"])]
-        {
-            let source = |part: &&str| block(&format!("{attention}.to_{part}.{kind}"));
-            let target = format!("blocks.*.{target}.{kind}");
-            rules.push(Rule::concat(&target, parts.iter().map(source).collect(), transform));
-        }
-    }
-    for (part, source, order) in [
-        ("blocks.*", block("scale_shift_table"), &BLOCK_CHUNKS[..]),
-        ("head", "scale_shift_table".to_owned(), &HEAD_CHUNKS),
-    ] {
-        let rule = Rule::new(&format!("{part}.modulation.table"), &source, Flatten);
-        rules.push(Rule { chunks: Some(order.to_vec()), ..rule });
-    }
-    // Tables that follow from the configuration, and the null caption of training, which the encoder gives.
-    let fixed = vec!["pos_embed.pos_embed", "caption_projection.y_embedding"];
-    Layout::new("diffusers PixArt", rules, fixed)
 }
 
 /// The spellings of a DiT's weights that LoRA files have: our own, the original code's, for a student of

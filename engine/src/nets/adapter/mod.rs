@@ -60,7 +60,7 @@ pub trait Adaptable {
 
 impl Adaptable for Dit {
     fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
-        let Dit { patch, embedder, blocks, head, modes, caption, .. } = self;
+        let Dit { patch, embedder, blocks, head, modes, caption, single, .. } = self;
         let mut layers = Layers::default();
         layers.add("patch", patch);
         layers.embedder("embedder", embedder);
@@ -69,6 +69,9 @@ impl Adaptable for Dit {
         modes.iter_mut().enumerate().for_each(|(i, mode)| layers.mode(i, mode));
         if let Some(caption) = caption {
             layers.mlp("caption", caption);
+        }
+        if let Some(single) = single {
+            layers.add("single", single);
         }
         layers.0
     }
@@ -122,6 +125,10 @@ impl<'a> Layers<'a> {
         self.mlp(&format!("{name}.time.mlp"), &mut embedder.time.mlp);
         if let Some(pooled) = &mut embedder.pooled {
             self.mlp(&format!("{name}.pooled"), pooled);
+        }
+        if let Some(size) = &mut embedder.size {
+            self.mlp(&format!("{name}.size.side.mlp"), &mut size.side.mlp);
+            self.mlp(&format!("{name}.size.ratio.mlp"), &mut size.ratio.mlp);
         }
     }
 

@@ -12,25 +12,19 @@ use crate::common::whole;
 /// Most sampling steps.
 const MAX_STEPS: usize = 1_000_000;
 
+/// Options of images of any kind.
 #[derive(Args)]
-pub(crate) struct Class {
+pub(crate) struct Images {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short)]
     pub(super) model: Option<PathBuf>,
-    /// The four-step student of the shipped model, instead of the model itself
-    #[arg(long, conflicts_with_all = ["model", "from_metadata"])]
-    pub(super) fast: bool,
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one
     #[arg(long)]
     pub(super) vae: Option<PathBuf>,
     /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora)]
     pub(super) lora: Vec<Lora>,
-    /// Class names or ids, separated by commas, or `random`; id:3 is an id where names are numbers
-    /// [default: every class in turn]
-    #[arg(long, short)]
-    pub(super) class: Option<String>,
-    /// Number of images [default: one per class given]
+    /// Number of images [default: one for each that is asked for]
     #[arg(long, short = 'n', value_parser = whole(1, MAX_IMAGES))]
     pub(super) count: Option<usize>,
     /// Sampling steps [default: the model's]
@@ -48,7 +42,7 @@ pub(crate) struct Class {
     /// Guide only the first N channels; 0 is all
     #[arg(long, value_parser = whole(0, usize::MAX))]
     pub(super) cfg_channels: Option<usize>,
-    /// Weaker model to guide away from, instead of the null class
+    /// Weaker model to guide away from, instead of the absence of what is asked for
     #[arg(long)]
     pub(super) guide_model: Option<PathBuf>,
     /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
@@ -84,7 +78,7 @@ pub(crate) struct Class {
     /// Height in pixels [default: the model's]
     #[arg(long, short = 'H', value_parser = whole(1, usize::MAX))]
     pub(super) height: Option<usize>,
-    /// Output file; with `%03d`, `{seed}` or `{class}`, which are filled in, one for each image
+    /// Output file; with `%03d`, `{seed}`, `{class}` or `{prompt}`, which are filled in, one for each image
     #[arg(long, short, default_value = "output.png")]
     pub(super) output: PathBuf,
     /// One picture with all images, with this many columns [default: square]
@@ -117,7 +111,7 @@ pub(crate) struct Class {
     #[arg(long)]
     pub(super) save_latents: Option<PathBuf>,
     /// Repeat the settings stored in a picture
-    #[arg(long, conflicts_with_all = ["class", "count"])]
+    #[arg(long, conflicts_with = "count")]
     pub(super) from_metadata: Option<PathBuf>,
     /// Store no settings in the image
     #[arg(long)]

@@ -1,34 +1,38 @@
-//! What the options of `pyrograph generate class` mean.
+//! What the options of `pyrograph generate` mean.
 
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use pyrograph::engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
-use pyrograph::engine::random::SplitMix64;
-use pyrograph::metadata::{Record, Used};
+use pyrograph::metadata::Used;
+use pyrograph::pipeline::Pipeline;
 use pyrograph::settings::Defaults;
-use pyrograph::{ClassPipeline, Noise, Picture, Request, StartPicture};
+use pyrograph::task::Task;
+use pyrograph::{Noise, Picture, Request, StartPicture};
 
-use super::args::Class;
+use super::args::Images;
 use super::earlier::Earlier;
+use super::kinds::Kind;
 use crate::common::Common;
 
-/// Images of the default grid.
-const DEFAULT_COUNT: usize = 16;
 /// Steps between previews.
 const PREVIEW_INTERVAL: usize = 5;
 /// Random seeds stay below this, as in other programs.
 const SEED_LIMIT: u64 = 4_294_967_294;
 
 /// The request of these options, on top of that of an earlier picture.
-pub(super) fn request(
-    args: &Class,
+pub(super) fn request<K: Kind>(
+    kind: &K,
     earlier: Option<&Earlier>,
-    pipeline: &ClassPipeline,
+    pipeline: &Pipeline<K::Task>,
     common: &Common,
-) -> anyhow::Result<Request<usize>> {
-    let record = earlier.map(|earlier| &earlier.record);
-    let mut request = record.map_or_else(Request::default, Record::request);
+) -> anyhow::Result<Request<<K::Task as Task>::Prompt>> {
+    let args = kind.images();
+    let mut request = match earlier {
+        Some(earlier) => earlier.record.request::<K::Task>(&earlier.picture)?,
+        None => Request::default(),
+    };
+    kind.ask(&mut request)?;
     if earlier.is_none() || args.seed != -1 {
         request.seed = seed(args.seed)?;
     }
@@ -39,8 +43,8 @@ pub(super) fn request(
     if args.width.is_some() || args.height.is_some() {
         request.size = Some([args.height.unwrap_or(native[0]), args.width.unwrap_or(native[1])]);
     }
-    let [_, _, height, width] = pipeline.latent_shape(1, request.size)?;
-    let steps = request.settings(defaults).steps;
+    let settings = request.settings(defaults);
+    let ([_, _, height, width], steps) = (pipeline.shape(1, &settings)?, settings.steps);
     let plan = args.patches.plan(&pipeline.config().net.dit, [height, width], steps)?;
     request.patches = plan.or(request.patches);
     request.batch = args.batch_size.or(request.batch);
@@ -52,16 +56,16 @@ pub(super) fn request(
     pictures(args, earlier, &mut request, common)?;
     let images = noise(args, earlier, &mut request, common)?;
     if earlier.is_none() {
-        request.prompts = classes(args, images, request.seed, pipeline)?;
+        request.prompts = kind.prompts(args.count.or(images), request.seed, pipeline)?;
     }
     Ok(request)
 }
 
 /// Refuses options that would change nothing.
-fn effective(
-    args: &Class,
-    request: &Request<usize>,
-    pipeline: &ClassPipeline,
+fn effective<T: Task>(
+    args: &Images,
+    request: &Request<T::Prompt>,
+    pipeline: &Pipeline<T>,
 ) -> anyhow::Result<()> {
     let settings = request.settings(&pipeline.config().defaults);
     let of_guidance = [
@@ -69,11 +73,16 @@ fn effective(
         ("--cfg-rescale", args.cfg_rescale.is_some()),
         ("--cfg-channels", args.cfg_channels.is_some()),
         ("--guide-model", args.guide_model.is_some()),
+        ("--negative-prompt", request.negative.is_some()),
     ];
     for (option, given) in of_guidance {
         let unguided = settings.guidance.scale == 1.0;
         ensure!(!(given && unguided), "{option} has no effect at a guidance scale of 1");
     }
+    ensure!(
+        request.negative.is_none() || pipeline.origin().guide.is_none(),
+        "--negative-prompt has no effect with --guide-model"
+    );
     let has_vae = pipeline.config().vae.is_some();
     ensure!(
         args.vae_tile.is_none() || has_vae,
@@ -95,7 +104,7 @@ fn seed(asked: i128) -> anyhow::Result<u64> {
 }
 
 /// Sampler, steps and their placement.
-fn sampling(args: &Class, request: &mut Request<usize>, defaults: &Defaults) -> anyhow::Result<()> {
+fn sampling<P>(args: &Images, request: &mut Request<P>, defaults: &Defaults) -> anyhow::Result<()> {
     if let Some(name) = &args.sampler {
         let (sampler, spacing) = parse_sampler(name)?;
         (request.sampler, request.spacing) = (Some(sampler), spacing);
@@ -118,7 +127,7 @@ fn sampling(args: &Class, request: &mut Request<usize>, defaults: &Defaults) -> 
 }
 
 /// Noise that a sampler adds.
-fn randomness(args: &Class, sampler: &mut Sampler) -> anyhow::Result<()> {
+fn randomness(args: &Images, sampler: &mut Sampler) -> anyhow::Result<()> {
     match (args.eta, &mut *sampler) {
         (None, _) => (),
         (Some(new), Sampler::Ddim { eta }) if (0.0..=1.0).contains(&new) => *eta = new,
@@ -136,7 +145,7 @@ fn randomness(args: &Class, sampler: &mut Sampler) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn guidance(args: &Class, request: &mut Request<usize>) {
+fn guidance<P>(args: &Images, request: &mut Request<P>) {
     let guidance = &mut request.guidance;
     guidance.scale = args.cfg_scale.or(guidance.scale);
     guidance.interval = args.cfg_interval.or(guidance.interval);
@@ -160,10 +169,10 @@ fn warn_of_other(file: &Path, before: Option<&Used>, common: &Common) -> anyhow:
 }
 
 /// The picture to start from, and its mask.
-fn pictures(
-    args: &Class,
+fn pictures<P>(
+    args: &Images,
     earlier: Option<&Earlier>,
-    request: &mut Request<usize>,
+    request: &mut Request<P>,
     common: &Common,
 ) -> anyhow::Result<()> {
     let record = earlier.map(|earlier| &earlier.record);
@@ -193,14 +202,14 @@ fn pictures(
 }
 
 /// Noise in place of the seed's; returns how many images it is for, where that is left to it.
-fn noise(
-    args: &Class,
+fn noise<P>(
+    args: &Images,
     earlier: Option<&Earlier>,
-    request: &mut Request<usize>,
+    request: &mut Request<P>,
     common: &Common,
 ) -> anyhow::Result<Option<usize>> {
     let Some(file) = &args.noise else {
-        if let Some(Earlier { record, search }) = earlier {
+        if let Some(Earlier { record, search, .. }) = earlier {
             request.noise = search.noise(record)?;
         }
         return Ok(None);
@@ -215,35 +224,4 @@ fn noise(
     let asked = args.count.unwrap_or(images);
     ensure!(asked == images, "{asked} images asked for, the noise is for {images}");
     Ok(Some(images))
-}
-
-/// The class of each image.
-fn classes(
-    args: &Class,
-    images: Option<usize>,
-    seed: u64,
-    pipeline: &ClassPipeline,
-) -> anyhow::Result<Vec<usize>> {
-    let (count, asked) = (pipeline.classes(), args.count.or(images));
-    let whole = args.class.as_deref().map(|name| pipeline.labels().named(name));
-    let named: Vec<usize> = match (args.class.as_deref(), whole.transpose()?.flatten()) {
-        (None, _) => return Ok((0..count).cycle().take(asked.unwrap_or(DEFAULT_COUNT)).collect()),
-        (_, Some(class)) => vec![class],
-        (Some("random"), _) => {
-            // A class depends on the seed of its image only.
-            let random =
-                |i| (SplitMix64::new(seed.wrapping_add(i)).next_u64() % count as u64) as usize;
-            (0..asked.unwrap_or(1) as u64).map(random).collect()
-        }
-        (Some(names), _) => {
-            names.split(',').map(|name| pipeline.class(name)).collect::<Result<_, _>>()?
-        }
-    };
-    let images = asked.unwrap_or(named.len());
-    ensure!(
-        images >= named.len(),
-        "{} classes for {images} images: some would be left out",
-        named.len()
-    );
-    Ok(named.into_iter().cycle().take(images).collect())
 }

@@ -1,6 +1,6 @@
 //! A picture whose settings are repeated.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pyrograph::metadata::{Record, Search, Used};
 use pyrograph::pipeline::Origin;
@@ -9,7 +9,9 @@ use pyrograph::weights::folder_of;
 use crate::common::Common;
 
 /// A picture that was made before.
-pub(super) struct Earlier {
+pub(crate) struct Earlier {
+    /// Its file.
+    pub(super) picture: PathBuf,
     /// What it holds.
     pub(super) record: Record,
     /// Where what it was made from can be.
@@ -22,12 +24,12 @@ impl Earlier {
         let beside = model.filter(|model| model.exists()).map(folder_of);
         let folders = [Path::new("."), folder_of(picture)].into_iter().chain(beside);
         let search = Search::new(folders.map(Path::to_owned));
-        Ok(Self { record: Record::read(picture)?, search })
+        Ok(Self { picture: picture.to_owned(), record: Record::read(picture)?, search })
     }
 
     /// Says what is no longer as it was.
     pub(super) fn compare(&self, origin: &Origin, common: &Common) {
-        let Record { weights, vae, guide, device, .. } = &self.record;
+        let Record { weights, vae, text_encoder, guide, device, .. } = &self.record;
         if *device != origin.device {
             let now = &origin.device;
             common.say(&format!(
@@ -40,7 +42,11 @@ impl Earlier {
                 origin.name, origin.weights
             ));
         }
-        let parts = [("autoencoder", vae, &origin.vae), ("guide model", guide, &origin.guide)];
+        let parts = [
+            ("autoencoder", vae, &origin.vae),
+            ("text encoder", text_encoder, &origin.text_encoder),
+            ("guide model", guide, &origin.guide),
+        ];
         for (what, before, now) in parts {
             let fingerprint = |used: &Option<Used>| used.as_ref()?.fingerprint.clone();
             let (before, now) = (fingerprint(before), fingerprint(now));

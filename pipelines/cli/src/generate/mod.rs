@@ -1,52 +1,53 @@
-//! `pyrograph generate class`.
+//! `pyrograph generate`.
 
 mod args;
 mod ask;
 mod earlier;
+mod kinds;
 mod output;
 
 use std::time::Instant;
 
 use pyrograph::image::{is_output_pattern, write_image};
 use pyrograph::metadata::Record;
-use pyrograph::{ClassPipeline, OpenOptions, Progress, Request, model};
+use pyrograph::pipeline::Pipeline;
+use pyrograph::task::Task;
+use pyrograph::{OpenOptions, Progress, Request, model};
 
-pub(crate) use args::Class;
+use args::Images;
 use earlier::Earlier;
+pub(crate) use kinds::{Class, DEFAULT_MODEL, Kind, Text};
 use output::{Output, square};
 
 use crate::common::{Common, interrupted};
 use crate::interrupt;
 
-/// Name of the shipped model.
-pub(crate) const DEFAULT_MODEL: &str = "emoji-class";
-/// Its few-step student.
-const FAST_MODEL: &str = "emoji-4step";
-
-pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(kind: &impl Kind, common: &Common) -> anyhow::Result<()> {
+    let args = kind.images();
     let read = |picture| Earlier::read(picture, args.model.as_deref());
     let earlier = args.from_metadata.as_deref().map(read).transpose()?;
     let earlier = earlier.as_ref();
     output::check(args)?;
-    let pipeline = open(args, earlier, common)?;
-    let request = ask::request(args, earlier, &pipeline, common)?;
+    let pipeline = open(kind, earlier, common)?;
+    let request = ask::request(kind, earlier, &pipeline, common)?;
     let mut record = Record::of(&pipeline, &request)?;
-    record.grid = columns(args, earlier, record.classes.len());
+    record.grid = columns(kind, earlier, record.asked.len());
     let steps = pipeline.taken(&request)?;
-    warn_of_size(&request, &pipeline, common);
+    kind.warn(&request, &pipeline, common)?;
     let mut output = Output::new(args, &pipeline, record, steps, common)?;
     let made = generate(args, &pipeline, &request, &mut output, common);
     let written = output.finish();
     made.and(written)
 }
 
-/// Columns of a picture of all images, if there is to be one: asked for, by an earlier picture, or for every class.
-fn columns(args: &Class, earlier: Option<&Earlier>, images: usize) -> Option<usize> {
+/// Columns of a picture of all images, if there is to be one: asked for, by an earlier picture, or by what is asked.
+fn columns(kind: &impl Kind, earlier: Option<&Earlier>, images: usize) -> Option<usize> {
+    let args = kind.images();
     let square = square(images);
     let before = match earlier.map(|earlier| &earlier.record) {
         // Earlier versions did not say so.
-        Some(record) => record.grid.or((record.classes.len() > 1).then_some(square)),
-        None => args.class.is_none().then_some(square),
+        Some(record) => record.grid.or((record.asked.len() > 1).then_some(square)),
+        None => kind.is_sheet().then_some(square),
     };
     match args.grid {
         Some(columns) => Some(columns.unwrap_or(square)),
@@ -54,31 +55,23 @@ fn columns(args: &Class, earlier: Option<&Earlier>, images: usize) -> Option<usi
     }
 }
 
-fn warn_of_size(request: &Request<usize>, pipeline: &ClassPipeline, common: &Common) {
-    let [own_height, own_width] = pipeline.size();
-    match request.size {
-        Some([height, width]) if [height, width] != [own_height, own_width] => {
-            common.say(&format!(
-                "warning: the model was trained at {own_width}x{own_height}, {width}x{height} may look wrong"
-            ));
-        }
-        _ => (),
-    }
-}
-
 /// Opens the model asked for, or that of an earlier picture.
-fn open(args: &Class, earlier: Option<&Earlier>, common: &Common) -> anyhow::Result<ClassPipeline> {
+fn open<K: Kind>(
+    kind: &K,
+    earlier: Option<&Earlier>,
+    common: &Common,
+) -> anyhow::Result<Pipeline<K::Task>> {
+    let args = kind.images();
     // Before the device is opened, which can take its time.
     let (mut vae, mut guide) = (args.vae.clone(), args.guide_model.clone());
-    if let Some(Earlier { record, search }) = earlier {
+    if let Some(Earlier { record, search, .. }) = earlier {
         vae = vae.map_or_else(|| search.vae(record), |vae| Ok(Some(vae)))?;
         guide = guide.map_or_else(|| search.guide(record), |guide| Ok(Some(guide)))?;
     }
-    let shipped = if args.fast { FAST_MODEL } else { DEFAULT_MODEL };
     let model = match (&args.model, earlier) {
         (Some(model), _) => model::find(model)?,
-        (None, Some(Earlier { record, search })) => search.model(record)?,
-        (None, None) => model::find(shipped.as_ref())?,
+        (None, Some(Earlier { record, search, .. })) => search.model(record)?,
+        (None, None) => model::find(kind.model()?)?,
     };
     let opened = common.open()?;
     let started = Instant::now();
@@ -86,7 +79,8 @@ fn open(args: &Class, earlier: Option<&Earlier>, common: &Common) -> anyhow::Res
     let dtype = args.dtype.or(earlier.map(|earlier| earlier.record.dtype)).unwrap_or_default();
     let mut options = OpenOptions { dtype, vae, guide, ..OpenOptions::default() };
     options.hooks.notify = Some(&notify);
-    let mut pipeline = ClassPipeline::open_on(&model, &opened, &options)?;
+    kind.parts(earlier, &mut options)?;
+    let mut pipeline = Pipeline::open_on(&model, &opened, &options)?;
     crate::memory::give_back(options.dtype);
     put_on(args, earlier, &mut pipeline, common)?;
     let origin = pipeline.origin();
@@ -100,15 +94,15 @@ fn open(args: &Class, earlier: Option<&Earlier>, common: &Common) -> anyhow::Res
 }
 
 /// Puts on the adapters asked for, or those of an earlier picture.
-fn put_on(
-    args: &Class,
+fn put_on<T: Task>(
+    args: &Images,
     earlier: Option<&Earlier>,
-    pipeline: &mut ClassPipeline,
+    pipeline: &mut Pipeline<T>,
     common: &Common,
 ) -> anyhow::Result<()> {
     let mut asked = Vec::new();
     asked.extend(args.lora.iter().map(|lora| (lora.file.clone(), lora.weight, None)));
-    if let Some(Earlier { record, search }) = earlier.filter(|_| args.lora.is_empty()) {
+    if let Some(Earlier { record, search, .. }) = earlier.filter(|_| args.lora.is_empty()) {
         for adapter in &record.adapters {
             asked.push((search.adapter(adapter)?, adapter.weight, Some(adapter)));
         }
@@ -128,11 +122,11 @@ fn put_on(
 }
 
 /// Makes the images with a progress bar over all steps, each written as soon as it is there.
-fn generate(
-    args: &Class,
-    pipeline: &ClassPipeline,
-    request: &Request<usize>,
-    output: &mut Output<'_>,
+fn generate<T: Task>(
+    args: &Images,
+    pipeline: &Pipeline<T>,
+    request: &Request<T::Prompt>,
+    output: &mut Output<'_, T>,
     common: &Common,
 ) -> anyhow::Result<()> {
     let steps = output.all_steps() as u64;
@@ -162,7 +156,7 @@ fn generate(
     Ok(made?)
 }
 
-fn preview(args: &Class, progress: &Progress<'_>) -> anyhow::Result<()> {
+fn preview(args: &Images, progress: &Progress<'_>) -> anyhow::Result<()> {
     if let (Some(path), Some(images)) = (&args.preview, progress.preview()) {
         let images = images?;
         let _saved = interrupt::hold();

@@ -1,4 +1,4 @@
-//! What `pyrograph generate class` writes and says.
+//! What `pyrograph generate` writes and says.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,11 +11,13 @@ use pyrograph::image::{
     check_folder_of, check_format, check_output_path, contact_sheet, output_path, sheet_size,
     write_image,
 };
-use pyrograph::metadata::Record;
+use pyrograph::metadata::{Asked, Record};
+use pyrograph::pipeline::Pipeline;
+use pyrograph::task::Task;
 use pyrograph::weights::{folder_of, write_safetensors};
-use pyrograph::{ClassPipeline, Made, memory};
+use pyrograph::{Made, memory};
 
-use super::args::Class;
+use super::args::Images;
 use crate::common::Common;
 use crate::interrupt;
 
@@ -27,7 +29,7 @@ const REST: Duration = Duration::from_secs(2);
 const NAMED: usize = 10;
 
 /// Checks, before any work, that the outputs can be written and take the place of no input, nor of each other.
-pub(super) fn check(args: &Class) -> anyhow::Result<()> {
+pub(super) fn check(args: &Images) -> anyhow::Result<()> {
     check_output_path(&args.output)?;
     if let Some(preview) = &args.preview {
         check_output_path(preview)?;
@@ -49,10 +51,10 @@ pub(super) fn square(images: usize) -> usize {
 }
 
 /// What becomes of the images of a run.
-pub(super) struct Output<'a> {
-    args: &'a Class,
+pub(super) struct Output<'a, T> {
+    args: &'a Images,
     common: &'a Common,
-    pipeline: &'a ClassPipeline,
+    pipeline: &'a Pipeline<T>,
     /// Of all images.
     record: Record,
     /// Of each batch.
@@ -72,11 +74,11 @@ pub(super) struct Output<'a> {
     written: Instant,
 }
 
-impl<'a> Output<'a> {
+impl<'a, T: Task> Output<'a, T> {
     /// Checks, before any work, all that will be written.
     pub(super) fn new(
-        args: &'a Class,
-        pipeline: &'a ClassPipeline,
+        args: &'a Images,
+        pipeline: &'a Pipeline<T>,
         record: Record,
         steps: usize,
         common: &'a Common,
@@ -108,26 +110,25 @@ impl<'a> Output<'a> {
     }
 
     fn count(&self) -> usize {
-        self.record.classes.len()
+        self.record.asked.len()
     }
 
     /// `[height, width]` of an image.
-    fn size(&self) -> anyhow::Result<[usize; 2]> {
-        let [_, _, height, width] = self.pipeline.latent_shape(1, self.record.settings.size)?;
-        Ok([height, width].map(|side| side * self.pipeline.factor()))
+    fn size(&self) -> [usize; 2] {
+        self.pipeline.image_size(&self.record.settings)
     }
 
     /// Refuses to hold more than there is room for.
     fn check_memory(&self) -> anyhow::Result<()> {
         let count = self.count() as u64;
-        let [height, width] = self.size()?.map(|side| side as u64);
+        let [height, width] = self.size().map(|side| side as u64);
         if self.record.grid.is_some() || self.args.show {
             // The images, the picture of all, and its file.
             memory::check("one picture of all images takes", 9 * count * height * width)?;
         }
         if self.args.save_latents.is_some() {
             let [_, channels, height, width] =
-                self.pipeline.latent_shape(1, self.record.settings.size)?.map(|n| n as u64);
+                self.pipeline.shape(1, &self.record.settings)?.map(|n| n as u64);
             let values = (count * channels * height * width).saturating_mul(self.steps as u64 + 1);
             memory::check("the states after all steps take", values.saturating_mul(8))?;
         }
@@ -136,7 +137,7 @@ impl<'a> Output<'a> {
 
     /// Refuses files that cannot be written, that take the place of an input, or that are the same.
     fn check_files(&self) -> anyhow::Result<()> {
-        let [height, width] = self.size()?.map(|side| side as u64);
+        let [height, width] = self.size().map(|side| side as u64);
         let sheet =
             |images: usize, columns: usize| sheet_size(images, columns, [width, height], GAP);
         let mut outputs = HashSet::new();
@@ -161,7 +162,7 @@ impl<'a> Output<'a> {
             let images = self.record.settings.batch.min(self.count());
             check_format(preview, sheet(images, square(images)), &[])?;
         }
-        let Class { preview, save_latents, init_image, mask, noise, .. } = self.args;
+        let Images { preview, save_latents, init_image, mask, noise, .. } = self.args;
         let others = [
             ("--preview", preview),
             ("--save-latents", save_latents),
@@ -189,7 +190,8 @@ impl<'a> Output<'a> {
 
     fn path(&self, index: usize) -> PathBuf {
         let seed = self.record.settings.seed.wrapping_add(index as u64);
-        let name = self.pipeline.labels().name(self.record.classes[index]);
+        let labels = &self.pipeline.config().labels;
+        let name = self.record.asked.part(index..index + 1).names(labels).concat();
         output_path(&self.args.output, index, self.count(), seed, &name)
     }
 
@@ -197,8 +199,8 @@ impl<'a> Output<'a> {
         if self.args.no_metadata {
             return Ok(Vec::new());
         }
-        let [height, width] = self.size()?.map(|side| side as u32);
-        Ok(record.texts(self.pipeline.labels(), [width, height])?)
+        let [height, width] = self.size().map(|side| side as u32);
+        Ok(record.texts(&self.pipeline.config().labels, [width, height])?)
     }
 
     /// Takes an image of the run: writes it, or keeps it for a picture of all.
@@ -214,7 +216,7 @@ impl<'a> Output<'a> {
             (Err(error), _) => self.keep_error(index, &error.to_string()),
         }
         if self.record.grid.is_some() || self.args.show {
-            let [height, width] = self.size()?.map(|side| side as u32);
+            let [height, width] = self.size().map(|side| side as u32);
             let blank = || RgbImage::from_pixel(width, height, image::Rgb([255; 3]));
             self.images.push(image.unwrap_or_else(|_| blank()));
         }
@@ -250,7 +252,7 @@ impl<'a> Output<'a> {
             return Ok(None);
         }
         let mut record = self.record.clone();
-        record.classes.truncate(self.images.len());
+        record.asked = record.asked.part(0..self.images.len());
         let path = self.sheet_path();
         write_image(&path, &sheet(&self.images, Some(columns)), &self.texts(&record)?)?;
         self.written = Instant::now();
@@ -269,9 +271,13 @@ impl<'a> Output<'a> {
 
     /// A line of JSON on some of the images.
     fn line(&self, record: &Record, mut about: serde_json::Value) -> serde_json::Value {
-        let names = record.classes.iter().map(|&class| self.pipeline.labels().name(class));
-        about["classes"] = record.classes.clone().into();
-        about["names"] = names.collect::<Vec<_>>().into();
+        match &record.asked {
+            Asked::Classes(classes) => {
+                about["classes"] = classes.clone().into();
+                about["names"] = record.asked.names(&self.pipeline.config().labels).into();
+            }
+            Asked::Texts(texts) => about["prompts"] = texts.clone().into(),
+        }
         about["seed"] = record.settings.seed.into();
         about["steps"] = self.steps.into();
         about["seconds"] = self.started.elapsed().as_secs_f64().into();

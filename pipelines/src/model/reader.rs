@@ -1,0 +1,194 @@
+//! Reading texts: from a prompt to the states of an encoder.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use burn::tensor::{Device, Tensor};
+use pyrograph_engine::device::is_host;
+use pyrograph_engine::nets::{TextBlock, TextEncoder};
+use pyrograph_weights::{FloatDtype, LoadReport};
+
+use super::Notice;
+use super::text_encoder::TextEncoderSource;
+use crate::error::{Error, Result};
+use crate::memory::{self, VALUE};
+use crate::tokenizer::{Encoded, Tokenizer};
+
+/// Values of an encoder up to which it stays in memory; the blocks of a larger one are there only while texts pass
+/// through them.
+const HELD: usize = 1 << 28;
+/// Blocks that are there at a time: one at work, and the next.
+const AT_ONCE: u64 = 2;
+
+/// A tokenizer and an encoder, which works in f32: the states of T5 do not fit half precision. A clone shares its weights.
+#[derive(Debug, Clone)]
+pub struct TextReader {
+    tokenizer: Arc<Tokenizer>,
+    encoder: Arc<Encoder>,
+    vocabulary: usize,
+    device: Device,
+}
+
+#[derive(Debug)]
+enum Encoder {
+    Held(Box<TextEncoder>),
+    Streamed(Box<TextEncoderSource>),
+}
+
+impl TextReader {
+    /// Opens an encoder; `notify` hears of weights that are not finite.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, and a machine that has no room for them.
+    pub(super) fn open(
+        tokenizer: Tokenizer,
+        encoder: TextEncoderSource,
+        device: &Device,
+        notify: &mut dyn FnMut(Notice),
+    ) -> Result<Self> {
+        let vocabulary = encoder.config.vocabulary;
+        let values = encoder.source.checkpoint.elements();
+        let encoder = match values <= HELD {
+            true => {
+                let net = encoder.load(FloatDtype::F32, device, notify)?;
+                Encoder::Held(Box::new(net.folded()))
+            }
+            false => Encoder::Streamed(Box::new(encoder)),
+        };
+        let (tokenizer, encoder) = (Arc::new(tokenizer), Arc::new(encoder));
+        Ok(Self { tokenizer, encoder, vocabulary, device: device.clone() })
+    }
+
+    /// At most `limit` tokens of a text.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot take, and tokens that the encoder does not know.
+    pub fn tokens(&self, text: &str, limit: usize) -> Result<Encoded> {
+        let encoded = self.tokenizer.encode(text, limit)?;
+        let fault = |reason: String| Err(Error::Text { text: text.to_owned(), reason });
+        match encoded.ids.iter().max() {
+            None => fault("it has no tokens".into()),
+            Some(id) if *id >= self.vocabulary => {
+                fault(format!("token {id}, the text encoder knows {}", self.vocabulary))
+            }
+            Some(_) => Ok(encoded),
+        }
+    }
+
+    /// The states of at most `limit` tokens of each text, `[1, tokens, width]`, in f32.
+    ///
+    /// # Errors
+    /// Those of [`TextReader::tokens`], weights that can no longer be read, and states that are not finite.
+    pub fn read(&self, texts: &[String], limit: usize) -> Result<Vec<Tensor<3>>> {
+        let ids = texts
+            .iter()
+            .map(|text| Ok(self.tokens(text, limit)?.ids))
+            .collect::<Result<Vec<_>>>()?;
+        let states: Vec<Tensor<3>> = match &*self.encoder {
+            Encoder::Held(net) => {
+                ids.into_iter().map(|ids| net.forward(&[ids], None, &[]).last).collect()
+            }
+            Encoder::Streamed(encoder) => self.streamed(encoder, ids)?,
+        };
+        for (text, state) in texts.iter().zip(&states) {
+            // What is not finite makes the sum so, too.
+            if !state.clone().sum().into_scalar::<f32>().is_finite() {
+                let reason = "the text encoder makes values of it that are not finite".into();
+                return Err(Error::Text { text: text.clone(), reason });
+            }
+        }
+        Ok(states)
+    }
+
+    /// All texts through one block after the other, while the next block is read.
+    fn streamed(
+        &self,
+        encoder: &TextEncoderSource,
+        ids: Vec<Vec<usize>>,
+    ) -> Result<Vec<Tensor<3>>> {
+        let TextEncoderSource { config, source, .. } = encoder;
+        self.check_memory(encoder)?;
+        source.verify()?;
+        let device = &self.device;
+        let (checkpoint, layout) = (&source.checkpoint, &source.layout);
+        let ends = config.init_ends(0, device);
+        let (ends, _) =
+            pyrograph_weights::load_part(ends, None, checkpoint, layout, FloatDtype::F32, device)?;
+        let mut streams: Vec<_> = ids.into_iter().map(|ids| ends.enter(&[ids], None)).collect();
+        let (give, take) = sync_channel::<Result<TextBlock>>(0);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for i in 0..config.depth {
+                    let fresh = config.init_block_alone(0, device);
+                    let name = format!("blocks.{i}");
+                    let block = pyrograph_weights::load_part(
+                        fresh,
+                        Some(&name),
+                        checkpoint,
+                        layout,
+                        FloatDtype::F32,
+                        device,
+                    );
+                    let block = block.map(|(block, LoadReport { .. })| block);
+                    // Nobody waits for more after an error.
+                    if give.send(block.map_err(Error::from)).is_err() {
+                        return;
+                    }
+                }
+            });
+            for block in take {
+                let block = block?;
+                streams = streams.into_iter().map(|stream| block.forward(stream)).collect();
+                // So that the block is done with before the one after the next is read.
+                let _ = device.sync();
+            }
+            Ok(streams.into_iter().map(|stream| ends.leave(stream)).collect())
+        })
+    }
+
+    /// Refuses an encoder whose blocks are too large for this machine.
+    fn check_memory(&self, encoder: &TextEncoderSource) -> Result<()> {
+        if !is_host(&self.device) {
+            return Ok(());
+        }
+        let config = &encoder.config;
+        let table = memory::product(&[config.vocabulary, config.hidden]);
+        let all = encoder.source.checkpoint.elements() as u64;
+        let block = all.saturating_sub(table) / config.depth as u64;
+        let need = VALUE * (table + AT_ONCE * block);
+        memory::check("the text encoder, block by block, takes", need)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Block by block, an encoder does what it does as a whole.
+    #[test]
+    fn streamed_states_are_those_of_the_whole_encoder() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
+        let folder = goldens.join("pixart-sigma");
+        let source = || TextEncoderSource::recognise(&folder.join("text_encoder")).expect("T5");
+        let tokenizer = Tokenizer::open(&folder.join("tokenizer")).expect("its tokenizer");
+        let device = Device::flex();
+        let held = TextReader::open(tokenizer, source(), &device, &mut |_| ()).expect("small");
+        assert!(matches!(*held.encoder, Encoder::Held(_)));
+        let streamed =
+            TextReader { encoder: Arc::new(Encoder::Streamed(Box::new(source()))), ..held.clone() };
+        let texts = ["a cat".to_owned(), String::new(), "three lighthouses in the fog".to_owned()];
+        let [whole, by_block] = [held, streamed].map(|reader| {
+            // Twice: what is read is not used up.
+            reader.read(&texts, 9).expect("states");
+            reader.read(&texts, 9).expect("states")
+        });
+        for (a, b) in whole.into_iter().zip(by_block) {
+            assert!(a.dims()[1] <= 9);
+            let worst: f32 = (a.clone() - b).abs().max().into_scalar();
+            let largest: f32 = a.abs().max().into_scalar();
+            assert!(worst <= 2e-6 * largest, "{worst} of {largest}");
+        }
+    }
+}

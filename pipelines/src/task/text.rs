@@ -1,0 +1,157 @@
+//! Images of texts.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use pyrograph_engine::nets::{Conditioning, Text};
+
+use super::{Task, Told};
+use crate::error::{Error, Result};
+use crate::metadata::Asked;
+use crate::model::text::TextInput;
+use crate::model::{Model, TextReader, aspect};
+use crate::prompt;
+use crate::request::Request;
+use crate::settings::Settings;
+
+/// Images of texts.
+#[derive(Debug, Clone)]
+pub struct TextTask {
+    reader: TextReader,
+    input: TextInput,
+    /// Whether the network is told the size of the image.
+    sized: bool,
+    device: Device,
+}
+
+/// A part of a prompt that a model does not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The prompt.
+    pub prompt: String,
+    /// Its end, which is left out.
+    pub part: String,
+    /// Most tokens of a text.
+    pub tokens: usize,
+}
+
+impl TextTask {
+    /// What the model does not read of the prompts of a request, each different one once.
+    ///
+    /// # Errors
+    /// Those of [`TextReader::tokens`].
+    pub fn cut(&self, request: &Request<String>) -> Result<Vec<Cut>> {
+        let (limit, mut cuts) = (self.limit(request), Vec::new());
+        let mut prompts: Vec<&String> = request.prompts.iter().chain(&request.negative).collect();
+        prompts.sort();
+        prompts.dedup();
+        for prompt in prompts {
+            let encoded = self.reader.tokens(&self.cleaned(prompt, request.raw_prompt), limit)?;
+            cuts.extend(encoded.cut.map(|part| Cut {
+                prompt: prompt.clone(),
+                part,
+                tokens: limit,
+            }));
+        }
+        Ok(cuts)
+    }
+
+    /// Most tokens of a text.
+    fn limit(&self, request: &Request<String>) -> usize {
+        request.tokens.unwrap_or(self.input.tokens)
+    }
+
+    /// A prompt as the encoder reads it.
+    fn cleaned(&self, text: &str, raw: bool) -> String {
+        match self.input.clean && !raw {
+            true => prompt::clean(text),
+            false => prompt::plain(text),
+        }
+    }
+
+    /// Texts of different lengths side by side.
+    fn text(&self, states: Vec<Tensor<3>>) -> Text {
+        let lengths: Vec<usize> = states.iter().map(|state| state.dims()[1]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let filled = states.into_iter().map(|state| {
+            let [_, tokens, width] = state.dims();
+            match longest - tokens {
+                0 => state,
+                rest => {
+                    let zeros = Tensor::zeros([1, rest, width], &state.device());
+                    Tensor::cat(vec![state, zeros], 1)
+                }
+            }
+        });
+        let tokens = Tensor::cat(filled.collect(), 0);
+        let padding = lengths.iter().any(|tokens| *tokens != longest).then(|| {
+            let hidden: Vec<bool> =
+                lengths.iter().flat_map(|own| (0..longest).map(move |i| i >= *own)).collect();
+            let data = TensorData::new(hidden, [lengths.len(), longest]);
+            Tensor::<2, Bool>::from_data(data, &self.device)
+        });
+        Text { tokens, padding, pooled: None }
+    }
+}
+
+impl Task for TextTask {
+    type Prompt = String;
+
+    fn of(model: &Model, device: &Device) -> Result<Self> {
+        let net = &model.config.net.dit;
+        match (&model.text, &model.config.text) {
+            (Some(reader), Some(input)) if net.classes == 0 => Ok(Self {
+                reader: reader.clone(),
+                input: input.clone(),
+                sized: net.sized,
+                device: device.clone(),
+            }),
+            (None, Some(_)) => Err(Error::NoTextEncoder),
+            _ => Err(Error::Task { found: model.config.told(), expected: "texts" }),
+        }
+    }
+
+    fn check(&self, request: &Request<String>) -> Result<()> {
+        // What can be wrong with a text is found when it is cut into tokens.
+        self.cut(request).map(drop)
+    }
+
+    fn made_at(&self, size: [usize; 2], settings: &Settings) -> Option<[usize; 2]> {
+        let side = self.input.sizes.filter(|_| !settings.exact_size)?;
+        Some(aspect::nearest(side, size))
+    }
+
+    fn told(&self, request: &Request<String>, [height, width]: [usize; 2]) -> Result<Told> {
+        let clean = |text: &String| self.cleaned(text, request.raw_prompt);
+        let mut texts = vec![request.negative.as_ref().map(clean).unwrap_or_default()];
+        let mut entries = BTreeMap::from([(texts[0].clone(), 0)]);
+        let mut images = Vec::with_capacity(request.prompts.len());
+        for prompt in &request.prompts {
+            let text = clean(prompt);
+            let entry = *entries.entry(text.clone()).or_insert_with(|| {
+                texts.push(text);
+                texts.len() - 1
+            });
+            images.push(entry);
+        }
+        let size = self.sized.then(|| {
+            let size = [height as f32, width as f32, height as f32 / width as f32];
+            let data = TensorData::new(size.repeat(texts.len()), [texts.len(), 3]);
+            Tensor::from_data(data, &self.device)
+        });
+        let text = Some(self.text(self.reader.read(&texts, self.limit(request))?));
+        let table = Conditioning { text, size, ..Conditioning::default() };
+        Ok(Told { table, images, null: 0 })
+    }
+
+    fn asked(prompts: Vec<String>) -> Asked {
+        Asked::Texts(prompts)
+    }
+
+    fn prompts(asked: &Asked) -> Option<Vec<String>> {
+        match asked {
+            Asked::Texts(texts) => Some(texts.clone()),
+            Asked::Classes(_) => None,
+        }
+    }
+}
