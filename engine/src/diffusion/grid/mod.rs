@@ -99,10 +99,14 @@ impl Grid {
         steps: usize,
     ) -> Result<Self, GridError> {
         let limit = schedule.steps().unwrap_or(STEP_LIMIT);
-        if steps == 0 || steps > limit {
-            return Err(GridError::Steps { steps, limit });
+        match spacing {
+            // Before the steps, which are those of the list.
+            Some(Spacing::Sigmas(sigmas)) if without_last_zero(sigmas).is_empty() => {
+                return Err(GridError::Order { found: sigmas.clone() });
+            }
+            _ if steps == 0 || steps > limit => return Err(GridError::Steps { steps, limit }),
+            _ => schedule.check()?,
         }
-        schedule.check()?;
         if let Some(spacing @ (Spacing::Sigmas(listed) | Spacing::Timesteps(listed))) = spacing {
             let listed = match spacing {
                 Spacing::Sigmas(sigmas) => without_last_zero(sigmas).len(),
@@ -222,6 +226,10 @@ impl Grid {
         let clock = Clock::Table(table.expect("a discrete schedule"));
         // Points of the grid as (timestep, σ).
         let points = points(family, schedule, spacing, steps, &clock)?;
+        // A level that rounds to one without noise could not be told from it.
+        if let Some((_, sigma)) = points.iter().find(|(_, sigma)| 1.0 + sigma * sigma == 1.0) {
+            return Err(GridError::Range { sigma: *sigma });
+        }
         let level = |(timestep, sigma): (f64, f64)| match sigma.is_infinite() {
             true => Level { alpha: 0.0, sigma: 1.0, timestep },
             false => preserving(1.0 / (1.0 + sigma * sigma), timestep),
@@ -451,6 +459,16 @@ mod tests {
         for sigmas in [[1.0, 2.0], [f64::INFINITY, 1.0], [1.0, f64::NAN], [1.0, -1.0]] {
             let found = make(Spacing::Sigmas(sigmas.to_vec()), 2);
             assert!(matches!(found, Err(GridError::Order { .. })), "{sigmas:?}");
+        }
+        for (sigmas, said) in [
+            (vec![0.0], "falling, found [0.0]"),
+            (vec![], "falling, found []"),
+            (vec![1e-9], "at noise level 1.000e-9 "),
+            (vec![2.0, 1e-9, 0.0], "at noise level 1.000e-9 "),
+        ] {
+            let steps = without_last_zero(&sigmas).len();
+            let error = make(Spacing::Sigmas(sigmas), steps).expect_err(said).to_string();
+            assert!(error.contains(said), "{error}");
         }
         let late = Spacing::Timesteps(vec![1000.0, 3.0]);
         assert!(matches!(make(late, 2), Err(GridError::Timestep { .. })));

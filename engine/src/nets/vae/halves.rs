@@ -24,7 +24,8 @@ pub(super) fn conv(inputs: usize, outputs: usize, kernel: usize, device: &Device
 /// What changes an image of one resolution.
 #[derive(Module, Debug)]
 pub struct ResBlock {
-    /// Before each of two convolutions, with SiLU; none in an AutoencoderTiny, which has three with ReLU after each.
+    /// Before each of two convolutions, with SiLU; an AutoencoderTiny has neither, and three convolutions with ReLU after
+    /// each.
     norm1: Option<GroupNorm>,
     conv1: Conv2d,
     norm2: Option<GroupNorm>,
@@ -53,16 +54,16 @@ impl ResBlock {
 
     fn forward(&self, x: Tensor<4>, rounds: bool) -> Tensor<4> {
         let conv = |layer: &Conv2d, x| conv3x3(layer, x, false, rounds);
-        if let Some(last) = &self.conv3 {
-            let h = relu(conv(&self.conv2, relu(conv(&self.conv1, x.clone()))));
-            return relu(conv(last, h) + x);
-        }
-        let normed = |norm: &Option<GroupNorm>, x| match norm {
-            Some(norm) => norm_silu(norm, x),
-            None => x,
+        let (first, second) = match (&self.norm1, &self.norm2, &self.conv3) {
+            (Some(first), Some(second), None) => (first, second),
+            (None, None, Some(last)) => {
+                let h = relu(conv(&self.conv2, relu(conv(&self.conv1, x.clone()))));
+                return relu(conv(last, h) + x);
+            }
+            _ => unreachable!("a block of an AutoencoderKL or of an AutoencoderTiny"),
         };
-        let h = conv(&self.conv1, normed(&self.norm1, x.clone()));
-        let h = conv(&self.conv2, normed(&self.norm2, h));
+        let h = conv(&self.conv1, norm_silu(first, x.clone()));
+        let h = conv(&self.conv2, norm_silu(second, h));
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(x) + h,
             None => x + h,

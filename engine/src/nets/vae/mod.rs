@@ -101,32 +101,30 @@ impl VaeConfig {
         let counts = [
             ("channels of an autoencoder", self.channels, 1 << 10),
             ("channels of a latent", self.latent_channels, 1 << 12),
-            (
-                "blocks of a level",
-                self.tiny.as_ref().map_or(self.blocks_per_level, |_| 1),
-                MAX_BLOCKS,
-            ),
         ];
-        for (name, value, limit) in counts {
-            if !(1..=limit).contains(&value) {
-                return Err(ConfigError::value(name, value, format!("1 to {limit}")));
-            }
-        }
+        counts.into_iter().try_for_each(|(name, value, limit)| counted(name, value, limit))?;
         if let Some(width) = self.widths.iter().find(|width| **width > 1 << 14) {
             return Err(ConfigError::value("width", width, format!("at most {}", 1 << 14)));
         }
+        match &self.tiny {
+            Some(tiny) => tiny.check(self)?,
+            None => self.check_groups()?,
+        }
+        match self.scale == 0.0 || !self.scale.is_finite() {
+            true => Err(ConfigError::value("latent scale", self.scale, "finite and not zero")),
+            false => Ok(()),
+        }
+    }
+
+    /// What an AutoencoderKL has and an AutoencoderTiny has not.
+    fn check_groups(&self) -> Result<(), ConfigError> {
+        counted("blocks of a level", self.blocks_per_level, MAX_BLOCKS)?;
         let fine =
             |width: &usize| self.groups > 0 && *width > 0 && width.is_multiple_of(self.groups);
-        if let Some(tiny) = &self.tiny {
-            tiny.check(self)?;
-        }
-        match self.widths.iter().find(|width| self.tiny.is_none() && !fine(width)) {
+        match self.widths.iter().find(|width| !fine(width)) {
             Some(width) => {
                 let expected = format!("a multiple of {} groups", self.groups);
                 Err(ConfigError::value("width", width, expected))
-            }
-            None if self.scale == 0.0 || !self.scale.is_finite() => {
-                Err(ConfigError::value("latent scale", self.scale, "finite and not zero"))
             }
             None => Ok(()),
         }
@@ -149,6 +147,14 @@ impl VaeConfig {
             config: self.clone(),
             rounds: false,
         }
+    }
+}
+
+/// Refuses a number of something that is 0 or above a limit.
+fn counted(name: &'static str, value: usize, limit: usize) -> Result<(), ConfigError> {
+    match (1..=limit).contains(&value) {
+        true => Ok(()),
+        false => Err(ConfigError::value(name, value, format!("1 to {limit}"))),
     }
 }
 
