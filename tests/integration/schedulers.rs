@@ -219,6 +219,8 @@ fn other_classes_and_keys_are_told_or_refused() {
     let written = json!({ "_use_default_values": ["clip_sample"], "clip_sample": false });
     let (found, notices) = folder.recognise(&ddim(written)).expect("opened");
     assert_eq!((found, notices), folder.recognise(&ddim(json!({}))).expect("opened"));
+    let dynamic = json!({ "thresholding": true, "clip_sample": false });
+    assert_eq!(folder.recognise(&ddim(dynamic)).expect("opened").1, []);
     let handed_on = json!({ "clip_sample": false, "skip_prk_steps": true });
     let (_, notices) =
         folder.recognise(&config("EulerDiscreteScheduler", &[&handed_on])).expect("opened");

@@ -157,11 +157,13 @@ fn schedule(keys: &Keys) -> Result<NoiseSchedule, Fault> {
 }
 
 fn clip(keys: &Keys) -> Result<Option<Clip>, Fault> {
+    // Read in either case: where thresholding is on, it takes its place, and that it is off is what happens.
+    let fixed = keys.flag("clip_sample")?;
     if keys.flag("thresholding")? {
         let quantile = keys.required("dynamic_thresholding_ratio")?;
         return Ok(Some(Clip::Dynamic { quantile, highest: keys.required("sample_max_value")? }));
     }
-    match keys.flag("clip_sample")? {
+    match fixed {
         true => Ok(Some(Clip::Fixed(keys.required("clip_sample_range")?))),
         false => Ok(None),
     }
