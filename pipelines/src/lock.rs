@@ -1,19 +1,24 @@
 //! Folders that one process works in at a time.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirEntry, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
 /// Name of the file whose lock is that of its folder.
 const FILE: &str = ".lock";
 
-/// The right to write into a folder. It ends with the process, however that ends.
+/// The right to write into a folder. It ends with the process, however that ends. Where nothing was written, the folder
+/// that was made for it goes with it.
 #[derive(Debug)]
 pub(crate) struct Lock {
     /// Files that are locked as long as they are open.
     _files: Vec<File>,
+    /// The folder of a single holder.
+    alone: Option<PathBuf>,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl Lock {
@@ -22,7 +27,10 @@ impl Lock {
     /// # Errors
     /// [`Error::InUse`] while another holds it, and a folder that cannot be written.
     pub(crate) fn take(folder: &Path) -> Result<Self> {
-        Ok(Self { _files: vec![open(folder, FILE, File::try_lock)?] })
+        let made = folder.ancestors().take_while(|above| !above.exists());
+        let made = made.map(Path::to_owned).filter(|above| !above.as_os_str().is_empty()).collect();
+        let files = vec![open(folder, FILE, File::try_lock)?];
+        Ok(Self { _files: files, alone: Some(folder.to_owned()), made })
     }
 
     /// Checks, without making anything, that a folder can be taken.
@@ -48,7 +56,19 @@ impl Lock {
         }
         let beside = open(folder, FILE, File::try_lock_shared)?;
         let own = open(folder, &format!("{FILE}-{number}-{workers}"), File::try_lock)?;
-        Ok(Self { _files: vec![beside, own] })
+        Ok(Self { _files: vec![beside, own], alone: None, made: Vec::new() })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let is_lock = |entry: std::io::Result<DirEntry>| entry.is_ok_and(|e| e.file_name() == FILE);
+        let Some(folder) = &self.alone else { return };
+        // What cannot be removed stays, as it does when the process is killed.
+        if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_lock)) {
+            let _ = std::fs::remove_file(folder.join(FILE));
+            let _ = self.made.iter().try_for_each(std::fs::remove_dir);
+        }
     }
 }
 
@@ -86,7 +106,22 @@ mod tests {
         assert!(!is_free([0, 2]));
         drop(whole);
         Lock::check(path).expect("free");
+        assert!(!path.exists(), "nothing was written");
         let _first = Lock::take_part(path, [0, 2]).expect("free");
         assert!(is_free([1, 2]) && !is_free([0, 2]) && !is_free([0, 1]));
+    }
+
+    #[test]
+    fn a_folder_goes_where_nothing_was_written_and_it_was_made_for_that() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let deep = folder.path().join("runs/a");
+        drop(Lock::take(&deep).expect("free"));
+        assert!(!folder.path().join("runs").exists());
+        drop(Lock::take(folder.path()).expect("free"));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("it stays").count(), 0);
+        let lock = Lock::take(&deep).expect("free");
+        std::fs::write(deep.join("log"), "").expect("written");
+        drop(lock);
+        assert!(deep.join("log").exists() && deep.join(FILE).exists());
     }
 }
