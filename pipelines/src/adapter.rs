@@ -23,7 +23,7 @@ pub struct Adapter {
 }
 
 /// Names of the weights in a folder of PEFT or diffusers.
-const FILES: [&str; 4] = [
+pub(crate) const FILES: [&str; 4] = [
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "adapter_model.bin",

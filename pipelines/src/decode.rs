@@ -33,16 +33,15 @@ const EXIF_LIMIT: u32 = 1 << 20;
 /// [`Error::TooLarge`] before memory is taken; a file that is no picture, or a damaged one.
 pub(crate) fn decode(path: &Path) -> Result<RgbaImage> {
     static ONE_LARGE: Mutex<()> = Mutex::new(());
-    let fault = |source| Error::Image { path: path.to_owned(), source };
     let Opened { decoder, orientation, need, format } = open(path)?;
     if format == Some(ImageFormat::Jpeg) && !is_whole(&read(path)?) {
         let hint = ImageFormatHint::Exact(ImageFormat::Jpeg);
         let missing = DecodingError::new(hint, "the data end before the picture");
-        return Err(fault(ImageError::Decoding(missing)));
+        return Err(fault(path, ImageError::Decoding(missing)));
     }
     // The lock guards no data.
     let _one = (need > LARGE).then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(fault)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|source| fault(path, source))?;
     picture.apply_orientation(orientation);
     Ok(picture.into_rgba8())
 }
@@ -75,18 +74,26 @@ struct Opened<D> {
 
 fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     let file = |source| Error::File { path: path.to_owned(), source };
-    let fault = |source| Error::Image { path: path.to_owned(), source };
     let (opened, length) = open_file(path)?;
     let too_large = |what: String, need| match need > LIMIT {
         true => Err(Error::TooLarge { path: path.to_owned(), what, need, limit: LIMIT }),
         false => Ok(need),
     };
     too_large("the file".into(), length)?;
+    let pixels = |[width, height]: [u32; 2], bytes: u64| {
+        let rgba = 4u64.saturating_mul(u64::from(width)).saturating_mul(u64::from(height));
+        too_large(format!("{width}x{height} pixels"), rgba.max(bytes))
+    };
+    let start = read_start(path, START)?;
+    if let Some(sides) = sides(&start) {
+        // Before the decoder, which says less.
+        pixels(sides, 0)?;
+    }
     let mut reader =
         ImageReader::new(BufReader::new(opened)).with_guessed_format().map_err(file)?;
     let format = reader.format();
     if format.is_none() {
-        check_pointer(path, &read_start(path, START)?)?;
+        check_pointer(path, &start)?;
     }
     if format == Some(ImageFormat::Png) {
         // Of what stands beside the pixels, such as a profile of colours, which can hold a thousand times its size.
@@ -94,15 +101,47 @@ fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
         limits.max_alloc = Some(BESIDE);
         reader.limits(limits);
     }
-    let mut decoder = reader.into_decoder().map_err(fault)?;
-    let (width, height) = decoder.dimensions();
-    let rgba = 4 * u64::from(width) * u64::from(height);
-    let need = too_large(format!("{width}x{height} pixels"), rgba.max(decoder.total_bytes()))?;
+    let mut decoder = reader.into_decoder().map_err(|source| fault(path, source))?;
+    let need = pixels(decoder.dimensions().into(), decoder.total_bytes())?;
     let late = || (format == Some(ImageFormat::Png)).then(|| late_exif(path)).flatten();
     let orientation = orientation(&mut decoder)
         .or_else(|| of_exif(&late()?))
         .unwrap_or(Orientation::NoTransforms);
     Ok(Opened { decoder, orientation, need, format })
+}
+
+/// `[width, height]` in the header of a PNG or of an extended WebP.
+fn sides(start: &[u8]) -> Option<[u32; 2]> {
+    let kind = start.get(12..16)?;
+    let of_three = |at: usize| Some(&start.get(at..at + 3)?).map(|b| [b[0], b[1], b[2], 0]);
+    match kind {
+        b"IHDR" if start.starts_with(b"\x89PNG") => {
+            let side =
+                |at: usize| Some(u32::from_be_bytes(start.get(at..at + 4)?.try_into().ok()?));
+            Some([side(16)?, side(20)?])
+        }
+        b"VP8X" if start.starts_with(b"RIFF") => {
+            let side = |at: usize| Some(u32::from_le_bytes(of_three(at)?) + 1);
+            Some([side(24)?, side(27)?])
+        }
+        _ => None,
+    }
+}
+
+/// What a decoder says, for people: the chunks of a PNG by their names.
+fn fault(path: &Path, source: ImageError) -> Error {
+    const CHUNK: &str = "ChunkType { type: ";
+    let said = source.to_string();
+    let parts = said.split_once(CHUNK).and_then(|(before, rest)| {
+        let (chunk, after) = rest.split_once(" }")?;
+        Some((before, chunk.split_once(',').map_or(chunk, |(name, _)| name), after))
+    });
+    match parts {
+        Some((before, name, after)) => {
+            Error::Png { path: path.to_owned(), reason: format!("{before}{name}{after}") }
+        }
+        None => Error::Image { path: path.to_owned(), source },
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -315,7 +354,19 @@ mod tests {
         }
         png.splice(12..33, header(u32::MAX));
         std::fs::write(&path, &png).expect("written");
-        assert!(decode(&path).is_err());
+        let text = decode(&path).expect_err("too large").to_string();
+        assert!(text.contains("4294967295x4294967295 pixels"), "{text}");
+        let canvas = [&b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0"[..], &[0xFF; 6], &[0; 8]];
+        std::fs::write(&path, canvas.concat()).expect("written");
+        let text = decode(&path).expect_err("too large").to_string();
+        assert!(text.contains("16777216x16777216 pixels"), "{text}");
+        // A second header, with its checksum.
+        png.splice(12..33, header(8));
+        let again = png[8..33].to_vec();
+        png.splice(33..33, again);
+        std::fs::write(&path, &png).expect("written");
+        let text = decode(&path).expect_err("two headers").to_string();
+        assert!(text.contains("IHDR must appear") && !text.contains('{'), "{text}");
         std::fs::write(&path, &png[..20]).expect("written");
         assert!(decode(&path).is_err());
         assert!(decode(folder.path()).is_err());

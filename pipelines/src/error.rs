@@ -1,6 +1,7 @@
 //! Errors of this crate.
 
 mod trajectories;
+pub(crate) mod values;
 pub(crate) mod words;
 
 use std::path::PathBuf;
@@ -74,6 +75,14 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// A value in a JSON file that is not what is expected.
+    #[error("{}: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, its value, and what is expected.
+        reason: String,
+    },
     /// An output of an unknown kind.
     #[error("{}: unknown kind of picture, expected .png, .jpg or .webp", path.display())]
     OutputKind {
@@ -111,6 +120,8 @@ pub enum Error {
         path: PathBuf,
         /// Each file with what is wrong.
         faults: Vec<(PathBuf, String)>,
+        /// They are all that there are.
+        all: bool,
     },
     /// More than may be read at once.
     #[error("{}: {what} take {} MiB, allowed {} MiB", path.display(), need.div_ceil(1 << 20), limit >> 20)]

@@ -21,11 +21,15 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::data::Dataset;
+use crate::error::words::counted;
 use crate::error::{Error, Result};
 use crate::image::{Drawn, to_images, to_tensor};
+use crate::memory::{self, product};
 
 /// Side to which images are resized for EfficientNet-Lite0.
 const SIDE: usize = 128;
+/// Bytes per pixel of an image on its way to the network: three values twice, and three bytes.
+const PIXEL: u64 = 27;
 /// Neighbours that make a neighbourhood for precision and recall.
 const NEIGHBOURS: usize = 3;
 /// A generated image nearer to the reference than all but this share of the reference's own different images are
@@ -142,7 +146,7 @@ impl FeatureNet {
     /// number of images done.
     ///
     /// # Errors
-    /// A cache that cannot be read or written; [`Error::Cancelled`] if `on_image` breaks.
+    /// A cache that cannot be read or written; more memory than there is; [`Error::Cancelled`] if `on_image` breaks.
     pub fn dataset(
         &self,
         data: &Dataset,
@@ -166,9 +170,14 @@ impl FeatureNet {
                 }
             };
         }
+        let at_once = (self.batch() * rayon::current_num_threads()).min(data.len());
+        let [height, width] = data.size();
+        let what =
+            format!("judging {} of {width}x{height} at once takes", counted(at_once, "image"));
+        memory::check(what, product(&[at_once, height, width]).saturating_mul(PIXEL))?;
         let mut rows = Vec::with_capacity(data.len());
         let indices: Vec<usize> = (0..data.len()).collect();
-        for indices in indices.chunks(self.batch() * rayon::current_num_threads()) {
+        for indices in indices.chunks(at_once) {
             rows.extend(self.rows(&pictures(data, indices, &self.device)?));
             if on_image(rows.len()).is_break() {
                 return Err(Error::Cancelled);

@@ -54,7 +54,10 @@ impl Labels {
             Some(id) if id < classes => Ok(id),
             Some(class) => Err(Error::ClassRange { class, classes }),
             None => {
-                let known = self.similar(text);
+                let mut known = self.similar(text);
+                if let Some(id) = number(text).filter(|id| *id < classes) {
+                    known.insert(0, format!("{ID}{id}"));
+                }
                 Err(Error::UnknownClass { found: text.to_owned(), classes, known })
             }
         }
@@ -153,6 +156,9 @@ mod tests {
         for text in ["0", "3", "", "id:", "id:x"] {
             assert!(matches!(labels.find(text, 4), Err(Error::UnknownClass { .. })), "{text}");
         }
+        let error = labels.find("3", 4).expect_err("no name").to_string();
+        assert!(error.contains("similar: id:3"), "{error}");
+        assert!(!labels.find("4", 4).expect_err("no id").to_string().contains("id:"));
         let halves = Labels(vec!["0.0".into(), "1.0".into()]);
         assert!(halves.find("1", 2).is_err() && halves.find("1.0", 2).is_ok());
         // Without names there are only ids.

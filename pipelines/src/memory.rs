@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use pyrograph_engine::nets::{DitConfig, VaeConfig};
+
 use crate::error::{Error, Result};
 
 /// Bytes of a value.
@@ -30,6 +32,23 @@ pub fn check(what: impl Into<String>, need: u64) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Values per token and hidden channel that a block holds at once: the stream, three projections, the wider layer twice.
+const BLOCK: u64 = 12;
+/// Values per pixel and channel of the autoencoder's widest level that it holds at once.
+const LEVEL: u64 = 3;
+
+/// Bytes that a call of a network takes on the CPU, beside its weights, for so many images or latents of `[height,
+/// width]`: about what was measured.
+pub fn network(net: &DitConfig, images: usize, [height, width]: [usize; 2]) -> u64 {
+    let tokens = product(&[images, height / net.patch, width / net.patch]);
+    tokens.saturating_mul(BLOCK * VALUE * net.hidden as u64)
+}
+
+/// Bytes that an autoencoder takes on the CPU, beside its weights, for so many images of `[height, width]` in pixels.
+pub fn autoencoder(vae: &VaeConfig, images: usize, [height, width]: [usize; 2]) -> u64 {
+    product(&[images, height, width]).saturating_mul(LEVEL * VALUE * vae.widths[0] as u64)
 }
 
 /// A number of values.

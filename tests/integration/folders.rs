@@ -262,7 +262,15 @@ fn damaged_pictures_are_listed_at_once_or_skipped() {
             .on_cpu()
     };
     assert!(command().failed().contains("--skip-damaged"));
-    assert!(command().args(["--skip-damaged"]).reported().contains("27 damaged pictures"));
+    let said = command().args(["--skip-damaged"]).reported();
+    assert!(said.contains("27 damaged pictures") && said.contains("1 image in 1 class"), "{said}");
+    // Where all are damaged, leaving them out is no way.
+    let gone = ["train", "class", "-d", "data/gone", "-o", "other", "--skip-damaged"];
+    let said = TestCommand::new(&folder, gone).on_cpu().failed();
+    assert!(said.contains("14 pictures cannot") && !said.contains("--skip-damaged"), "{said}");
+    let judged = ["eval", "--reference", "data/gone", "--images", "data/gone"];
+    let said = TestCommand::new(&folder, judged).on_cpu().failed();
+    assert!(said.contains("14 pictures cannot") && said.contains("00.png"), "{said}");
 }
 
 #[test]
@@ -320,6 +328,9 @@ fn links_are_followed_once_and_names_may_be_any_bytes() {
 
     picture(&at("data").join(OsStr::from_bytes(b"b\xe4r")).join("1.png"), 4);
     assert!(refused(&at("data")).contains("UTF-8"));
+    let skip = Reading { size: [8, 8], skip_damaged: true, ..Reading::default() };
+    let data = Dataset::read(&at("data"), skip).expect("the others");
+    assert_eq!((labels(&data).len(), skipped(&data, Skip::Unnamed)), (3, 1));
 }
 
 /// What Git LFS has not fetched, wherever it is read.

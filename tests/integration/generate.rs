@@ -37,6 +37,8 @@ const NUMBERS: &[(&[&str], &str)] = &[
     (&["--preview", "p.png", "--preview-interval", "0"], "--preview-interval"),
     (&["--preview-interval", "2"], "--preview"),
     (&["--steps", "-5"], "expected 1 to"),
+    (&["--steps", "20000"], "20000 steps, expected 1 to 10000"),
+    (&["--steps", "2000000"], "expected 1 to 10000, or to the number of timesteps"),
     (&["--steps", "0"], "expected 1 to"),
     (&["-n", "-1"], "expected 1 to"),
     (&["-n", "0"], "expected 1 to"),
@@ -89,7 +91,13 @@ fn mistakes_are_refused_before_the_first_step() {
             "no such",
         ),
         (&["--save-latents", "no/such/latents.safetensors"], "no/such"),
-        (&["--from-metadata", text(&without)], "no pyrograph settings"),
+        (&["--from-metadata", text(&without)], "`classes` is []"),
+        (&["--fast", "--scheduler", "karras"], "placement of the steps is karras"),
+        (&["--fast", "--eta", "0.5"], "eta of ddim is 0.5, the student has 0"),
+        (&["--fast", "--sampler", "euler"], "sampler is euler, the student has ddim"),
+        (&["--sigmas", "0"], "falling, found [0.0]"),
+        (&["--sigmas", "2,0,0"], "falling, found [0.0]"),
+        (&["-m", text(&golden), "-c", "1", "--sigmas", "1e-9"], "at noise level 1.000e-9"),
         (&["--show", "--json"], "--json"),
         (&["--lora", "none.safetensors"], "none.safetensors"),
     ];
@@ -102,6 +110,15 @@ fn mistakes_are_refused_before_the_first_step() {
     }
 }
 
+/// A name that nobody asked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn temporary_names_are_not_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = generate(folder.path(), &["-c", "1", "-o", "/proc/x.png"]).failed();
+    assert!(said.contains("/proc") && !said.contains(".writing"), "{said}");
+}
+
 /// The memory that a request takes is known before it is taken.
 #[cfg(target_os = "linux")]
 #[test]
@@ -109,9 +126,7 @@ fn what_is_too_large_for_the_memory_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let limited = |options: &str| {
         let program = env!("CARGO_BIN_EXE_pyrograph");
-        let line = format!(
-            "ulimit -v 6000000; exec {program} generate class --device cpu --steps 1 {options}"
-        );
+        let line = format!("ulimit -v 6000000; exec {program} {options} --device cpu");
         let ended = std::process::Command::new("sh")
             .args(["-c", &line])
             .current_dir(&folder)
@@ -119,9 +134,25 @@ fn what_is_too_large_for_the_memory_is_refused() {
             .expect("a shell");
         (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
     };
-    for options in
-        ["-c 1 -W 8192 -H 8192", "-n 1000000 --grid", "-n 400000 --save-latents a.st -o %d.png"]
-    {
+    for (name, count) in [("few", 14), ("many", 100)] {
+        std::fs::create_dir(folder.path().join(name)).expect("made");
+        for i in 0..count {
+            let path = folder.path().join(name).join(format!("{i}.png"));
+            image::RgbImage::new(8, 8).save(path).expect("written");
+        }
+    }
+    for options in [
+        "generate class -c 1 -W 8192 -H 8192",
+        "generate class -n 1000000 --grid",
+        "generate class -n 400000 --save-latents a.st -o %d.png",
+        "bench forward --batch 65536",
+        "bench train --batch 65536",
+        "bench generate --batch 65536",
+        "eval --reference many --images many --size 4096",
+        "eval --reference few --images few --size 4096",
+        "train class -d many -o run --batch 1 --set micro_batches=1 --set model.size=[4096,4096] \
+         --set model.patch=256",
+    ] {
         let (code, error) = limited(options);
         assert_eq!(code, Some(1), "{options}: {error}");
         assert!(
@@ -129,7 +160,7 @@ fn what_is_too_large_for_the_memory_is_refused() {
             "{options}: {error}"
         );
     }
-    assert_eq!(limited("-c 1").0, Some(0));
+    assert_eq!(limited("generate class --steps 1 -c 1").0, Some(0));
 }
 
 /// A broken image is named; the others are there.

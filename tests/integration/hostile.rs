@@ -130,6 +130,54 @@ fn sizes_in_configurations_are_bounded() {
     refused("levels", &["64"], || open(folder.path()));
 }
 
+/// Which key, what it is, and what it should be.
+#[test]
+fn values_of_another_kind_are_named() {
+    let pipeline = &cases("dit-pipeline")[0];
+    for (file, key, value, expected) in [
+        ("transformer/config.json", "num_attention_heads", "-2", "-2, expected a whole number"),
+        ("transformer/config.json", "num_layers", "2.5", "2.5, expected a whole number"),
+        ("transformer/config.json", "attention_bias", "\"no\"", "\"no\", expected true or false"),
+        ("vae/config.json", "scaling_factor", "Infinity", "Infinity, expected a number"),
+        ("vae/config.json", "scaling_factor", "NaN", "NaN, expected a number"),
+        ("vae/config.json", "block_out_channels", "[8, \"x\"]", "[8, \"x\"], expected a whole"),
+    ] {
+        let folder = changed(pipeline, file, |values| values[key] = "HERE".into());
+        let path = folder.path().join(file);
+        // As Python writes it, with a space.
+        let text = std::fs::read_to_string(&path).expect("there");
+        let text = text.replace("\":", "\": ").replace("\"HERE\"", value);
+        std::fs::write(&path, text).expect("written");
+        refused(key, &[&format!("`{key}` is {expected}")], || open(folder.path()));
+    }
+    let bundle = assets().join("models/emoji-class");
+    let folder = changed(&bundle, "model.json", |value| {
+        value["config"]["defaults"]["steps"] = (-3).into();
+    });
+    refused("steps", &["`steps` is -3, expected a whole number"], || open(folder.path()));
+}
+
+/// A number that cannot be is named even where there are no weights.
+#[test]
+fn numbers_are_compared_before_the_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::copy(case("bundle-depth16M.json"), folder.path().join("model.json")).expect("copied");
+    refused("depth", &["16777216"], || open(folder.path()));
+    let pipeline = &cases("dit-pipeline")[0];
+    for (file, key) in [
+        ("transformer/config.json", "num_layers"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps"),
+        ("vae/config.json", "layers_per_block"),
+    ] {
+        let folder = changed(pipeline, file, |value| value[key] = 1_000_000_007.into());
+        for part in ["transformer", "vae"] {
+            let weights = folder.path().join(part).join("diffusion_pytorch_model.safetensors");
+            std::fs::remove_file(weights).expect("removed");
+        }
+        refused(key, &["1000000007"], || open(folder.path()));
+    }
+}
+
 #[test]
 fn sizes_in_bundles_are_bounded() {
     let model = assets().join("models/emoji-class");

@@ -32,10 +32,11 @@ impl Installed {
         command.output().expect("it starts")
     }
 
-    fn succeeds(&self, args: &[&str], variables: &[(&str, &Path)]) -> String {
+    /// What it writes to its output, and what it tells.
+    fn succeeds(&self, args: &[&str], variables: &[(&str, &Path)]) -> [String; 2] {
         let Output { status, stdout, stderr } = self.run(args, variables);
         assert!(status.success(), "{args:?}: {}", String::from_utf8_lossy(&stderr));
-        String::from_utf8_lossy(&stdout).into_owned()
+        [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -47,7 +48,10 @@ const PICTURE: [&str; 9] =
 fn the_shipped_models_are_in_the_program() {
     let installed = Installed::new();
     let picture = |name: &str, more: &[&str], variables: &[(&str, &Path)]| -> Vec<u8> {
-        installed.succeeds(&[&PICTURE[..], &["-o", name], more].concat(), variables);
+        let [_, told] =
+            installed.succeeds(&[&PICTURE[..], &["-o", name], more].concat(), variables);
+        let is_lost = variables.iter().any(|(name, _)| *name == "XDG_CACHE_HOME");
+        assert_eq!(told.contains("among the temporary files"), is_lost, "{told}");
         std::fs::read(installed.at("work").join(name)).expect(name)
     };
     let first = picture("first.png", &[], &[]);
@@ -73,7 +77,7 @@ fn the_shipped_models_are_in_the_program() {
     let fast = ["generate", "class", "--fast", "-n", "2", "-o", "%d.png"];
     installed.succeeds(&fast, &[]);
     let judge = ["eval", "--reference", ".", "-m", "emoji-4step", "-n", "2", "--resamples", "0"];
-    assert!(installed.succeeds(&judge, &[]).contains("fd_efflite0"));
+    assert!(installed.succeeds(&judge, &[])[0].contains("fd_efflite0"));
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn what_cannot_be_is_refused_before_any_work() {
         (made, &["-n", "1"]),
         (made, &["-n", "99999999999"]),
         (made, &["--batch-size", "0"]),
+        (made, &["--steps", "0"]),
         (made, &["--resamples", "1"]),
         (made, &["--resamples", "1000000000000"]),
         (made, &["--images", "other"]),
@@ -91,7 +92,6 @@ fn what_cannot_be_is_refused_before_any_work() {
         &["--images", "no-such-folder"][..],
         &["-m", "emoji-class", "--pairs", "pairs.gif"],
         &["-m", "emoji-class", "--pairs", "no-such-folder/pairs.png"],
-        &["-m", "emoji-class", "--steps", "0"],
         &["-m", "emoji-class", "--cfg-scale", "nan"],
         &["-m", "emoji-class", "--cache", "/proc/no-such-folder"],
     ] {

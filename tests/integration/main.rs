@@ -27,6 +27,7 @@ mod pixart;
 mod pytorch;
 mod readme;
 mod recipes;
+mod refusals;
 mod replay;
 mod request;
 mod resume;

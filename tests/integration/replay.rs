@@ -6,7 +6,7 @@ use burn::tensor::TensorData;
 use pyrograph::metadata;
 
 use crate::command::TestCommand;
-use crate::util::{assert_same_pixels, assets, case_file, cases, text};
+use crate::util::{assert_same_pixels, assets, case_file, cases, copy_folder, fixtures, text};
 
 fn assert_same(a: &Path, b: &Path) {
     let pixels = |path: &Path| image::open(path).expect("a picture").into_rgb8();
@@ -92,6 +92,79 @@ fn noise_and_pictures_are_known_by_what_they_hold() {
     let given = ["--from-metadata", "k1.png", "--noise", "sub/other.safetensors"];
     let missing = again(&given).failed();
     assert!(missing.contains("`start.png`") && missing.contains("--init-image"), "{missing}");
+}
+
+/// Whatever it is, beside its old place.
+#[test]
+fn what_was_renamed_is_found_by_its_content() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let golden = cases("dit-pipeline").remove(0);
+    copy_folder(&golden, &path("model"));
+    copy_folder(&golden.join("vae"), &path("vae"));
+    let lora = fixtures().join("lora/kohya.safetensors");
+    std::fs::copy(lora, path("lora.safetensors")).expect("copied");
+    std::fs::copy(case_file("start.png"), path("start.png")).expect("copied");
+    std::fs::copy(case_file("old-grid.png"), path("mask.png")).expect("copied");
+    let options = ["-m", "model", "--vae", "vae", "--lora", "lora.safetensors:0.5", "-c", "1"];
+    made(folder.path(), &options)
+        .args(["-i", "start.png", "--mask", "mask.png", "--steps", "2", "-s", "5"])
+        .args(["-o", "a.png"])
+        .succeeded();
+    write_noise(&path("noise.safetensors"), 1, 0.7);
+    made(folder.path(), &["-c", "1", "--steps", "2", "--noise", "noise.safetensors"])
+        .args(["-o", "b.png"])
+        .succeeded();
+    for (from, to) in [
+        ("vae", "autoencoder"),
+        ("lora.safetensors", "style.safetensors"),
+        ("start.png", "first.png"),
+        ("mask.png", "hole.png"),
+        ("noise.safetensors", "grain.safetensors"),
+    ] {
+        std::fs::rename(path(from), path(to)).expect("renamed");
+        for name in ["a.png", "b.png"] {
+            let again = ["--from-metadata", name, "-o", "again.png"];
+            let said = made(folder.path(), &again).reported();
+            assert!(!said.contains("is not") && !said.contains(" was "), "{to}: {said}");
+            assert_same(&path(name), &path("again.png"));
+        }
+    }
+    // A missing one is named with its weight.
+    std::fs::remove_file(path("style.safetensors")).expect("removed");
+    let missing = made(folder.path(), &["--from-metadata", "a.png", "-o", "again.png"]).failed();
+    assert!(missing.contains("--lora lora.safetensors:0.5"), "{missing}");
+}
+
+/// A record of a later version is told, and what it has more is refused by name.
+#[test]
+fn records_of_other_versions_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    made(folder.path(), &["-c", "1", "--steps", "2", "-o", "a.png"]).succeeded();
+    let changed = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut texts = metadata::read(&path("a.png")).expect("texts");
+        let mut record = serde_json::from_str(&texts["pyrograph"]).expect("JSON");
+        change(&mut record);
+        texts.insert("pyrograph".into(), record.to_string());
+        let picture = image::open(path("a.png")).expect("a picture").into_rgb8();
+        let texts: Vec<(String, String)> = texts.into_iter().collect();
+        pyrograph::image::write_image(&path(name), &picture, &texts).expect("written");
+    };
+    let again = |name| made(folder.path(), &["--from-metadata", name, "-o", "again.png"]);
+    assert!(!again("a.png").reported().contains("version"));
+    changed("later.png", &|record| record["version"] = "9.8.7".into());
+    let said = again("later.png").reported();
+    assert!(said.contains("made by version 9.8.7, this is "), "{said}");
+    changed("more.png", &|record| {
+        record["version"] = "9.8.7".into();
+        record["upscaler"] = "x4".into();
+    });
+    let said = again("more.png").failed();
+    assert!(said.contains("unknown key `upscaler`") && said.contains("version 9.8.7"), "{said}");
+    changed("pair.png", &|record| record["settings"]["guidance"]["interval"] = [1].into());
+    let said = again("pair.png").failed();
+    assert!(said.contains("`interval` is [1], expected a list of 2"), "{said}");
 }
 
 /// No picture tells where its files lie.

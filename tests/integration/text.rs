@@ -268,7 +268,7 @@ fn faults_of_prompts_are_named() {
         (&[][..], "no prompt"),
         (&["--prompt-file", "gone.txt"], "gone.txt"),
         (&negative, "--negative-prompt has no effect"),
-        (&["a cat", "a dog", "-n", "1"], "2 prompts for 1 images"),
+        (&["a cat", "a dog", "-n", "1"], "2 prompts for 1 image: "),
         (&["a cat", "-W", "100", "--exact-size"], "16"),
         (&["a cat", "--max-tokens", "0"], "--max-tokens"),
     ] {

@@ -85,8 +85,11 @@ impl Manifest {
     }
 }
 
-/// The manifest of a folder, of this format and version.
-fn read_manifest(folder: &Path) -> Result<Manifest> {
+/// The manifest of a folder, of this format and version, whatever becomes of its parts.
+///
+/// # Errors
+/// No such file, broken JSON, another format or version.
+pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
     let manifest: Manifest = serde_json::from_slice(&read_at_most(&path, MAX_MANIFEST_BYTES)?)
         .map_err(|source| Error::Json { path, source })?;

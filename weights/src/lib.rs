@@ -49,7 +49,7 @@ mod tensor;
 mod tests;
 mod wrappers;
 
-pub use bundle::{Bundle, Manifest, Part, PartEntry, check_target, save_bundle};
+pub use bundle::{Bundle, Manifest, Part, PartEntry, check_target, read_manifest, save_bundle};
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, FloatDtype};
 pub use error::{Error, Mismatch, Result};

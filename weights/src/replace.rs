@@ -112,17 +112,24 @@ fn unfinished_file(folder: &Path) -> io::Result<NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     loop {
-        let file = builder.tempfile_in(folder)?;
+        let file = builder.tempfile_in(folder).map_err(plain)?;
         if is_mine(file.as_file(), file.path()) {
             return Ok(file);
         }
     }
 }
 
+/// What the system answered, without the temporary name, which nobody asked for.
+fn plain(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.source());
+    let code = inner.and_then(|inner| inner.downcast_ref::<io::Error>()?.raw_os_error());
+    code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
 /// A folder, and what holds its lock where folders can be opened.
 fn unfinished_folder(parent: &Path) -> io::Result<(TempDir, Option<File>)> {
     loop {
-        let folder = Builder::new().prefix(PREFIX).tempdir_in(parent)?;
+        let folder = Builder::new().prefix(PREFIX).tempdir_in(parent).map_err(plain)?;
         let Ok(opened) = File::open(folder.path()) else { return Ok((folder, None)) };
         if is_mine(&opened, folder.path()) {
             return Ok((folder, Some(opened)));

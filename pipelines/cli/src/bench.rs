@@ -17,11 +17,12 @@ use pyrograph::engine::train::{
     Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
 };
 use pyrograph::model::{self, Model};
+use pyrograph::train::TrainConfig;
 use pyrograph::weights::FloatDtype;
-use pyrograph::{ClassPipeline, Guidance, Request, WeightType};
+use pyrograph::{ClassPipeline, Guidance, Request, WeightType, memory};
 use serde_json::{Map, Value, json};
 
-use crate::common::{Common, whole};
+use crate::common::{Common, parse_steps, whole};
 
 #[derive(Args)]
 pub(crate) struct Bench {
@@ -41,7 +42,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 7, value_parser = whole(1, 1_000_000))]
     runs: usize,
     /// Sampling steps of a generation [default: the model's]
-    #[arg(long, value_parser = whole(1, 1_000_000))]
+    #[arg(long, value_parser = parse_steps)]
     steps: Option<usize>,
     /// Guidance scale of a generation [default: the model's]
     #[arg(long)]
@@ -89,7 +90,7 @@ pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
     let bench = Timer { args, device: &device, peak: peak(&device) };
     let needs_model = |what: &What| !matches!(what, What::Gemm | What::Train);
     let path = match args.what.iter().any(needs_model) {
-        true => model::find(&args.model)?,
+        true => common.find(&args.model)?,
         false => PathBuf::new(),
     };
     for what in &args.what {
@@ -165,6 +166,19 @@ impl Timer<'_> {
     }
 }
 
+/// Refuses a call on so many images that takes more memory than there is; on a GPU, its driver does.
+fn check_memory(bench: &Timer<'_>, [height, width]: [usize; 2], need: u64) -> anyhow::Result<()> {
+    let batch = bench.args.batch;
+    let what = match batch {
+        1 => format!("an image of {width}x{height} takes"),
+        batch => format!("{batch} images of {width}x{height} at once take"),
+    };
+    match is_host(bench.device) {
+        true => Ok(memory::check(what, need)?),
+        false => Ok(()),
+    }
+}
+
 /// Floating-point operations per second of an f32 product of 1024 x 1024 x 1024, the best of ten.
 fn peak(device: &Device) -> f64 {
     const SIDE: usize = 1024;
@@ -195,6 +209,7 @@ fn input(config: &DitConfig, batch: usize, device: &Device) -> Tensor<4> {
 
 fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     let (config, batch, device) = (net.config(), bench.args.batch, bench.device);
+    check_memory(bench, config.size, memory::network(config, batch, config.size))?;
     let x = input(config, batch, device);
     let time = Tensor::<1>::full([batch], 500.0, device);
     let told = Conditioning::classes(&vec![0; batch], device);
@@ -228,6 +243,8 @@ fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
 
 fn decode(bench: &Timer<'_>, model: Model) -> anyhow::Result<()> {
     let vae = model.vae.context("the model has no autoencoder")?;
+    let size = model.config.net.dit.size.map(|side| side * vae.config().factor());
+    check_memory(bench, size, memory::autoencoder(vae.config(), bench.args.batch, size))?;
     let latent = input(&model.config.net.dit, bench.args.batch, bench.device);
     bench.report("decode", None, || Ok(vae.decode(latent.clone())))
 }
@@ -241,6 +258,9 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     };
     let config = DitConfig { size: [side, side], ..shape };
     config.check()?;
+    let averages = Vec::new();
+    TrainConfig { batch: args.batch, micro_batches: 1, averages, ..TrainConfig::default() }
+        .check_memory(&config, bench.device)?;
     let device = bench.device.clone().autodiff();
     let settings = TrainerConfig {
         steps: 1000,

@@ -1,15 +1,19 @@
 //! What every command shares: its options and the device.
 
 use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use clap::Args;
 use pyrograph::device::{self, Notice, Opened};
-use pyrograph::{DeviceChoice, Error, Hooks};
+use pyrograph::{DeviceChoice, Error, Hooks, model};
 
 pub(crate) use crate::interrupt::interrupted;
 use crate::probe::probe;
 use crate::silence::Silence;
+
+/// Most timesteps that a model is trained on.
+const STEPS: usize = 100_000;
 
 /// Reads a whole number from `low` to `high`.
 pub(crate) fn whole(
@@ -23,6 +27,18 @@ pub(crate) fn whole(
             high => format!("expected {low} to {high}"),
         })
     }
+}
+
+/// Reads a number of sampling steps, the most of any model; that of the model is compared when it is open.
+pub(crate) fn parse_steps(text: &str) -> Result<usize, String> {
+    whole(1, STEPS)(text).map_err(|_| {
+        "expected 1 to 10000, or to the number of timesteps that the model was trained on".into()
+    })
+}
+
+/// A number of things, by the names of one and of several.
+pub(crate) fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 /// Options of every command.
@@ -61,6 +77,18 @@ impl Common {
             self.say(&format!("device: {opened}"));
         }
         Ok(OPENED.get_or_init(|| opened).clone())
+    }
+
+    /// The path of a model by its name or path. Says where a shipped one is unpacked that found no place for good.
+    pub(crate) fn find(&self, model: &Path) -> anyhow::Result<PathBuf> {
+        let found = model::find(model)?;
+        if !model.exists() && found.starts_with(std::env::temp_dir().join("pyrograph")) {
+            let (model, found) = (model.display(), found.display());
+            self.say(&format!(
+                "{model} is unpacked among the temporary files, {found}: no cache folder can be written, see HOME"
+            ));
+        }
+        Ok(found)
     }
 
     /// Keeps drivers quiet until it is dropped.

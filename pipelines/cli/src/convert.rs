@@ -34,7 +34,7 @@ pub(crate) struct Convert {
 }
 
 pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
-    let input = model::find(&args.input)?;
+    let input = common.find(&args.input)?;
     model::check_save(&args.output, args.overwrite)?;
     let recognised =
         model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;

@@ -180,12 +180,12 @@ pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Record(Record { model, output, recording, worker })) => {
             check_writable(output).map_err(Error::from)?;
-            let pipeline = teacher(&model::find(model)?, common)?;
+            let pipeline = teacher(&common.find(model)?, common)?;
             let spec = recording.spec(&pipeline, None)?;
             record(&Recorder::new(output, &pipeline, spec, *worker)?, output, common)
         }
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
-            let started = Started::new(model.as_deref(), output.as_deref(), student, run)?;
+            let started = Started::new(model.as_deref(), output.as_deref(), student, run, common)?;
             let Started { output, mut config, stored, .. } = started;
             if let Some(trajectories) = trajectories {
                 config.trajectories = Some(trajectories.clone());
@@ -196,7 +196,7 @@ pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
             train(folder, config, common)
         }
         Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
-            compare(&model::find(model)?, trajectories, *batch_size, common)
+            compare(&common.find(model)?, trajectories, *batch_size, common)
         }
         None => both(args, common),
     }
@@ -217,12 +217,13 @@ impl Started {
         output: Option<&Path>,
         student: &StudentArgs,
         run: &RunArgs,
+        common: &Common,
     ) -> anyhow::Result<Self> {
         let output = run.folder(output)?.context("no folder of the run: name one with --output")?;
         let stored = run.stored(&output)?;
         let teacher = stored.as_ref().and_then(|stored| stored.init.as_deref());
         let model = model.or(teacher).context("no teacher: name one with --model")?;
-        let model = model::find(model)?;
+        let model = common.find(model)?;
         let base = match &stored {
             Some(stored) => TrainConfig { init: Some(model.clone()), ..stored.clone() },
             None => TrainConfig::distilling(model.clone())?,
@@ -235,7 +236,7 @@ impl Started {
 /// Records and trains in one folder.
 fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
     let (model, output) = (args.model.as_deref(), args.output.as_deref());
-    let started = Started::new(model, output, &args.student, &args.run)?;
+    let started = Started::new(model, output, &args.student, &args.run, common)?;
     let Started { model, output, mut config, stored } = started;
     config.check_paths()?;
     let resume = args.run.is_resumed();
@@ -250,7 +251,7 @@ fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
     };
     let spec = args.recording.spec(&pipeline, recorded)?;
     Recorder::check(&trajectories, &pipeline, &spec)?;
-    check_student(&config, &spec)?;
+    check_student(&config, &spec, &common.open()?.device)?;
     let folder = RunFolder::open(&output, resume)?;
     let recorder = Recorder::new(&trajectories, &pipeline, spec, [0, 1])?;
     if stored.is_none() {

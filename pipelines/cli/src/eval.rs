@@ -14,10 +14,10 @@ use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
 use pyrograph::image::{check_output_path, contact_sheet, write_image};
 use pyrograph::pipeline::Compute;
-use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType, model};
+use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType};
 use serde_json::json;
 
-use crate::common::{Common, interrupted, whole};
+use crate::common::{Common, interrupted, parse_steps, whole};
 
 /// Weights of the shipped feature network.
 const FEATURES: &str = "efficientnet-lite0/efficientnet_lite0.safetensors";
@@ -85,8 +85,8 @@ impl Judging {
         Ok(())
     }
 
-    pub(crate) fn open(&self, device: &Device) -> anyhow::Result<FeatureNet> {
-        Ok(FeatureNet::open(&model::find(&self.features)?, device)?)
+    pub(crate) fn open(&self, device: &Device, common: &Common) -> anyhow::Result<FeatureNet> {
+        Ok(FeatureNet::open(&common.find(&self.features)?, device)?)
     }
 
     /// The images of a folder.
@@ -146,7 +146,7 @@ impl Judged {
 #[derive(Args)]
 struct Making {
     /// Sampling steps [default: the model's]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_steps)]
     steps: Option<usize>,
     /// Guidance scale [default: the model's]
     #[arg(long)]
@@ -168,7 +168,7 @@ pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
     args.images.as_deref().map_or(Ok(()), check_folder)?;
     args.pairs.as_deref().map_or(Ok(()), check_output_path)?;
     let opened = common.open()?;
-    let net = args.judging.open(&opened.device)?;
+    let net = args.judging.open(&opened.device, common)?;
     let judged = args.judged(&opened)?;
     let size = args.size(&judged)?;
     let (reference, real) = args.judging.reference(&net, size, common)?;
@@ -237,7 +237,9 @@ impl Eval {
             (Some(model), _) => {
                 let pipeline = self.making.judged.open(model, opened)?;
                 let request = self.making.request(&pipeline)?;
-                pipeline.resolve(&Request { prompts: vec![0], ..request.clone() })?;
+                let batch = self.making.judged.batch();
+                let prompts = vec![0; batch.min(self.count.unwrap_or(batch))];
+                pipeline.resolve(&Request { prompts, ..request.clone() })?;
                 Ok(Images::Of(Box::new(pipeline), Box::new(request)))
             }
             (None, Some(folder)) => Ok(Images::In(folder)),

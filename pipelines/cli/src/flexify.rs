@@ -103,7 +103,7 @@ impl Flexify {
 }
 
 pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
-    let input = model::find(&args.input)?;
+    let input = common.find(&args.input)?;
     model::check_save(&args.output, args.overwrite)?;
     let recognised =
         model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;

@@ -19,20 +19,16 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         }
         Error::NoAutoencoder { .. } => "name one with --vae",
         Error::Autoencoder { .. } => "name another with --vae",
-        Error::Unreadable { .. } => "leave them out with --skip-damaged",
+        Error::Unreadable { all: false, .. } => "leave them out with --skip-damaged",
         Error::NotFoundAgain { what, .. } => match *what {
             "the model" => "name it with --model",
             "the guide model" => "name it with --guide-model",
             "the autoencoder" => "name it with --vae",
             "the text encoder" => "name it with --text-encoder",
-            "the adapter" => "name all with --lora",
             "the start picture" => "give it again with --init-image",
             "the mask" => "give it again with --mask",
             _ => "give it again with --noise",
         },
-        Error::TooMuch { .. } => {
-            "make fewer or smaller images at once, see --batch-size, -W and -H"
-        }
         Error::Task { found: "texts", .. } if matches!(command, Command::Generate { .. }) => {
             "use `pyrograph generate text`"
         }
@@ -40,6 +36,16 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         Error::OtherTask { expected: "classes", .. } => "use `pyrograph generate text`",
         Error::OtherTask { .. } => "use `pyrograph generate class`",
         Error::NoTextEncoder => "name one with --text-encoder",
+        Error::TooMuch { .. } => match command {
+            Command::Train(_) => "see --batch, and --set model.size=[H,W]",
+            Command::Distill(_) => "see --batch and --batch-size",
+            Command::Eval(_) => "see --batch-size and --size",
+            Command::Bench(_) => "see --batch",
+            Command::Generate(_) => {
+                "make fewer or smaller images at once, see --batch-size, -W and -H"
+            }
+            _ => return None,
+        },
         Error::OnePatchSize { .. } => "see `pyrograph flexify`",
         Error::NoTrajectories { .. } => "record with `pyrograph distill record`",
         Error::RunExists { .. } => "continue it with --resume, or choose another --output",

@@ -19,7 +19,7 @@ pub(crate) struct Inspect {
 }
 
 pub(crate) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
-    let path = model::find(&args.path)?;
+    let path = common.find(&args.path)?;
     match model::recognise(&path) {
         Ok(model) => {
             show(&path, &model, args.tensors, common.json)?;

@@ -22,7 +22,7 @@ const SIGNALS: &[i32] = &[
 ];
 
 /// How long the work may go on after the first signal.
-const GRACE: Duration = Duration::from_millis(1500);
+const GRACE: Duration = Duration::from_millis(1000);
 /// How often it is seen whether there was one.
 const GLANCE: Duration = Duration::from_millis(50);
 

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
     };
     model::check_save(&args.output, args.overwrite)?;
     let models = args.models.iter().zip(shares);
-    let models = models.map(|(model, share)| Ok((model::find(model)?, share)));
+    let models = models.map(|(model, share)| Ok((common.find(model)?, share)));
     let model = merge(&models.collect::<anyhow::Result<Vec<_>>>()?, &Device::flex())?;
     model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));

@@ -14,7 +14,7 @@ use pyrograph::plot::{Series, scatter};
 use pyrograph::weights::{folder_of, sha256_of, write_whole};
 use pyrograph::{ClassPipeline, Guidance, Request};
 
-use crate::common::{Common, whole};
+use crate::common::{Common, parse_steps, whole};
 use crate::eval::{Judged, Judging, MOST_IMAGES, make};
 use crate::patches::parse_share;
 
@@ -41,7 +41,7 @@ pub(crate) struct Sweep {
     #[arg(long, value_delimiter = ';', default_value = "100%")]
     schedules: Vec<String>,
     /// Sampling steps, separated by commas [default: the model's]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = parse_steps)]
     steps: Vec<usize>,
     /// Guidance scales, separated by commas [default: the model's]
     #[arg(long, value_delimiter = ',')]
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Sweep, common: &Common) -> anyhow::Result<()> {
     let plot = args.plot.clone().unwrap_or_else(|| args.output.with_extension("png"));
     check_output_path(&plot)?;
     let opened = common.open()?;
-    let net = args.judging.open(&opened.device)?;
+    let net = args.judging.open(&opened.device, common)?;
     let pipeline = args.judged.open(&args.model, &opened)?;
     let points = points(args, &pipeline)?;
     let mut table = read(&args.output)?;
@@ -181,7 +181,8 @@ fn points(args: &Sweep, pipeline: &ClassPipeline) -> anyhow::Result<Vec<(String,
                         Ok(share) => Some(PatchPlan::for_compute(net, net.size, share, steps)?),
                         Err(_) => Some(PatchPlan::parse(schedule, steps)?),
                     };
-                    pipeline.resolve(&Request { prompts: vec![0], ..request.clone() })?;
+                    let prompts = vec![0; args.judged.batch().min(args.count)];
+                    pipeline.resolve(&Request { prompts, ..request.clone() })?;
                     let key = [
                         name.clone(),
                         weights.to_owned(),

@@ -7,15 +7,17 @@ use anyhow::{Context, bail};
 use burn::tensor::Device;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
+use pyrograph::Error;
 use pyrograph::data::{Dataset, Reading};
 use pyrograph::engine::train::Decay;
 use pyrograph::text::read_text;
-use pyrograph::train::{Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, reconstruct};
+use pyrograph::train::{
+    Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, check_model, reconstruct,
+};
 use pyrograph::weights::{FloatDtype, check_target};
-use pyrograph::{Error, model};
 
 use crate::bench::peak_memory;
-use crate::common::{Common, interrupted, whole};
+use crate::common::{Common, counted, interrupted, whole};
 use crate::interrupt::hold;
 
 /// Largest number of a setting.
@@ -246,12 +248,16 @@ pub(crate) struct Class {
 
 impl Class {
     /// The settings of the run: of one that goes on, those that it has `stored`.
-    fn settings(&self, stored: Option<&TrainConfig>) -> anyhow::Result<TrainConfig> {
+    fn settings(
+        &self,
+        stored: Option<&TrainConfig>,
+        common: &Common,
+    ) -> anyhow::Result<TrainConfig> {
         let data = self.data.as_ref().map(|data| path_setting("data", data)).transpose()?;
         let settle = |base: &TrainConfig| self.run.settle(base, data.clone());
         let mut config = settle(stored.unwrap_or(&TrainConfig::default()))?;
         let init = self.init.clone().or(config.init.take());
-        config.init = init.map(|model| model::find(&model)).transpose()?;
+        config.init = init.map(|model| common.find(&model)).transpose()?;
         if stored.is_some() {
             return Ok(config);
         }
@@ -278,14 +284,16 @@ pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
     let output = args.run.folder(args.output.as_deref())?;
     let output = output.unwrap_or_else(|| "runs/class".into());
     let stored = args.run.stored(&output)?;
-    let config = args.settings(stored.as_ref())?;
+    let config = args.settings(stored.as_ref(), common)?;
     let data = config.data.clone().context("no folder of images: name one with --data")?;
     config.check_paths()?;
     let resume = args.run.is_resumed();
     RunFolder::check(&output, resume)?;
     let opened = common.open()?;
+    check_model(&config, &opened.device)?;
     let data = read(&data, config.reading(), common)?;
-    common.say(&format!("{} images in {} classes", data.len(), data.classes().len()));
+    let images = counted(data.len(), "image", "images");
+    common.say(&format!("{images} in {}", counted(data.classes().len(), "class", "classes")));
     warn_of_decay(stored.as_ref(), &config, common);
     let folder = RunFolder::open(&output, resume)?;
     let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;

@@ -29,7 +29,7 @@ pub struct Reading<'a> {
     pub size: [usize; 2],
     /// What transparent pixels are laid on.
     pub background: Background,
-    /// Leaves damaged images out instead of refusing the folder.
+    /// Leaves damaged images out, and those in a folder whose name is not UTF-8, instead of refusing the folder.
     pub skip_damaged: bool,
     /// Hears of every file.
     pub observe: Option<&'a Observe<'a>>,
@@ -74,14 +74,15 @@ impl Dataset {
         if background.0.is_empty() {
             return Err(fault("no background colour".into()));
         }
-        let Listing { files, mut skipped } = files::labelled(folder)?;
+        let Listing { files, mut skipped } = files::labelled(folder, skip_damaged)?;
         check_spelling(&files).map_err(&fault)?;
         let (paths, names): (Vec<PathBuf>, Vec<String>) = files.into_iter().unzip();
         let observe = observe.unwrap_or(&|| ControlFlow::Continue(()));
         let (pixels, faults) = Pixels::read(&paths, size, background, observe)?;
         let all = faults.len() == paths.len();
         if !faults.is_empty() && (all || !skip_damaged) {
-            return Err(unreadable(folder, &paths, faults));
+            let files: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            return Err(unreadable(folder, &files, faults));
         }
         let damaged: HashSet<usize> = faults.iter().map(|(index, _)| *index).collect();
         faults.iter().for_each(|(index, _)| skipped.add(Skip::Damaged, folder, &paths[*index]));
@@ -129,6 +130,11 @@ impl Dataset {
         let open = |encoder| Latents::open(folder, &self.pixels, encoder, flip, device);
         let latents = encoder.map(open).transpose()?;
         Ok(Self { flip, augment, latents, ..self })
+    }
+
+    /// `[height, width]` of the images.
+    pub fn size(&self) -> [usize; 2] {
+        self.pixels.size()
     }
 
     /// Number of images.
@@ -210,16 +216,17 @@ impl Dataset {
 }
 
 /// What is wrong with some images of a folder, by their numbers.
-fn unreadable(folder: &Path, paths: &[PathBuf], faults: Vec<(usize, Error)>) -> Error {
+pub(super) fn unreadable(folder: &Path, paths: &[&Path], faults: Vec<(usize, Error)>) -> Error {
+    let all = faults.len() == paths.len();
     let described = faults.into_iter().map(|(index, error)| {
         let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         // The path is said once.
         let before = format!("{}: ", paths[index].display());
         let reason = text.strip_prefix(&before).unwrap_or(&text).to_owned();
-        let path = paths[index].strip_prefix(folder).unwrap_or(&paths[index]);
+        let path = paths[index].strip_prefix(folder).unwrap_or(paths[index]);
         (path.to_owned(), reason)
     });
-    Error::Unreadable { path: folder.to_owned(), faults: described.collect() }
+    Error::Unreadable { path: folder.to_owned(), faults: described.collect(), all }
 }
 
 /// Refuses one class under two spellings in Unicode, which look alike.

@@ -36,16 +36,17 @@ pub(super) struct Listing {
     pub(super) skipped: Skipped,
 }
 
-/// The pictures of a folder with their classes: those that its list names, or those of its sub-folders.
+/// The pictures of a folder with their classes: those that its list names, or those of its sub-folders. With
+/// `skip_damaged`, those in a folder whose name is not UTF-8 are left out.
 ///
 /// # Errors
 /// A folder without pictures or with two lists, a list that is broken, names that are not UTF-8, and a folder of
 /// the parts of a data set.
-pub(super) fn labelled(folder: &Path) -> Result<Listing> {
+pub(super) fn labelled(folder: &Path, skip_damaged: bool) -> Result<Listing> {
     let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
     let lists: Vec<&str> = LISTS.into_iter().filter(|name| folder.join(name).is_file()).collect();
     let listing = match lists.as_slice() {
-        [] => by_folder(folder)?,
+        [] => by_folder(folder, skip_damaged)?,
         [name] => listed(folder, name)?,
         [first, second, ..] => return Err(fault(format!("two lists, {first} and {second}"))),
     };
@@ -55,13 +56,17 @@ pub(super) fn labelled(folder: &Path) -> Result<Listing> {
     }
 }
 
-fn by_folder(root: &Path) -> Result<Listing> {
+fn by_folder(root: &Path, skip_damaged: bool) -> Result<Listing> {
     let Listing { mut files, mut skipped } = Listing::default();
     let Entries { folders, pictures: loose } = entries(root, root, &mut skipped)?;
     for folder in folders {
         let found = pictures(&folder, root, &mut skipped)?;
         if found.is_empty() {
             skipped.add(Skip::Empty, root, &folder);
+            continue;
+        }
+        if skip_damaged && folder.file_name().is_some_and(|name| name.to_str().is_none()) {
+            found.iter().for_each(|path| skipped.add(Skip::Unnamed, root, path));
             continue;
         }
         let class = class_name(&folder)?;

@@ -19,20 +19,21 @@ pub use pixels::{Background, Observe};
 use std::path::Path;
 
 use crate::decode;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// `[height, width]` of the first image of a folder that can be read.
 ///
 /// # Errors
-/// A folder without images; if none can be read, what is wrong with the first.
+/// A folder without images; if none can be read, what is wrong with each.
 pub fn first_size(folder: &Path) -> Result<[usize; 2]> {
-    let files = files::labelled(folder)?.files;
-    let mut fault = None;
-    for (path, _) in &files {
+    let files = files::labelled(folder, true)?.files;
+    let paths: Vec<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
+    let mut faults = Vec::new();
+    for (index, path) in paths.iter().enumerate() {
         match decode::size(path) {
             Ok(size) => return Ok(size),
-            Err(error) => fault = fault.or(Some(error)),
+            Err(error) => faults.push((index, error)),
         }
     }
-    Err(fault.unwrap_or(Error::Dataset { path: folder.to_owned(), reason: "no images".into() }))
+    Err(dataset::unreadable(folder, &paths, faults))
 }

@@ -27,6 +27,8 @@ pub enum Skip {
     Again,
     /// Folders of classes without pictures.
     Empty,
+    /// Pictures in a folder whose name is not UTF-8.
+    Unnamed,
     /// Pictures that cannot be decoded.
     Damaged,
 }
@@ -53,6 +55,10 @@ impl Skip {
             }
             Self::Again => ["link to a folder read already", "links to folders read already"],
             Self::Empty => ["class folder without pictures", "class folders without pictures"],
+            Self::Unnamed => [
+                "picture in a folder whose name is not UTF-8",
+                "pictures in folders whose names are not UTF-8",
+            ],
             Self::Damaged => ["damaged picture", "damaged pictures"],
         }
     }

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::Place;
 use crate::decode::decode;
+use crate::error::words::counted;
 use crate::error::{Error, Result};
 use crate::image::{Drawn, fit, to_tensor};
+use crate::memory;
 
 /// Longest side of an image, in pixels.
 const SIDE_LIMIT: usize = 16_384;
@@ -63,7 +65,7 @@ impl Pixels {
     /// these come back with their numbers in rising order.
     ///
     /// # Errors
-    /// [`Error::Size`] and [`Error::Memory`] before any file is read; [`Error::Cancelled`] if `observe`, which
+    /// [`Error::Size`], [`Error::TooMuch`] and [`Error::Memory`] before any file is read; [`Error::Cancelled`] if `observe`, which
     /// hears of every file, breaks.
     pub(super) fn read(
         files: &[PathBuf],
@@ -76,10 +78,13 @@ impl Pixels {
         }
         let [height, width] = size;
         let length = 4 * height * width;
-        let mut rgba = zeros(files.len(), length).ok_or_else(|| Error::Memory {
-            what: format!("{} images of {width}x{height}", files.len()),
-            need: (files.len() as u64).saturating_mul(length as u64),
-        })?;
+        let (what, need) = (
+            format!("{} of {width}x{height}", counted(files.len(), "image")),
+            (files.len() as u64).saturating_mul(length as u64),
+        );
+        let verb = if files.len() == 1 { "takes" } else { "take" };
+        memory::check(format!("{what} {verb}"), need)?;
+        let mut rgba = zeros(files.len(), length).ok_or(Error::Memory { what, need })?;
         let stopped = AtomicBool::new(false);
         let read = |(path, into): (&PathBuf, &mut [u8])| {
             if stopped.load(Ordering::Relaxed) {
@@ -113,6 +118,11 @@ impl Pixels {
         let faults = faults.into_iter().enumerate();
         let faults = faults.filter_map(|(index, fault)| Some((index, fault?))).collect();
         Ok((Self { size, rgba, background }, faults))
+    }
+
+    /// `[height, width]` of each.
+    pub(super) fn size(&self) -> [usize; 2] {
+        self.size
     }
 
     /// Number of images.

@@ -10,6 +10,11 @@ use crate::metadata::Used;
 /// Files listed in a message.
 const LISTED: usize = 10;
 
+/// A number of things, by the name of one.
+pub(crate) fn counted(count: usize, name: &str) -> String {
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
+}
+
 /// What is wrong with some files, one a line where they are several.
 pub(super) fn unreadable(faults: &[(PathBuf, String)]) -> String {
     let lines = faults.iter().take(LISTED).map(|(path, fault)| {
@@ -20,9 +25,8 @@ pub(super) fn unreadable(faults: &[(PathBuf, String)]) -> String {
         0 => String::new(),
         further => format!("\n  and {further} more"),
     };
-    let pictures = if faults.len() == 1 { "picture" } else { "pictures" };
     let lines: String = lines.collect();
-    format!("{} {pictures} cannot be read:{lines}{further}", faults.len())
+    format!("{} cannot be read:{lines}{further}", counted(faults.len(), "picture"))
 }
 
 /// Names that may have been meant.

@@ -27,6 +27,8 @@ use crate::task::Task;
 
 /// Keyword of a [`Record`] in a picture.
 const KEY: &str = "pyrograph";
+/// Of this library, as records name it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A file or folder that images are made from: its name, without folders, and what it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,19 +121,6 @@ pub enum Asked {
 }
 
 impl Asked {
-    /// Number of prompts.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Classes(classes) => classes.len(),
-            Self::Texts(texts) => texts.len(),
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// What they are, for people.
     fn kind(&self) -> &'static str {
         match self {
@@ -140,19 +129,8 @@ impl Asked {
         }
     }
 
-    /// Some of them.
-    ///
-    /// # Panics
-    /// For a range beyond them.
-    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
-        match self {
-            Self::Classes(classes) => Self::Classes(classes[range].to_vec()),
-            Self::Texts(texts) => Self::Texts(texts[range].to_vec()),
-        }
-    }
-
     /// Each as people call it.
-    pub fn names(&self, labels: &Labels) -> Vec<String> {
+    fn names(&self, labels: &Labels) -> Vec<String> {
         match self {
             Self::Classes(classes) => classes.iter().map(|&class| labels.name(class)).collect(),
             Self::Texts(texts) => texts.clone(),
@@ -160,8 +138,10 @@ impl Asked {
     }
 }
 
-/// What determines a generation, as its pictures keep it.
+/// What determines a generation, as its pictures keep it. A key that is none of these, as a later version may have, is an
+/// error: the picture would not be the same without.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Record {
     /// Of this library.
     pub version: String,
@@ -169,9 +149,12 @@ pub struct Record {
     pub model: String,
     /// Fingerprint of its weights.
     pub weights: String,
-    /// One prompt per image.
-    #[serde(flatten)]
-    pub asked: Asked,
+    /// One per image, of a model of classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<usize>,
+    /// One per image, of a model of texts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
     /// What guidance went away from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative: Option<Asked>,
@@ -249,6 +232,15 @@ impl AdapterRecord {
     }
 }
 
+/// The version that wrote a record, whatever else is in it.
+fn written_by(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Written {
+        version: String,
+    }
+    serde_json::from_str::<Written>(text).ok().map(|written| written.version)
+}
+
 impl Record {
     /// Of a request to a pipeline.
     ///
@@ -257,15 +249,20 @@ impl Record {
     pub fn of<T: Task>(pipeline: &Pipeline<T>, request: &Request<T::Prompt>) -> Result<Self> {
         let origin = pipeline.origin();
         let settings = pipeline.resolve(request)?;
+        let (classes, texts) = match T::asked(request.prompts.clone()) {
+            Asked::Classes(classes) => (classes, Vec::new()),
+            Asked::Texts(texts) => (Vec::new(), texts),
+        };
         let picture = request.picture.as_ref().map(|start| {
             let picture = Used::picture(&start.picture)?;
             Ok::<_, Error>(StartRecord { picture, strength: start.strength })
         });
         Ok(Self {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: VERSION.into(),
             model: origin.name.clone(),
             weights: origin.weights.clone(),
-            asked: T::asked(request.prompts.clone()),
+            classes,
+            texts,
             negative: request.negative.clone().map(|negative| T::asked(vec![negative])),
             device: origin.device.clone(),
             dtype: origin.dtype,
@@ -290,10 +287,22 @@ impl Record {
         let texts = read(path)?;
         let missing = || Error::NoRecord { path: path.to_owned() };
         let text = texts.get(KEY).ok_or_else(missing)?;
-        let record: Self = serde_json::from_str(text)
-            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        match record.asked.is_empty() {
-            true => Err(missing()),
+        let record: Self = serde_json::from_str(text).map_err(|source| {
+            let (error, version) = (Error::json(path, text, source), written_by(text));
+            match (error, version.filter(|version| version != VERSION)) {
+                (Error::Value { path, reason }, Some(version)) => {
+                    let reason =
+                        format!("{reason}; it was written by version {version}, this is {VERSION}");
+                    Error::Value { path, reason }
+                }
+                (error, _) => error,
+            }
+        })?;
+        match record.is_empty() {
+            true => {
+                let reason = "`classes` is [], expected one for each image".into();
+                Err(Error::Value { path: path.to_owned(), reason })
+            }
             false => Ok(record),
         }
     }
@@ -314,8 +323,39 @@ impl Record {
         let negative = self.negative.as_ref().map(prompts).transpose()?;
         Ok(Request {
             negative: negative.and_then(|negative| negative.into_iter().next()),
-            ..Request::with(prompts(&self.asked)?, &self.settings)
+            ..Request::with(prompts(&self.asked())?, &self.settings)
         })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.classes.len().max(self.texts.len())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The prompts of all images.
+    fn asked(&self) -> Asked {
+        match self.texts.is_empty() {
+            true => Asked::Classes(self.classes.clone()),
+            false => Asked::Texts(self.texts.clone()),
+        }
+    }
+
+    /// What each image shows, as people call it.
+    pub fn names(&self, labels: &Labels) -> Vec<String> {
+        self.asked().names(labels)
+    }
+
+    /// That of the first images.
+    pub fn first(&self, images: usize) -> Self {
+        let mut own = self.clone();
+        own.classes.truncate(images);
+        own.texts.truncate(images);
+        own
     }
 
     /// That of one of the images alone.
@@ -323,7 +363,12 @@ impl Record {
     /// # Panics
     /// If there is no image of this index.
     pub fn image(&self, index: usize) -> Self {
-        let mut own = Self { asked: self.asked.part(index..index + 1), ..self.clone() };
+        assert!(index < self.len(), "image {index} of {}", self.len());
+        let mut own = Self {
+            classes: self.classes.get(index).copied().into_iter().collect(),
+            texts: self.texts.get(index).cloned().into_iter().collect(),
+            ..self.clone()
+        };
         own.settings.seed = own.settings.seed.wrapping_add(index as u64);
         if let Some(noise) = &mut own.noise {
             noise.first = noise.first.saturating_add(index);
@@ -338,7 +383,7 @@ impl Record {
     pub fn texts(&self, labels: &Labels, size: [u32; 2]) -> Result<Vec<(String, String)>> {
         let negative = self.negative.as_ref().map(|negative| negative.names(labels).join(", "));
         let parameters = Parameters {
-            prompt: self.asked.names(labels).join(", "),
+            prompt: self.names(labels).join(", "),
             negative,
             steps: self.settings.steps,
             sampler: self.settings.sampler.to_string(),

@@ -50,7 +50,7 @@ fn records_stay_readable() {
     assert_eq!((picture.picture.file.as_deref(), picture.strength), (Some("a.png"), None));
     assert_eq!(record.vae.as_ref().and_then(|vae| vae.file.as_deref()), Some("/models/vae"));
     let own = record.image(1);
-    assert_eq!((own.asked.clone(), own.settings.seed), (Asked::Classes(vec![6]), 4));
+    assert_eq!((own.asked(), own.settings.seed), (Asked::Classes(vec![6]), 4));
     let again: serde_json::Value =
         serde_json::from_str(&own.texts(&Labels::default(), [8, 8]).expect("texts")[1].1)
             .expect("JSON");

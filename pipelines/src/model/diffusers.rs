@@ -55,20 +55,25 @@ fn yes() -> bool {
 
 /// Steps where the user says nothing; diffusers' own default for this pipeline.
 const STEPS: usize = 50;
+/// Most tokens of a text of PixArt-α.
+const ALPHA_TOKENS: usize = 120;
+/// Most tokens of a text of PixArt-Σ.
+const SIGMA_TOKENS: usize = 300;
 /// Most classes with a name.
 const MAX_LABELS: usize = 1 << 20;
 /// Guidance where the user says nothing; diffusers' own default for this pipeline.
 const CFG_SCALE: f64 = 4.0;
 
-/// What a pipeline is made of, beside its autoencoder and its scheduler.
+/// What the configuration of a network says.
 pub(super) struct Network {
     pub(super) net: DitConfig,
-    pub(super) source: Source,
     pub(super) labels: Labels,
+    /// How it reads texts, if it does, but for the encoder.
     pub(super) input: Option<TextInput>,
-    pub(super) text: Option<TextSource>,
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
+    /// Its weights, and what they tell of it.
+    pub(super) weights: fn(DitConfig, Checkpoint) -> Result<(DitConfig, Source)>,
 }
 
 /// The pipeline in a folder, with what it has of the parts that are not elsewhere.
@@ -77,21 +82,32 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let network = match class.as_str() {
         "DiTPipeline" => dit(folder, id2label)?,
-        "PixArtAlphaPipeline" => pixart::network(folder, 120, elsewhere)?,
-        "PixArtSigmaPipeline" => pixart::network(folder, 300, elsewhere)?,
+        "PixArtAlphaPipeline" => pixart::network(folder, ALPHA_TOKENS)?,
+        "PixArtSigmaPipeline" => pixart::network(folder, SIGMA_TOKENS)?,
         _ => {
             let expected = "`DiTPipeline`, `PixArtAlphaPipeline` or `PixArtSigmaPipeline`";
             return Err(fault(format!("pipeline `{class}`, expected {expected}")));
         }
     };
-    let Network { net, source, labels, input, text, steps, cfg_scale } = network;
-    let vae = Some(folder.join("vae")).filter(|vae| elsewhere.vae.is_none() && vae.exists());
-    let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
+    let Network { net, labels, mut input, steps, cfg_scale, weights } = network;
+    // Numbers before the weights, which need not be there for them to be wrong.
+    net.check().map_err(|error| fault(error.to_string()))?;
     let Scheduler { process, sampler, spacing, notices } = scheduler::read(
         read_json(folder.join("scheduler/scheduler_config.json"))?,
         net.learned_variance,
     )
     .map_err(|found| fault(found.to_string()))?;
+    process.check().map_err(|error| fault(error.to_string()))?;
+    let vae = Some(folder.join("vae")).filter(|vae| elsewhere.vae.is_none() && vae.exists());
+    let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
+    let (net, source) =
+        weights(net, Checkpoint::open(weights_file(&folder.join("transformer"))?)?)?;
+    let mut text = None;
+    if let Some(input) = input.as_mut().filter(|_| elsewhere.text_encoder.is_none()) {
+        let own = TextSource::recognise(folder)?;
+        input.encoder = Some(own.encoder.config.clone());
+        text = Some(own);
+    }
     let config = ModelConfig {
         net: net.into(),
         process,
@@ -132,16 +148,17 @@ fn dit(folder: &Path, names: BTreeMap<usize, String>) -> Result<Network> {
             "attention_bias is {bias} and norm_elementwise_affine {affine}, expected true and false"
         )));
     }
-    let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer"))?)?;
-    let per_block = convert::embedder_per_block(&checkpoint)?;
     Ok(Network {
-        net: DitConfig { embedder_per_block: per_block, ..net(&transformer) },
-        source: Source::new(checkpoint, convert::dit_diffusers(per_block)),
+        net: net(&transformer),
         labels: labels(names, transformer.num_embeds_ada_norm),
         input: None,
-        text: None,
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        weights: |net, checkpoint| {
+            let per_block = convert::embedder_per_block(&checkpoint)?;
+            let net = DitConfig { embedder_per_block: per_block, ..net };
+            Ok((net, Source::new(checkpoint, convert::dit_diffusers(per_block))))
+        },
     })
 }
 

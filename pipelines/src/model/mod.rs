@@ -31,7 +31,7 @@ use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{DitConfig, Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
-    save_bundle,
+    read_manifest, save_bundle,
 };
 use serde::{Deserialize, Serialize};
 
@@ -193,15 +193,20 @@ fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
 
 /// Checks the numbers of a description, also against the weights: a few bytes can ask for any network.
 fn check(path: &Path, recognised: &Recognised) -> Result<()> {
+    check_numbers(path, &recognised.config)?;
+    check_trunk(path, &recognised.config.net.dit, &recognised.net.checkpoint)
+}
+
+/// Checks the numbers of a description.
+fn check_numbers(path: &Path, config: &ModelConfig) -> Result<()> {
     let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-    let ModelConfig { net, process, .. } = &recognised.config;
+    let ModelConfig { net, process, vae, .. } = config;
     net.check().map_err(|error| fault(error.to_string()))?;
     denoisers::check(process, &net.dit).map_err(|error| fault(error.to_string()))?;
-    if let Some(vae) = &recognised.config.vae {
+    if let Some(vae) = vae {
         vae.check().map_err(|error| fault(error.to_string()))?;
     }
-    check_text(&recognised.config).map_err(fault)?;
-    check_trunk(path, &net.dit, &recognised.net.checkpoint)
+    check_text(config).map_err(fault)
 }
 
 /// Checks that a text encoder is of the width that the network reads.
@@ -239,17 +244,33 @@ fn check_trunk(path: &Path, net: &DitConfig, stored: &Checkpoint) -> Result<()> 
     }
 }
 
+/// The part of a `model.json` that describes a model.
+#[derive(Deserialize)]
+struct Described {
+    config: ModelConfig,
+}
+
 fn native(path: &Path) -> Result<Recognised> {
-    let bundle = Bundle::open(path)?;
-    let manifest = bundle.manifest();
+    let manifest = read_manifest(path)?;
     if manifest.family != FAMILY {
         return Err(Error::NotAModel {
             path: path.to_owned(),
             reason: format!("family `{}`, expected `{FAMILY}`", manifest.family),
         });
     }
-    let config: ModelConfig = serde_json::from_value(manifest.config.clone())
-        .map_err(|source| Error::Json { path: path.join("model.json"), source })?;
+    let config: ModelConfig =
+        serde_json::from_value(manifest.config.clone()).or_else(|source| {
+            // Where in the file it is, only its text tells.
+            let path = path.join("model.json");
+            let again = read_json::<Described>(path.clone()).map(|described| described.config);
+            again.map_err(|error| match error {
+                Error::Value { .. } => error,
+                _ => Error::Json { path, source },
+            })
+        })?;
+    // Numbers before the weights, which need not be there for them to be wrong.
+    check_numbers(path, &config)?;
+    let bundle = Bundle::open(path)?;
     Ok(Recognised {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
@@ -263,6 +284,11 @@ fn native(path: &Path) -> Result<Recognised> {
 /// Fingerprint of a model's network.
 pub(crate) fn fingerprint(path: &Path) -> Result<String> {
     Ok(recognise(path)?.net.checkpoint.fingerprint())
+}
+
+/// Description of the autoencoder that [`open_autoencoder`] opens.
+pub(crate) fn autoencoder_config(path: &Path) -> Result<VaeConfig> {
+    Ok(autoencoder::find(path)?.config)
 }
 
 /// Fingerprint of the autoencoder that [`recognise_with`] would add.
@@ -430,11 +456,12 @@ pub fn open(path: &Path, device: &Device) -> Result<Model> {
 fn read_json<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<T> {
     let text = read_at_most(&path, MAX_CONFIG_BYTES)?;
     let text = String::from_utf8_lossy(&text);
-    // Python writes values that JSON does not have; no field that is read here takes them.
-    let text = [": -Infinity", ": Infinity", ": NaN"]
-        .iter()
-        .fold(text.into_owned(), |text, value| text.replace(value, ": null"));
     // Some editors put a mark before the text.
     let text = text.trim_start_matches('\u{feff}');
-    serde_json::from_str(text).map_err(|source| Error::Json { path, source })
+    // Python writes values that JSON does not have; no field that is read here takes them. All stays in its place.
+    let plain =
+        [": -Infinity", ": Infinity", ": NaN"].iter().fold(text.to_owned(), |text, value| {
+            text.replace(value, &format!(":{:>1$}", "null", value.len() - 1))
+        });
+    serde_json::from_str(&plain).map_err(|source| Error::json(&path, text, source))
 }

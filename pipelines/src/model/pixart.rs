@@ -4,14 +4,13 @@ use std::path::Path;
 
 use pyrograph_engine::layers::ModulationConfig;
 use pyrograph_engine::nets::{DitConfig, Norm, TextAttention, TextConfig};
-use pyrograph_weights::{Checkpoint, convert};
+use pyrograph_weights::convert;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::diffusers::Network;
-use super::folders::weights_file;
-use super::text::{TextInput, TextSource};
-use super::{Parts, Source, aspect, check_trunk, read_json};
+use super::text::TextInput;
+use super::{Source, aspect, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 
@@ -61,25 +60,17 @@ pub(super) const STEPS: usize = 20;
 pub(super) const CFG_SCALE: f64 = 4.5;
 
 /// The network in a folder, whose texts have up to `tokens` tokens.
-pub(super) fn network(folder: &Path, tokens: usize, elsewhere: Parts<'_>) -> Result<Network> {
+pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
-    let fault = |reason: String| Error::NotAModel { path: path.clone(), reason };
-    let net = transformer.net().map_err(fault)?;
-    net.check().map_err(|error| fault(error.to_string()))?;
-    let checkpoint = Checkpoint::open(weights_file(&folder.join("transformer"))?)?;
-    check_trunk(&path, &net, &checkpoint)?;
-    let own = elsewhere.text_encoder.is_none();
-    let text = own.then(|| TextSource::recognise(folder)).transpose()?;
-    let encoder = text.as_ref().map(|text| text.encoder.config.clone());
+    let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
     Ok(Network {
         net,
-        source: Source::new(checkpoint, convert::pixart_diffusers()),
         labels: Labels::default(),
-        input: Some(TextInput { encoder, ..reads(transformer.sample_size, tokens) }),
-        text,
+        input: Some(reads(transformer.sample_size, tokens)),
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        weights: |net, checkpoint| Ok((net, Source::new(checkpoint, convert::pixart_diffusers()))),
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::buffer::ConvertBuffer;
-use pyrograph_engine::diffusion::Grid;
+use pyrograph_engine::diffusion::{Grid, Sampler, Spacing};
 use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
 
@@ -149,8 +149,17 @@ impl<T: Task> Pipeline<T> {
         if settings.steps != student.steps() {
             return fault("steps", settings.steps.to_string(), student.steps().to_string());
         }
-        if settings.sampler != own.sampler || settings.spacing != own.spacing {
-            return fault("sampler", settings.sampler.to_string(), own.sampler.to_string());
+        match (&settings.sampler, &own.sampler) {
+            (found, own) if found == own => (),
+            (Sampler::Ddim { eta }, Sampler::Ddim { eta: own }) => {
+                return fault("eta of ddim", eta.to_string(), own.to_string());
+            }
+            (found, own) => return fault("sampler", found.to_string(), own.to_string()),
+        }
+        if settings.spacing != own.spacing {
+            let spacing = settings.spacing.as_ref();
+            let found = spacing.map_or(format!("that of {}", own.sampler), Spacing::to_string);
+            return fault("placement of the steps", found, "levels of its own".into());
         }
         if settings.guidance.scale != 1.0 || self.guide.is_some() {
             let scale = settings.guidance.scale.to_string();

@@ -9,10 +9,6 @@ use crate::request::{MAX_IMAGES, Request};
 use crate::settings::Settings;
 use crate::task::Task;
 
-/// Values per token and hidden channel that a block holds at once: the stream, three projections, the wider layer twice.
-const BLOCK: u64 = 12;
-/// Values per pixel and channel of the autoencoder's widest level that it holds at once.
-const LEVEL: u64 = 3;
 /// Values per channel of a pixel from the end of the network to the file.
 const PIXEL: u64 = 4;
 
@@ -27,17 +23,16 @@ impl<T: Task> Pipeline<T> {
             (None, false) => 2,
             _ => 1,
         };
-        let tokens = product(&[calls * batch, height / net.patch, width / net.patch]);
-        let network = tokens.saturating_mul(BLOCK * VALUE * net.hidden as u64);
+        let network = memory::network(net, calls * batch, [height, width]);
         let latents = product(&[batch, channels, height, width]).saturating_mul(PIXEL * VALUE);
         let Some(vae) = self.vae.as_ref().map(|vae| vae.config()) else {
             return Ok(network.saturating_add(latents));
         };
         let [high, wide] = [height, width].map(|side| side * self.factor());
         let tile = |side: usize| side.min(settings.vae_tile.saturating_mul(self.factor()));
-        let level = |pixels: u64| pixels.saturating_mul(LEVEL * VALUE * vae.widths[0] as u64);
-        let decoding = level(product(&[tile(high), tile(wide)]));
-        let encoding = request.picture.as_ref().map_or(0, |_| level(product(&[high, wide])));
+        let decoding = memory::autoencoder(vae, 1, [tile(high), tile(wide)]);
+        let picture = request.picture.as_ref();
+        let encoding = picture.map_or(0, |_| memory::autoencoder(vae, 1, [high, wide]));
         let picture = product(&[3, high, wide]).saturating_mul(PIXEL * VALUE);
         // One after the other.
         let most = encoding.max(network).max(decoding.saturating_add(picture));

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use pyrograph_engine::denoisers;
 use pyrograph_engine::diffusion::{
     NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
 };
 use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::ops;
 use pyrograph_engine::train::{
     Average, Decay, LearningRate, Precision, TrainerConfig, WIDTH_LIMIT,
 };
@@ -222,6 +224,7 @@ impl TrainConfig {
         let plain = Self::default();
         let images = self.adversarial.is_some();
         let unread = [
+            ("data", self.data.is_some()),
             ("label_dropout", self.label_dropout != plain.label_dropout),
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
@@ -237,6 +240,15 @@ impl TrainConfig {
                 Err(Error::Config { reason })
             }
         }
+    }
+
+    /// Refuses a type of products that a device does not train in.
+    pub(super) fn check_precision(&self, device: &Device) -> Result<()> {
+        if self.precision == Precision::Bf16 && !ops::mixes(device) {
+            let reason = "precision is bf16, in which this device does not train: set f32";
+            return Err(Error::Config { reason: reason.into() });
+        }
+        Ok(())
     }
 
     /// How images are read for the run.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use pyrograph_engine::denoisers;
 use pyrograph_engine::nets::{Dit, Net, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Target, Trainer};
 use pyrograph_weights::FloatDtype;
@@ -13,11 +12,12 @@ use super::checkpoint::Whole;
 use super::config::TrainConfig;
 use super::identity::Sources;
 use super::outline::Outline;
+use super::start::Start;
 use super::streams::Streams;
 use crate::data::{Dataset, Encoder};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::labels::Labels;
-use crate::model::{Model, ModelConfig, recognise};
+use crate::model::{Model, ModelConfig};
 
 /// A network that learns to denoise images.
 pub(super) struct DenoisingLearner {
@@ -40,29 +40,18 @@ impl DenoisingLearner {
         resumed: Option<&Whole>,
         device: &Device,
     ) -> Result<(Self, Outline)> {
-        let fault = |reason: String| Error::Config { reason };
-        if config.student.is_some() || config.adversarial.is_some() {
-            return Err(fault("`student` and `adversarial` are for trajectories".into()));
-        }
         let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
         let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
         let mut sources = Sources::from([("data".to_owned(), data.identity())]);
         if let Some(encoder) = &encoder {
             sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
         }
-        let (model, adopted) = initial(config, data.classes(), vae, &mut sources, device)?;
+        let start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
+        let (model, adopted) = initial(config, start, data.classes(), vae, &mut sources, device)?;
         let Model { net, vae, config: model, .. } = model;
-        denoisers::check(&model.process, &model.net.dit)
-            .map_err(|error| fault(error.to_string()))?;
-        // Those of the sample sheets and of the finished model.
-        config.defaults.settings(config.seed).grid(&model.process)?;
-        config.check_patches(&model.net.dit)?;
         let adapters = model.net.dit.adapter_rank().is_some();
         let net = match net {
-            Net::Student(_) => {
-                let reason = "a few-step student learns from trajectories, not from images";
-                return Err(fault(reason.into()));
-            }
+            Net::Student(_) => unreachable!("a start from a student is refused"),
             Net::Dit(net) if adapters => net.freeze_native(),
             Net::Dit(net) => net,
         };
@@ -105,25 +94,15 @@ impl DenoisingLearner {
 /// those of the data.
 fn initial(
     config: &TrainConfig,
+    start: Start,
     classes: &[String],
     vae: Option<Vae>,
     sources: &mut Sources,
     device: &Device,
 ) -> Result<(Model, Option<Adopted>)> {
     let latents = vae.as_ref().map(Vae::config);
-    let (channels, factor) =
-        latents.map_or((3, 1), |latents| (latents.latent_channels, latents.factor()));
-    if config.model.size.iter().any(|side| !side.is_multiple_of(factor)) {
-        let [height, width] = config.model.size;
-        let reason = format!(
-            "model.size is {height}x{width}, expected multiples of {factor}, the factor of the autoencoder"
-        );
-        return Err(Error::Config { reason });
-    }
-    let size = config.model.size.map(|side| side / factor);
-    let Some(path) = &config.init else {
-        let net = config.net(channels, size, classes.len())?;
-        config.check_memory(&net, device)?;
+    let Some(recognised) = start.init else {
+        let net = config.net(start.channels, start.size, classes.len())?;
         let model = ModelConfig {
             net: net.clone().into(),
             process: config.process.clone(),
@@ -135,18 +114,7 @@ fn initial(
         let net = net.init(config.seed, &device.clone().autodiff()).into();
         return Ok((Model { net, vae, text: None, config: model }, None));
     };
-    let recognised = recognise(path)?;
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
-    recognised.config.check_classes()?;
-    config.check_start(&recognised.config, factor)?;
-    config.check_memory(&recognised.config.net.dit, device)?;
-    let found = recognised.config.net.dit.channels;
-    if found != channels {
-        return Err(Error::NotAModel {
-            path: path.clone(),
-            reason: format!("made for images of {found} channels, the run has {channels}"),
-        });
-    }
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     let dit = &model.config.net.dit;
     let adopted = Adopted::new(&model.config.labels, dit.classes, classes);

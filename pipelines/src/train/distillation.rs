@@ -52,11 +52,12 @@ struct Plan {
 ///
 /// # Errors
 /// No teacher, or another than the one of the trajectories; a student that does not fit either; images for an
-/// adversarial stage that do not.
-pub fn check_student(config: &TrainConfig, spec: &TrajectorySpec) -> Result<()> {
+/// adversarial stage that do not; what the device or its memory cannot follow.
+pub fn check_student(config: &TrainConfig, spec: &TrajectorySpec, device: &Device) -> Result<()> {
     config.check()?;
+    config.check_precision(device)?;
     let (path, _) = asked(config)?;
-    Plan::new(config, spec, &recognise(path)?.config).map(drop)
+    Plan::new(config, spec, &recognise(path)?.config, device).map(drop)
 }
 
 /// The teacher and the student of a run.
@@ -69,13 +70,19 @@ fn asked(config: &TrainConfig) -> Result<(&Path, &StudentShape)> {
 }
 
 impl Plan {
-    fn new(config: &TrainConfig, spec: &TrajectorySpec, teacher: &ModelConfig) -> Result<Self> {
+    fn new(
+        config: &TrainConfig,
+        spec: &TrajectorySpec,
+        teacher: &ModelConfig,
+        device: &Device,
+    ) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
         let (_, shape) = asked(config)?;
         teacher.check_classes()?;
         let factor = teacher.vae.as_ref().map_or(1, |vae| vae.factor());
         config.check_start(teacher, factor)?;
         config.check_unread(teacher)?;
+        config.check_memory(&teacher.net.dit, device)?;
         let picks = spec.picks(shape.steps).map_err(|error| fault(error.to_string()))?;
         let grid = spec.settings.grid(&teacher.process)?;
         let levels = input_levels(&grid, spec, &picks);
@@ -113,7 +120,7 @@ impl StudentLearner {
         let spec = trajectories.spec();
         let (teacher, outline) = teacher(path, spec, device)?;
         let Outline { config: model, vae, mut sources, .. } = outline;
-        let Plan { picks, grid, steps, spacing, real } = Plan::new(config, spec, &model)?;
+        let Plan { picks, grid, steps, spacing, real } = Plan::new(config, spec, &model, device)?;
         let student = match &shape.init {
             None => {
                 Student::new(teacher.clone(), steps).map_err(|error| fault(error.to_string()))?

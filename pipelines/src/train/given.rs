@@ -1,7 +1,14 @@
 //! Settings as they are given: a TOML text, and `key=value`.
 
+use std::str::FromStr;
+
+use pyrograph_engine::diffusion::{GridError, Sampler, Spacing};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::config::TrainConfig;
 use super::table;
+use crate::error::values;
 use crate::error::words::similar;
 use crate::error::{Error, Result};
 
@@ -38,10 +45,38 @@ impl TrainConfig {
         if let Some(reason) = table::out_of_range(&table) {
             return Err(fault(reason));
         }
-        let config: Self = table.try_into().map_err(|e: toml::de::Error| fault(e.to_string()))?;
+        named::<Sampler>(&mut table, "sampler")?;
+        named::<Spacing>(&mut table, "spacing")?;
+        let read = |table: toml::Table| table.try_into();
+        let config: Self = read(table.clone()).map_err(|error| fault(in_words(&table, &error)))?;
         config.check()?;
         Ok(config)
     }
+}
+
+/// Lets a solver or a placement of steps be named as it is elsewhere, not only as a table.
+fn named<T>(table: &mut toml::Table, key: &str) -> Result<()>
+where
+    T: FromStr<Err = GridError> + Serialize + DeserializeOwned,
+{
+    let defaults = table.get_mut("defaults").and_then(toml::Value::as_table_mut);
+    let Some(value) = defaults.and_then(|defaults| defaults.get_mut(key)) else { return Ok(()) };
+    let Some(name) = value.as_str().map(str::to_owned) else { return Ok(()) };
+    if value.clone().try_into::<T>().is_ok() {
+        return Ok(());
+    }
+    let fault = |reason: String| Error::Config { reason: format!("defaults.{key}: {reason}") };
+    let found: T = name.parse().map_err(|error: GridError| fault(error.to_string()))?;
+    *value = toml::Value::try_from(found).map_err(|error| fault(error.to_string()))?;
+    Ok(())
+}
+
+/// What is wrong with a value of a table.
+fn in_words(table: &toml::Table, error: &toml::de::Error) -> String {
+    let said = error.to_string();
+    let key = said.split_once("in `").and_then(|(_, rest)| Some(rest.split_once('`')?.0));
+    let value = key.and_then(|key| table::find(table, key)).map(ToString::to_string);
+    values::in_words(error.message(), key, value).unwrap_or_else(|| said.trim_end().to_owned())
 }
 
 /// Refuses a key that is no setting.
@@ -107,7 +142,7 @@ pub(super) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Res
 
 #[cfg(test)]
 mod tests {
-    use pyrograph_engine::diffusion::NoiseSchedule;
+    use pyrograph_engine::diffusion::{NoiseSchedule, Variance};
 
     use super::super::shape::Kind;
     use super::*;
@@ -125,6 +160,17 @@ mod tests {
         let flow = "[process.schedule]\nkind = \"rectified_flow\"\nshift = 2.0\n";
         let config = TrainConfig::parse(flow, &[]).expect("valid");
         assert_eq!(config.process.schedule, NoiseSchedule::RectifiedFlow { shift: 2.0 });
+        for (name, sampler) in [
+            ("ddpm", Sampler::Ddpm { variance: Variance::Learned }),
+            ("DPM++ 2M", Sampler::DpmPp2m),
+            ("dpm_pp2m", Sampler::DpmPp2m),
+            ("{ ddim = { eta = 0.5 } }", Sampler::Ddim { eta: 0.5 }),
+        ] {
+            let given = [format!("defaults.sampler={name}"), "defaults.spacing=leading".into()];
+            let config = TrainConfig::parse("", &given).expect(name);
+            assert_eq!(config.defaults.sampler, sampler);
+            assert_eq!(config.defaults.spacing, Some(Spacing::Leading { offset: 0 }));
+        }
         // In any order, a kind leaves the settings of another behind.
         let flow = ["process.schedule.shift=2.0", "process.schedule.kind=rectified_flow"];
         for overrides in [flow, [flow[1], flow[0]]] {
@@ -158,6 +204,23 @@ mod tests {
         assert!(error.contains("seed is 9223372036854775808, expected at most 9223"), "{error}");
         let large = TrainConfig { seed: u64::MAX, ..TrainConfig::default() };
         assert!(large.with("", &[]).is_err());
+        for (setting, part) in [
+            (
+                "defaults.sampler=foo",
+                "defaults.sampler: unknown sampler `foo`, expected one of ddim",
+            ),
+            ("defaults.sampler={ddim={}}", "there is no `eta`"),
+            ("defaults.spacing=foo", "defaults.spacing: unknown scheduler `foo`"),
+            ("defaults.cfg_interval=[5]", "`defaults.cfg_interval` is [5], expected a list of 2"),
+            ("steps=2.5", "`steps` is 2.5, expected a whole number, 0 or more"),
+            ("steps=x", "`steps` is \"x\", expected a whole number"),
+            ("model.kind=foo", "`model.kind` is \"foo\", expected one of `dit`"),
+            ("patches=[1]", "`patches` is [1], expected a table"),
+            ("process.schedule.first=0.1", "unknown key `first`"),
+        ] {
+            let error = TrainConfig::parse("", &[setting.into()]).expect_err(setting).to_string();
+            assert!(error.contains(part), "{setting}: {error}");
+        }
         // Its table of timesteps has no row for ln σ.
         let ladder = TrainConfig::parse("", &["model.kind=ladder-e".into()]).expect("valid alone");
         let error = ladder.net(3, [64, 64], 10).expect_err("no timesteps").to_string();

@@ -21,7 +21,7 @@ impl TrainConfig {
     ///
     /// # Errors
     /// [`Error::TooMuch`](crate::Error::TooMuch).
-    pub(super) fn check_memory(&self, net: &DitConfig, device: &Device) -> Result<()> {
+    pub fn check_memory(&self, net: &DitConfig, device: &Device) -> Result<()> {
         if !is_host(device) {
             return Ok(());
         }

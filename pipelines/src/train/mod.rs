@@ -18,6 +18,7 @@ mod outline;
 mod own_pictures;
 mod samples;
 mod shape;
+mod start;
 mod stored;
 mod streams;
 mod student;
@@ -30,8 +31,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use pyrograph_engine::nets::Net;
-use pyrograph_engine::ops;
-use pyrograph_engine::train::{Precision, StepReport};
+use pyrograph_engine::train::StepReport;
 use pyrograph_weights::FloatDtype;
 
 pub use adopt::Adopted;
@@ -42,6 +42,7 @@ pub use folder::RunFolder;
 pub use log::Line;
 pub use own_pictures::{OwnPictures, OwnProgress};
 pub use shape::{Kind, ModelShape};
+pub use start::check_model;
 pub use student::{Adversarial, StudentShape};
 pub use table::{Range, SETTINGS, Setting};
 
@@ -142,10 +143,7 @@ impl Run {
         device: &Device,
     ) -> Result<Self> {
         config.check()?;
-        if config.precision == Precision::Bf16 && !ops::mixes(device) {
-            let reason = "precision is bf16, in which this device does not train: set f32";
-            return Err(Error::Config { reason: reason.into() });
-        }
+        config.check_precision(device)?;
         let (whole, damaged) = match folder.resume() {
             true => checkpoint::newest_whole(folder.path())?,
             false => (None, Vec::new()),

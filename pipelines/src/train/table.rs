@@ -81,7 +81,7 @@ impl Setting {
 }
 
 /// The value at a dotted key.
-fn find<'a>(table: &'a toml::Table, key: &str) -> Option<&'a Value> {
+pub(super) fn find<'a>(table: &'a toml::Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {
         None => table.get(key),
         Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
@@ -245,8 +245,8 @@ pub const SETTINGS: &[Setting] = &[
     row("process.time", NAME, OneOf(&["log_sigma", "timestep"]), "What it is told of the noise level"),
 
     row("defaults.steps", INTEGER, From(1.0), "Sampling steps of the finished model and of sample sheets"),
-    row("defaults.sampler", NAME, Any, "Their solver: dpm_pp2m, { ddim = { eta = 0.0 } }, { heun = {} }, euler, .."),
-    row("defaults.spacing", NAME, Any, "Places of their steps: { karras = { rho = 7.0 } }, trailing, linspace, .."),
+    row("defaults.sampler", NAME, Any, "Their solver by its name, dpmpp_2m, euler, ..; or with its settings, { ddim = { eta = 0.5 } }"),
+    row("defaults.spacing", NAME, Any, "Places of their steps by name, karras, trailing, ..; or with settings, { karras = { rho = 5.0 } }"),
     row("defaults.cfg_scale", NUMBER, Any, "Their guidance; 1 is none"),
     row("defaults.cfg_channels", NAME, Any, "Channels that are guided: all, or { first = 3 }"),
     row("defaults.cfg_interval", LIST, From(0.0), "Noise levels σ, [low, high], between which guidance acts; left out, everywhere"),

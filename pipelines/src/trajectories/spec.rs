@@ -61,8 +61,9 @@ impl TrajectorySpec {
             return Ok(None);
         }
         let text = read_at_most(&path, MAX_SPEC_BYTES)?;
-        let spec: Self = serde_json::from_slice(&text)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        let text = String::from_utf8_lossy(&text);
+        let spec: Self =
+            serde_json::from_str(&text).map_err(|source| Error::json(&path, &text, source))?;
         match spec.check() {
             Ok(()) => Ok(Some(spec)),
             Err(reason) => Err(Error::Trajectories { path, reason }),

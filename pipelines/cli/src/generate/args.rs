@@ -7,10 +7,7 @@ use clap::Args;
 use pyrograph::WeightType;
 use pyrograph::request::MAX_IMAGES;
 
-use crate::common::whole;
-
-/// Most sampling steps.
-const MAX_STEPS: usize = 1_000_000;
+use crate::common::{parse_steps, whole};
 
 /// Options of images of any kind.
 #[derive(Args)]
@@ -28,7 +25,7 @@ pub(crate) struct Images {
     #[arg(long, short = 'n', value_parser = whole(1, MAX_IMAGES))]
     pub(super) count: Option<usize>,
     /// Sampling steps [default: the model's]
-    #[arg(long, value_parser = whole(1, MAX_STEPS))]
+    #[arg(long, value_parser = parse_steps)]
     pub(super) steps: Option<usize>,
     /// Guidance scale, 1 is none [default: the model's]
     #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
@@ -88,7 +85,7 @@ pub(crate) struct Images {
     #[arg(long)]
     pub(super) preview: Option<PathBuf>,
     /// Steps between previews [default: 5]
-    #[arg(long, requires = "preview", value_parser = whole(1, MAX_STEPS))]
+    #[arg(long, requires = "preview", value_parser = parse_steps)]
     pub(super) preview_interval: Option<usize>,
     #[command(flatten)]
     pub(super) patches: crate::patches::Patches,

@@ -13,7 +13,7 @@ use pyrograph::{Noise, Picture, Request, StartPicture};
 use super::args::Images;
 use super::earlier::Earlier;
 use super::kinds::Kind;
-use crate::common::Common;
+use crate::common::{Common, counted};
 
 /// Steps between previews.
 const PREVIEW_INTERVAL: usize = 5;
@@ -119,7 +119,7 @@ fn sampling<P>(args: &Images, request: &mut Request<P>, defaults: &Defaults) -> 
         request.spacing = Some(name.parse()?);
     }
     if let Some(sigmas) = &args.sigmas {
-        request.steps = Some(sigmas.iter().filter(|sigma| **sigma != 0.0).count());
+        request.steps = Some(sigmas.len() - usize::from(sigmas.last() == Some(&0.0)));
         request.spacing = Some(Spacing::Sigmas(sigmas.clone()));
     }
     request.steps = args.steps.or(request.steps);
@@ -222,6 +222,7 @@ fn noise<P>(
         _ => Noise::File(file.clone()),
     });
     let asked = args.count.unwrap_or(images);
-    ensure!(asked == images, "{asked} images asked for, the noise is for {images}");
+    let images_asked = counted(asked, "image", "images");
+    ensure!(asked == images, "{images_asked} asked for, the noise is for {images}");
     Ok(Some(images))
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pyrograph::metadata::{Record, Search, Used};
+use pyrograph::metadata::{Record, Search, Used, VERSION};
 use pyrograph::pipeline::Origin;
 use pyrograph::weights::folder_of;
 
@@ -29,7 +29,12 @@ impl Earlier {
 
     /// Says what is no longer as it was.
     pub(super) fn compare(&self, origin: &Origin, common: &Common) {
-        let Record { weights, vae, text_encoder, guide, device, .. } = &self.record;
+        let Record { version, weights, vae, text_encoder, guide, device, .. } = &self.record;
+        if version != VERSION {
+            common.say(&format!(
+                "the picture was made by version {version}, this is {VERSION}: it may come out differently"
+            ));
+        }
         if *device != origin.device {
             let now = &origin.device;
             common.say(&format!(

@@ -12,7 +12,7 @@ use pyrograph::{ClassPipeline, OpenOptions, Request, TextPipeline, text};
 
 use super::args::Images;
 use super::earlier::Earlier;
-use crate::common::{Common, whole};
+use crate::common::{Common, counted, whole};
 
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
@@ -280,6 +280,7 @@ impl Kind for Text {
 fn in_turn<P: Clone>(asked: Vec<P>, count: Option<usize>, what: &str) -> anyhow::Result<Vec<P>> {
     let images = count.unwrap_or(asked.len());
     let given = asked.len();
-    ensure!(images >= given, "{given} {what} for {images} images: some would be left out");
+    let of_images = counted(images, "image", "images");
+    ensure!(images >= given, "{given} {what} for {of_images}: some would be left out");
     Ok(asked.into_iter().cycle().take(images).collect())
 }

@@ -8,11 +8,12 @@ mod output;
 
 use std::time::Instant;
 
+use anyhow::anyhow;
 use pyrograph::image::{is_output_pattern, write_image};
-use pyrograph::metadata::Record;
+use pyrograph::metadata::{AdapterRecord, Record};
 use pyrograph::pipeline::Pipeline;
 use pyrograph::task::Task;
-use pyrograph::{OpenOptions, Progress, Request, model};
+use pyrograph::{Error, OpenOptions, Progress, Request};
 
 use args::Images;
 use earlier::Earlier;
@@ -31,7 +32,7 @@ pub(crate) fn run(kind: &impl Kind, common: &Common) -> anyhow::Result<()> {
     let pipeline = open(kind, earlier, common)?;
     let request = ask::request(kind, earlier, &pipeline, common)?;
     let mut record = Record::of(&pipeline, &request)?;
-    record.grid = columns(kind, earlier, record.asked.len());
+    record.grid = columns(kind, earlier, record.len());
     let steps = pipeline.taken(&request)?;
     kind.warn(&request, &pipeline, common)?;
     let mut output = Output::new(args, &pipeline, record, steps, common)?;
@@ -46,7 +47,7 @@ fn columns(kind: &impl Kind, earlier: Option<&Earlier>, images: usize) -> Option
     let square = square(images);
     let before = match earlier.map(|earlier| &earlier.record) {
         // Earlier versions did not say so.
-        Some(record) => record.grid.or((record.asked.len() > 1).then_some(square)),
+        Some(record) => record.grid.or((record.len() > 1).then_some(square)),
         None => kind.is_sheet().then_some(square),
     };
     match args.grid {
@@ -69,9 +70,9 @@ fn open<K: Kind>(
         guide = guide.map_or_else(|| search.guide(record), |guide| Ok(Some(guide)))?;
     }
     let model = match (&args.model, earlier) {
-        (Some(model), _) => model::find(model)?,
+        (Some(model), _) => common.find(model)?,
         (None, Some(Earlier { record, search, .. })) => search.model(record)?,
-        (None, None) => model::find(kind.model()?)?,
+        (None, None) => common.find(kind.model()?)?,
     };
     let opened = common.open()?;
     let started = Instant::now();
@@ -104,7 +105,11 @@ fn put_on<T: Task>(
     asked.extend(args.lora.iter().map(|lora| (lora.file.clone(), lora.weight, None)));
     if let Some(Earlier { record, search, .. }) = earlier.filter(|_| args.lora.is_empty()) {
         for adapter in &record.adapters {
-            asked.push((search.adapter(adapter)?, adapter.weight, Some(adapter)));
+            let file = search.adapter(adapter).map_err(|error| match error {
+                Error::NotFoundAgain { .. } => named_again(&error, &record.adapters),
+                other => other.into(),
+            })?;
+            asked.push((file, adapter.weight, Some(adapter)));
         }
     }
     for (file, weight, record) in asked {
@@ -119,6 +124,13 @@ fn put_on<T: Task>(
         pipeline.put_on(adapter, weight)?;
     }
     Ok(())
+}
+
+/// A missing adapter, and how to name all of a picture, each with its weight.
+fn named_again(error: &Error, adapters: &[AdapterRecord]) -> anyhow::Error {
+    let named =
+        adapters.iter().map(|adapter| format!("--lora {}:{}", adapter.file, adapter.weight));
+    anyhow!("{error}: name all, wherever they are now: {}", named.collect::<Vec<_>>().join(" "))
 }
 
 /// Makes the images with a progress bar over all steps, each written as soon as it is there.

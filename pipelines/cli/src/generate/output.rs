@@ -11,14 +11,14 @@ use pyrograph::image::{
     check_folder_of, check_format, check_output_path, contact_sheet, output_path, sheet_size,
     write_image,
 };
-use pyrograph::metadata::{Asked, Record};
+use pyrograph::metadata::Record;
 use pyrograph::pipeline::Pipeline;
 use pyrograph::task::Task;
 use pyrograph::weights::{folder_of, write_safetensors};
 use pyrograph::{Made, memory};
 
 use super::args::Images;
-use crate::common::Common;
+use crate::common::{Common, counted};
 use crate::interrupt;
 
 /// Pixels between pictures side by side.
@@ -110,7 +110,7 @@ impl<'a, T: Task> Output<'a, T> {
     }
 
     fn count(&self) -> usize {
-        self.record.asked.len()
+        self.record.len()
     }
 
     /// `[height, width]` of an image.
@@ -191,7 +191,7 @@ impl<'a, T: Task> Output<'a, T> {
     fn path(&self, index: usize) -> PathBuf {
         let seed = self.record.settings.seed.wrapping_add(index as u64);
         let labels = &self.pipeline.config().labels;
-        let name = self.record.asked.part(index..index + 1).names(labels).concat();
+        let name = self.record.image(index).names(labels).concat();
         output_path(&self.args.output, index, self.count(), seed, &name)
     }
 
@@ -251,8 +251,7 @@ impl<'a, T: Task> Output<'a, T> {
         if self.images.len() == self.bad.len() {
             return Ok(None);
         }
-        let mut record = self.record.clone();
-        record.asked = record.asked.part(0..self.images.len());
+        let record = self.record.first(self.images.len());
         let path = self.sheet_path();
         write_image(&path, &sheet(&self.images, Some(columns)), &self.texts(&record)?)?;
         self.written = Instant::now();
@@ -271,12 +270,12 @@ impl<'a, T: Task> Output<'a, T> {
 
     /// A line of JSON on some of the images.
     fn line(&self, record: &Record, mut about: serde_json::Value) -> serde_json::Value {
-        match &record.asked {
-            Asked::Classes(classes) => {
-                about["classes"] = classes.clone().into();
-                about["names"] = record.asked.names(&self.pipeline.config().labels).into();
+        match record.texts.is_empty() {
+            true => {
+                about["classes"] = record.classes.clone().into();
+                about["names"] = record.names(&self.pipeline.config().labels).into();
             }
-            Asked::Texts(texts) => about["prompts"] = texts.clone().into(),
+            false => about["prompts"] = record.texts.clone().into(),
         }
         about["seed"] = record.settings.seed.into();
         about["steps"] = self.steps.into();
@@ -306,10 +305,10 @@ impl<'a, T: Task> Output<'a, T> {
             common.say(&compute.to_string());
         }
         common.say(&format!(
-            "{images} image{}, seed {}, {} steps of {}, cfg {}, {:.1} s",
-            if images == 1 { "" } else { "s" },
+            "{}, seed {}, {} of {}, cfg {}, {:.1} s",
+            counted(images, "image", "images"),
             settings.seed,
-            self.steps,
+            counted(self.steps, "step", "steps"),
             settings.sampler,
             settings.guidance.scale,
             self.started.elapsed().as_secs_f64(),

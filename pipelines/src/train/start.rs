@@ -1,0 +1,109 @@
+//! What a run on images starts from, as far as its settings tell: all that can be refused before the images are read.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use pyrograph_engine::nets::{DitConfig, VaeConfig};
+
+use super::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::model::{Recognised, autoencoder_config, recognise};
+
+/// The start of a run, but for its classes and all weights.
+pub(super) struct Start {
+    /// The model that it starts from, if there is one.
+    pub(super) init: Option<Recognised>,
+    /// Channels of the images or latents.
+    pub(super) channels: usize,
+    /// `[height, width]` of the images or latents.
+    pub(super) size: [usize; 2],
+}
+
+/// Checks, before any image is read, that images can make the model of these settings.
+///
+/// # Errors
+/// Settings that do not go together, that are those of a student, or that the model or the autoencoder of the run, the
+/// device or its memory cannot follow.
+pub fn check_model(config: &TrainConfig, device: &Device) -> Result<()> {
+    config.check()?;
+    config.check_precision(device)?;
+    let latents = config.vae.as_deref().map(autoencoder_config).transpose()?;
+    Start::new(config, latents.as_ref(), device).map(drop)
+}
+
+impl Start {
+    /// That of a run on latents of an autoencoder, or on pixels.
+    ///
+    /// # Errors
+    /// See [`check_model`].
+    pub(super) fn new(
+        config: &TrainConfig,
+        latents: Option<&VaeConfig>,
+        device: &Device,
+    ) -> Result<Self> {
+        let fault = |reason: String| Err(Error::Config { reason });
+        let of_students = [
+            ("student", config.student.is_some()),
+            ("adversarial", config.adversarial.is_some()),
+            ("trajectories", config.trajectories.is_some()),
+        ];
+        if let Some((key, _)) = of_students.into_iter().find(|(_, is_set)| *is_set) {
+            return fault(format!("{key} is set, training on images does not read it"));
+        }
+        let (channels, factor) =
+            latents.map_or((3, 1), |latents| (latents.latent_channels, latents.factor()));
+        let [height, width] = config.model.size;
+        if !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
+            return fault(format!(
+                "model.size is {height}x{width}, expected multiples of {factor}, the factor of the autoencoder"
+            ));
+        }
+        let size = [height / factor, width / factor];
+        let init = match &config.init {
+            Some(path) => Some(started_from(config, path, channels, factor)?),
+            None => None,
+        };
+        let net = match &init {
+            Some(recognised) => recognised.config.net.dit.clone(),
+            // How many classes there are does not matter.
+            None => config.net(channels, size, 1)?,
+        };
+        check_use(config, &net, device)?;
+        Ok(Self { init, channels, size })
+    }
+}
+
+/// The model at `path`, where a run on images or latents of so many channels can start from it.
+fn started_from(
+    config: &TrainConfig,
+    path: &Path,
+    channels: usize,
+    factor: usize,
+) -> Result<Recognised> {
+    let not = |reason: String| Err(Error::NotAModel { path: path.to_owned(), reason });
+    let recognised = recognise(path)?;
+    let net = &recognised.config.net;
+    if net.student.is_some() {
+        let reason = "a few-step student learns from trajectories, not from images";
+        return Err(Error::Config { reason: reason.into() });
+    }
+    recognised.config.check_classes()?;
+    config.check_start(&recognised.config, factor)?;
+    match net.dit.channels {
+        found if found != channels => {
+            not(format!("made for images of {found} channels, the run has {channels}"))
+        }
+        _ => Ok(recognised),
+    }
+}
+
+/// Checks what is done with a network: its training, and the samples of it and of the finished model.
+fn check_use(config: &TrainConfig, net: &DitConfig, device: &Device) -> Result<()> {
+    config.check_patches(net)?;
+    let samples = config.defaults.settings(config.seed);
+    let possible = samples.check(net.channels);
+    possible
+        .and_then(|()| samples.grid(&config.process).map(drop))
+        .map_err(|error| Error::Config { reason: format!("defaults: {error}") })?;
+    config.check_memory(net, device)
+}
