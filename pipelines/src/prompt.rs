@@ -141,7 +141,7 @@ fn replaced(mut text: String, rules: &[(Regex, &str)]) -> String {
 /// each such character stands one that is of that kind to [`Regex`] too, and as long.
 fn as_seen(text: &str) -> String {
     static OTHER: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"[\w\p{N}--[\p{L}\p{Nd}\p{Nl}_½¾\u{3200}-\u{9fff}]]|[\x1c-\x1f]")
+        Regex::new(r"[\w\p{N}--[\p{L}\p{Decimal_Number}\p{Letter_Number}_½¾\u{3200}-\u{9fff}]]|[\x1c-\x1f]")
             .expect("a constant, and tested")
     });
     let usual = |found: &Captures| {
