@@ -13,8 +13,8 @@ const FILE: &str = ".lock";
 /// that was made for it goes with it.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// Files that are locked as long as they are open.
-    _files: Vec<File>,
+    /// Files that are locked.
+    files: Vec<File>,
     /// The folder of a single holder.
     alone: Option<PathBuf>,
     /// Folders that were made for it, the innermost first.
@@ -30,7 +30,7 @@ impl Lock {
         let made = folder.ancestors().take_while(|above| !above.exists());
         let made = made.map(Path::to_owned).filter(|above| !above.as_os_str().is_empty()).collect();
         let files = vec![open(folder, FILE, File::try_lock)?];
-        Ok(Self { _files: files, alone: Some(folder.to_owned()), made })
+        Ok(Self { files, alone: Some(folder.to_owned()), made })
     }
 
     /// Checks, without making anything, that a folder can be taken.
@@ -56,18 +56,23 @@ impl Lock {
         }
         let beside = open(folder, FILE, File::try_lock_shared)?;
         let own = open(folder, &format!("{FILE}-{number}-{workers}"), File::try_lock)?;
-        Ok(Self { _files: vec![beside, own], alone: None, made: Vec::new() })
+        Ok(Self { files: vec![beside, own], alone: None, made: Vec::new() })
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         let is_lock = |entry: std::io::Result<DirEntry>| entry.is_ok_and(|e| e.file_name() == FILE);
-        let Some(folder) = &self.alone else { return };
         // What cannot be removed stays, as it does when the process is killed.
-        if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_lock)) {
+        if let Some(folder) = &self.alone
+            && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_lock))
+        {
             let _ = std::fs::remove_file(folder.join(FILE));
             let _ = self.made.iter().try_for_each(std::fs::remove_dir);
+        }
+        // Not left to closing: a program that this process is just starting has the files open for a moment, too.
+        for file in &self.files {
+            let _ = file.unlock();
         }
     }
 }
