@@ -62,6 +62,18 @@ def pytorch():
     return file.getvalue()
 
 
+def gguf():
+    """A row of 32 numbers in blocks of 8 bits, and a text."""
+
+    def string(text):
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+    head += string("general.architecture") + struct.pack("<I", 8) + string("t5encoder")
+    head += string("a") + struct.pack("<IQIQ", 1, 32, 8, 0)
+    return head + bytes(-len(head) % 32) + bytes(34)
+
+
 def png(**texts):
     """A black pixel with texts."""
     chunks = [(b"IHDR", struct.pack(">2I5B", 1, 1, 8, 2, 0, 0, 0))]
@@ -80,6 +92,7 @@ def text(*path):
 shard = safetensors(a=[1], b=[2, 2])
 put("safetensors", shard)
 put("pytorch", pytorch())
+put("gguf", gguf())
 put("shards", json.dumps({"weight_map": {name: "1.safetensors" for name in "ab"}}), shard)
 manifest = json.loads(text(MODEL, "model.json"))
 put("model", json.dumps(manifest["config"]))

@@ -5,7 +5,7 @@ use pyrograph::model::text_encoder::TextEncoderSource;
 use pyrograph_engine::nets::TextEncoder;
 use pyrograph_weights::FloatDtype;
 
-use crate::util::{Case, assert_close, cases, device, tolerance};
+use crate::util::{Case, assert_close, cases, device, json, tolerance};
 
 fn recognise(folder: &std::path::Path) -> TextEncoderSource {
     TextEncoderSource::recognise(folder).expect("an encoder")
@@ -97,6 +97,27 @@ fn padding_and_order_of_clip() {
             let found = encoder.forward(&other, padding, &[]).last;
             let [found, expected] = [found, last.clone()].map(|x| x.narrow(1, 0, tokens - 1));
             assert_close("before", found, expected, 1e-6);
+        }
+    }
+}
+
+/// Half precision, 8-bit floats in four spellings, and blocks of few bits under llama.cpp's names: each stands for other
+/// numbers, and the states are those of its own.
+#[test]
+fn single_files_of_t5_open_in_every_type() {
+    for folder in cases("t5-files") {
+        let (case, device) = (Case::open(&folder), device());
+        let mask: Tensor<2> = case.tensor("attention_mask", &device);
+        let ids = rows(&case, "input_ids", mask.dims()[1]);
+        let padding = mask.equal_elem(0.0);
+        let settings = json(&folder.join("case.json"));
+        let files = settings["files"].as_object().expect("files");
+        assert!(!files.is_empty());
+        for (file, kind) in files {
+            let states = load(&recognise(&folder.join(file)));
+            let states = states.forward(&ids, Some(padding.clone()), &[]).last;
+            let expected = case.tensor(kind.as_str().expect("a name"), &device);
+            assert_close(file, states, expected, tolerance(1e-5));
         }
     }
 }

@@ -105,7 +105,10 @@ impl Checkpoint {
     /// [`Error::NoTensor`], or a file that can no longer be read.
     pub fn read_f32(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
         let info = self.info(name)?;
-        let mut values = to_f32(&self.read(name)?, info.dtype);
+        let mut values = match info.values.unpacked() {
+            Some(values) => values.map_err(|source| self.unreadable(name, source))?,
+            None => to_f32(&self.read(name)?, info.dtype),
+        };
         if let Some(scale) = &info.scale {
             let bytes = scale.values.read(usize::MAX);
             let bytes = bytes.map_err(|source| self.unreadable(name, source))?;

@@ -34,8 +34,16 @@ pub enum Error {
         /// Most bytes accepted.
         most: u64,
     },
+    /// A GGUF file that breaks the rules of its format, or needs more than is known of it.
+    #[error("{}: not a GGUF file that can be read: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A file of none of the known formats.
-    #[error("{}: neither safetensors, nor a shard index, nor a PyTorch file", path.display())]
+    #[error("{}: neither safetensors, nor a shard index, nor a PyTorch or GGUF file", path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,

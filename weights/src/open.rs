@@ -5,10 +5,10 @@ use std::path::Path;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::files::{check_pointer, has_extension, read_start};
-use crate::formats::{pytorch, safetensors, shards};
+use crate::formats::{gguf, pytorch, safetensors, shards};
 
 impl Checkpoint {
-    /// Opens a safetensors file, a `*.index.json` with its shards, or a PyTorch file. Prefixes that trainers put around
+    /// Opens a safetensors file, a `*.index.json` with its shards, a PyTorch file, or a GGUF file. Prefixes that trainers put around
     /// the names of a network, such as `module.` and `_orig_mod.`, are taken off.
     ///
     /// # Errors
@@ -29,6 +29,9 @@ pub(crate) fn open_file(path: &Path) -> Result<Checkpoint> {
     check_pointer(path, &start)?;
     if has_extension(path, "safetensors") {
         return safetensors::open(path);
+    }
+    if gguf::is_gguf(&start) {
+        return gguf::open(path);
     }
     match pytorch::is_pytorch(&start) {
         true => pytorch::open(path, &start),

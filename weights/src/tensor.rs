@@ -11,6 +11,7 @@ use zip::read::ZipFile;
 use zip::{ZipArchive, ZipReadOptions};
 
 use crate::dtype::Dtype;
+use crate::formats::gguf::Kind;
 
 /// What is known of a stored tensor without reading its values.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ impl TensorInfo {
 pub(crate) enum Values {
     /// A range of the bytes of a file.
     Range(Arc<OpenFile>, Range<u64>),
+    /// Blocks of a GGUF file, in a range of its bytes.
+    Blocks(Arc<OpenFile>, Range<u64>, Kind),
     /// A part of what PyTorch stores in one piece.
     View(Stored, Box<Window>),
 }
@@ -184,13 +187,34 @@ impl Values {
     }
 }
 
+/// At least the first `most` values of blocks, or all.
+fn unpacked(file: &OpenFile, range: &Range<u64>, kind: Kind, most: usize) -> Result<Vec<f32>> {
+    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    let blocks = most.div_ceil(kind.block()).saturating_mul(kind.bytes());
+    Ok(kind.to_f32(&file.read(range.start, length.min(blocks))?))
+}
+
 impl Values {
+    /// The values of blocks, if that is what they are.
+    pub(crate) fn unpacked(&self) -> Option<Result<Vec<f32>>> {
+        match self {
+            Values::Blocks(file, range, kind) => Some(unpacked(file, range, *kind, usize::MAX)),
+            _ => None,
+        }
+    }
+
     /// Up to `most` bytes from the first.
     pub(crate) fn read(&self, most: usize) -> Result<Vec<u8>> {
         match self {
             Values::Range(file, range) => {
                 let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
                 file.read(range.start, length.min(most))
+            }
+            Values::Blocks(file, range, kind) => {
+                let values = unpacked(file, range, *kind, most.div_ceil(4))?;
+                let mut bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+                bytes.truncate(most);
+                Ok(bytes)
             }
             Values::View(stored, window) if window.is_contiguous() => {
                 stored.read(window.start, window.bytes.min(most))

@@ -32,7 +32,8 @@ const _: fn(Checkpoint) = |checkpoint| {
 };
 
 /// How files of the formats start.
-const STARTS: [&[u8]; 4] = [b"", b"PK\x03\x04", b"\x80\x02", b"\x02\0\0\0\0\0\0\0{}"];
+const STARTS: [&[u8]; 5] =
+    [b"", b"PK\x03\x04", b"\x80\x02", b"\x02\0\0\0\0\0\0\0{}", b"GGUF\x03\0\0\0"];
 
 /// Numbers that sizes and offsets are made of.
 fn number() -> impl Strategy<Value = u64> {

@@ -66,6 +66,36 @@ fn relu() -> String {
 }
 
 impl T5 {
+    /// That of tensors under the names of the transformers library, if they are those of an encoder. Where its blocks have
+    /// gates, it is of the kind that is activated by GELU (v1.1), else by ReLU.
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let shape = |name: &str| -> Option<[usize; 2]> {
+            checkpoint.tensors().get(name)?.shape.as_slice().try_into().ok()
+        };
+        let first = |part: &str| shape(&format!("encoder.block.0.layer.{part}.weight"));
+        let [vocab_size, d_model] = shape("shared.weight")?;
+        let [buckets, num_heads] = first("0.SelfAttention.relative_attention_bias")?;
+        let [inner, _] = first("0.SelfAttention.q")?;
+        let gated = first("1.DenseReluDense.wi_0");
+        let [d_ff, _] = gated.or(first("1.DenseReluDense.wi"))?;
+        let number = |name: &String| -> Option<usize> {
+            name.strip_prefix("encoder.block.")?.split('.').next()?.parse().ok()
+        };
+        let last = checkpoint.tensors().keys().filter_map(number).max()?;
+        Some(Self {
+            vocab_size,
+            d_model,
+            d_kv: inner.checked_div(num_heads)?,
+            d_ff,
+            num_layers: last.saturating_add(1),
+            num_heads,
+            relative_attention_num_buckets: buckets,
+            relative_attention_max_distance: farthest(),
+            layer_norm_epsilon: t5_epsilon(),
+            feed_forward_proj: if gated.is_some() { "gated-gelu" } else { "relu" }.into(),
+        })
+    }
+
     fn config(&self) -> Result<TextEncoderConfig, String> {
         let (gated, name) = match self.feed_forward_proj.strip_prefix("gated-") {
             // Of this one name, the approximation is meant.
@@ -173,11 +203,14 @@ fn unknown(key: &str, found: &str) -> String {
 }
 
 impl TextEncoderSource {
-    /// The encoder in a folder with a `config.json`: that of T5, or the text half of CLIP.
+    /// The encoder in a folder with a `config.json`: that of T5, or the text half of CLIP; or that of T5 in a file.
     ///
     /// # Errors
     /// Another network, a configuration that no encoder can have, weights that do not fit it.
     pub fn recognise(folder: &Path) -> Result<Self> {
+        if folder.is_file() {
+            return Self::file(folder);
+        }
         let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
         let config = || folder.join("config.json");
         let Kind { architectures, model_type } = read_json(config())?;
@@ -200,13 +233,31 @@ impl TextEncoderSource {
                 return Err(fault(format!("text encoder `{found}`, expected {expected}")));
             }
         };
-        config.check().map_err(|error| fault(error.to_string()))?;
-        let source = Source::new(checkpoint, layout);
-        pyrograph_weights::check(
-            config.init(0, &Device::flex()),
-            &source.checkpoint,
-            &source.layout,
-        )?;
+        Self::checked(folder, config, Source::new(checkpoint, layout), end)
+    }
+
+    /// The encoder of T5 in a file of its own (`t5xxl_fp16.safetensors`), whose sizes its tensors tell.
+    fn file(path: &Path) -> Result<Self> {
+        let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
+        let checkpoint = Checkpoint::open(path)?;
+        let t5 = T5::of(&checkpoint).ok_or_else(|| fault("no text encoder of T5".into()))?;
+        let (config, layout) = (t5.config().map_err(fault)?, convert::t5(&checkpoint));
+        Self::checked(path, config, Source::new(checkpoint, layout), None)
+    }
+
+    /// Refuses a configuration that no encoder can have, and weights that do not fit it.
+    fn checked(
+        path: &Path,
+        config: TextEncoderConfig,
+        source: Source,
+        end: Option<usize>,
+    ) -> Result<Self> {
+        config.check().map_err(|error| Error::NotAModel {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let fresh = config.init(0, &Device::flex());
+        pyrograph_weights::check(fresh, &source.checkpoint, &source.layout)?;
         Ok(Self { config, source, end })
     }
 
