@@ -50,10 +50,10 @@ impl Checkpoint {
     }
 
     /// Programs that keep weights in 8-bit floats store the factor of each beside it, and sometimes one for its inputs,
-    /// which is for products in 8 bits.
+    /// which is for products in 8 bits, and a text that names the type.
     fn put_scales(&mut self) -> Result<()> {
         const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
-        const OTHERS: [&str; 3] = ["scale_input", "input_scale", "scaled_fp8"];
+        const OTHERS: [&str; 4] = ["scale_input", "input_scale", "scaled_fp8", "comfy_quant"];
         let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
         let scales: Vec<(String, String)> = self
             .tensors
