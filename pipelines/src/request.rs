@@ -119,7 +119,7 @@ pub struct StartPicture {
 
 /// A picture, as a file or in memory; what is in memory is not serialised.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[expect(clippy::large_enum_variant, reason = "a request has one")]
 pub enum Picture {
     /// PNG, JPEG or WebP; transparent parts become white.
@@ -135,7 +135,7 @@ pub enum Picture {
 
 /// Noise from N(0, 1), `[images, channels, height, width]`; in memory it is not serialised.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[expect(clippy::large_enum_variant, reason = "a request has one")]
 pub enum Noise {
     /// The tensor `noise` of a safetensors file.

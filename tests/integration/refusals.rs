@@ -8,12 +8,17 @@ use crate::trajectories::teacher;
 use crate::util::{cases, copy_folder, files, json, text};
 
 /// Settings with which no model can be trained, and what is said of them.
-const TRAINING: [(&[&str], &str); 12] = [
+const TRAINING: [(&[&str], &str); 16] = [
     (&["defaults.cfg_interval=[5,1]"], "defaults: cfg interval from 5 to 1"),
     (&["defaults.cfg_interval=[5]"], "`defaults.cfg_interval` is [5], expected a list of 2"),
     (&["defaults.cfg_channels={first=9}"], "defaults: guided channels 9, expected 1 to 3"),
     (&["defaults.steps=20000"], "defaults: 20000 steps, expected 1 to 10000"),
     (&["defaults.spacing=trailing"], "defaults: trailing needs a schedule of timesteps"),
+    // Keys beside those of a variant.
+    (&["defaults.sampler={ddim={eta=0.5,seed=1}}"], "unknown key `seed`"),
+    (&["defaults.spacing={karras={rho=7,sigma=1}}"], "unknown key `sigma`"),
+    (&["learning_rate.decay={kind=\"cosine\",start=3}"], "unknown key `start`"),
+    (&["learning_rate.decay={kind=\"inverse_sqrt\",start=3,end=9}"], "unknown key `end`"),
     (&["defaults.sampler=plms"], "defaults.sampler: unknown sampler `plms`"),
     (&["student.steps=4"], "student is set"),
     (&["patches=[{ until = 5, shares = [[16, 1.0]] }]"], "patch size 16"),

@@ -32,6 +32,7 @@ const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 /// The `model.json` of a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Always `pyrograph`.
     pub format: String,
@@ -54,6 +55,7 @@ pub struct Manifest {
 
 /// A file of weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PartEntry {
     /// Plain name of a file in the folder.
     pub file: String,

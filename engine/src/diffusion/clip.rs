@@ -7,7 +7,7 @@ use super::{Denoised, Denoiser, Level};
 
 /// Where the estimate of the clean image is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Clip {
     /// At this absolute value, above 0.
     Fixed(f64),

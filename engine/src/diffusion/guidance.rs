@@ -7,7 +7,7 @@ use super::{Denoised, Denoiser, Level};
 
 /// Channels that guidance changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GuidedChannels {
     /// All.
     #[default]

@@ -6,7 +6,7 @@ use super::Level;
 
 /// What the output `F` of a network stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Prediction {
     /// The noise `z` (Ho et al. 2020). Not defined where `alpha` is 0.
     Noise,

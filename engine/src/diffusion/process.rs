@@ -8,7 +8,7 @@ use super::{
 
 /// What the network is told about the noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TimeInput {
     /// The number of the timestep, 0 to 999.
     Timestep,

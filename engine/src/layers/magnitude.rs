@@ -61,7 +61,7 @@ impl Magnitude {
 
 /// How a branch `f` joins the residual stream `h`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Residual {
     /// `h + f`.
     Add,

@@ -31,7 +31,7 @@ pub struct ModulationConfig {
 
 /// What a gate of value `g` does to the output `f` of a branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GateForm {
     /// `g · f`: the branch starts switched off (adaLN-Zero).
     Zero,

@@ -10,7 +10,7 @@ const MAX_PERIOD: f64 = 10_000.0;
 
 /// How the table of positions is prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Position {
     /// As it is (DiT).
     Plain,

@@ -17,7 +17,7 @@ const MAX_PERIOD: f64 = 10_000.0;
 
 /// How a noise level becomes a vector, before the embedding MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TimeCode {
     /// `[cos(t f_k), sin(t f_k)]`, `f_k = 10000^(-k / (channels / 2 - shift))` (DiT).
     Sinusoidal {

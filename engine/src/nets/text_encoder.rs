@@ -48,7 +48,7 @@ pub struct TextEncoderConfig {
 
 /// How the tokens of a text know their places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Places {
     /// By a learned vector for each of so many places.
     Learned(usize),

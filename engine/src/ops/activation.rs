@@ -10,7 +10,7 @@ use super::magnitude::mp_silu;
 
 /// Nonlinearity of an MLP or an embedder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
     /// GELU, `x · Φ(x)`.
     Gelu,

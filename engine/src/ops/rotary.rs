@@ -20,7 +20,7 @@ pub struct HeadNorm {
 
 /// Which two channels of a head of width `d` turn together, as pair `i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Pairs {
     /// `2 i` and `2 i + 1` (Su et al. 2021).
     Interleaved,

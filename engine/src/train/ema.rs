@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Profile of an average.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Average {
     /// `average ← decay · average + (1 − decay) · weights`, started at the first weights; in [0, 1).
     Decay(f64),

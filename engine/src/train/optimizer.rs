@@ -20,19 +20,25 @@ pub struct LearningRate {
 }
 
 /// How the learning rate falls.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum Decay {
+    // Of a variant without braces, keys beside its name would be passed over.
     /// Not at all.
-    #[default]
-    Constant,
+    Constant {},
     /// `1 / √(step / start)` after step `start` (EDM2).
     InverseSqrt {
         /// First step that is lowered.
         start: u64,
     },
     /// Half a cosine down to zero at the last step of the run.
-    Cosine,
+    Cosine {},
+}
+
+impl Default for Decay {
+    fn default() -> Self {
+        Self::Constant {}
+    }
 }
 
 impl LearningRate {
@@ -43,11 +49,11 @@ impl LearningRate {
         }
         self.peak
             * match self.decay {
-                Decay::Constant => 1.0,
+                Decay::Constant {} => 1.0,
                 Decay::InverseSqrt { start } => {
                     1.0 / (step as f64 / start.max(1) as f64).max(1.0).sqrt()
                 }
-                Decay::Cosine => {
+                Decay::Cosine {} => {
                     let length = total.saturating_sub(self.warmup).max(1) as f64;
                     let done = step.saturating_sub(self.warmup) as f64 / length;
                     (1.0 + (done.min(1.0) * std::f64::consts::PI).cos()) / 2.0
@@ -129,7 +135,7 @@ mod tests {
         assert!((rate.at(100_000, 400_000) - 6.3246e-3).abs() < 1e-7);
         assert!((rate.at(400_000, 400_000) - 3.1623e-3).abs() < 1e-7);
         assert!((rate.at(0, 400_000) - 1e-2 / 2666.0).abs() < 1e-12);
-        let cosine = LearningRate { peak: 1.0, warmup: 10, decay: Decay::Cosine };
+        let cosine = LearningRate { peak: 1.0, warmup: 10, decay: Decay::Cosine {} };
         assert!(cosine.at(109, 110) < 1e-3 && (cosine.at(60, 110) - 0.5).abs() < 1e-9);
     }
 

@@ -14,7 +14,7 @@ use crate::ops;
 
 /// Type in which the linear layers multiply in training; their sums, all else and the weights are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Precision {
     /// Single precision.
     #[default]

@@ -111,7 +111,7 @@ pub(crate) fn path_setting(key: &str, path: &Path) -> anyhow::Result<String> {
 pub(crate) fn warn_of_decay(stored: Option<&TrainConfig>, config: &TrainConfig, common: &Common) {
     if let Some(stored) = stored
         && stored.steps != config.steps
-        && config.learning_rate.decay == Decay::Cosine
+        && config.learning_rate.decay == (Decay::Cosine {})
     {
         let (was, is) = (stored.steps, config.steps);
         common.say(&format!(

@@ -112,7 +112,7 @@ impl NoiseRecord {
 
 /// Prompts of one kind of model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Asked {
     /// Class ids.
     Classes(Vec<usize>),
@@ -209,6 +209,7 @@ fn path_or_used<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Used>, D::E
 
 /// An adapter of a generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AdapterRecord {
     /// Name of the file or folder.
     pub file: String,

@@ -17,6 +17,7 @@ use crate::task::Task;
 
 /// What one image takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Compute {
     /// Billions of multiplications with additions, in the network.
     pub gmacs: f64,

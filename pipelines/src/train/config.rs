@@ -192,7 +192,7 @@ impl TrainConfig {
         let config = recognise(&model)?.config;
         config.check_classes()?;
         let (net, factor) = (&config.net.dit, config.vae.as_ref().map_or(1, |vae| vae.factor()));
-        self.learning_rate = LearningRate { peak: peak(net), warmup: 100, decay: Decay::Cosine };
+        self.learning_rate = LearningRate { peak: peak(net), warmup: 100, decay: Decay::Cosine {} };
         self.model = ModelShape::of(net, factor);
         (self.process, self.defaults) = (config.process, config.defaults);
         if config.vae.is_some() && self.vae.is_none() {

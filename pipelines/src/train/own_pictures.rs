@@ -138,7 +138,7 @@ impl OwnPictures {
             learning_rate: LearningRate {
                 peak: peak(net.config()),
                 warmup: (self.steps / 10).min(100),
-                decay: Decay::Cosine,
+                decay: Decay::Cosine {},
             },
             averages: vec![Average::Power(0.05)],
             ..TrainConfig::default()

@@ -18,7 +18,7 @@ const BETA_SHAPE: f64 = 0.6;
 /// The first four count timesteps, which only a discrete schedule has; of them, [`Spacing::Linspace`] is also the even
 /// grid of a flow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Spacing {
     /// `i · ⌊T / N⌋ + offset`: ends at the data, may miss the last timestep.
     Leading {

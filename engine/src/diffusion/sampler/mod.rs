@@ -20,7 +20,7 @@ use super::{Denoised, Denoiser, Grid, GridError, Level, NoiseSchedule, NoiseSour
 
 /// A solver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sampler {
     /// Song et al. 2021, Eq. 12.
     Ddim {
@@ -58,7 +58,7 @@ pub enum Sampler {
 
 /// Variance of a step of ancestral sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Variance {
     /// The network's, between the other two (Nichol & Dhariwal 2021); β̃ where it predicts none.
     #[default]

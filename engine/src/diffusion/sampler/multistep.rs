@@ -14,7 +14,7 @@ const HIGHEST_ORDER: usize = 3;
 
 /// How a step of second order uses the change of the estimate (Lu et al. 2022, appendix B).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Correction {
     /// As if it were that at the middle of the step.
     #[default]

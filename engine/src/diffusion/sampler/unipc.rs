@@ -11,7 +11,7 @@ pub(super) const HIGHEST_ORDER: usize = 3;
 
 /// `B(h)` of UniPC (Zhao et al. 2023, section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum StepFunction {
     /// `h`
     Bh1,

@@ -8,7 +8,7 @@ use crate::nets::ConfigError;
 
 /// Normalisation of the input of each branch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Norm {
     /// None: magnitudes are preserved by other means.
     None,
@@ -37,7 +37,7 @@ pub struct Flexible {
 
 /// What the patch sizes of a network share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sharing {
     /// Everything, and everything is trained (section 3.2 of the paper). The embedding and the projection
     /// are kept at an underlying patch size and resized for each.
@@ -68,7 +68,7 @@ pub struct TextConfig {
 
 /// How the tokens of an image attend to those of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TextAttention {
     /// To a text that stays as it is, between self-attention and MLP (PixArt-α, Chen et al. 2023).
     Cross,

@@ -36,7 +36,7 @@ pub struct StudentConfig {
 
 /// Earlier points that a step of a student sees beside the newest (the masks of Fig. 3b of the paper).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum History {
     /// None: step distillation.
     Newest,
@@ -50,7 +50,7 @@ pub enum History {
 
 /// What the points of a trajectory are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Points {
     /// The teacher's estimates of the clean image on arrival.
     Estimates,
