@@ -18,7 +18,7 @@ const TRAINING: [(&[&str], &str); 16] = [
     (&["defaults.sampler={ddim={eta=0.5,seed=1}}"], "unknown key `seed`"),
     (&["defaults.spacing={karras={rho=7,sigma=1}}"], "unknown key `sigma`"),
     (&["learning_rate.decay={kind=\"cosine\",start=3}"], "unknown key `start`"),
-    (&["learning_rate.decay={kind=\"inverse_sqrt\",start=3,end=9}"], "unknown key `end`"),
+    (&["learning_rate.decay={kind=\"inverse_sqrt\",start=3,end=9}"], "`learning_rate.decay.end`"),
     (&["defaults.sampler=plms"], "defaults.sampler: unknown sampler `plms`"),
     (&["student.steps=4"], "student is set"),
     (&["patches=[{ until = 5, shares = [[16, 1.0]] }]"], "patch size 16"),

@@ -160,6 +160,29 @@ fn a_batch_of_prompts_is_what_each_is_alone() {
     }
 }
 
+/// In smaller types it is nearly the same picture.
+#[test]
+fn weights_of_smaller_types_make_nearly_the_same_image() {
+    for folder in cases("pixart-sigma").into_iter().chain(cases("pixart-alpha")) {
+        let work = tempfile::tempdir().expect("a folder");
+        let picture = |dtype: &str| {
+            let options = ["a cat", "--steps", "4", "-s", "3", "--exact-size", "-W", "96"];
+            let command = TestCommand::new(&work, ["generate", "text", "-H", "64", "-m"]);
+            let output = ["--dtype", dtype, "-o", "a.png"];
+            command.args([&folder]).args(options).args(output).on_cpu().succeeded();
+            image::open(work.path().join("a.png")).expect("a picture").into_rgb8()
+        };
+        let exact = picture("f32");
+        for dtype in ["f16", "bf16", "int8"] {
+            let found = picture(dtype);
+            let apart = found.as_raw().iter().zip(exact.as_raw()).map(|(a, b)| a.abs_diff(*b));
+            let mean = apart.map(f64::from).sum::<f64>() / exact.as_raw().len() as f64;
+            println!("{} {dtype}: {mean:.3} of 255", folder.display());
+            assert!(mean < 4.0, "{dtype}: {mean}");
+        }
+    }
+}
+
 /// What is said of a prompt changes the image; what has no effect does not.
 #[test]
 fn options_of_texts_have_their_effect() {

@@ -135,7 +135,8 @@ impl Modulation {
         let out = match (&self.dense, &self.table) {
             (Some(dense), _) => dense.forward(condition),
             (None, Some(table)) => {
-                let table: Tensor<3> = table.val().unsqueeze(); // [1, 1, sum of the parts]
+                // [1, 1, sum of the parts]
+                let table: Tensor<3> = table.val().cast(condition.dtype()).unsqueeze();
                 let times = table.dims()[2] / condition.dims()[2];
                 condition.repeat_dim(2, times) + table
             }
