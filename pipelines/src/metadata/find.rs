@@ -18,7 +18,7 @@ const PICTURES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// That of noise.
 const NOISE: [&str; 1] = ["safetensors"];
 /// Those of weights.
-const WEIGHTS: [&str; 5] = ["safetensors", "pt", "pth", "ckpt", "bin"];
+const WEIGHTS: [&str; 6] = ["safetensors", "pt", "pth", "ckpt", "bin", "gguf"];
 /// Files of folders that can hold an autoencoder.
 const AUTOENCODERS: [&str; 4] =
     ["config.json", "vae/config.json", "model.json", "model_index.json"];

@@ -8,7 +8,7 @@ use pyrograph_weights::read_at_most;
 use crate::error::{Error, Result};
 
 /// Files of weights by their last part, in small letters.
-const WEIGHTS: [&str; 5] = ["safetensors", "pt", "pth", "ckpt", "bin"];
+const WEIGHTS: [&str; 6] = ["safetensors", "pt", "pth", "ckpt", "bin", "gguf"];
 /// Folders in folders, as archives unpack to, that a model is looked for in.
 const NESTED: usize = 3;
 /// Largest file that names a revision.
