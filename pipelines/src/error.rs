@@ -1,5 +1,6 @@
 //! Errors of this crate.
 
+mod text;
 mod trajectories;
 pub(crate) mod values;
 pub(crate) mod words;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use crate::metadata::Used;
 use crate::model;
 
+pub use text::TextError;
 pub use trajectories::TrajectoryError;
 use words::{fault, gigabytes, ids, listed, origin, similar, unreadable};
 
@@ -174,14 +176,6 @@ pub enum Error {
         /// The path.
         path: PathBuf,
         /// What it is.
-        reason: String,
-    },
-    /// Something else in place of the tokenizer of a text encoder, or a text that it cannot take.
-    #[error("{}: tokenizer: {reason}", path.display())]
-    Tokenizer {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// A model of another task.
@@ -357,17 +351,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A model that reads texts, but came without what does.
-    #[error("the model reads texts, and has no text encoder")]
-    NoTextEncoder,
-    /// A text that a model cannot read.
-    #[error("the text {text:?}: {reason}")]
-    Text {
-        /// As the encoder is given it.
-        text: String,
-        /// Why.
-        reason: String,
-    },
+    /// A text, or what reads it.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// A picture of another kind of model.
     #[error("{} was made from {found}, expected {expected}", path.display())]
     OtherTask {
@@ -503,16 +489,6 @@ pub enum Error {
     /// From the placement of sampling steps.
     #[error(transparent)]
     Grid(#[from] pyrograph_engine::diffusion::GridError),
-}
-
-impl Error {
-    /// The same of another image of a run.
-    pub(crate) fn of_image(self, index: usize) -> Self {
-        match self {
-            Self::Degenerate { reason, .. } => Self::Degenerate { index, reason },
-            other => other,
-        }
-    }
 }
 
 /// Result of this crate.

@@ -127,9 +127,10 @@ pub(crate) fn cover(pixels: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     [(2, rows), (3, columns)].into_iter().fold(pixels, |pixels, (axis, from)| {
         let to = size[axis - 2];
         let all = ((from as f64 * ratio) as usize).max(to);
-        match (all, to) {
-            (all, to) if all == from && to == from => pixels,
-            _ => resized(pixels, axis, all, (all - to) / 2..(all - to) / 2 + to),
+        let start = (all - to) / 2;
+        match [all, to] == [from; 2] {
+            true => pixels,
+            false => resized(pixels, axis, all, start..start + to),
         }
     })
 }

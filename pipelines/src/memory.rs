@@ -39,6 +39,14 @@ const BLOCK: u64 = 12;
 /// Values per pixel and channel of the autoencoder's widest level that it holds at once.
 const LEVEL: u64 = 3;
 
+/// So many images of `[height, width]`, for [`check`].
+pub fn of_images(images: usize, [height, width]: [usize; 2]) -> String {
+    match images {
+        1 => format!("an image of {width}x{height} takes"),
+        images => format!("{images} images of {width}x{height} at once take"),
+    }
+}
+
 /// Bytes that a call of a network takes on the CPU, beside its weights, for so many images or latents of `[height,
 /// width]`: about what was measured.
 pub fn network(net: &DitConfig, images: usize, [height, width]: [usize; 2]) -> u64 {

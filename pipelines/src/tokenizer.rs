@@ -21,7 +21,7 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TextError};
 
 /// Most bytes of a file.
 const LIMIT: u64 = 64 << 20;
@@ -243,7 +243,7 @@ impl Tokenizer {
 }
 
 fn fault(path: &Path) -> impl Fn(tokenizers::Error) -> Error {
-    move |error| Error::Tokenizer { path: path.to_owned(), reason: error.to_string() }
+    move |error| TextError::Tokenizer { path: path.to_owned(), reason: error.to_string() }.into()
 }
 
 /// What stands before and after each text.

@@ -167,14 +167,9 @@ impl Timer<'_> {
 }
 
 /// Refuses a call on so many images that takes more memory than there is; on a GPU, its driver does.
-fn check_memory(bench: &Timer<'_>, [height, width]: [usize; 2], need: u64) -> anyhow::Result<()> {
-    let batch = bench.args.batch;
-    let what = match batch {
-        1 => format!("an image of {width}x{height} takes"),
-        batch => format!("{batch} images of {width}x{height} at once take"),
-    };
+fn check_memory(bench: &Timer<'_>, size: [usize; 2], need: u64) -> anyhow::Result<()> {
     match is_host(bench.device) {
-        true => Ok(memory::check(what, need)?),
+        true => Ok(memory::check(memory::of_images(bench.args.batch, size), need)?),
         false => Ok(()),
     }
 }

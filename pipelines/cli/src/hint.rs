@@ -2,6 +2,7 @@
 
 use pyrograph::Error;
 use pyrograph::engine::Error as EngineError;
+use pyrograph::error::TextError;
 
 use crate::Command;
 
@@ -35,7 +36,7 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         Error::Task { found: "classes", .. } => "use `pyrograph generate class`",
         Error::OtherTask { expected: "classes", .. } => "use `pyrograph generate text`",
         Error::OtherTask { .. } => "use `pyrograph generate class`",
-        Error::NoTextEncoder => "name one with --text-encoder",
+        Error::Text(TextError::NoEncoder) => "name one with --text-encoder",
         Error::TooMuch { .. } => match command {
             Command::Train(_) => "see --batch, and --set model.size=[H,W]",
             Command::Distill(_) => "see --batch and --batch-size",

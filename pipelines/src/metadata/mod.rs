@@ -346,6 +346,17 @@ impl Record {
         }
     }
 
+    /// What one of the images shows, as people call it.
+    ///
+    /// # Panics
+    /// If there is no image of this index.
+    pub fn name(&self, index: usize, labels: &Labels) -> String {
+        match self.texts.is_empty() {
+            true => labels.name(self.classes[index]),
+            false => self.texts[index].clone(),
+        }
+    }
+
     /// What each image shows, as people call it.
     pub fn names(&self, labels: &Labels) -> Vec<String> {
         self.asked().names(labels)

@@ -55,10 +55,6 @@ fn yes() -> bool {
 
 /// Steps where the user says nothing; diffusers' own default for this pipeline.
 const STEPS: usize = 50;
-/// Most tokens of a text of PixArt-α.
-const ALPHA_TOKENS: usize = 120;
-/// Most tokens of a text of PixArt-Σ.
-const SIGMA_TOKENS: usize = 300;
 /// Most classes with a name.
 const MAX_LABELS: usize = 1 << 20;
 /// Guidance where the user says nothing; diffusers' own default for this pipeline.
@@ -82,8 +78,8 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let network = match class.as_str() {
         "DiTPipeline" => dit(folder, id2label)?,
-        "PixArtAlphaPipeline" => pixart::network(folder, ALPHA_TOKENS)?,
-        "PixArtSigmaPipeline" => pixart::network(folder, SIGMA_TOKENS)?,
+        "PixArtAlphaPipeline" => pixart::network(folder, pixart::ALPHA_TOKENS)?,
+        "PixArtSigmaPipeline" => pixart::network(folder, pixart::SIGMA_TOKENS)?,
         _ => {
             let expected = "`DiTPipeline`, `PixArtAlphaPipeline` or `PixArtSigmaPipeline`";
             return Err(fault(format!("pipeline `{class}`, expected {expected}")));

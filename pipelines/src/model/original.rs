@@ -174,17 +174,20 @@ impl Original<'_> {
                  `input_size`, in latent cells, beside it".into())
         })?;
         // For α, positions are never less than one apart.
-        let least = if tokens == PIXART_ALPHA_TOKENS { 1.0 } else { 0.0 };
-        let scale =
-            self.hints.interpolation_scale.unwrap_or((side as f64 / PIXART_BASE).max(least));
+        let least = if tokens == pixart::ALPHA_TOKENS { 1.0 } else { 0.0 };
+        let scale = self
+            .hints
+            .interpolation_scale
+            .unwrap_or((side as f64 / pixart::BASE as f64).max(least));
         let net = DitConfig {
             channels,
             size: [side; 2],
             patch,
             learned_variance: out == 2 * patch * patch * channels,
+            span: Some((side / patch) as f64 / scale),
+            sized,
             ..pixart::net(hidden, depth, self.heads(hidden, depth)?, width)
         };
-        let net = DitConfig { span: Some((side / patch) as f64 / scale), sized, ..net };
         let defaults = Defaults {
             sampler: Sampler::DpmPp2m,
             spacing: Some(Spacing::Linspace),
@@ -301,10 +304,6 @@ const LENGTH: usize = 1 << 20;
 
 /// Latent cells a side of square images, by a part of the names of PixArt's files.
 const PIXART_SIZES: [(&str, usize); 4] = [("2K", 256), ("1024", 128), ("512", 64), ("256", 32)];
-/// Most tokens of a text of PixArt-α.
-const PIXART_ALPHA_TOKENS: usize = 120;
-/// Cells a side for which positions of PixArt are one apart.
-const PIXART_BASE: f64 = 64.0;
 
 /// All were trained on the linear schedule of Ho et al. 2020 to predict noise and its variance.
 fn config(net: NetConfig, defaults: Defaults) -> ModelConfig {

@@ -48,12 +48,16 @@ const FIXED: [(&str, &str); 8] = [
 /// The size of an image beside the noise level is told to networks of this many latent cells a side.
 const SIZED: usize = 128;
 /// Cells a side for which positions are one apart, where nothing is said.
-const BASE: usize = 64;
+pub(super) const BASE: usize = 64;
 
 fn epsilon() -> f64 {
     1e-6
 }
 
+/// Most tokens of a text of PixArt-α.
+pub(super) const ALPHA_TOKENS: usize = 120;
+/// Most tokens of a text of PixArt-Σ.
+pub(super) const SIGMA_TOKENS: usize = 300;
 /// Steps where the user says nothing; diffusers' own default for this pipeline.
 pub(super) const STEPS: usize = 20;
 /// Guidance where the user says nothing; diffusers' own default for this pipeline.

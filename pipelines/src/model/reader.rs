@@ -6,11 +6,11 @@ use std::sync::mpsc::sync_channel;
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::device::is_host;
 use pyrograph_engine::nets::{TextBlock, TextEncoder};
-use pyrograph_weights::{FloatDtype, LoadReport};
+use pyrograph_weights::FloatDtype;
 
 use super::Notice;
 use super::text_encoder::TextEncoderSource;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TextError};
 use crate::memory::{self, VALUE};
 use crate::tokenizer::{Encoded, Tokenizer};
 
@@ -65,7 +65,8 @@ impl TextReader {
     /// A text that the tokenizer cannot take, and tokens that the encoder does not know.
     pub fn tokens(&self, text: &str, limit: usize) -> Result<Encoded> {
         let encoded = self.tokenizer.encode(text, limit)?;
-        let fault = |reason: String| Err(Error::Text { text: text.to_owned(), reason });
+        let fault =
+            |reason: String| Err(TextError::Unreadable { text: text.to_owned(), reason }.into());
         match encoded.ids.iter().max() {
             None => fault("it has no tokens".into()),
             Some(id) if *id >= self.vocabulary => {
@@ -94,7 +95,7 @@ impl TextReader {
             // What is not finite makes the sum so, too.
             if !state.clone().sum().into_scalar::<f32>().is_finite() {
                 let reason = "the text encoder makes values of it that are not finite".into();
-                return Err(Error::Text { text: text.clone(), reason });
+                return Err(TextError::Unreadable { text: text.clone(), reason }.into());
             }
         }
         Ok(states)
@@ -129,7 +130,7 @@ impl TextReader {
                         FloatDtype::F32,
                         device,
                     );
-                    let block = block.map(|(block, LoadReport { .. })| block);
+                    let block = block.map(|(block, _)| block);
                     // Nobody waits for more after an error.
                     if give.send(block.map_err(Error::from)).is_err() {
                         return;

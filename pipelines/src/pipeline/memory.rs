@@ -55,11 +55,7 @@ impl<T: Task> Pipeline<T> {
         }
         let need = self.memory(request, settings)?;
         let [batch, _, height, width] = self.shape(settings.batch.min(images), settings)?;
-        let [height, width] = [height, width].map(|side| side * self.factor());
-        let what = match batch {
-            1 => format!("an image of {width}x{height} takes"),
-            batch => format!("{batch} images of {width}x{height} at once take"),
-        };
-        memory::check(what, need)
+        let size = [height, width].map(|side| side * self.factor());
+        memory::check(memory::of_images(batch, size), need)
     }
 }

@@ -286,7 +286,7 @@ impl<T: Task> Pipeline<T> {
                     let image =
                         job.decoder.images(latent.clone()).map(|mut images| images.remove(0));
                     let index = first + i;
-                    let image = image.map_err(|error| error.of_image(index));
+                    let image = image.map_err(|error| of_image(error, index));
                     match on_image(Made { index, image, latent }) {
                         ControlFlow::Continue(()) => Ok(()),
                         ControlFlow::Break(()) => Err(Error::Cancelled),
@@ -345,6 +345,14 @@ impl<T: Task> Pipeline<T> {
     fn decoder(&self, settings: &Settings) -> Decoder<'_> {
         let (tile, size) = (settings.vae_tile, self.image_size(settings));
         Decoder { vae: self.vae.as_ref(), tile, size }
+    }
+}
+
+/// The same error of another image of a run.
+fn of_image(error: Error, index: usize) -> Error {
+    match error {
+        Error::Degenerate { reason, .. } => Error::Degenerate { index, reason },
+        other => other,
     }
 }
 

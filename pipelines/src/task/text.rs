@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Device, Tensor, TensorData};
 use pyrograph_engine::nets::{Conditioning, Text};
 
 use super::{Task, Told};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TextError};
 use crate::metadata::Asked;
 use crate::model::text::TextInput;
 use crate::model::{Model, TextReader, aspect};
@@ -106,7 +106,7 @@ impl Task for TextTask {
                 sized: net.sized,
                 device: device.clone(),
             }),
-            (None, Some(_)) => Err(Error::NoTextEncoder),
+            (None, Some(_)) => Err(TextError::NoEncoder.into()),
             _ => Err(Error::Task { found: model.config.told(), expected: "texts" }),
         }
     }

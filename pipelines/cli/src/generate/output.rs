@@ -190,8 +190,7 @@ impl<'a, T: Task> Output<'a, T> {
 
     fn path(&self, index: usize) -> PathBuf {
         let seed = self.record.settings.seed.wrapping_add(index as u64);
-        let labels = &self.pipeline.config().labels;
-        let name = self.record.image(index).names(labels).concat();
+        let name = self.record.name(index, &self.pipeline.config().labels);
         output_path(&self.args.output, index, self.count(), seed, &name)
     }
 
