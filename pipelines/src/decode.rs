@@ -12,6 +12,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 use pyrograph_weights::{check_pointer, open_file, read_start};
 
 use crate::error::{Error, Result};
+use crate::metadata;
 
 /// Most bytes of a file, and of the pixels that it becomes: 2^27 pixels of 8 bits. Decoding takes less than twice as
 /// much.
@@ -103,9 +104,10 @@ fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     }
     let mut decoder = reader.into_decoder().map_err(|source| fault(path, source))?;
     let need = pixels(decoder.dimensions().into(), decoder.total_bytes())?;
-    let late = || (format == Some(ImageFormat::Png)).then(|| late_exif(path)).flatten();
+    let is_png = format == Some(ImageFormat::Png);
+    let elsewhere = || late_exif(path).or_else(|| exif_in_text(path)).filter(|_| is_png);
     let orientation = orientation(&mut decoder)
-        .or_else(|| of_exif(&late()?))
+        .or_else(|| of_exif(&elsewhere()?))
         .unwrap_or(Orientation::NoTransforms);
     Ok(Opened { decoder, orientation, need, format })
 }
@@ -207,6 +209,20 @@ fn late_exif(path: &Path) -> Option<Vec<u8>> {
     None
 }
 
+/// The EXIF block that ImageMagick and ExifTool keep in a text of a PNG: a name, a length, hexadecimal digits.
+fn exif_in_text(path: &Path) -> Option<Vec<u8>> {
+    let texts = metadata::read(path).ok()?;
+    let text =
+        ["exif", "APP1"].iter().find_map(|kind| texts.get(&format!("Raw profile type {kind}")))?;
+    let mut words = text.split_ascii_whitespace().skip(1);
+    let length: usize = words.next()?.parse().ok()?;
+    let digits: Vec<u32> =
+        words.flat_map(str::chars).map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        digits.chunks_exact(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect();
+    (bytes.len() == length).then_some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +320,32 @@ mod tests {
         ] {
             let found = of_xmp(xmp.as_bytes()).unwrap_or(Orientation::NoTransforms);
             assert_eq!(found.to_exif(), orientation, "{xmp}");
+        }
+    }
+
+    #[test]
+    fn orientations_in_a_text_of_a_png_count_too() {
+        let block = [b"Exif\0\0".as_slice(), &exif(6)].concat();
+        let digits: String = block.iter().map(|byte| format!("{byte:02x}")).collect();
+        let profile = format!("\nexif\n{:>8}\n{}\n{}\n", block.len(), &digits[..40], &digits[40..]);
+        let shortened = profile.replace(&digits[40..], &digits[42..]);
+        for (kind, profile, orientation) in [
+            ("exif", &profile, 6),
+            ("APP1", &profile, 6),
+            ("iptc", &profile, 1),
+            ("exif", &shortened, 1),
+        ] {
+            let mut bytes = Vec::new();
+            let picture = stored();
+            let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
+            encoder.set_color(png::ColorType::Rgb);
+            encoder
+                .add_ztxt_chunk(format!("Raw profile type {kind}"), profile.clone())
+                .expect("a text");
+            let mut writer = encoder.write_header().expect("a header");
+            writer.write_image_data(picture.as_raw()).expect("pixels");
+            writer.finish().expect("an end");
+            assert_upright(&bytes, orientation);
         }
     }
 

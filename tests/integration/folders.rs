@@ -191,7 +191,7 @@ fn mistakes_in_lists_are_named() {
     picture(&folder.path().join("1.png"), 1);
     let mistakes = [
         ("metadata.jsonl", r#"{"file_name": "1.png", "text": "a cat"}"#, "Captions"),
-        ("metadata.jsonl", r#"{"file_name": "1.png", "label": null}"#, "no `label`"),
+        ("metadata.jsonl", r#"{"file_name": "1.png", "label": null}"#, "the label is null"),
         ("metadata.jsonl", r#"{"file_name": "1.png", "label": [1]}"#, "[1]"),
         ("metadata.jsonl", r#"{"file_name": "1.png", "label": " "}"#, "empty"),
         ("metadata.jsonl", r#"{"label": "x"}"#, "file_name"),

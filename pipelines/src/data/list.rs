@@ -94,8 +94,8 @@ fn lines(text: &str) -> Result<Vec<Entry>, String> {
         let file = field(of, FILE)
             .and_then(Value::as_str)
             .ok_or_else(|| format!("{place}: no `file_name`"))?;
-        let class =
-            field(of, CLASS).ok_or_else(|| no_class(&place, row.keys().map(String::as_str)))?;
+        let class = field(of, CLASS).or_else(|| field(|name| row.get(name), CLASS));
+        let class = class.ok_or_else(|| no_class(&place, row.keys().map(String::as_str)))?;
         Ok(Entry { file: file.to_owned(), class: class_text(&place, class)?, place })
     };
     numbered.map(entry).collect()

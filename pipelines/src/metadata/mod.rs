@@ -8,8 +8,11 @@ mod find;
 mod parameters;
 mod texts;
 
-use serde::{Deserialize, Deserializer, Serialize};
 use std::path::Path;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 pub(crate) use exif::exif;
 pub use find::Search;
@@ -32,6 +35,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A file or folder that images are made from: its name, without folders, and what it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Used {
     /// Its base name; `None` for what an application gave from memory, and for a part of the model. Pictures of earlier
     /// versions may have a path.
@@ -78,6 +82,7 @@ impl Used {
 
 /// A picture that images start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StartRecord {
     /// The picture.
     #[serde(flatten)]
@@ -89,6 +94,7 @@ pub struct StartRecord {
 
 /// Noise that replaces that of the seed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NoiseRecord {
     /// All of it.
     #[serde(flatten)]
@@ -195,16 +201,11 @@ pub struct Record {
 
 /// As [`Used`], or as a path, which earlier versions wrote.
 fn path_or_used<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Used>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Stored {
-        Path(String),
-        Used(Used),
-    }
-    Ok(Option::<Stored>::deserialize(from)?.map(|stored| match stored {
-        Stored::Path(path) => Used { file: Some(path), fingerprint: None },
-        Stored::Used(used) => used,
-    }))
+    Ok(match Value::deserialize(from)? {
+        Value::Null => None,
+        Value::String(path) => Some(Used { file: Some(path), fingerprint: None }),
+        stored => Some(Used::deserialize(stored).map_err(D::Error::custom)?),
+    })
 }
 
 /// An adapter of a generation.

@@ -59,6 +59,26 @@ fn records_stay_readable() {
     assert_eq!(again["settings"]["guidance"], before["settings"]["guidance"]);
 }
 
+/// In each part of a record.
+#[test]
+fn keys_that_are_not_known_are_refused_by_name() {
+    let part = |key: &str, other: &str| {
+        format!(
+            r#"{{"version":"0.0.0","model":"m","weights":"ab","device":"CPU","dtype":"f16",
+            "{key}":{{"file":"a","fingerprint":"b"{other}}},
+            "settings":{{"seed":3,"steps":2,"sampler":"euler","spacing":{{"leading":{{"offset":1}}}},
+            "guidance":{{"scale":3.0,"channels":"all","interval":null,"rescale":0.0}},"size":null,"batch":8,
+            "vae_tile":64}}}}"#
+        )
+    };
+    for key in ["picture", "mask", "noise", "vae", "guide", "text_encoder"] {
+        let read = |other| serde_json::from_str::<Record>(&part(key, other));
+        read("").unwrap_or_else(|error| panic!("{key}: {error}"));
+        let error = read(r#","blur":2"#).expect_err(key).to_string();
+        assert!(error.contains("`blur`"), "{key}: {error}");
+    }
+}
+
 #[test]
 fn broken_files_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
