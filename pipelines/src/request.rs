@@ -112,8 +112,9 @@ pub struct StartPicture {
     /// Cut and resized to the size of the images.
     #[serde(flatten)]
     pub picture: Picture,
-    /// Share of the steps that are taken, above 0 and up to 1; without, 0.75. The picture gets the noise of where they
-    /// begin. A student takes the picture for its own first prediction instead, and has no strength.
+    /// Share of the steps that are taken, rounded down, 0 to 1; without, 0.75. The picture gets the noise of where they
+    /// begin, and comes back as it is where there are none. With a mask, a run of all steps begins with noise alone. A
+    /// student takes the picture for its own first prediction instead, and has no strength.
     pub strength: Option<f64>,
 }
 

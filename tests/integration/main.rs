@@ -39,6 +39,7 @@ mod stopping;
 mod student;
 mod text;
 mod text_encoders;
+mod text_pictures;
 mod tokenizers;
 mod training;
 mod trajectories;

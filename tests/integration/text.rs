@@ -20,12 +20,12 @@ fn pipelines() -> impl Iterator<Item = std::path::PathBuf> {
     PIPELINES.iter().flat_map(|name| cases(name))
 }
 
-fn open(folder: &Path) -> TextPipeline {
+pub fn open(folder: &Path) -> TextPipeline {
     TextPipeline::new(open_changed(folder, |_| ()), &device()).expect("a model of texts")
 }
 
 /// What a case was made with.
-fn request(folder: &Path) -> Request<String> {
+pub fn request(folder: &Path) -> Request<String> {
     let case = json(&folder.join("case.json"));
     let number = |name: &str| case[name].as_u64().map(|number| number as usize);
     let text = |name: &str| case[name].as_str().expect(name).to_owned();

@@ -18,11 +18,18 @@ pub struct Inpaint<D> {
     pub picture: Tensor<4>,
     /// 1 where the network's answer counts, 0 where the picture does, `[1, 1, height, width]`.
     pub mask: Tensor<4>,
+    /// What the network sees at this level in place of the state, `[batch, channels, height, width]`: the noise alone that
+    /// a run begins with which knows nothing of the picture yet.
+    pub start: Option<(Level, Tensor<4>)>,
 }
 
 impl<D: Denoiser> Denoiser for Inpaint<D> {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
-        let Denoised { clean, unclipped, variance } = self.inner.denoise(x_t, level, step);
+        let seen = match &self.start {
+            Some((first, noise)) if first == level => noise.clone(),
+            _ => x_t,
+        };
+        let Denoised { clean, unclipped, variance } = self.inner.denoise(seen, level, step);
         let known: Tensor<4> = self.picture.clone() * (1.0 - self.mask.clone());
         let masked =
             |estimate: Tensor<4>| -> Tensor<4> { estimate * self.mask.clone() + known.clone() };

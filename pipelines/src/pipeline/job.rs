@@ -8,7 +8,7 @@ use pyrograph_engine::diffusion::{Grid, Sampler, Spacing};
 use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
 
-use super::{Decoder, Pipeline};
+use super::Pipeline;
 use crate::decode::decode;
 use crate::error::{Error, Result};
 use crate::image::picture_tensor;
@@ -23,7 +23,7 @@ const SIDE_LIMIT: usize = 16_384;
 const STRENGTH: f64 = 0.75;
 
 /// A request that was found possible, with its files read.
-pub(super) struct Job<'a> {
+pub(super) struct Job {
     pub(super) told: Told,
     pub(super) settings: Settings,
     /// Steps from one preview to the next.
@@ -31,13 +31,27 @@ pub(super) struct Job<'a> {
     /// Of the latents, `[images, channels, height, width]`.
     pub(super) shape: [usize; 4],
     pub(super) plan: Plan,
-    /// `[1, channels, height, width]`
-    pub(super) picture: Option<Tensor<4>>,
-    /// 1 for what is new, `[1, 1, height, width]`.
-    pub(super) mask: Option<Tensor<4>>,
+    pub(super) start: Option<Start>,
     /// `[images, channels, height, width]`
     pub(super) noise: Option<Tensor<4>>,
-    pub(super) decoder: Decoder<'a>,
+}
+
+/// What a run starts from.
+pub(super) struct Start {
+    /// `[1, channels, height, width]`
+    pub(super) picture: Tensor<4>,
+    /// 1 for what is new, `[1, 1, height, width]`.
+    pub(super) mask: Option<Tensor<4>>,
+    pub(super) kept: Option<Kept>,
+}
+
+/// Pixels that are not made.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// In [-1, 1], `[1, 3, height · f, width · f]`.
+    pub(super) pixels: Tensor<4>,
+    /// 1 where images are made, `[1, 1, height · f, width · f]`.
+    pub(super) mask: Tensor<4>,
 }
 
 /// The steps of a run.
@@ -46,6 +60,8 @@ pub(super) struct Plan {
     pub(super) grid: Grid,
     /// Patch sizes of these steps.
     pub(super) phases: Vec<Phase>,
+    /// Scale of the noise that all steps begin with, where there is a picture, too.
+    pub(super) noise_scale: Option<f64>,
 }
 
 impl<T: Task> Pipeline<T> {
@@ -192,8 +208,8 @@ impl<T: Task> Pipeline<T> {
             (Some(_), Some(strength)) => {
                 fault(format!("strength is {strength}, a student has none"))
             }
-            (None, Some(strength)) if !(*strength > 0.0 && *strength <= 1.0) => {
-                fault(format!("strength is {strength}, expected above 0 and up to 1"))
+            (None, Some(strength)) if !(0.0..=1.0).contains(strength) => {
+                fault(format!("strength is {strength}, expected 0 to 1"))
             }
             _ => Ok(()),
         }
@@ -206,88 +222,118 @@ impl<T: Task> Pipeline<T> {
         let full = settings.grid(&self.config.process)?;
         let steps = full.steps.len();
         if self.student().is_some() {
-            return Ok(Plan { grid: full, phases: Vec::new() });
+            return Ok(Plan { grid: full, phases: Vec::new(), noise_scale: None });
         }
         let native = || PatchPlan::constant(net.patch, steps);
         let sizes = settings.patches.clone().unwrap_or_else(native);
         let mut phases = sizes.phases(net, [height, width], steps)?;
         let Some(StartPicture { strength, .. }) = &request.picture else {
-            return Ok(Plan { grid: full, phases });
+            return Ok(Plan { grid: full, phases, noise_scale: None });
         };
-        let share = strength.unwrap_or(STRENGTH);
-        let taken = ((steps as f64 * share).round() as usize).max(1);
+        let taken = (steps as f64 * strength.unwrap_or(STRENGTH)) as usize;
         let spared = steps - taken;
         phases.retain(|phase| phase.end > spared);
         phases.iter_mut().for_each(|phase| phase.end -= spared);
+        let noise_scale = (spared == 0).then_some(full.initial_scale);
         let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0, ..full };
-        Ok(Plan { grid, phases })
+        Ok(Plan { grid, phases, noise_scale })
     }
 
     /// Checks a request and reads its files.
-    pub(super) fn prepare(&self, request: &Request<T::Prompt>) -> Result<Job<'_>> {
+    pub(super) fn prepare(&self, request: &Request<T::Prompt>) -> Result<Job> {
         let (settings, plan) = self.check(request)?;
         self.check_memory(request, &settings)?;
         let shape = self.shape(request.prompts.len(), &settings)?;
-        let [_, channels, height, width] = shape;
-        let encode = |pixels: Tensor<4>| match &self.vae {
-            Some(vae) => vae.scale(vae.encode(pixels).mean),
-            None => pixels,
-        };
-        let cells = |pixels: Tensor<4>| cells(pixels, [height, width]);
-        let picture = request.picture.as_ref().map(|start| {
-            let latent = self.read(&start.picture, [height, width], encode)?;
-            expect("the picture", latent, [1, channels, height, width])
-        });
-        let mask = request.mask.as_ref().map(|mask| {
-            let mask = self.read(mask, [height, width], cells)?;
-            expect("the mask", mask, [1, 1, height, width])
-        });
         let noise = request.noise.as_ref().map(|noise| {
             let noise = noise.read(shape[0], &self.device)?;
             expect("noise", noise, shape)
         });
-        let (picture, mask, noise) = (picture.transpose()?, mask.transpose()?, noise.transpose()?);
-        let told = self.task.told(request, [height, width].map(|side| side * self.factor()))?;
+        let start = match &request.picture {
+            Some(StartPicture { picture, .. }) => {
+                Some(self.start(picture, request.mask.as_ref(), shape, &plan)?)
+            }
+            None => None,
+        };
+        let size = [shape[2], shape[3]].map(|side| side * self.factor());
         Ok(Job {
-            told,
+            told: self.task.told(request, size)?,
             previews: request.previews,
             shape,
             plan,
-            picture,
-            mask,
-            noise,
-            decoder: self.decoder(&settings),
+            start,
+            noise: noise.transpose()?,
             settings,
         })
     }
 
-    /// A picture for latents of `size`; `convert` takes pixels in [-1, 1], `[1, 3, height · f, width · f]`.
+    /// Reads what a run starts from.
+    fn start(
+        &self,
+        picture: &Picture,
+        mask: Option<&Picture>,
+        [_, channels, height, width]: [usize; 4],
+        plan: &Plan,
+    ) -> Result<Start> {
+        let factor = self.factor();
+        let size = [height, width].map(|side| side * factor);
+        let (pixels, latent) = self.read(picture, size, |pixels| match &self.vae {
+            Some(vae) => vae.scale(vae.encode(pixels).mean),
+            None => pixels,
+        })?;
+        let picture = expect("the picture", latent, [1, channels, height, width])?;
+        let (mut made, mut cells) = (None, None);
+        if let Some(mask) = mask {
+            let (light, found) = self.read(mask, size, |pixels| corners(light(pixels), factor))?;
+            let found = expect("the mask", found, [1, 1, height, width])?;
+            made = Some(light.map_or_else(|| spread(found.clone(), factor), self::light));
+            cells = Some(found);
+        }
+        if plan.grid.steps.is_empty() {
+            made = Some(Tensor::zeros([1, 1, size[0], size[1]], &self.device));
+        }
+        let kept = pixels.zip(made).map(|(pixels, mask)| Kept { pixels, mask });
+        Ok(Start { picture, mask: cells, kept })
+    }
+
+    /// A picture of `size` in pixels, `[1, 3, height, width]` in [-1, 1], and what `convert` makes of them; of a picture
+    /// in the model's own space that alone.
     fn read(
         &self,
         picture: &Picture,
         size: [usize; 2],
         convert: impl FnOnce(Tensor<4>) -> Tensor<4>,
-    ) -> Result<Tensor<4>> {
-        let size = size.map(|side| side * self.factor());
-        Ok(match picture {
-            Picture::File(path) => convert(picture_tensor(&decode(path)?, size, &self.device)),
-            Picture::Pixels(pixels) => {
-                convert(picture_tensor(&pixels.convert(), size, &self.device))
-            }
-            Picture::Latent(latent) => latent.clone().to_device(&self.device),
-        })
+    ) -> Result<(Option<Tensor<4>>, Tensor<4>)> {
+        let pixels = match picture {
+            Picture::File(path) => picture_tensor(&decode(path)?, size, &self.device),
+            Picture::Pixels(pixels) => picture_tensor(&pixels.convert(), size, &self.device),
+            Picture::Latent(latent) => return Ok((None, latent.clone().to_device(&self.device))),
+        };
+        Ok((Some(pixels.clone()), convert(pixels)))
     }
 }
 
-/// How much of each latent cell is white: the mean of its pixels.
-///
-/// # Shapes
-/// `pixels`: `[1, 3, height · f, width · f]` in [-1, 1]; result: `[1, 1, height, width]` in [0, 1]
-fn cells(pixels: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
-    let factor = pixels.dims()[2] / height;
-    let light = pixels.mean_dim(1) * 0.5 + 0.5; // [1, 1, height · f, width · f]
-    let cells: Tensor<6> = light.reshape([1, 1, height, factor, width, factor]);
-    cells.mean_dims(&[3, 5]).reshape([1, 1, height, width])
+/// How white pixels are, from `[1, 3, height, width]` in [-1, 1] to `[1, 1, height, width]` in [0, 1].
+fn light(pixels: Tensor<4>) -> Tensor<4> {
+    pixels.mean_dim(1) * 0.5 + 0.5
+}
+
+/// The first pixel of each cell, as diffusers does it, from `[1, 1, height · f, width · f]` to `[1, 1, height, width]`.
+fn corners(pixels: Tensor<4>, factor: usize) -> Tensor<4> {
+    let [_, _, rows, columns] = pixels.dims();
+    let cells: Tensor<6> = pixels.reshape([1, 1, rows / factor, factor, columns / factor, factor]);
+    cells.narrow(3, 0, 1).narrow(5, 0, 1).reshape([1, 1, rows / factor, columns / factor])
+}
+
+/// Pixels of the value of their cell, from `[1, 1, height, width]` to `[1, 1, height · f, width · f]`.
+fn spread(cells: Tensor<4>, factor: usize) -> Tensor<4> {
+    let [_, _, height, width] = cells.dims();
+    let cells: Tensor<6> = cells.reshape([1, 1, height, 1, width, 1]);
+    cells.expand([1, 1, height, factor, width, factor]).reshape([
+        1,
+        1,
+        height * factor,
+        width * factor,
+    ])
 }
 
 fn expect(what: &'static str, tensor: Tensor<4>, expected: [usize; 4]) -> Result<Tensor<4>> {

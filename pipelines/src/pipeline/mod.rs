@@ -17,6 +17,7 @@ use image::RgbImage;
 use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{Dit, DitConfig, Net, Student, StudentConfig, Vae};
 
+use self::job::{Job, Kept};
 use crate::adapter::Adapters;
 use crate::error::{Error, Result};
 use crate::image::{check_picture, cover, to_images};
@@ -109,11 +110,20 @@ struct Decoder<'a> {
     tile: usize,
     /// `[height, width]` in pixels that images are resized to, and cut.
     size: [usize; 2],
+    /// Of the picture that they started from.
+    kept: Option<&'a Kept>,
 }
 
 impl Decoder<'_> {
     fn pixels(self, latents: Tensor<4>) -> Tensor<4> {
-        cover(self.decoded(latents), self.size)
+        let made = self.decoded(latents);
+        let whole = match self.kept {
+            Some(Kept { pixels, mask }) => {
+                made * mask.clone() + pixels.clone() * (1.0 - mask.clone())
+            }
+            None => made,
+        };
+        cover(whole, self.size)
     }
 
     fn decoded(self, latents: Tensor<4>) -> Tensor<4> {
@@ -279,12 +289,12 @@ impl<T: Task> Pipeline<T> {
         work_on(&self.device, || {
             self.check_pictures()?;
             let job = self.prepare(request)?;
+            let decoder = self.decoder(&job);
             self.batches(&job, on_step, &mut |first, x| {
                 // One image at a time bounds the memory of the decoder.
                 (0..x.dims()[0]).try_for_each(|i| {
                     let latent = x.clone().narrow(0, i, 1);
-                    let image =
-                        job.decoder.images(latent.clone()).map(|mut images| images.remove(0));
+                    let image = decoder.images(latent.clone()).map(|mut images| images.remove(0));
                     let index = first + i;
                     let image = image.map_err(|error| of_image(error, index));
                     match on_image(Made { index, image, latent }) {
@@ -315,12 +325,13 @@ impl<T: Task> Pipeline<T> {
         })
     }
 
-    /// Pixels, nominally in [-1, 1], of final latents of these settings.
+    /// Pixels, nominally in [-1, 1], of final latents of these settings; of a picture that they started from nothing is
+    /// kept here.
     ///
     /// # Shapes
     /// `[images, channels, _, _]` to `[images, 3, height, width]`, of [`Pipeline::image_size`]
     pub fn pixels(&self, latents: Tensor<4>, settings: &Settings) -> Tensor<4> {
-        self.decoder(settings).pixels(latents)
+        self.decoder_of(settings, None).pixels(latents)
     }
 
     /// Description of the transformer.
@@ -342,9 +353,14 @@ impl<T: Task> Pipeline<T> {
         }
     }
 
-    fn decoder(&self, settings: &Settings) -> Decoder<'_> {
+    fn decoder<'a>(&'a self, job: &'a Job) -> Decoder<'a> {
+        let kept = job.start.as_ref().and_then(|start| start.kept.as_ref());
+        self.decoder_of(&job.settings, kept)
+    }
+
+    fn decoder_of<'a>(&'a self, settings: &Settings, kept: Option<&'a Kept>) -> Decoder<'a> {
         let (tile, size) = (settings.vae_tile, self.image_size(settings));
-        Decoder { vae: self.vae.as_ref(), tile, size }
+        Decoder { vae: self.vae.as_ref(), tile, size, kept }
     }
 }
 

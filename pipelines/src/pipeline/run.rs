@@ -9,7 +9,7 @@ use pyrograph_engine::diffusion::{
 };
 use pyrograph_engine::nets::{Dit, Net};
 
-use super::job::{Job, Plan};
+use super::job::{Job, Plan, Start};
 use super::{OnStep, Pipeline, Progress};
 use crate::error::{Error, Result};
 use crate::patches::Phase;
@@ -34,7 +34,7 @@ impl<T: Task> Pipeline<T> {
     /// Final latents, each batch given to `done` as soon as it is there, with the number of its first image.
     pub(super) fn batches(
         &self,
-        job: &Job<'_>,
+        job: &Job,
         on_step: &mut OnStep<'_>,
         done: &mut dyn FnMut(usize, Tensor<4>) -> Result<()>,
     ) -> Result<()> {
@@ -55,7 +55,7 @@ impl<T: Task> Pipeline<T> {
                     steps: step.total,
                     x: step.x,
                     denoised: step.denoised,
-                    decoder: is_due.then_some(job.decoder),
+                    decoder: is_due.then(|| self.decoder(job)),
                 })
             };
             let x = self.sample(job, first..first + count, noise, &mut source, &mut show)?;
@@ -66,35 +66,49 @@ impl<T: Task> Pipeline<T> {
 
     fn sample(
         &self,
-        job: &Job<'_>,
+        job: &Job,
         images: Range<usize>,
         noise: Tensor<4>,
         source: &mut NoiseSource,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>> {
-        let grid = &job.plan.grid;
-        let mut denoiser = self.denoiser(job, images);
-        let x = match (&self.net, &job.picture) {
-            (Net::Dit(_), Some(picture)) => {
-                let level = grid.steps[0][0];
-                picture.clone().expand(noise.dims()) * level.alpha + noise * level.sigma
-            }
-            _ => noise,
+        let Plan { grid, noise_scale, .. } = &job.plan;
+        let mut inner = self.denoiser(job, images);
+        let mut solve = |denoiser: &mut dyn Denoiser, x: Tensor<4>| {
+            let sampled = job.settings.sampler.sample(denoiser, x, grid, source, on_step);
+            sampled.map_err(|_| Error::Cancelled)
         };
-        let sampled = job.settings.sampler.sample(&mut denoiser, x, grid, source, on_step);
-        sampled.map_err(|_| Error::Cancelled)
+        let (Net::Dit(_), Some(Start { picture, mask, .. })) = (&self.net, &job.start) else {
+            return solve(&mut inner, noise);
+        };
+        let whole = picture.clone().expand(noise.dims());
+        let Some([level, _]) = grid.steps.first() else { return Ok(whole) };
+        let noised = whole * level.alpha + noise.clone() * level.sigma;
+        let Some(mask) = mask else { return solve(&mut inner, noised) };
+        let (x, start) = match noise_scale {
+            Some(scale) => {
+                let alone = noise * *scale;
+                let x = alone.clone() * mask.clone() + noised * (1.0 - mask.clone());
+                (x, Some((*level, alone)))
+            }
+            None => (noised, None),
+        };
+        let (picture, mask) = (picture.clone(), mask.clone());
+        solve(&mut Inpaint { inner, picture, mask, start }, x)
     }
 
     /// The networks bound to what they are told of some of the images.
-    fn denoiser<'a>(&'a self, job: &'a Job<'_>, images: Range<usize>) -> Box<dyn Denoiser + 'a> {
+    fn denoiser<'a>(&'a self, job: &'a Job, images: Range<usize>) -> Box<dyn Denoiser + 'a> {
         let count = images.len();
         let told = job.told.of(images);
         if let Net::Student(net) = &self.net {
             let student = StudentDenoiser::new(net, &self.config.process, told, &job.plan.grid);
             let [_, channels, height, width] = job.shape;
             let shape = [count, channels, height, width];
-            return match &job.picture {
-                Some(picture) => Box::new(student.from_image(picture.clone().expand(shape))),
+            return match &job.start {
+                Some(Start { picture, .. }) => {
+                    Box::new(student.from_image(picture.clone().expand(shape)))
+                }
                 None => Box::new(student),
             };
         }
@@ -108,13 +122,9 @@ impl<T: Task> Pipeline<T> {
             Box::new(DitDenoiser::new(net, process, told).at(patch))
         };
         let guided = self.phased(&job.settings.guidance, &job.plan, &bind);
-        let inner: Box<dyn Denoiser> = match self.config.process.clip {
+        match self.config.process.clip {
             Some(clip) => Box::new(Clipped { inner: guided, clip }),
             None => Box::new(guided),
-        };
-        match (job.picture.clone(), job.mask.clone()) {
-            (Some(picture), Some(mask)) => Box::new(Inpaint { inner, picture, mask }),
-            _ => inner,
         }
     }
 

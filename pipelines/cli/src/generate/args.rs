@@ -63,7 +63,7 @@ pub(crate) struct Images {
     /// Picture to start from, in place of noise alone
     #[arg(long, short = 'i', visible_alias = "init-img")]
     pub(super) init_image: Option<PathBuf>,
-    /// Share of the steps taken from there, above 0 and up to 1 [default: 0.75]
+    /// Share of the steps taken from there, 0 to 1 [default: 0.75]
     #[arg(long)]
     pub(super) strength: Option<f64>,
     /// Picture that is white where to make something new, and black where to keep the one to start from
