@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::checksum::{CHECKSUM_KEY, Checksum};
-use crate::dtype::to_f32;
+use crate::dtype::{FloatDtype, to_f32};
 use crate::error::{Error, Result};
 use crate::files::hexadecimal;
-use crate::tensor::TensorInfo;
+use crate::tensor::{TensorInfo, Values};
 use crate::wrappers::unwrap;
+
+/// Most bytes that are read at a time of a tensor that is not needed as a whole, if its rows are no longer.
+const PIECE: usize = 1 << 19;
 
 /// Named tensors in safetensors files or in a PyTorch file.
 ///
@@ -116,6 +119,33 @@ impl Checkpoint {
             values.iter_mut().for_each(|value| *value *= factor);
         }
         Ok((values, info.shape.clone()))
+    }
+
+    /// The elements of a tensor in this type, little-endian, whole rows of its first dimension at a time.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`], each piece, too.
+    pub(crate) fn pieces(
+        &self,
+        name: &str,
+        dtype: FloatDtype,
+    ) -> Result<Box<dyn Iterator<Item = Result<Vec<u8>>> + '_>> {
+        let info = self.info(name)?;
+        let row = info.shape.iter().skip(1).product::<usize>() * info.dtype.size();
+        let (Values::Range(file, range), None, 1..) = (&info.values, &info.scale, row) else {
+            let whole = dtype.bytes(&self.read_f32(name)?.0);
+            return Ok(Box::new(std::iter::once(Ok(whole))));
+        };
+        let (all, step) = (row * info.shape[0], (PIECE / row).max(1) * row);
+        let name = name.to_owned();
+        Ok(Box::new((0..all).step_by(step).map(move |start| {
+            let bytes = file.read(range.start + start as u64, step.min(all - start));
+            let bytes = bytes.map_err(|source| self.unreadable(&name, source))?;
+            Ok(match info.dtype == dtype.stored() {
+                true => bytes,
+                false => dtype.bytes(&to_f32(&bytes, info.dtype)),
+            })
+        })))
     }
 
     pub(crate) fn info(&self, name: &str) -> Result<&TensorInfo> {

@@ -132,16 +132,23 @@ impl FloatDtype {
     pub(crate) fn data(self, values: Vec<f32>, shape: Vec<usize>) -> TensorData {
         match self {
             FloatDtype::F32 => TensorData::new(values, shape),
-            FloatDtype::F16 => {
-                let mut halves = vec![f16::ZERO; values.len()];
-                halves.convert_from_f32_slice(&values);
-                TensorData::new(halves, shape)
-            }
-            FloatDtype::Bf16 => {
-                let mut halves = vec![bf16::ZERO; values.len()];
-                halves.convert_from_f32_slice(&values);
-                TensorData::new(halves, shape)
-            }
+            FloatDtype::F16 => TensorData::new(f16s(&values), shape),
+            FloatDtype::Bf16 => TensorData::new(bf16s(&values), shape),
+        }
+    }
+
+    /// These values in this type, little-endian.
+    pub(crate) fn bytes(self, values: &[f32]) -> Vec<u8> {
+        fn each<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+            let mut all = vec![0; N * values.len()];
+            let chunks = all.as_chunks_mut::<N>().0.iter_mut();
+            chunks.zip(values).for_each(|(chunk, value)| *chunk = bytes(*value));
+            all
+        }
+        match self {
+            FloatDtype::F32 => each(values, f32::to_le_bytes),
+            FloatDtype::F16 => each(&f16s(values), f16::to_le_bytes),
+            FloatDtype::Bf16 => each(&bf16s(values), bf16::to_le_bytes),
         }
     }
 }
@@ -163,6 +170,18 @@ impl fmt::Display for FloatDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.stored().fmt(f)
     }
+}
+
+fn f16s(values: &[f32]) -> Vec<f16> {
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    halves
+}
+
+fn bf16s(values: &[f32]) -> Vec<bf16> {
+    let mut halves = vec![bf16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    halves
 }
 
 /// Little-endian bytes of any type as f32; trailing bytes that make no element are left out.

@@ -149,6 +149,17 @@ impl Rule {
             None => values,
         }
     }
+
+    /// Where the columns of the parts side by side, so many in all, are in the parameter.
+    pub(crate) fn columns(&self, width: usize) -> Vec<usize> {
+        let Some(order) = &self.chunks else { return (0..width).collect() };
+        let chunk = width / order.len();
+        let mut columns = vec![0; width];
+        for (to, from) in order.iter().enumerate() {
+            (0..chunk).for_each(|i| columns[from * chunk + i] = to * chunk + i);
+        }
+        columns
+    }
 }
 
 impl Transform {
@@ -178,7 +189,7 @@ impl Transform {
     /// Values after the transform, of a shape that suits it.
     fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         match (self, shape) {
-            (Transform::Transpose, [out, inputs, ..]) => transposed(&values, *out, *inputs),
+            (Transform::Transpose, [out, ..]) => transposed(&values, *out),
             (Transform::PatchKernel, &[out, channels, rows, columns]) => {
                 let (pixels, mut result) = (rows * columns, Vec::with_capacity(values.len()));
                 for at in 0..pixels {
@@ -194,21 +205,32 @@ impl Transform {
     }
 }
 
-/// Rows and columns that are moved together, so that both sides stay in the cache.
-const TILE: usize = 32;
+fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
+    let (mut result, to) = (vec![0.0; values.len()], (0..rows).collect::<Vec<_>>());
+    put_columns(&mut result, rows, values, &to);
+    result
+}
 
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut result = vec![0.0; values.len()];
-    for row in (0..rows).step_by(TILE) {
-        for column in (0..columns).step_by(TILE) {
-            for r in row..rows.min(row + TILE) {
-                for c in column..columns.min(column + TILE) {
-                    result[c * rows + r] = values[r * columns + c];
+/// Most rows that are moved together, so that both sides stay in the cache.
+const ROWS: usize = 64;
+/// Columns that are moved together: a cache line of them.
+const COLUMNS: usize = 16;
+
+/// Writes rows into these columns of a matrix of `width` columns, which has a row for each of theirs.
+pub(crate) fn put_columns<T: Copy>(result: &mut [T], width: usize, rows: &[T], columns: &[usize]) {
+    let Some(inputs) = rows.len().checked_div(columns.len()).filter(|inputs| *inputs > 0) else {
+        return;
+    };
+    for (rows, columns) in rows.chunks(ROWS * inputs).zip(columns.chunks(ROWS)) {
+        for first in (0..inputs).step_by(COLUMNS) {
+            for i in first..inputs.min(first + COLUMNS) {
+                let out = &mut result[i * width..][..width];
+                for (row, column) in rows.chunks_exact(inputs).zip(columns) {
+                    out[*column] = row[i];
                 }
             }
         }
     }
-    result
 }
 
 /// Rows of the parts one after the other; each part has the width of its rows.
@@ -291,11 +313,36 @@ mod tests {
         #[test]
         fn transposing_twice_changes_nothing(rows in 0..80usize, columns in 0..80usize) {
             let values = count(rows * columns);
-            let once = transposed(&values, rows, columns);
+            let once = transposed(&values, rows);
             for (r, c) in [(0, columns / 2), (rows / 2, 0), (rows / 3, columns / 3)] {
                 prop_assert_eq!(once.get(c * rows + r), values.get(r * columns + c));
             }
-            prop_assert_eq!(transposed(&once, columns, rows), values);
+            prop_assert_eq!(transposed(&once, columns), values);
+        }
+
+        /// Piece by piece, a parameter is what it is as a whole.
+        #[test]
+        fn columns_are_put_where_the_rule_says(
+            order in (1..4usize).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
+            sides in prop::collection::vec(1..90usize, 1..4),
+            inputs in 1..40usize,
+            rows in 1..90usize,
+        ) {
+            let sides: Vec<usize> = sides.iter().map(|side| side * order.len()).collect();
+            let rule = rule(Transform::Transpose, sides.len(), Some(order));
+            let shapes: Vec<[usize; 2]> = sides.iter().map(|side| [*side, inputs]).collect();
+            let shapes: Vec<&[usize]> = shapes.iter().map(|shape| shape.as_slice()).collect();
+            let (expected, shape) = apply(&rule, &shapes).expect("fits");
+            let (mut found, columns) = (vec![0.0; expected.len()], rule.columns(shape[1]));
+            let mut first = 0;
+            for side in sides {
+                for piece in count(side * inputs).chunks(rows * inputs) {
+                    let outputs = piece.len() / inputs;
+                    put_columns(&mut found, shape[1], piece, &columns[first..first + outputs]);
+                    first += outputs;
+                }
+            }
+            prop_assert_eq!(found, expected);
         }
 
         /// A convolution of stride and size `rows x columns` is the product of the flattened patch, in the

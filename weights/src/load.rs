@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
-use crate::layout::{Layout, Rule};
+use crate::layout::{Layout, Rule, Transform, put_columns};
 use crate::tensor::TensorInfo;
 
 /// What is worth knowing about a load that succeeded.
@@ -204,10 +204,45 @@ impl Loader<'_> {
             let bytes = self.checkpoint.read(&rule.sources[0])?;
             return Ok(TensorData::from_bytes_vec(bytes, shape, dtype.burn()));
         }
+        if let (Transform::Transpose, &[inputs, width]) = (rule.transform, shape) {
+            return self.transposed(rule, [inputs, width], dtype);
+        }
         let parts = rule.sources.iter().map(|source| self.checkpoint.read_f32(source));
         let values = rule.apply(parts.collect::<Result<_>>()?);
         Ok(dtype.data(values, shape.to_vec()))
     }
+}
+
+impl Loader<'_> {
+    /// A matrix from rows that are its columns, some at a time: whole tensors would be in memory two or three times.
+    fn transposed(
+        &self,
+        rule: &Rule,
+        [inputs, width]: [usize; 2],
+        dtype: FloatDtype,
+    ) -> Result<TensorData> {
+        let size = dtype.stored().size();
+        let (mut bytes, columns) = (vec![0; inputs * width * size], rule.columns(width));
+        let mut first = 0;
+        for source in &rule.sources {
+            for piece in self.checkpoint.pieces(source, dtype)? {
+                let piece = piece?;
+                let next = first + piece.len() / (size * inputs).max(1);
+                let columns = &columns[first..next];
+                match size {
+                    2 => put::<2>(&mut bytes, width, &piece, columns),
+                    _ => put::<4>(&mut bytes, width, &piece, columns),
+                }
+                first = next;
+            }
+        }
+        Ok(TensorData::from_bytes_vec(bytes, [inputs, width], dtype.burn()))
+    }
+}
+
+/// [`put_columns`] for elements of `N` bytes.
+fn put<const N: usize>(result: &mut [u8], width: usize, rows: &[u8], columns: &[usize]) {
+    put_columns(result.as_chunks_mut::<N>().0, width, rows.as_chunks::<N>().0, columns);
 }
 
 /// Most names that are compared with one.

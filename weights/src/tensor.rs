@@ -94,7 +94,7 @@ impl OpenFile {
         Self { path: path.to_owned(), file: Mutex::new(file) }
     }
 
-    fn read(&self, start: u64, length: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, start: u64, length: usize) -> Result<Vec<u8>> {
         // A panic elsewhere cannot leave the file in a wrong state: each read seeks first.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(start))?;

@@ -14,6 +14,7 @@ mod reader;
 mod registry;
 mod scheduler;
 mod scheduler_keys;
+mod states;
 pub mod text;
 pub mod text_encoder;
 mod weight_type;

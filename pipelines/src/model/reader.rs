@@ -9,8 +9,10 @@ use pyrograph_engine::nets::{TextBlock, TextEncoder};
 use pyrograph_weights::FloatDtype;
 
 use super::Notice;
+use super::states::States;
 use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result, TextError};
+use crate::health::cache_folder;
 use crate::memory::{self, VALUE};
 use crate::tokenizer::{Encoded, Tokenizer};
 
@@ -32,7 +34,8 @@ pub struct TextReader {
 #[derive(Debug)]
 enum Encoder {
     Held(Box<TextEncoder>),
-    Streamed(Box<TextEncoderSource>),
+    /// With the states that it made before.
+    Streamed(Box<TextEncoderSource>, Option<States>),
 }
 
 impl TextReader {
@@ -53,7 +56,11 @@ impl TextReader {
                 let net = encoder.load(FloatDtype::F32, device, notify)?;
                 Encoder::Held(Box::new(net.folded()))
             }
-            false => Encoder::Streamed(Box::new(encoder)),
+            false => {
+                let fingerprint = encoder.source.checkpoint.fingerprint();
+                let states = cache_folder().map(|cache| States::new(&cache, &fingerprint, device));
+                Encoder::Streamed(Box::new(encoder), states)
+            }
         };
         let (tokenizer, encoder) = (Arc::new(tokenizer), Arc::new(encoder));
         Ok(Self { tokenizer, encoder, vocabulary, device: device.clone() })
@@ -89,7 +96,7 @@ impl TextReader {
             Encoder::Held(net) => {
                 ids.into_iter().map(|ids| net.forward(&[ids], None, &[]).last).collect()
             }
-            Encoder::Streamed(encoder) => self.streamed(encoder, ids)?,
+            Encoder::Streamed(encoder, kept) => self.kept(encoder, kept.as_ref(), ids)?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -99,6 +106,28 @@ impl TextReader {
             }
         }
         Ok(states)
+    }
+
+    /// The states that are on disk, and those of the other texts, which are then there, too.
+    fn kept(
+        &self,
+        encoder: &TextEncoderSource,
+        kept: Option<&States>,
+        ids: Vec<Vec<usize>>,
+    ) -> Result<Vec<Tensor<3>>> {
+        let Some(kept) = kept else { return self.streamed(encoder, ids) };
+        let get = |ids: &Vec<usize>| kept.get(ids, encoder.config.hidden, &self.device);
+        let found: Vec<Option<Tensor<3>>> = ids.iter().map(get).collect();
+        let missing = ids.into_iter().zip(&found).filter(|(_, found)| found.is_none());
+        let missing: Vec<Vec<usize>> = missing.map(|(ids, _)| ids).collect();
+        if missing.is_empty() {
+            return Ok(found.into_iter().flatten().collect());
+        }
+        let made = self.streamed(encoder, missing.clone())?;
+        missing.iter().zip(&made).for_each(|(ids, states)| kept.put(ids, states));
+        let mut made = made.into_iter();
+        let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
+        Ok(found.into_iter().filter_map(next).collect())
     }
 
     /// All texts through one block after the other, while the next block is read.
@@ -177,15 +206,28 @@ mod tests {
         let device = Device::flex();
         let held = TextReader::open(tokenizer, source(), &device, &mut |_| ()).expect("small");
         assert!(matches!(*held.encoder, Encoder::Held(_)));
-        let streamed =
-            TextReader { encoder: Arc::new(Encoder::Streamed(Box::new(source()))), ..held.clone() };
+        let streamed = |states| TextReader {
+            encoder: Arc::new(Encoder::Streamed(Box::new(source()), states)),
+            ..held.clone()
+        };
+        let cache = tempfile::tempdir().expect("a folder");
+        let kept = || Some(States::new(cache.path(), "ab", &device));
         let texts = ["a cat".to_owned(), String::new(), "three lighthouses in the fog".to_owned()];
-        let [whole, by_block] = [held, streamed].map(|reader| {
+        let read = |reader: TextReader| {
             // Twice: what is read is not used up.
             reader.read(&texts, 9).expect("states");
             reader.read(&texts, 9).expect("states")
-        });
-        for (a, b) in whole.into_iter().zip(by_block) {
+        };
+        let by_block = read(streamed(None));
+        let from_disk = {
+            // The one in the middle is there before the others.
+            streamed(kept()).read(&texts[1..2], 9).expect("states");
+            read(streamed(kept()))
+        };
+        for (a, b) in by_block.iter().zip(from_disk) {
+            assert_eq!(a.to_data(), b.into_data());
+        }
+        for (a, b) in read(held.clone()).into_iter().zip(by_block) {
             assert!(a.dims()[1] <= 9);
             let worst: f32 = (a.clone() - b).abs().max().into_scalar();
             let largest: f32 = a.abs().max().into_scalar();
