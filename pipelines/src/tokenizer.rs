@@ -19,7 +19,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, PaddingParams, SplitDelimiterBehavior};
 
 use crate::error::{Error, Result, TextError};
 
@@ -122,13 +122,40 @@ impl Tokenizer {
 
     /// A `tokenizer.json`.
     fn whole(path: &Path, special: Special) -> Result<Self> {
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(read_at_most(path, LIMIT)?).map_err(fault(path))?;
+        Self::read(path, &read_at_most(path, LIMIT)?, special)
+    }
+
+    fn read(path: &Path, json: &[u8], special: Special) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(fault(path))?;
+        let own = inner.get_padding().map(|padding| padding.pad_id);
         // Lengths are the caller's business.
         inner.with_truncation(None).map_err(fault(path))?;
         inner.with_padding(None);
-        let pad = special.pad_token.and_then(|token| inner.token_to_id(&token.text()));
+        let pad = special.pad_token.and_then(|token| inner.token_to_id(&token.text())).or(own);
         Ok(Self { path: path.to_owned(), inner, pad: pad.unwrap_or(0) as usize })
+    }
+
+    /// What [`Tokenizer::text`] wrote, in the file at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or something else.
+    pub(crate) fn stored(path: &Path, text: Option<&String>) -> Result<Self> {
+        match text {
+            Some(text) => Self::read(path, text.as_bytes(), Special::default()),
+            None => Err(fault(path)("none beside the weights of the text encoder".into())),
+        }
+    }
+
+    /// All of it, as a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// None for a tokenizer that could be opened.
+    pub(crate) fn text(&self) -> Result<String> {
+        let mut inner = self.inner.clone();
+        let pad_id = self.pad as u32;
+        let pad_token = inner.id_to_token(pad_id).unwrap_or_default();
+        inner.with_padding(Some(PaddingParams { pad_id, pad_token, ..Default::default() }));
+        inner.to_string(false).map_err(fault(&self.path))
     }
 
     /// T5's: pieces with scores, and sentinels behind them, the first of which is the last token.

@@ -106,7 +106,7 @@ fn keys_of_a_transformer_count_or_are_refused() {
 }
 
 /// A copy of a file of the original code with what the file does not tell beside it.
-fn original(folder: &Path, work: &Path, kind: &str) -> PathBuf {
+pub fn original(folder: &Path, work: &Path, kind: &str) -> PathBuf {
     let case = json(&folder.join("case.json"));
     let known = &case["not_in_the_file"];
     let hints = serde_json::json!({

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use pyrograph::{Noise, Request, TextPipeline, prompt};
-use pyrograph_weights::{Checkpoint, write_safetensors};
+use pyrograph_weights::{Bundle, Checkpoint, write_safetensors};
 use serde_json::Value;
 
 use crate::command::TestCommand;
+use crate::pixart;
 use crate::util::{
     Case, assert_close, assert_same_pixels, cases, copy_folder, device, json, open_changed,
     relative_difference, tolerance,
@@ -305,13 +306,75 @@ fn faults_of_prompts_are_named() {
     assert!(said.contains("trained at about 256x256, 96x96 may look wrong"), "{said}");
 }
 
+fn convert(folder: &Path, model: impl AsRef<Path>, output: &str) -> TestCommand {
+    TestCommand::new(folder, ["convert", "--dtype", "f32", "-o", output]).args([model.as_ref()])
+}
+
+/// A bundle holds the text encoder and its tokenizer, and makes the same images.
+#[test]
+fn bundles_hold_what_reads_texts() {
+    let work = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| work.path().join(name);
+    let texts = ["a lighthouse", "", "three lighthouses in the fog, and a boat"].map(str::to_owned);
+    for name in PIPELINES {
+        let folder = &cases(name)[0];
+        let again = format!("{name}-again");
+        convert(work.path(), folder, name).succeeded();
+        convert(work.path(), path(name), &again).succeeded();
+        let plain = Request::new(texts.clone());
+        let request = Request { steps: Some(2), size: Some([64, 64]), exact_size: true, ..plain };
+        let [own, bundled, again] = [folder, &path(name), &path(&again)].map(|model| {
+            let made = open(model).generate(&request, &mut |_| ControlFlow::Continue(()));
+            made.expect("images").images
+        });
+        assert!(own == bundled && own == again, "{name}");
+        let model = Bundle::open(path(name)).expect("a bundle");
+        assert_eq!(model.manifest().family, "text");
+    }
+    // Of a checkpoint that has neither.
+    let alpha = &cases("pixart-alpha")[0];
+    let file = pixart::original(&cases("pixart-original")[0], work.path(), ".pth");
+    let whole = convert(work.path(), &file, "whole").args(["--vae".as_ref(), alpha.as_os_str()]);
+    whole.args(["--text-encoder".as_ref(), alpha.as_os_str()]).succeeded();
+    let small = ["a cat", "--exact-size", "-W", "64", "-H", "64"];
+    generate(work.path(), "whole", &small).succeeded();
+    let bare = convert(work.path(), &file, "bare").args(["--vae".as_ref(), alpha.as_os_str()]);
+    let said = bare.reported();
+    assert!(said.contains("no text encoder"), "{said}");
+    let error = generate(work.path(), "bare", &["a cat"]).failed();
+    assert!(error.contains("--text-encoder"), "{error}");
+}
+
+#[test]
+fn faults_of_bundles_with_texts_are_named() {
+    let work = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| work.path().join("model").join(name);
+    let refuse = |part: &str| {
+        let error = generate(work.path(), "model", &["a cat"]).failed();
+        assert!(error.contains(part), "{error}");
+    };
+    convert(work.path(), &cases("pixart-sigma")[0], "model").succeeded();
+    let mut bytes = std::fs::read(path("text.safetensors")).expect("a part");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    std::fs::write(path("text.safetensors"), bytes).expect("written");
+    refuse("text.safetensors");
+    let mut model = json(&path("model.json"));
+    write_safetensors(&path("text.safetensors"), &[], &Default::default()).expect("written");
+    let length = std::fs::metadata(path("text.safetensors")).expect("a file").len();
+    model["parts"]["text"]["bytes"] = length.into();
+    std::fs::write(path("model.json"), model.to_string()).expect("written");
+    refuse("tokenizer: none beside the weights");
+    model["parts"].as_object_mut().expect("parts").remove("text");
+    std::fs::write(path("model.json"), model.to_string()).expect("written");
+    refuse("no part `text`");
+}
+
 #[test]
 fn commands_for_classes_refuse_models_of_texts() {
     let (work, model) = (tempfile::tempdir().expect("a folder"), &cases("pixart-sigma")[0]);
     let path = model.to_str().expect("a path in Unicode");
     for args in [
         &["generate", "class", "-m", path][..],
-        &["convert", path, "-o", "out"],
         &["flexify", path, "--patches", "4", "-o", "out"],
         &["merge", path, path, "-o", "out"],
         &["bench", "forward", "-m", path],

@@ -18,7 +18,7 @@ use crate::files::{
 };
 use crate::formats::safetensors::{View, write_views};
 use crate::layout::Layout;
-use crate::load::{LoadReport, load};
+use crate::load::{LoadReport, check, load, parameter};
 use crate::replace::{check_writable, replace_folder, write_whole};
 
 /// Name of the manifest in a bundle.
@@ -189,22 +189,25 @@ impl Bundle {
     }
 }
 
-/// The weights of one network on their way to a file.
-pub struct Part(Vec<(String, Parameter)>);
-
-/// A parameter whose values are fetched when they are written.
-struct Parameter {
-    shape: Vec<usize>,
-    fetch: Box<dyn Fn() -> TensorData>,
+/// The weights of one network on their way to a file, and texts beside them.
+pub struct Part<'a> {
+    parameters: Vec<(String, Parameter<'a>)>,
+    texts: BTreeMap<String, String>,
 }
 
-impl Part {
+/// A parameter whose values are fetched when they are written, in that type if that saves a step.
+struct Parameter<'a> {
+    shape: Vec<usize>,
+    fetch: Box<dyn Fn(FloatDtype) -> Result<TensorData> + 'a>,
+}
+
+impl Part<'static> {
     /// All float parameters of a module under their own names.
     pub fn module<M: Module>(module: &M) -> Self {
         #[derive(Default)]
         struct Collect {
             path: Vec<String>,
-            found: Vec<(String, Parameter)>,
+            found: Vec<(String, Parameter<'static>)>,
         }
         impl ModuleVisitor for Collect {
             fn enter_module(&mut self, name: &str, _container_type: &str) {
@@ -216,20 +219,48 @@ impl Part {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let tensor = param.val();
                 let shape = param.lazy_shape().to_vec();
-                let fetch = Box::new(move || tensor.to_data());
+                let fetch = Box::new(move |_| Ok(tensor.to_data()));
                 self.found.push((self.path.join("."), Parameter { shape, fetch }));
             }
         }
         let mut collect = Collect::default();
         module.visit(&mut collect);
-        Self(collect.found)
+        Self { parameters: collect.found, texts: BTreeMap::new() }
+    }
+}
+
+impl<'a> Part<'a> {
+    /// The parameters that a module of this kind would be [loaded](load()) with, without loading them.
+    ///
+    /// # Errors
+    /// As there, but for the values, which are read when they are written.
+    pub fn stored<M: Module>(
+        module: M,
+        checkpoint: &'a Checkpoint,
+        layout: &'a Layout,
+    ) -> Result<Self> {
+        let shapes = check(module, checkpoint, layout)?;
+        let parameter = |(name, shape): (String, Vec<usize>)| {
+            let (own, expected) = (name.clone(), shape.clone());
+            let fetch =
+                Box::new(move |dtype| parameter(checkpoint, layout, &own, &expected, dtype));
+            (name, Parameter { shape, fetch })
+        };
+        let parameters = shapes.into_iter().map(parameter).collect();
+        Ok(Self { parameters, texts: BTreeMap::new() })
+    }
+
+    /// Adds a text, which [`Checkpoint::metadata`] of the part will have.
+    pub fn with_text(mut self, key: &str, text: String) -> Self {
+        self.texts.insert(key.to_owned(), text);
+        self
     }
 }
 
 /// A parameter and the type it is written in.
-struct Typed(Parameter, FloatDtype);
+struct Typed<'a>(Parameter<'a>, FloatDtype);
 
-impl View for Typed {
+impl View for Typed<'_> {
     fn dtype(&self) -> Dtype {
         self.1.stored()
     }
@@ -238,9 +269,9 @@ impl View for Typed {
         &self.0.shape
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
+    fn data(&self) -> Result<Cow<'_, [u8]>> {
         let Self(parameter, dtype) = self;
-        let data = (parameter.fetch)();
+        let data = (parameter.fetch)(*dtype)?;
         let data = match data.dtype() == dtype.burn() {
             true => data,
             false => {
@@ -248,7 +279,7 @@ impl View for Typed {
                 dtype.data(values, parameter.shape.clone())
             }
         };
-        Cow::Owned(data.as_bytes().to_vec())
+        Ok(Cow::Owned(data.as_bytes().to_vec()))
     }
 }
 
@@ -299,7 +330,7 @@ pub fn check_target(folder: &Path, overwrite: bool) -> Result<()> {
 pub fn save_bundle(
     folder: &Path,
     mut manifest: Manifest,
-    parts: Vec<(&str, Part)>,
+    parts: Vec<(&str, Part<'_>)>,
     dtype: FloatDtype,
     overwrite: bool,
 ) -> Result<()> {
@@ -308,8 +339,9 @@ pub fn save_bundle(
         for (name, part) in parts {
             let file = format!("{name}.safetensors");
             let path = fresh.join(&file);
-            let views = part.0.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
-            write_views(&path, views.collect(), &BTreeMap::new())?;
+            let Part { parameters, texts } = part;
+            let views = parameters.into_iter().map(|(name, values)| (name, Typed(values, dtype)));
+            write_views(&path, views.collect(), &texts)?;
             let (_, bytes) = open_file(&path)?;
             let entry = PartEntry { file, bytes, sha256: sha256(&path)?, dtype };
             manifest.parts.insert(name.to_owned(), entry);

@@ -37,14 +37,37 @@ pub fn load<M: Module>(
     loader.end(true).map(|report| (module, report))
 }
 
-/// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read.
+/// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read; returns its
+/// parameters' names and shapes.
 ///
 /// # Errors
 /// [`Error::Mismatch`] as there.
-pub fn check<M: Module>(module: M, checkpoint: &Checkpoint, layout: &Layout) -> Result<()> {
+pub fn check<M: Module>(
+    module: M,
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+) -> Result<Vec<(String, Vec<usize>)>> {
     let mut loader = Loader::new(checkpoint, layout, None);
     module.map(&mut loader);
-    loader.end(true).map(drop)
+    let shapes = std::mem::take(&mut loader.shapes);
+    loader.end(true).map(|_| shapes)
+}
+
+/// The values of one parameter of a module that [`check`]s.
+pub(crate) fn parameter(
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+    name: &str,
+    shape: &[usize],
+    dtype: FloatDtype,
+) -> Result<TensorData> {
+    let device = Device::flex();
+    let mut loader = Loader::new(checkpoint, layout, Some((dtype, &device)));
+    let found = loader.parameter(name, shape)?;
+    match found {
+        Some(data) => Ok(data),
+        None => Err(loader.end(false).expect_err("a parameter that is not there")),
+    }
 }
 
 /// [`load()`] for a part of a module, of this name in it, or for some of its fields; what is stored of the others may stay
@@ -72,6 +95,8 @@ struct Loader<'a> {
     /// What the values become; without, none are read.
     to: Option<(FloatDtype, &'a Device)>,
     path: Vec<String>,
+    /// Of all parameters, where none are read.
+    shapes: Vec<(String, Vec<usize>)>,
     used: BTreeSet<String>,
     mismatch: Mismatch,
     report: LoadReport,
@@ -84,9 +109,9 @@ impl<'a> Loader<'a> {
         layout: &'a Layout,
         to: Option<(FloatDtype, &'a Device)>,
     ) -> Self {
-        let (path, used, mismatch) = Default::default();
+        let (path, shapes, used, mismatch) = Default::default();
         let report = LoadReport::default();
-        Self { checkpoint, layout, to, path, used, mismatch, report, failure: None }
+        Self { checkpoint, layout, to, path, shapes, used, mismatch, report, failure: None }
     }
 
     /// What was found, where all that is stored should have been used, or not.
@@ -139,8 +164,12 @@ impl ModuleMapper for Loader<'_> {
         if self.failure.is_some() {
             return param;
         }
-        let name = self.path.join(".");
-        match self.parameter(&name, &param.lazy_shape().to_vec()) {
+        let (name, shape) = (self.path.join("."), param.lazy_shape().to_vec());
+        let found = self.parameter(&name, &shape);
+        if self.to.is_none() {
+            self.shapes.push((name.clone(), shape));
+        }
+        match found {
             Ok(Some(data)) => {
                 let Some((dtype, device)) = self.to else { return param };
                 if !dtype.is_finite(data.as_bytes()) {

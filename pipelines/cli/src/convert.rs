@@ -19,6 +19,12 @@ pub(crate) struct Convert {
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one
     #[arg(long)]
     vae: Option<PathBuf>,
+    /// Text encoder for a checkpoint that comes without one: its folder, or that of a pipeline, or a file
+    #[arg(long)]
+    text_encoder: Option<PathBuf>,
+    /// Folder of its tokenizer, where that is not with it
+    #[arg(long, requires = "text_encoder")]
+    tokenizer: Option<PathBuf>,
     /// Type of the weights on disk: f32, f16 or bf16
     #[arg(long, default_value = "f16")]
     dtype: FloatDtype,
@@ -36,15 +42,21 @@ pub(crate) struct Convert {
 pub(crate) fn run(args: &Convert, common: &Common) -> anyhow::Result<()> {
     let input = common.find(&args.input)?;
     model::check_save(&args.output, args.overwrite)?;
-    let recognised =
-        model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;
+    let parts = Parts {
+        vae: args.vae.as_deref(),
+        text_encoder: args.text_encoder.as_deref(),
+        tokenizer: args.tokenizer.as_deref(),
+    };
+    let recognised = model::recognise_with(&input, parts)?;
     common.say(&format!("{}: {}", input.display(), recognised.kind));
-    recognised.config.check_classes()?;
     let latents = recognised.config.net.dit.channels;
     if recognised.vae.is_none() && latents != 3 {
         common.say(&format!(
             "warning: no autoencoder for the {latents} channels of its latents: add one with --vae"
         ));
+    }
+    if recognised.config.text.is_some() && recognised.text.is_none() {
+        common.say("warning: no text encoder: add one with --text-encoder");
     }
     // In the type of the output, so that an f16 bundle needs no f32 copy of the model.
     let model = recognised.load(args.dtype, &Device::flex(), &mut |notice| common.tell(&notice))?;

@@ -64,12 +64,14 @@ pub struct ModelConfig {
     pub text: Option<TextInput>,
 }
 
-/// Value of `family` in the `model.json` of a class-conditional model.
-const FAMILY: &str = "class";
+/// Values of `family` in the `model.json` of a model that is told classes, or texts.
+const FAMILIES: [&str; 2] = ["class", "text"];
 /// Name of the transformer's part in a bundle.
 const NET: &str = "dit";
 /// Name of the autoencoder's part in a bundle.
 const VAE: &str = "vae";
+/// Name of the text encoder's part in a bundle.
+const TEXT: &str = "text";
 /// Numbers that the table of positions of any network may have. A larger one must be in proportion to the weights.
 const SMALL_TABLE: usize = 1 << 23;
 /// Largest file of a configuration.
@@ -253,10 +255,10 @@ struct Described {
 
 fn native(path: &Path) -> Result<Recognised> {
     let manifest = read_manifest(path)?;
-    if manifest.family != FAMILY {
+    if !FAMILIES.contains(&manifest.family.as_str()) {
         return Err(Error::NotAModel {
             path: path.to_owned(),
-            reason: format!("family `{}`, expected `{FAMILY}`", manifest.family),
+            reason: format!("family `{}`, expected {}", manifest.family, FAMILIES.join(" or ")),
         });
     }
     let config: ModelConfig =
@@ -272,11 +274,14 @@ fn native(path: &Path) -> Result<Recognised> {
     // Numbers before the weights, which need not be there for them to be wrong.
     check_numbers(path, &config)?;
     let bundle = Bundle::open(path)?;
+    let text = config.text.as_ref().and_then(|input| input.encoder.as_ref());
+    let text =
+        text.map(|encoder| TextSource::sealed(path, encoder, Source::sealed(&bundle, TEXT)?));
     Ok(Recognised {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
         vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
-        text: None,
+        text: text.transpose()?,
         notices: Vec::new(),
         config,
     })
@@ -308,7 +313,8 @@ impl Recognised {
     /// # Errors
     /// A part that differs.
     pub fn verify(&self) -> Result<()> {
-        let sources = [Some(&self.net), self.vae.as_ref()];
+        let text = self.text.as_ref().map(|text| &text.encoder.source);
+        let sources = [Some(&self.net), self.vae.as_ref(), text];
         sources.into_iter().flatten().try_for_each(Source::verify)
     }
 
@@ -417,7 +423,7 @@ impl Model {
     /// # Errors
     /// None that this description can cause.
     pub fn manifest(&self) -> Result<Manifest> {
-        Ok(Manifest::new(FAMILY, &self.config)?)
+        Ok(Manifest::new(FAMILIES[usize::from(self.config.text.is_some())], &self.config)?)
     }
 
     /// Writes a native bundle: a folder that appears whole or not at all.
@@ -433,6 +439,9 @@ impl Model {
     ) -> Result<()> {
         let mut parts = vec![(NET, Part::module(&self.net))];
         parts.extend(self.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
+        if let Some(text) = &self.text {
+            parts.push((TEXT, text.source().part()?));
+        }
         Ok(save_bundle(path, manifest, parts, dtype, overwrite)?)
     }
 }

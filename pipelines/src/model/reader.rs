@@ -10,11 +10,12 @@ use pyrograph_weights::FloatDtype;
 
 use super::Notice;
 use super::states::States;
+use super::text::TextSource;
 use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result, TextError};
 use crate::health::cache_folder;
 use crate::memory::{self, VALUE};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::tokenizer::Encoded;
 
 /// Values of an encoder up to which it stays in memory; the blocks of a larger one are there only while texts pass
 /// through them.
@@ -25,9 +26,8 @@ const AT_ONCE: u64 = 2;
 /// A tokenizer and an encoder, which works in f32: the states of T5 do not fit half precision. A clone shares its weights.
 #[derive(Debug, Clone)]
 pub struct TextReader {
-    tokenizer: Arc<Tokenizer>,
+    source: Arc<TextSource>,
     encoder: Arc<Encoder>,
-    vocabulary: usize,
     device: Device,
 }
 
@@ -35,7 +35,7 @@ pub struct TextReader {
 enum Encoder {
     Held(Box<TextEncoder>),
     /// With the states that it made before.
-    Streamed(Box<TextEncoderSource>, Option<States>),
+    Streamed(Option<States>),
 }
 
 impl TextReader {
@@ -44,12 +44,11 @@ impl TextReader {
     /// # Errors
     /// Weights that cannot be read, and a machine that has no room for them.
     pub(super) fn open(
-        tokenizer: Tokenizer,
-        encoder: TextEncoderSource,
+        source: TextSource,
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
-        let vocabulary = encoder.config.vocabulary;
+        let encoder = &source.encoder;
         let values = encoder.source.checkpoint.elements();
         let encoder = match values <= HELD {
             true => {
@@ -59,11 +58,16 @@ impl TextReader {
             false => {
                 let fingerprint = encoder.source.checkpoint.fingerprint();
                 let states = cache_folder().map(|cache| States::new(&cache, &fingerprint, device));
-                Encoder::Streamed(Box::new(encoder), states)
+                Encoder::Streamed(states)
             }
         };
-        let (tokenizer, encoder) = (Arc::new(tokenizer), Arc::new(encoder));
-        Ok(Self { tokenizer, encoder, vocabulary, device: device.clone() })
+        let (source, encoder) = (Arc::new(source), Arc::new(encoder));
+        Ok(Self { source, encoder, device: device.clone() })
+    }
+
+    /// Its tokenizer and its weights.
+    pub(super) fn source(&self) -> &TextSource {
+        &self.source
     }
 
     /// At most `limit` tokens of a text.
@@ -71,13 +75,14 @@ impl TextReader {
     /// # Errors
     /// A text that the tokenizer cannot take, and tokens that the encoder does not know.
     pub fn tokens(&self, text: &str, limit: usize) -> Result<Encoded> {
-        let encoded = self.tokenizer.encode(text, limit)?;
+        let encoded = self.source.tokenizer.encode(text, limit)?;
+        let vocabulary = self.source.encoder.config.vocabulary;
         let fault =
             |reason: String| Err(TextError::Unreadable { text: text.to_owned(), reason }.into());
         match encoded.ids.iter().max() {
             None => fault("it has no tokens".into()),
-            Some(id) if *id >= self.vocabulary => {
-                fault(format!("token {id}, the text encoder knows {}", self.vocabulary))
+            Some(id) if *id >= vocabulary => {
+                fault(format!("token {id}, the text encoder knows {vocabulary}"))
             }
             Some(_) => Ok(encoded),
         }
@@ -96,7 +101,8 @@ impl TextReader {
             Encoder::Held(net) => {
                 ids.into_iter().map(|ids| net.forward(&[ids], None, &[]).last).collect()
             }
-            Encoder::Streamed(encoder, kept) => self.kept(encoder, kept.as_ref(), ids)?,
+            Encoder::Streamed(None) => self.streamed(ids)?,
+            Encoder::Streamed(Some(kept)) => self.kept(kept, ids)?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -109,21 +115,16 @@ impl TextReader {
     }
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
-    fn kept(
-        &self,
-        encoder: &TextEncoderSource,
-        kept: Option<&States>,
-        ids: Vec<Vec<usize>>,
-    ) -> Result<Vec<Tensor<3>>> {
-        let Some(kept) = kept else { return self.streamed(encoder, ids) };
-        let get = |ids: &Vec<usize>| kept.get(ids, encoder.config.hidden, &self.device);
+    fn kept(&self, kept: &States, ids: Vec<Vec<usize>>) -> Result<Vec<Tensor<3>>> {
+        let width = self.source.encoder.config.hidden;
+        let get = |ids: &Vec<usize>| kept.get(ids, width, &self.device);
         let found: Vec<Option<Tensor<3>>> = ids.iter().map(get).collect();
         let missing = ids.into_iter().zip(&found).filter(|(_, found)| found.is_none());
         let missing: Vec<Vec<usize>> = missing.map(|(ids, _)| ids).collect();
         if missing.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
-        let made = self.streamed(encoder, missing.clone())?;
+        let made = self.streamed(missing.clone())?;
         missing.iter().zip(&made).for_each(|(ids, states)| kept.put(ids, states));
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
@@ -131,13 +132,9 @@ impl TextReader {
     }
 
     /// All texts through one block after the other, while the next block is read.
-    fn streamed(
-        &self,
-        encoder: &TextEncoderSource,
-        ids: Vec<Vec<usize>>,
-    ) -> Result<Vec<Tensor<3>>> {
-        let TextEncoderSource { config, source, .. } = encoder;
-        self.check_memory(encoder)?;
+    fn streamed(&self, ids: Vec<Vec<usize>>) -> Result<Vec<Tensor<3>>> {
+        let TextEncoderSource { config, source, .. } = &self.source.encoder;
+        self.check_memory(&self.source.encoder)?;
         source.verify()?;
         let device = &self.device;
         let (checkpoint, layout) = (&source.checkpoint, &source.layout);
@@ -201,15 +198,12 @@ mod tests {
     fn streamed_states_are_those_of_the_whole_encoder() {
         let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
         let folder = goldens.join("pixart-sigma");
-        let source = || TextEncoderSource::recognise(&folder.join("text_encoder")).expect("T5");
-        let tokenizer = Tokenizer::open(&folder.join("tokenizer")).expect("its tokenizer");
+        let source = || TextSource::recognise(&folder).expect("T5");
         let device = Device::flex();
-        let held = TextReader::open(tokenizer, source(), &device, &mut |_| ()).expect("small");
+        let held = TextReader::open(source(), &device, &mut |_| ()).expect("small");
         assert!(matches!(*held.encoder, Encoder::Held(_)));
-        let streamed = |states| TextReader {
-            encoder: Arc::new(Encoder::Streamed(Box::new(source()), states)),
-            ..held.clone()
-        };
+        let streamed =
+            |states| TextReader { encoder: Arc::new(Encoder::Streamed(states)), ..held.clone() };
         let cache = tempfile::tempdir().expect("a folder");
         let kept = || Some(States::new(cache.path(), "ab", &device));
         let texts = ["a cat".to_owned(), String::new(), "three lighthouses in the fog".to_owned()];

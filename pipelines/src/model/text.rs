@@ -4,8 +4,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use pyrograph_engine::nets::TextEncoderConfig;
+use pyrograph_weights::Part;
 use serde::{Deserialize, Serialize};
 
+use super::Source;
 use super::reader::TextReader;
 use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result};
@@ -28,6 +30,9 @@ pub struct TextInput {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizes: Option<usize>,
 }
+
+/// Key of the tokenizer in the texts beside an encoder's weights in a bundle.
+const TOKENIZER: &str = "tokenizer";
 
 /// The encoder at `path`, or in the pipeline there.
 pub(super) fn encoder(path: &Path) -> Result<TextEncoderSource> {
@@ -76,12 +81,26 @@ impl TextSource {
         Ok(Self { encoder: encoder(path)?, tokenizer: Tokenizer::open(&own)? })
     }
 
+    /// A part of a bundle, which holds both.
+    pub(super) fn sealed(path: &Path, config: &TextEncoderConfig, source: Source) -> Result<Self> {
+        let tokenizer = Tokenizer::stored(path, source.checkpoint.metadata().get(TOKENIZER))?;
+        let encoder = TextEncoderSource::checked(path, config.clone(), source, None)?;
+        Ok(Self { tokenizer, encoder })
+    }
+
+    /// On its way to a bundle.
+    pub(super) fn part(&self) -> Result<Part<'_>> {
+        let Source { checkpoint, layout, .. } = &self.encoder.source;
+        let fresh = self.encoder.config.init(0, &Device::flex());
+        Ok(Part::stored(fresh, checkpoint, layout)?.with_text(TOKENIZER, self.tokenizer.text()?))
+    }
+
     /// Makes it ready to work on `device`.
     pub(super) fn open(
         self,
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<TextReader> {
-        TextReader::open(self.tokenizer, self.encoder, device, notify)
+        TextReader::open(self, device, notify)
     }
 }

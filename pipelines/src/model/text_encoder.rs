@@ -246,7 +246,7 @@ impl TextEncoderSource {
     }
 
     /// Refuses a configuration that no encoder can have, and weights that do not fit it.
-    fn checked(
+    pub(super) fn checked(
         path: &Path,
         config: TextEncoderConfig,
         source: Source,

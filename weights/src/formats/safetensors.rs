@@ -113,9 +113,9 @@ pub fn write_safetensors(
     }
     views.sort_by(|(a, _), (b, _)| a.cmp(b));
     let mut checksum = Checksum::new(metadata);
-    views
-        .iter()
-        .for_each(|(name, view)| checksum.add(name, view.dtype, view.shape(), &view.data()));
+    views.iter().for_each(|(name, view)| {
+        checksum.add(name, view.dtype, view.shape(), view.data.as_bytes())
+    });
     let mut metadata = metadata.clone();
     metadata.insert(CHECKSUM_KEY.to_owned(), checksum.finish());
     write_views(path, views, &metadata)
@@ -128,7 +128,10 @@ pub(crate) trait View {
     /// Lengths of the dimensions.
     fn shape(&self) -> &[usize];
     /// The elements.
-    fn data(&self) -> Cow<'_, [u8]>;
+    ///
+    /// # Errors
+    /// Where they are read from, and cannot be.
+    fn data(&self) -> Result<Cow<'_, [u8]>>;
 }
 
 /// A header; the crate writes the texts in the random order of a hash table.
@@ -172,7 +175,10 @@ pub(crate) fn write_views<V: View>(
     replace(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        views.iter().try_for_each(|(_, view)| file.write_all(&view.data()))
+        views.iter().try_for_each(|(_, view)| {
+            let data = view.data().map_err(std::io::Error::other)?;
+            file.write_all(&data)
+        })
     })
 }
 
@@ -191,7 +197,7 @@ impl View for Ready<'_> {
         self.data.shape()
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.data.as_bytes())
+    fn data(&self) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(self.data.as_bytes()))
     }
 }
