@@ -50,8 +50,8 @@ pub(super) struct Start {
 pub(super) struct Kept {
     /// In [-1, 1], `[1, 3, height · f, width · f]`.
     pub(super) pixels: Tensor<4>,
-    /// 1 where images are made, `[1, 1, height · f, width · f]`.
-    pub(super) mask: Tensor<4>,
+    /// 1 where images are made, `[1, 1, height · f, width · f]`; without, nothing is.
+    pub(super) mask: Option<Tensor<4>>,
 }
 
 /// The steps of a run.
@@ -281,18 +281,18 @@ impl<T: Task> Pipeline<T> {
             None => pixels,
         })?;
         let picture = expect("the picture", latent, [1, channels, height, width])?;
-        let (mut made, mut cells) = (None, None);
-        if let Some(mask) = mask {
-            let (light, found) = self.read(mask, size, |pixels| corners(light(pixels), factor))?;
-            let found = expect("the mask", found, [1, 1, height, width])?;
-            made = Some(light.map_or_else(|| spread(found.clone(), factor), self::light));
-            cells = Some(found);
-        }
-        if plan.grid.steps.is_empty() {
-            made = Some(Tensor::zeros([1, 1, size[0], size[1]], &self.device));
-        }
-        let kept = pixels.zip(made).map(|(pixels, mask)| Kept { pixels, mask });
-        Ok(Start { picture, mask: cells, kept })
+        let read = |mask| {
+            let (pixels, cells) = self.read(mask, size, |pixels| corners(light(pixels), factor))?;
+            let cells = expect("the mask", cells, [1, 1, height, width])?;
+            Ok::<_, Error>((pixels.map_or_else(|| spread(cells.clone(), factor), light), cells))
+        };
+        let (made, mask) = mask.map(read).transpose()?.unzip();
+        let kept = match (pixels, plan.grid.steps.is_empty()) {
+            (Some(pixels), true) => Some(Kept { pixels, mask: None }),
+            (Some(pixels), false) if made.is_some() => Some(Kept { pixels, mask: made }),
+            _ => None,
+        };
+        Ok(Start { picture, mask, kept })
     }
 
     /// A picture of `size` in pixels, `[1, 3, height, width]` in [-1, 1], and what `convert` makes of them; of a picture
@@ -328,12 +328,8 @@ fn corners(pixels: Tensor<4>, factor: usize) -> Tensor<4> {
 fn spread(cells: Tensor<4>, factor: usize) -> Tensor<4> {
     let [_, _, height, width] = cells.dims();
     let cells: Tensor<6> = cells.reshape([1, 1, height, 1, width, 1]);
-    cells.expand([1, 1, height, factor, width, factor]).reshape([
-        1,
-        1,
-        height * factor,
-        width * factor,
-    ])
+    let pixels = cells.expand([1, 1, height, factor, width, factor]);
+    pixels.reshape([1, 1, height * factor, width * factor])
 }
 
 fn expect(what: &'static str, tensor: Tensor<4>, expected: [usize; 4]) -> Result<Tensor<4>> {

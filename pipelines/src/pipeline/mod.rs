@@ -116,12 +116,15 @@ struct Decoder<'a> {
 
 impl Decoder<'_> {
     fn pixels(self, latents: Tensor<4>) -> Tensor<4> {
-        let made = self.decoded(latents);
         let whole = match self.kept {
-            Some(Kept { pixels, mask }) => {
-                made * mask.clone() + pixels.clone() * (1.0 - mask.clone())
+            None => self.decoded(latents),
+            Some(Kept { pixels, mask: None }) => {
+                let [_, channels, height, width] = pixels.dims();
+                pixels.clone().expand([latents.dims()[0], channels, height, width])
             }
-            None => made,
+            Some(Kept { pixels, mask: Some(mask) }) => {
+                self.decoded(latents) * mask.clone() + pixels.clone() * (1.0 - mask.clone())
+            }
         };
         cover(whole, self.size)
     }
