@@ -104,8 +104,10 @@ fn open(path: &Path) -> Result<Opened<impl ImageDecoder>> {
     }
     let mut decoder = reader.into_decoder().map_err(|source| fault(path, source))?;
     let need = pixels(decoder.dimensions().into(), decoder.total_bytes())?;
-    let is_png = format == Some(ImageFormat::Png);
-    let elsewhere = || late_exif(path).or_else(|| exif_in_text(path)).filter(|_| is_png);
+    let elsewhere = || match format {
+        Some(ImageFormat::Png) => late_exif(path).or_else(|| exif_in_text(path)),
+        _ => None,
+    };
     let orientation = orientation(&mut decoder)
         .or_else(|| of_exif(&elsewhere()?))
         .unwrap_or(Orientation::NoTransforms);
