@@ -41,6 +41,7 @@ mod text;
 mod text_encoders;
 mod text_pictures;
 mod tokenizers;
+mod train_text;
 mod training;
 mod trajectories;
 mod util;

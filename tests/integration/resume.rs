@@ -18,8 +18,8 @@ use crate::util::{train_until, write_pictures};
 type Change<'a> = &'a dyn Fn(&Path);
 
 /// Settings that may change when a run goes on.
-const FREE: [&str; 5] =
-    ["steps", "checkpoint_every", "sample_every", "snapshot_every", "log_every"];
+const FREE: [&str; 6] =
+    ["steps", "checkpoint_every", "sample_every", "sample_prompts", "snapshot_every", "log_every"];
 
 const TINY: &str = "batch = 4\nmicro_batches = 2\nlog_every = 2\nsample_every = 0\ncheckpoint_every = 2\n\
                     learning_rate = { peak = 0.03, warmup = 5 }\n\

@@ -106,6 +106,8 @@ enum Generate {
 enum Train {
     /// A class-conditional model
     Class(train::Class),
+    /// A model of texts, on images with captions
+    Text(train::Text),
     /// Average the weights of a finished run with another width
     Average(train::AverageArgs),
 }
@@ -181,7 +183,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(Generate::Class(class)) => generate::run(class.as_ref(), &cli.common),
         Command::Generate(Generate::Text(text)) => generate::run(text.as_ref(), &cli.common),
-        Command::Train(Train::Class(class)) => train::run(class, &cli.common),
+        Command::Train(Train::Class(class)) => train::class(class, &cli.common),
+        Command::Train(Train::Text(text)) => train::text(text, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Distill(distill) => distill::run(distill, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),

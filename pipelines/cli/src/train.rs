@@ -8,11 +8,12 @@ use burn::tensor::Device;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
 use pyrograph::Error;
-use pyrograph::data::{Dataset, Reading};
+use pyrograph::data::{Annotation, Dataset, Reading};
 use pyrograph::engine::train::Decay;
 use pyrograph::text::read_text;
 use pyrograph::train::{
-    Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, check_model, reconstruct,
+    Averaged, Condition, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, check_model,
+    reconstruct,
 };
 use pyrograph::weights::{FloatDtype, check_target};
 
@@ -246,58 +247,148 @@ pub(crate) struct Class {
     help_settings: bool,
 }
 
-impl Class {
+#[derive(Args)]
+pub(crate) struct Text {
+    /// Folder of images with a .txt file of captions beside each, one in a line, or with a metadata.jsonl or metadata.csv
+    /// that has a column `text`
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/text]
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Model to start from, whose text encoder reads the captions if it has one
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// What reads the captions: the folder of a T5 or CLIP encoder, a file of T5's, or a model of texts
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
+    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
+/// A run on images, as it is asked for.
+struct OnImages<'a> {
+    annotation: Annotation,
+    output: PathBuf,
+    init: Option<&'a Path>,
+    run: &'a RunArgs,
+    /// Overrides from options of this kind of run.
+    further: Vec<String>,
+}
+
+impl OnImages<'_> {
     /// The settings of the run: of one that goes on, those that it has `stored`.
     fn settings(
         &self,
         stored: Option<&TrainConfig>,
         common: &Common,
     ) -> anyhow::Result<TrainConfig> {
-        let data = self.data.as_ref().map(|data| path_setting("data", data)).transpose()?;
-        let settle = |base: &TrainConfig| self.run.settle(base, data.clone());
-        let mut config = settle(stored.unwrap_or(&TrainConfig::default()))?;
-        let init = self.init.clone().or(config.init.take());
-        config.init = init.map(|model| common.find(&model)).transpose()?;
-        if stored.is_some() {
+        let settle = |base: &TrainConfig| self.run.settle(base, self.further.clone());
+        let init = |config: &mut TrainConfig| -> anyhow::Result<()> {
+            let init = self.init.map(Path::to_owned).or(config.init.take());
+            config.init = init.map(|model| common.find(&model)).transpose()?;
+            Ok(())
+        };
+        if let Some(stored) = stored {
+            let mut config = settle(stored)?;
+            init(&mut config)?;
             return Ok(config);
         }
+        // What the model that it starts from has to say comes before what is typed.
+        let mut config = settle(&TrainConfig::default())?;
+        init(&mut config)?;
         match config.init.clone() {
             Some(model) => {
-                let base = TrainConfig { vae: config.vae, ..TrainConfig::default() };
+                let (vae, text_encoder) = (config.vae, config.text_encoder);
+                let base = TrainConfig { vae, text_encoder, ..TrainConfig::default() };
                 config = settle(&base.starting_from(model.clone())?)?;
                 config.init = Some(model);
             }
             // With an autoencoder, its channels have a say.
             None if config.vae.is_none() => {
-                config.net(3, config.model.size, 1)?;
+                config.net(3, config.model.size, Condition::Classes(1))?;
             }
             None => (),
         }
         Ok(config)
     }
+
+    fn start(&self, common: &Common) -> anyhow::Result<()> {
+        let Self { output, run, .. } = self;
+        let stored = run.stored(output)?;
+        let config = self.settings(stored.as_ref(), common)?;
+        match (self.annotation, config.annotation()) {
+            (Annotation::Captions, Annotation::Classes) => {
+                bail!("no text encoder: name one with --text-encoder")
+            }
+            (Annotation::Classes, Annotation::Captions) => {
+                bail!("text_encoder is set: train a model of texts with `pyrograph train text`")
+            }
+            _ => (),
+        }
+        let data = config.data.clone().context("no folder of images: name one with --data")?;
+        config.check_paths()?;
+        let resume = run.is_resumed();
+        RunFolder::check(output, resume)?;
+        let opened = common.open()?;
+        check_model(&config, &opened.device)?;
+        let data = read(&data, config.reading(), common)?;
+        let images = counted(data.len(), "image", "images");
+        let told = match self.annotation {
+            Annotation::Classes => counted(data.classes().len(), "class", "classes"),
+            Annotation::Captions => counted(data.captions().len(), "caption", "captions"),
+        };
+        let between = if self.annotation == Annotation::Classes { "in" } else { "with" };
+        common.say(&format!("{images} {between} {told}"));
+        warn_of_decay(stored.as_ref(), &config, common);
+        let folder = RunFolder::open(output, resume)?;
+        let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;
+        follow(&mut run, common)
+    }
 }
 
-pub(crate) fn run(args: &Class, common: &Common) -> anyhow::Result<()> {
+/// Overrides of settings that are paths.
+fn path_settings(paths: &[(&str, &Option<PathBuf>)]) -> anyhow::Result<Vec<String>> {
+    let given = paths.iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
+    given.map(|(key, path)| path_setting(key, path)).collect()
+}
+
+pub(crate) fn class(args: &Class, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
     let output = args.run.folder(args.output.as_deref())?;
-    let output = output.unwrap_or_else(|| "runs/class".into());
-    let stored = args.run.stored(&output)?;
-    let config = args.settings(stored.as_ref(), common)?;
-    let data = config.data.clone().context("no folder of images: name one with --data")?;
-    config.check_paths()?;
-    let resume = args.run.is_resumed();
-    RunFolder::check(&output, resume)?;
-    let opened = common.open()?;
-    check_model(&config, &opened.device)?;
-    let data = read(&data, config.reading(), common)?;
-    let images = counted(data.len(), "image", "images");
-    common.say(&format!("{images} in {}", counted(data.classes().len(), "class", "classes")));
-    warn_of_decay(stored.as_ref(), &config, common);
-    let folder = RunFolder::open(&output, resume)?;
-    let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;
-    follow(&mut run, common)
+    let asked = OnImages {
+        annotation: Annotation::Classes,
+        output: output.unwrap_or_else(|| "runs/class".into()),
+        init: args.init.as_deref(),
+        run: &args.run,
+        further: path_settings(&[("data", &args.data)])?,
+    };
+    asked.start(common)
+}
+
+pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
+    if args.help_settings {
+        return print_settings();
+    }
+    let output = args.run.folder(args.output.as_deref())?;
+    let Text { data, text_encoder, tokenizer, .. } = args;
+    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
+    let asked = OnImages {
+        annotation: Annotation::Captions,
+        output: output.unwrap_or_else(|| "runs/text".into()),
+        init: args.init.as_deref(),
+        run: &args.run,
+        further: path_settings(&paths)?,
+    };
+    asked.start(common)
 }
 
 /// Every setting with its values, default and meaning.

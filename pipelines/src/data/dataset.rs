@@ -1,4 +1,4 @@
-//! Training images with their classes.
+//! Training images with their classes or captions.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +11,9 @@ use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
 
+use super::Annotation;
 use super::augment::{Augment, Place};
+use super::captions::{Captions, Reads};
 use super::files::{self, Listing};
 use super::latents::{Encoder, Latents};
 use super::notice::{Notice, Skip};
@@ -27,30 +29,38 @@ const COLOUR_DRAWS: f64 = 65536.0;
 pub struct Reading<'a> {
     /// `[height, width]` of the images in memory, 1 to 16384.
     pub size: [usize; 2],
+    /// What is known of each image.
+    pub annotation: Annotation,
     /// What transparent pixels are laid on.
     pub background: Background,
-    /// Leaves damaged images out, and those in a folder whose name is not UTF-8, instead of refusing the folder.
+    /// Leaves images out that are damaged, have no caption, or are in a folder whose name is not UTF-8, instead of
+    /// refusing the folder.
     pub skip_damaged: bool,
     /// Hears of every file.
     pub observe: Option<&'a Observe<'a>>,
 }
 
-/// Images in memory, resized to one size, with a class each; for training on latents, with those too.
+/// Images in memory, resized to one size, with a class or captions each; for training on latents, with those too.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     pixels: Pixels,
-    labels: Vec<usize>,
-    classes: Vec<String>,
+    annotation: Annotation,
+    /// What is known of each image, by its numbers among the names: its class, or its captions.
+    told: Vec<Vec<usize>>,
+    /// Different classes or captions.
+    names: Vec<String>,
     notices: Vec<Notice>,
     /// Mirrors half of the images of every batch.
     flip: bool,
     augment: Augment,
     /// What batches hold in place of pixels.
     latents: Option<Latents>,
+    /// What the captions are to a network.
+    captions: Option<Captions>,
 }
 
 impl Dataset {
-    /// Reads all images of a folder, none of which may be damaged; see [`Dataset::read`].
+    /// Reads all images of a folder of classes, none of which may be damaged; see [`Dataset::read`].
     ///
     /// # Errors
     /// See [`Dataset::read`].
@@ -63,20 +73,25 @@ impl Dataset {
     ///
     /// Sub-folders are classes, with all images in them however deep, or `metadata.jsonl`, `metadata.csv` or
     /// `dataset.json` lists the images and their classes. Names that are numbers come first and in their order,
-    /// the others follow in that of their bytes.
+    /// the others follow in that of their bytes. Captions are the lines of a `.txt` or `.caption` file beside each image, or
+    /// those that one of the first two lists names, under `text`.
     ///
     /// # Errors
     /// A folder without images, a list that is broken or leaves the folder, one class under two spellings of its
-    /// name, all images that cannot be decoded, more than fits in memory, and a reading that was stopped.
+    /// name, images without captions, all images that cannot be decoded, more than fits in memory, and a reading that
+    /// was stopped.
     pub fn read(folder: &Path, reading: Reading<'_>) -> Result<Self> {
         let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
-        let Reading { size, background, skip_damaged, observe } = reading;
+        let Reading { size, annotation, background, skip_damaged, observe } = reading;
         if background.0.is_empty() {
             return Err(fault("no background colour".into()));
         }
-        let Listing { files, mut skipped } = files::labelled(folder, skip_damaged)?;
-        check_spelling(&files).map_err(&fault)?;
-        let (paths, names): (Vec<PathBuf>, Vec<String>) = files.into_iter().unzip();
+        let Listing { files, mut skipped } = files::annotated(folder, annotation, skip_damaged)?;
+        let of_classes = annotation == Annotation::Classes;
+        if of_classes {
+            check_spelling(&files).map_err(&fault)?;
+        }
+        let (paths, told): (Vec<PathBuf>, Vec<Vec<String>>) = files.into_iter().unzip();
         let observe = observe.unwrap_or(&|| ControlFlow::Continue(()));
         let (pixels, faults) = Pixels::read(&paths, size, background, observe)?;
         let all = faults.len() == paths.len();
@@ -86,29 +101,32 @@ impl Dataset {
         }
         let damaged: HashSet<usize> = faults.iter().map(|(index, _)| *index).collect();
         faults.iter().for_each(|(index, _)| skipped.add(Skip::Damaged, folder, &paths[*index]));
-        let names = names.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
-        let names: Vec<String> = names.map(|(_, name)| name).collect();
-        let mut classes: Vec<String> = names.clone();
-        classes.sort_by(|a, b| natural(a).cmp(&natural(b)));
-        classes.dedup();
-        let ids: HashMap<&str, usize> =
-            classes.iter().enumerate().map(|(id, name)| (name.as_str(), id)).collect();
-        let labels = names.iter().map(|name| ids[name.as_str()]).collect();
+        let told = told.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
+        let told: Vec<Vec<String>> = told.map(|(_, told)| told).collect();
+        let mut names: Vec<String> = told.iter().flatten().cloned().collect();
+        names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+        names.dedup();
+        let numbers: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
+        let numbered = |own: &Vec<String>| own.iter().map(|name| numbers[name.as_str()]).collect();
+        let told = told.iter().map(numbered).collect();
         let mut notices = skipped.notices();
-        notices.extend(alike(&classes));
-        let (flip, augment) = (false, Augment::default());
-        Ok(Self { pixels, labels, classes, notices, flip, augment, latents: None })
+        if of_classes {
+            notices.extend(alike(&names));
+        }
+        let (flip, augment, latents, captions) = (false, Augment::default(), None, None);
+        Ok(Self { pixels, annotation, told, names, notices, flip, augment, latents, captions })
     }
 
     /// The same with `ids[class]` in place of each class, every id being that of one.
     pub(crate) fn with_ids(mut self, ids: &[usize]) -> Self {
-        self.labels.iter_mut().for_each(|label| *label = ids[*label]);
-        let mut named: Vec<(usize, String)> = ids.iter().copied().zip(self.classes).collect();
+        self.told.iter_mut().flatten().for_each(|class| *class = ids[*class]);
+        let mut named: Vec<(usize, String)> = ids.iter().copied().zip(self.names).collect();
         named.sort_unstable();
-        Self { classes: named.into_iter().map(|(_, name)| name).collect(), ..self }
+        Self { names: named.into_iter().map(|(_, name)| name).collect(), ..self }
     }
 
-    /// What was not read, and classes that are easily mistaken.
+    /// What was not read, classes that are easily mistaken, and captions that are cut off.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
@@ -132,6 +150,16 @@ impl Dataset {
         Ok(Self { flip, augment, latents, ..self })
     }
 
+    /// The same with captions that a network can be told; what they are to it is kept in `folder`.
+    ///
+    /// # Errors
+    /// A caption that cannot be read, more than fits in memory, or a file that cannot be written.
+    pub(crate) fn for_texts(mut self, reads: Reads<'_>, folder: &Path) -> Result<Self> {
+        let (captions, notice) = Captions::open(folder, &self.names, reads)?;
+        self.notices.extend(notice);
+        Ok(Self { captions: Some(captions), ..self })
+    }
+
     /// `[height, width]` of the images.
     pub fn size(&self) -> [usize; 2] {
         self.pixels.size()
@@ -139,22 +167,38 @@ impl Dataset {
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.told.len()
     }
 
     /// Whether there are none; never, once opened.
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.told.is_empty()
     }
 
-    /// Names of the classes, numbers first.
+    /// What is known of the images.
+    pub fn annotation(&self) -> Annotation {
+        self.annotation
+    }
+
+    /// Names of the classes, numbers first; of images with captions, none.
     pub fn classes(&self) -> &[String] {
-        &self.classes
+        match self.annotation {
+            Annotation::Classes => &self.names,
+            Annotation::Captions => &[],
+        }
     }
 
-    /// Class of an image.
+    /// Different captions; of images with classes, none.
+    pub fn captions(&self) -> &[String] {
+        match self.annotation {
+            Annotation::Classes => &[],
+            Annotation::Captions => &self.names,
+        }
+    }
+
+    /// Class of an image, or number of its first caption.
     pub fn label(&self, index: usize) -> usize {
-        self.labels[index]
+        self.told[index][0]
     }
 
     /// What changes with the pixels, the size or the background, in hexadecimal.
@@ -163,21 +207,37 @@ impl Dataset {
     }
 
     /// What it is: the number of its images, the names of its classes, and what changes with the images and with the
-    /// class of each.
+    /// class or the captions of each.
     pub fn identity(&self) -> serde_json::Value {
-        let labels: Vec<u8> =
-            self.labels.iter().flat_map(|label| (*label as u64).to_le_bytes()).collect();
-        serde_json::json!({
-            "images": self.len(),
-            "classes": self.classes,
-            "content": self.fingerprint(),
-            "labels": short(&labels),
-        })
+        match self.annotation {
+            Annotation::Classes => {
+                let labels = self.told.iter().flatten();
+                let labels: Vec<u8> =
+                    labels.flat_map(|label| (*label as u64).to_le_bytes()).collect();
+                serde_json::json!({
+                    "images": self.len(),
+                    "classes": self.names,
+                    "content": self.fingerprint(),
+                    "labels": short(&labels),
+                })
+            }
+            Annotation::Captions => {
+                let captions = serde_json::json!([self.names, self.told]).to_string();
+                serde_json::json!({
+                    "images": self.len(),
+                    "content": self.fingerprint(),
+                    "captions": short(captions.as_bytes()),
+                })
+            }
+        }
     }
 
-    /// Some of the images, or their latents, with their classes; the null class is the one past the last. All
-    /// randomness is that of `random`: which are mirrored, their backgrounds, their places, and the draws from
-    /// their posteriors.
+    /// Some of the images, or their latents, with their classes, the null class being the one past the last, or with a
+    /// caption each. All randomness is that of `random`: which are mirrored, their backgrounds, their places, the draws
+    /// from their posteriors, and which caption of several.
+    ///
+    /// # Panics
+    /// If it has captions, and not [for texts](Dataset::for_texts).
     ///
     /// # Shapes
     /// `clean`: `[batch, 3, height, width]`, or `[batch, channels, height, width]` of the latents
@@ -195,10 +255,24 @@ impl Dataset {
                 self.pixels.placed(indices, &places, &flips, &colours, device)
             }
         };
-        let classes: Vec<usize> = indices.iter().map(|&index| self.label(index)).collect();
-        let null = vec![self.classes.len(); indices.len()];
-        let [told, null] = [classes, null].map(|ids| Conditioning::classes(&ids, device));
+        let drawn: Vec<usize> = indices.iter().map(|&index| self.draw(index, random)).collect();
+        let [told, null] = match (&self.captions, self.annotation) {
+            (Some(captions), _) => captions.told(&drawn, device),
+            (None, Annotation::Captions) => panic!("captions that no network can be told"),
+            (None, Annotation::Classes) => {
+                let null = vec![self.names.len(); indices.len()];
+                [drawn, null].map(|ids| Conditioning::classes(&ids, device))
+            }
+        };
         Batch { clean, told, null }
+    }
+
+    /// What is told of an image: its class, or one of its captions.
+    fn draw(&self, index: usize, random: &mut Generator) -> usize {
+        match self.told[index].as_slice() {
+            [one] => *one,
+            several => several[(random.uniform() * several.len() as f64) as usize],
+        }
     }
 
     /// Images with pixels in [-1, 1], `[batch, 3, height, width]`.
@@ -230,9 +304,9 @@ pub(super) fn unreadable(folder: &Path, paths: &[&Path], faults: Vec<(usize, Err
 }
 
 /// Refuses one class under two spellings in Unicode, which look alike.
-fn check_spelling(files: &[(PathBuf, String)]) -> Result<(), String> {
+fn check_spelling(files: &[(PathBuf, Vec<String>)]) -> Result<(), String> {
     let mut spellings: HashMap<String, &str> = HashMap::new();
-    for (_, class) in files {
+    for class in files.iter().flat_map(|(_, told)| told) {
         let first = spellings.entry(composed(class)).or_insert(class);
         if first != class {
             return Err(format!(

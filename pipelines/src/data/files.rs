@@ -3,12 +3,17 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::Annotation;
 use super::list::{self, LISTS};
 use super::notice::{Skip, Skipped};
+use crate::error::words::counted;
 use crate::error::{Error, Result};
+use crate::text::read_text;
 
 /// Extensions that are read.
 const READ: [&str; 6] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp"];
+/// Extensions of the text files beside pictures that hold their captions, one in a line.
+const CAPTIONS: [&str; 2] = ["txt", "caption"];
 /// Extensions of other pictures.
 const NOT_READ: [&str; 14] = [
     "apng", "avif", "bmp", "gif", "heic", "heif", "ico", "jp2", "jxl", "psd", "raw", "svg", "tif",
@@ -29,30 +34,76 @@ const CLUTTER: [&str; 8] = [
 const PARTS: [&str; 8] =
     ["train", "training", "val", "valid", "validation", "test", "testing", "eval"];
 
-/// The pictures of a folder with their classes, in the order of paths, and what else it holds.
+/// The pictures of a folder, in the order of paths, with the class or the captions of each, and what else it holds.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    pub(super) files: Vec<(PathBuf, String)>,
+    pub(super) files: Vec<(PathBuf, Vec<String>)>,
     pub(super) skipped: Skipped,
 }
 
-/// The pictures of a folder with their classes: those that its list names, or those of its sub-folders. With
-/// `skip_damaged`, those in a folder whose name is not UTF-8 are left out.
+/// The pictures of a folder with what is known of them: those that its list names; or those of its sub-folders, which
+/// are their classes; or all that have captions beside them. With `skip_damaged`, those in a folder of a class whose
+/// name is not UTF-8, and those without a caption, are left out.
 ///
 /// # Errors
-/// A folder without pictures or with two lists, a list that is broken, names that are not UTF-8, and a folder of
-/// the parts of a data set.
-pub(super) fn labelled(folder: &Path, skip_damaged: bool) -> Result<Listing> {
+/// A folder without pictures or with two lists, a list that is broken, names that are not UTF-8, a folder of
+/// the parts of a data set, pictures without captions.
+pub(super) fn annotated(
+    folder: &Path,
+    annotation: Annotation,
+    skip_damaged: bool,
+) -> Result<Listing> {
     let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
     let lists: Vec<&str> = LISTS.into_iter().filter(|name| folder.join(name).is_file()).collect();
-    let listing = match lists.as_slice() {
-        [] => by_folder(folder, skip_damaged)?,
-        [name] => listed(folder, name)?,
-        [first, second, ..] => return Err(fault(format!("two lists, {first} and {second}"))),
+    let listing = match (lists.as_slice(), annotation) {
+        ([], Annotation::Classes) => by_folder(folder, skip_damaged)?,
+        ([], Annotation::Captions) => captioned(folder, skip_damaged)?,
+        ([name], _) => listed(folder, name, annotation)?,
+        ([first, second, ..], _) => {
+            return Err(fault(format!("two lists, {first} and {second}")));
+        }
+    };
+    let expected = match annotation {
+        Annotation::Classes => "sub-folders of png, jpg or webp files",
+        Annotation::Captions => "png, jpg or webp files with a txt file beside each, or a list",
     };
     match listing.files.is_empty() {
-        true => Err(fault("no images: expected sub-folders of png, jpg or webp files".into())),
+        true => Err(fault(format!("no images: expected {expected}"))),
         false => Ok(listing),
+    }
+}
+
+/// All pictures that have a text file of the same name beside them, a caption in each line of that.
+fn captioned(root: &Path, skip_damaged: bool) -> Result<Listing> {
+    let Listing { mut files, mut skipped } = Listing::default();
+    let (mut bare, mut read) = (Vec::new(), HashSet::new());
+    for path in pictures(root, root, &mut skipped)? {
+        let beside = CAPTIONS.map(|extension| path.with_extension(extension));
+        let Some(file) = beside.into_iter().find(|file| file.is_file()) else {
+            bare.push(path);
+            continue;
+        };
+        let text = read_text(&file)?;
+        read.insert(file);
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        match lines.map(str::to_owned).collect::<Vec<_>>() {
+            captions if captions.is_empty() => bare.push(path),
+            captions => files.push((path, captions)),
+        }
+    }
+    skipped.keep(Skip::Other, root, |path| !read.contains(path));
+    match (bare.first(), skip_damaged) {
+        (Some(first), false) => {
+            let (count, first) = (counted(bare.len(), "image"), first.display());
+            let reason = format!(
+                "{count} without a caption, such as {first}: expected a txt file of its name with one in each line"
+            );
+            Err(Error::Dataset { path: root.to_owned(), reason })
+        }
+        _ => {
+            bare.iter().for_each(|path| skipped.add(Skip::Uncaptioned, root, path));
+            Ok(Listing { files, skipped })
+        }
     }
 }
 
@@ -70,14 +121,14 @@ fn by_folder(root: &Path, skip_damaged: bool) -> Result<Listing> {
             continue;
         }
         let class = class_name(&folder)?;
-        files.extend(found.into_iter().map(|path| (path, class.clone())));
+        files.extend(found.into_iter().map(|path| (path, vec![class.clone()])));
     }
     check_parts(root, &files)?;
     match files.is_empty() {
         // A folder of images is a single class.
         true if !loose.is_empty() => {
             let class = class_name(&canonical(root)?)?;
-            files = loose.into_iter().map(|path| (path, class.clone())).collect();
+            files = loose.into_iter().map(|path| (path, vec![class.clone()])).collect();
         }
         true => (),
         false => loose.iter().for_each(|path| skipped.add(Skip::Loose, root, path)),
@@ -85,8 +136,8 @@ fn by_folder(root: &Path, skip_damaged: bool) -> Result<Listing> {
     Ok(Listing { files, skipped })
 }
 
-fn listed(root: &Path, name: &str) -> Result<Listing> {
-    let files = list::read(root, name)?;
+fn listed(root: &Path, name: &str, annotation: Annotation) -> Result<Listing> {
+    let files = list::read(root, name, annotation)?;
     let mut skipped = Skipped::default();
     let known: HashSet<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
     for path in pictures(root, root, &mut skipped)? {
@@ -108,8 +159,9 @@ fn class_name(folder: &Path) -> Result<String> {
 }
 
 /// Refuses folders such as `train` and `test`, which are no classes.
-fn check_parts(root: &Path, files: &[(PathBuf, String)]) -> Result<()> {
-    let classes: HashSet<&str> = files.iter().map(|(_, class)| class.as_str()).collect();
+fn check_parts(root: &Path, files: &[(PathBuf, Vec<String>)]) -> Result<()> {
+    let classes: HashSet<&str> =
+        files.iter().flat_map(|(_, told)| told).map(String::as_str).collect();
     let part = |class: &&&str| PARTS.contains(&class.to_lowercase().as_str());
     if classes.len() < 2 || classes.iter().filter(part).count() < classes.len() {
         return Ok(());

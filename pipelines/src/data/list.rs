@@ -1,5 +1,5 @@
-//! Lists of images and their classes: `metadata.jsonl` and `metadata.csv` of Hugging Face, `dataset.json` of
-//! StyleGAN and EDM.
+//! Lists of images and their classes or captions: `metadata.jsonl` and `metadata.csv` of Hugging Face, `dataset.json`
+//! of StyleGAN and EDM.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -8,44 +8,54 @@ use csv_core::ReadFieldResult;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Annotation;
 use crate::error::{Error, Result};
 use crate::text::read_text;
 
 /// Their names.
 pub(super) const LISTS: [&str; 3] = ["metadata.jsonl", "metadata.csv", "dataset.json"];
-/// Names of the field of an image's path, and of that of its class.
-const FILE: [&str; 2] = ["file_name", "file"];
-const CLASS: [&str; 2] = ["label", "class"];
+/// Names of the field of an image's path, of that of its class, and of that of its captions.
+const FILE: &[&str] = &["file_name", "file"];
+const CLASS: &[&str] = &["label", "class"];
+const CAPTION: &[&str] = &["text", "caption", "prompt"];
 
 /// A line of a list.
 struct Entry {
     /// Where it stands, for people.
     place: String,
     file: String,
-    class: String,
+    /// Its class, or its captions.
+    told: Vec<String>,
 }
 
-/// The images that a list in `folder` names, with their classes, in the order of paths.
+/// The images that a list in `folder` names, with the class or the captions of each, in the order of paths.
 ///
 /// # Errors
-/// A list that is broken, an image without a class, twice, or outside the folder.
-pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>> {
+/// A list that is broken, an image without a class or a caption, twice, or outside the folder.
+pub(super) fn read(
+    folder: &Path,
+    name: &str,
+    annotation: Annotation,
+) -> Result<Vec<(PathBuf, Vec<String>)>> {
     let list = folder.join(name);
     let text = read_text(&list)?;
     let entries = match name {
-        "metadata.jsonl" => lines(&text),
-        "metadata.csv" => table(&text),
+        "metadata.jsonl" => lines(&text, annotation),
+        "metadata.csv" => table(&text, annotation),
+        _ if annotation == Annotation::Captions => Err("it holds classes, no captions".into()),
         _ => pairs(&text),
     };
     let fault = |reason: String| Error::Dataset { path: list.clone(), reason };
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for Entry { place, file, class } in entries.map_err(fault)? {
+    let mut files: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+    for Entry { place, file, told } in entries.map_err(fault)? {
         let path = inside(folder, &file)
             .ok_or_else(|| fault(format!("{place}: `{file}` leaves the folder")))?;
-        if class.trim().is_empty() {
-            return Err(fault(format!("{place}: the class of `{file}` is empty")));
+        let told: Vec<String> = told.iter().map(|text| text.trim().to_owned()).collect();
+        if told.is_empty() || told.iter().any(String::is_empty) {
+            let what = annotation.one();
+            return Err(fault(format!("{place}: the {what} of `{file}` is empty")));
         }
-        if files.insert(path, class.trim().to_owned()).is_some() {
+        if files.insert(path, told).is_some() {
             return Err(fault(format!("{place}: `{file}` is listed twice")));
         }
     }
@@ -69,22 +79,37 @@ fn inside(folder: &Path, file: &str) -> Option<PathBuf> {
 }
 
 /// The first field of a row that has one of these names.
-fn field<T>(row: impl Fn(&str) -> Option<T>, names: [&str; 2]) -> Option<T> {
+fn field<T>(row: impl Fn(&str) -> Option<T>, names: &[&str]) -> Option<T> {
     names.iter().find_map(|name| row(name))
 }
 
+/// Names of the field that is looked for.
+fn wanted(annotation: Annotation) -> &'static [&'static str] {
+    match annotation {
+        Annotation::Classes => CLASS,
+        Annotation::Captions => CAPTION,
+    }
+}
+
 /// What is wrong with a row that has fields of these names only.
-fn no_class<'a>(place: &str, fields: impl Iterator<Item = &'a str>) -> String {
+fn nothing<'a>(
+    place: &str,
+    annotation: Annotation,
+    fields: impl Iterator<Item = &'a str>,
+) -> String {
     let fields: Vec<String> = fields.map(|name| format!("`{name}`")).collect();
-    format!(
-        "{place}: no `label`, there is {}. Captions are not learned: add labels, or take the list away, and \
-         sub-folders are classes",
-        fields.join(", ")
-    )
+    let advice = match annotation {
+        Annotation::Classes => {
+            "Captions make a model of texts: add labels, or take the list away, and sub-folders are classes"
+        }
+        Annotation::Captions => "Labels make a model of classes",
+    };
+    let (wanted, fields) = (wanted(annotation)[0], fields.join(", "));
+    format!("{place}: no `{wanted}`, there is {fields}. {advice}")
 }
 
 /// `metadata.jsonl`: an object a line.
-fn lines(text: &str) -> Result<Vec<Entry>, String> {
+fn lines(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
     let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let entry = |(number, line): (usize, &str)| {
         let place = format!("line {}", number + 1);
@@ -94,9 +119,15 @@ fn lines(text: &str) -> Result<Vec<Entry>, String> {
         let file = field(of, FILE)
             .and_then(Value::as_str)
             .ok_or_else(|| format!("{place}: no `file_name`"))?;
-        let class = field(of, CLASS).or_else(|| field(|name| row.get(name), CLASS));
-        let class = class.ok_or_else(|| no_class(&place, row.keys().map(String::as_str)))?;
-        Ok(Entry { file: file.to_owned(), class: class_text(&place, class)?, place })
+        let names = wanted(annotation);
+        let told = field(of, names).or_else(|| field(|name| row.get(name), names));
+        let fields = row.keys().map(String::as_str);
+        let told = told.ok_or_else(|| nothing(&place, annotation, fields))?;
+        let told = match annotation {
+            Annotation::Classes => vec![class_text(&place, told)?],
+            Annotation::Captions => captions(&place, told)?,
+        };
+        Ok(Entry { file: file.to_owned(), told, place })
     };
     numbered.map(entry).collect()
 }
@@ -110,21 +141,32 @@ fn class_text(place: &str, class: &Value) -> Result<String, String> {
     }
 }
 
+/// A caption, or a list of some.
+fn captions(place: &str, told: &Value) -> Result<Vec<String>, String> {
+    let wrong = |found: &Value| format!("{place}: a caption is {found}, expected a text");
+    let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(|| wrong(value));
+    match told {
+        Value::Array(texts) => texts.iter().map(text).collect(),
+        one => Ok(vec![text(one)?]),
+    }
+}
+
 /// `metadata.csv`: names of the columns, then a row an image, separated by what separates the names.
-fn table(text: &str) -> Result<Vec<Entry>, String> {
+fn table(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
     let first = text.lines().next().unwrap_or_default();
     let delimiter = [b',', b';', b'\t'].into_iter().find(|&byte| first.contains(byte as char));
     let mut rows = rows(text, delimiter.unwrap_or(b',')).into_iter();
     let names = rows.next().unwrap_or_default().1;
     let column = |name: &str| names.iter().position(|column| column.trim() == name);
     let file = field(column, FILE).ok_or("line 1: no column `file_name`")?;
-    let class =
-        field(column, CLASS).ok_or_else(|| no_class("line 1", names.iter().map(String::as_str)))?;
+    let fields = names.iter().map(String::as_str);
+    let told =
+        field(column, wanted(annotation)).ok_or_else(|| nothing("line 1", annotation, fields))?;
     let entry = |(line, row): (u64, Vec<String>)| {
         let place = format!("line {line}");
-        match (row.get(file), row.get(class)) {
-            (Some(file), Some(class)) => {
-                Ok(Entry { place, file: file.trim().to_owned(), class: class.clone() })
+        match (row.get(file), row.get(told)) {
+            (Some(file), Some(told)) => {
+                Ok(Entry { place, file: file.trim().to_owned(), told: vec![told.clone()] })
             }
             _ => Err(format!("{place}: {} columns, expected {}", row.len(), names.len())),
         }
@@ -168,7 +210,7 @@ fn pairs(text: &str) -> Result<Vec<Entry>, String> {
     let labels = pairs.labels.ok_or("`labels` is empty: the images have no classes")?;
     let entry = |(number, (file, class)): (usize, (String, Value))| {
         let place = format!("pair {}", number + 1);
-        Ok(Entry { class: class_text(&place, &class)?, file, place })
+        Ok(Entry { told: vec![class_text(&place, &class)?], file, place })
     };
     labels.into_iter().enumerate().map(entry).collect()
 }

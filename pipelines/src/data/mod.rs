@@ -1,6 +1,8 @@
-//! Training images: a folder with one sub-folder per class, or with a list of images and classes.
+//! Training images: a folder with one sub-folder per class or a caption beside each image, or with a list of images
+//! and their classes or captions.
 
 mod augment;
+mod captions;
 mod dataset;
 mod files;
 mod latents;
@@ -10,6 +12,7 @@ mod order;
 mod pixels;
 
 pub use augment::Augment;
+pub(crate) use captions::Reads;
 pub use dataset::{Dataset, Reading};
 pub(crate) use latents::Encoder;
 pub use notice::{Notice, Skip};
@@ -21,12 +24,32 @@ use std::path::Path;
 use crate::decode;
 use crate::error::Result;
 
+/// What is known of the images of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Annotation {
+    /// The class of each.
+    #[default]
+    Classes,
+    /// One or more captions of each, of which one is drawn each time.
+    Captions,
+}
+
+impl Annotation {
+    /// What one is called.
+    fn one(self) -> &'static str {
+        match self {
+            Self::Classes => "class",
+            Self::Captions => "caption",
+        }
+    }
+}
+
 /// `[height, width]` of the first image of a folder that can be read.
 ///
 /// # Errors
 /// A folder without images; if none can be read, what is wrong with each.
 pub fn first_size(folder: &Path) -> Result<[usize; 2]> {
-    let files = files::labelled(folder, true)?.files;
+    let files = files::annotated(folder, Annotation::Classes, true)?.files;
     let paths: Vec<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
     let mut faults = Vec::new();
     for (index, path) in paths.iter().enumerate() {

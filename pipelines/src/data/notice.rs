@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use crate::error::words::counted;
+
 /// Names listed of one kind.
 const LISTED: usize = 5;
 
@@ -29,6 +31,8 @@ pub enum Skip {
     Empty,
     /// Pictures in a folder whose name is not UTF-8.
     Unnamed,
+    /// Pictures without a caption.
+    Uncaptioned,
     /// Pictures that cannot be decoded.
     Damaged,
 }
@@ -59,6 +63,7 @@ impl Skip {
                 "picture in a folder whose name is not UTF-8",
                 "pictures in folders whose names are not UTF-8",
             ],
+            Self::Uncaptioned => ["picture without a caption", "pictures without captions"],
             Self::Damaged => ["damaged picture", "damaged pictures"],
         }
     }
@@ -80,6 +85,15 @@ pub enum Notice {
         /// The names.
         names: [String; 2],
     },
+    /// Captions whose ends are not read.
+    Cut {
+        /// Their number.
+        captions: usize,
+        /// One of them.
+        first: String,
+        /// Most tokens of a caption.
+        tokens: usize,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -98,6 +112,10 @@ impl fmt::Display for Notice {
             Self::Alike { names: [a, b] } => {
                 write!(f, "the classes `{a}` and `{b}` differ in case only")
             }
+            Self::Cut { captions, first, tokens } => {
+                let count = counted(*captions, "caption");
+                write!(f, "{count} cut off after {tokens} tokens, such as `{first}`")
+            }
         }
     }
 }
@@ -111,6 +129,14 @@ impl Skipped {
     pub(super) fn add(&mut self, why: Skip, folder: &Path, path: &Path) {
         let inside = path.strip_prefix(folder).unwrap_or(path);
         self.0.entry(why).or_default().push(inside.display().to_string());
+    }
+
+    /// Leaves paths in `folder` out that are not to be kept.
+    pub(super) fn keep(&mut self, why: Skip, folder: &Path, keeps: impl Fn(&Path) -> bool) {
+        if let Some(noted) = self.0.get_mut(&why) {
+            noted.retain(|path| keeps(&folder.join(path)));
+        }
+        self.0.retain(|_, noted| !noted.is_empty());
     }
 
     /// A notice for each kind.

@@ -426,6 +426,19 @@ impl Model {
         Ok(Manifest::new(FAMILIES[usize::from(self.config.text.is_some())], &self.config)?)
     }
 
+    /// [`Model::save`] as the model of a training run, which is replaced again and again: without a text encoder that is
+    /// too large to be held in memory.
+    pub(crate) fn save_lean(&self, path: &Path, dtype: FloatDtype) -> Result<()> {
+        let large = self.text.as_ref().is_some_and(TextReader::is_streamed);
+        let lean = large.then(|| {
+            let mut lean = Self { text: None, ..self.clone() };
+            lean.config.text.iter_mut().for_each(|input| input.encoder = None);
+            lean
+        });
+        let model = lean.as_ref().unwrap_or(self);
+        model.save(path, model.manifest()?, dtype, true)
+    }
+
     /// Writes a native bundle: a folder that appears whole or not at all.
     ///
     /// # Errors

@@ -66,8 +66,18 @@ impl TextReader {
     }
 
     /// Its tokenizer and its weights.
-    pub(super) fn source(&self) -> &TextSource {
+    pub(crate) fn source(&self) -> &TextSource {
         &self.source
+    }
+
+    /// Width of the states.
+    pub(crate) fn width(&self) -> usize {
+        self.source.encoder.config.hidden
+    }
+
+    /// Whether its weights are in memory only while texts pass through them.
+    pub(crate) fn is_streamed(&self) -> bool {
+        matches!(*self.encoder, Encoder::Streamed(_))
     }
 
     /// At most `limit` tokens of a text.
@@ -93,6 +103,18 @@ impl TextReader {
     /// # Errors
     /// Those of [`TextReader::tokens`], weights that can no longer be read, and states that are not finite.
     pub fn read(&self, texts: &[String], limit: usize) -> Result<Vec<Tensor<3>>> {
+        self.states(texts, limit, true)
+    }
+
+    /// [`TextReader::read`] of texts that are not kept for another time.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn read_once(&self, texts: &[String], limit: usize) -> Result<Vec<Tensor<3>>> {
+        self.states(texts, limit, false)
+    }
+
+    fn states(&self, texts: &[String], limit: usize, keep: bool) -> Result<Vec<Tensor<3>>> {
         let ids = texts
             .iter()
             .map(|text| Ok(self.tokens(text, limit)?.ids))
@@ -101,8 +123,8 @@ impl TextReader {
             Encoder::Held(net) => {
                 ids.into_iter().map(|ids| net.forward(&[ids], None, &[]).last).collect()
             }
-            Encoder::Streamed(None) => self.streamed(ids)?,
-            Encoder::Streamed(Some(kept)) => self.kept(kept, ids)?,
+            Encoder::Streamed(Some(kept)) if keep => self.kept(kept, ids)?,
+            Encoder::Streamed(_) => self.streamed(ids)?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -116,7 +138,7 @@ impl TextReader {
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
     fn kept(&self, kept: &States, ids: Vec<Vec<usize>>) -> Result<Vec<Tensor<3>>> {
-        let width = self.source.encoder.config.hidden;
+        let width = self.width();
         let get = |ids: &Vec<usize>| kept.get(ids, width, &self.device);
         let found: Vec<Option<Tensor<3>>> = ids.iter().map(get).collect();
         let missing = ids.into_iter().zip(&found).filter(|(_, found)| found.is_none());

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
-use pyrograph_engine::nets::TextEncoderConfig;
-use pyrograph_weights::Part;
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use pyrograph_engine::nets::{Text, TextEncoderConfig};
+use pyrograph_weights::{Part, sha256_of};
 use serde::{Deserialize, Serialize};
 
 use super::Source;
@@ -12,6 +12,7 @@ use super::reader::TextReader;
 use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
+use crate::prompt;
 use crate::tokenizer::Tokenizer;
 
 /// How a model reads texts.
@@ -31,11 +32,64 @@ pub struct TextInput {
     pub sizes: Option<usize>,
 }
 
+impl TextInput {
+    /// A text as the encoder reads it; a `raw` one is not cleaned.
+    pub(crate) fn cleaned(&self, text: &str, raw: bool) -> String {
+        match self.clean && !raw {
+            true => prompt::clean(text),
+            false => prompt::plain(text),
+        }
+    }
+}
+
+/// Texts of different lengths side by side, each `[1, tokens, width]`.
+pub(crate) fn side_by_side(states: Vec<Tensor<3>>, device: &Device) -> Text {
+    let lengths: Vec<usize> = states.iter().map(|state| state.dims()[1]).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let filled = states.into_iter().map(|state| {
+        let [_, tokens, width] = state.dims();
+        match longest - tokens {
+            0 => state,
+            rest => Tensor::cat(vec![state, Tensor::zeros([1, rest, width], device)], 1),
+        }
+    });
+    let tokens = Tensor::cat(filled.collect(), 0);
+    let padding = lengths.iter().any(|tokens| *tokens != longest).then(|| {
+        let hidden: Vec<bool> =
+            lengths.iter().flat_map(|own| (0..longest).map(move |i| i >= *own)).collect();
+        let data = TensorData::new(hidden, [lengths.len(), longest]);
+        Tensor::<2, Bool>::from_data(data, device)
+    });
+    Text { tokens, padding, pooled: None }
+}
+
+/// What a network is told of the size of so many images, see [`Conditioning::size`].
+///
+/// [`Conditioning::size`]: pyrograph_engine::nets::Conditioning::size
+pub(crate) fn told_size([height, width]: [usize; 2], images: usize, device: &Device) -> Tensor<2> {
+    let size = [height as f32, width as f32, height as f32 / width as f32];
+    Tensor::from_data(TensorData::new(size.repeat(images), [images, 3]), device)
+}
+
 /// Key of the tokenizer in the texts beside an encoder's weights in a bundle.
 const TOKENIZER: &str = "tokenizer";
 
-/// The encoder at `path`, or in the pipeline there.
+/// What reads the texts of the bundle at `path`, or of the training run there, if it is one.
+fn bundled(path: &Path) -> Result<Option<TextSource>> {
+    let mut folders = [path.to_owned(), path.join("model")].into_iter();
+    let Some(folder) = folders.find(|folder| folder.join("model.json").is_file()) else {
+        return Ok(None);
+    };
+    let reason = "a model without a text encoder".into();
+    let missing = || Error::NotAModel { path: path.to_owned(), reason };
+    super::recognise(&folder)?.text.ok_or_else(missing).map(Some)
+}
+
+/// The encoder at `path`, or in the model there.
 pub(super) fn encoder(path: &Path) -> Result<TextEncoderSource> {
+    if let Some(text) = bundled(path)? {
+        return Ok(text.encoder);
+    }
     let inner = path.join("text_encoder");
     TextEncoderSource::recognise(if inner.is_dir() { &inner } else { path })
 }
@@ -64,11 +118,14 @@ impl TextSource {
         })
     }
 
-    /// An encoder in a folder of its own, with its tokenizer there or beside it, in the folder of a pipeline, or in a file;
-    /// the tokenizer can be elsewhere.
-    pub(super) fn find(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
+    /// An encoder in a folder of its own, with its tokenizer there or beside it, in the folder of a pipeline, in a bundle, or
+    /// in a file; the tokenizer can be elsewhere.
+    pub(crate) fn find(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
         if !path.exists() {
             return Err(Error::NoModel { path: path.to_owned() });
+        }
+        if let (None, Some(text)) = (tokenizer, bundled(path)?) {
+            return Ok(text);
         }
         let own = match (tokenizer, path.join("text_encoder").is_dir()) {
             (Some(tokenizer), _) => tokenizer.to_owned(),
@@ -88,6 +145,15 @@ impl TextSource {
         Ok(Self { tokenizer, encoder })
     }
 
+    /// What changes with the weights of the encoder, and with the tokenizer.
+    ///
+    /// # Errors
+    /// A tokenizer that has no text.
+    pub(crate) fn fingerprint(&self) -> Result<String> {
+        let weights = self.encoder.source.checkpoint.fingerprint();
+        Ok(sha256_of(format!("{weights} {}", self.tokenizer.text()?).as_bytes()))
+    }
+
     /// On its way to a bundle.
     pub(super) fn part(&self) -> Result<Part<'_>> {
         let Source { checkpoint, layout, .. } = &self.encoder.source;
@@ -96,7 +162,7 @@ impl TextSource {
     }
 
     /// Makes it ready to work on `device`.
-    pub(super) fn open(
+    pub(crate) fn open(
         self,
         device: &Device,
         notify: &mut dyn FnMut(Notice),

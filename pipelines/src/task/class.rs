@@ -88,6 +88,17 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses a model that cannot be trained: that is asked by both classes and texts, or by nothing.
+    ///
+    /// # Errors
+    /// [`Error::Task`].
+    pub(crate) fn check_trained(&self) -> Result<()> {
+        match self.told() {
+            "classes" | "texts" => Ok(()),
+            found => Err(Error::Task { found, expected: "classes or texts" }),
+        }
+    }
+
     /// Refuses a model that is asked by anything but classes.
     ///
     /// # Errors

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
-use pyrograph_engine::nets::{Conditioning, Text};
+use burn::tensor::Device;
+use pyrograph_engine::nets::Conditioning;
 
 use super::{Task, Told};
 use crate::error::{Error, Result, TextError};
 use crate::metadata::Asked;
-use crate::model::text::TextInput;
+use crate::model::text::{TextInput, side_by_side, told_size};
 use crate::model::{Model, TextReader, aspect};
-use crate::prompt;
 use crate::request::Request;
 use crate::settings::Settings;
 
@@ -46,7 +45,8 @@ impl TextTask {
         prompts.sort();
         prompts.dedup();
         for prompt in prompts {
-            let encoded = self.reader.tokens(&self.cleaned(prompt, request.raw_prompt), limit)?;
+            let encoded =
+                self.reader.tokens(&self.input.cleaned(prompt, request.raw_prompt), limit)?;
             cuts.extend(encoded.cut.map(|part| Cut {
                 prompt: prompt.clone(),
                 part,
@@ -59,38 +59,6 @@ impl TextTask {
     /// Most tokens of a text.
     fn limit(&self, request: &Request<String>) -> usize {
         request.tokens.unwrap_or(self.input.tokens)
-    }
-
-    /// A prompt as the encoder reads it.
-    fn cleaned(&self, text: &str, raw: bool) -> String {
-        match self.input.clean && !raw {
-            true => prompt::clean(text),
-            false => prompt::plain(text),
-        }
-    }
-
-    /// Texts of different lengths side by side.
-    fn text(&self, states: Vec<Tensor<3>>) -> Text {
-        let lengths: Vec<usize> = states.iter().map(|state| state.dims()[1]).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let filled = states.into_iter().map(|state| {
-            let [_, tokens, width] = state.dims();
-            match longest - tokens {
-                0 => state,
-                rest => {
-                    let zeros = Tensor::zeros([1, rest, width], &state.device());
-                    Tensor::cat(vec![state, zeros], 1)
-                }
-            }
-        });
-        let tokens = Tensor::cat(filled.collect(), 0);
-        let padding = lengths.iter().any(|tokens| *tokens != longest).then(|| {
-            let hidden: Vec<bool> =
-                lengths.iter().flat_map(|own| (0..longest).map(move |i| i >= *own)).collect();
-            let data = TensorData::new(hidden, [lengths.len(), longest]);
-            Tensor::<2, Bool>::from_data(data, &self.device)
-        });
-        Text { tokens, padding, pooled: None }
     }
 }
 
@@ -121,8 +89,8 @@ impl Task for TextTask {
         Some(aspect::nearest(side, size))
     }
 
-    fn told(&self, request: &Request<String>, [height, width]: [usize; 2]) -> Result<Told> {
-        let clean = |text: &String| self.cleaned(text, request.raw_prompt);
+    fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
+        let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
         let mut texts = vec![request.negative.as_ref().map(clean).unwrap_or_default()];
         let mut entries = BTreeMap::from([(texts[0].clone(), 0)]);
         let mut images = Vec::with_capacity(request.prompts.len());
@@ -134,12 +102,9 @@ impl Task for TextTask {
             });
             images.push(entry);
         }
-        let size = self.sized.then(|| {
-            let size = [height as f32, width as f32, height as f32 / width as f32];
-            let data = TensorData::new(size.repeat(texts.len()), [texts.len(), 3]);
-            Tensor::from_data(data, &self.device)
-        });
-        let text = Some(self.text(self.reader.read(&texts, self.limit(request))?));
+        let size = self.sized.then(|| told_size(size, texts.len(), &self.device));
+        let states = self.reader.read(&texts, self.limit(request))?;
+        let text = Some(side_by_side(states, &self.device));
         let table = Conditioning { text, size, ..Conditioning::default() };
         Ok(Told { table, images, null: 0 })
     }

@@ -14,11 +14,12 @@ use pyrograph_engine::train::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::shape::ModelShape;
+use super::shape::{Condition, ModelShape};
 use super::student::{Adversarial, StudentShape};
 use super::table;
-use crate::data::{Augment, Background, Reading};
+use crate::data::{Annotation, Augment, Background, Reading};
 use crate::error::{Error, Result};
+use crate::model::text::TextInput;
 use crate::model::{ModelConfig, recognise};
 use crate::settings::Defaults;
 
@@ -38,6 +39,13 @@ pub struct TrainConfig {
     pub process: Process,
     /// Folder or bundle with an autoencoder; trains in its latent space instead of on pixels.
     pub vae: Option<PathBuf>,
+    /// Text encoder, by its folder or file, or a model with one; trains on the captions of the images instead of on their
+    /// classes.
+    pub text_encoder: Option<PathBuf>,
+    /// Folder of the encoder's tokenizer, if it is not with the encoder.
+    pub tokenizer: Option<PathBuf>,
+    /// How captions are read.
+    pub captions: CaptionShape,
     /// Steps of the run.
     pub steps: u64,
     /// Images per step.
@@ -47,7 +55,7 @@ pub struct TrainConfig {
     pub micro_batches: usize,
     /// Type in which linear layers multiply; bf16 is mixed precision, on a CPU that has it.
     pub precision: Precision,
-    /// Share of labels replaced by the null class.
+    /// Share of labels replaced by the null class, or of captions by the empty text.
     pub label_dropout: f64,
     /// Mirrors half of the images.
     pub flip: bool,
@@ -84,12 +92,30 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Steps between sample grids; 0 is never.
     pub sample_every: u64,
+    /// Texts that sample grids show; without any, some of the captions.
+    pub sample_prompts: Vec<String>,
     /// Steps between stored averages for post-hoc reconstruction; 0 is never.
     pub snapshot_every: u64,
     /// Steps between lines of the log.
     pub log_every: u64,
     /// Settings of the finished model, also used for sample grids.
     pub defaults: Defaults,
+}
+
+/// How a model reads captions, and prompts later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CaptionShape {
+    /// Most tokens of a caption; the rest is cut off.
+    pub tokens: usize,
+    /// They are [cleaned](crate::prompt::clean).
+    pub clean: bool,
+}
+
+impl Default for CaptionShape {
+    fn default() -> Self {
+        Self { tokens: 120, clean: false }
+    }
 }
 
 /// A part of a run and the patch sizes of its batches.
@@ -125,6 +151,9 @@ impl Default for TrainConfig {
                 TimeInput::LogSigma,
             ),
             vae: None,
+            text_encoder: None,
+            tokenizer: None,
+            captions: CaptionShape::default(),
             steps: 2000,
             batch: 16,
             micro_batches: 2,
@@ -151,6 +180,7 @@ impl Default for TrainConfig {
             seed: 0,
             checkpoint_every: 250,
             sample_every: 500,
+            sample_prompts: Vec::new(),
             snapshot_every: 0,
             log_every: 10,
             defaults: Defaults {
@@ -190,7 +220,7 @@ impl TrainConfig {
     /// If there is no model.
     pub fn starting_from(mut self, model: PathBuf) -> Result<Self> {
         let config = recognise(&model)?.config;
-        config.check_classes()?;
+        config.check_trained()?;
         let (net, factor) = (&config.net.dit, config.vae.as_ref().map_or(1, |vae| vae.factor()));
         self.learning_rate = LearningRate { peak: peak(net), warmup: 100, decay: Decay::Cosine {} };
         self.model = ModelShape::of(net, factor);
@@ -198,8 +228,22 @@ impl TrainConfig {
         if config.vae.is_some() && self.vae.is_none() {
             self.vae = Some(model.clone());
         }
+        if let Some(TextInput { tokens, clean, encoder, .. }) = config.text {
+            self.captions = CaptionShape { tokens, clean };
+            if encoder.is_some() && self.text_encoder.is_none() {
+                self.text_encoder = Some(model.clone());
+            }
+        }
         self.init = Some(model);
         Ok(self)
+    }
+
+    /// What the run learns of its images beside their pixels.
+    pub fn annotation(&self) -> Annotation {
+        match self.text_encoder {
+            Some(_) => Annotation::Captions,
+            None => Annotation::Classes,
+        }
     }
 
     /// Refuses settings of the network and the process that are not those of the model that the run starts from,
@@ -210,6 +254,13 @@ impl TrainConfig {
             let text = |process: &Process| serde_json::json!(process).to_string();
             let differs = self.process != model.process;
             differs.then(|| ["process".into(), text(&self.process), text(&model.process)])
+        });
+        let difference = difference.or_else(|| {
+            let TextInput { tokens, clean, .. } = *model.text.as_ref()?;
+            let theirs = CaptionShape { tokens, clean };
+            let text = |shape: CaptionShape| serde_json::json!(shape).to_string();
+            (self.captions != theirs)
+                .then(|| ["captions".into(), text(self.captions), text(theirs)])
         });
         match difference {
             None => Ok(()),
@@ -228,6 +279,10 @@ impl TrainConfig {
             ("label_dropout", self.label_dropout != plain.label_dropout),
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
+            ("text_encoder", self.text_encoder.is_some()),
+            ("tokenizer", self.tokenizer.is_some()),
+            ("captions", self.captions != plain.captions),
+            ("sample_prompts", self.sample_prompts != plain.sample_prompts),
             ("flip", self.flip != plain.flip && !images),
             ("augment", !self.augment.is_nothing() && !images),
             ("background", self.background != plain.background && !images),
@@ -255,6 +310,7 @@ impl TrainConfig {
     pub fn reading(&self) -> Reading<'static> {
         Reading {
             size: self.model.size,
+            annotation: self.annotation(),
             background: self.background.clone(),
             skip_damaged: self.skip_damaged,
             observe: None,
@@ -296,12 +352,12 @@ impl TrainConfig {
         }
     }
 
-    /// The network for `classes` classes of images with `channels` channels of `size`, `[height, width]`.
+    /// The network for images with `channels` channels of `size`, `[height, width]`.
     ///
     /// # Errors
     /// Numbers that do not fit together, or a network that the process does not go with.
-    pub fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> Result<DitConfig> {
-        let net = self.model.net(channels, size, classes);
+    pub fn net(&self, channels: usize, size: [usize; 2], told: Condition) -> Result<DitConfig> {
+        let net = self.model.net(channels, size, told);
         let fault = |reason: String| Error::Config { reason };
         net.check().map_err(|error| fault(error.to_string()))?;
         denoisers::check(&self.process, &net).map_err(|error| fault(error.to_string()))?;

@@ -12,18 +12,22 @@ use super::checkpoint::Whole;
 use super::config::TrainConfig;
 use super::identity::Sources;
 use super::outline::Outline;
-use super::start::Start;
+use super::samples;
+use super::start::{Start, told};
 use super::streams::Streams;
-use crate::data::{Dataset, Encoder};
-use crate::error::Result;
+use crate::data::{Annotation, Dataset, Encoder, Notice, Reads};
+use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::{Model, ModelConfig};
+use crate::model::text::{TextInput, TextSource};
+use crate::model::{Model, ModelConfig, TextReader};
 
 /// A network that learns to denoise images.
 pub(super) struct DenoisingLearner {
     pub(super) trainer: Trainer<Dit>,
     pub(super) data: Dataset,
     loss: Denoising,
+    /// What should be known of the captions.
+    pub(super) notices: Vec<Notice>,
 }
 
 impl DenoisingLearner {
@@ -46,8 +50,14 @@ impl DenoisingLearner {
         if let Some(encoder) = &encoder {
             sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
         }
-        let start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
-        let (model, adopted) = initial(config, start, data.classes(), vae, &mut sources, device)?;
+        let mut start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
+        check_annotation(&data, config)?;
+        let texts = start.text.take().map(|text| Texts::open(text, device)).transpose()?;
+        if let Some(texts) = &texts {
+            sources.insert("text_encoder".to_owned(), texts.fingerprint.clone().into());
+        }
+        let reader = texts.as_ref().map(|texts| &texts.reader);
+        let (model, adopted) = initial(config, start, (&data, reader), vae, &mut sources, device)?;
         let Model { net, vae, config: model, .. } = model;
         let adapters = model.net.dit.adapter_rank().is_some();
         let net = match net {
@@ -63,9 +73,22 @@ impl DenoisingLearner {
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;
         }
-        let data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
+        let known = data.notices().len();
+        let mut data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
+        if let (Some(texts), Some(input)) = (&texts, &model.text) {
+            let size = model.net.dit.sized.then_some(config.model.size);
+            let Texts { reader, fingerprint } = texts;
+            data = data.for_texts(Reads { reader, input, fingerprint, size }, folder)?;
+        }
+        let notices = data.notices()[known..].to_vec();
         let trainer = Trainer::new(net, config.trainer(&model.net.dit));
-        Ok((Self { trainer, data, loss }, Outline { config: model, vae, sources, adopted }))
+        let prompts = match config.sample_prompts.is_empty() {
+            true => samples::captions(&data),
+            false => config.sample_prompts.clone(),
+        };
+        let text = texts.map(|texts| texts.reader);
+        let outline = Outline { text, prompts, sources, adopted, ..Outline::new(model, vae) };
+        Ok((Self { trainer, data, loss, notices }, outline))
     }
 
     /// The gradients of a step on images of these numbers.
@@ -76,7 +99,7 @@ impl DenoisingLearner {
         config: &TrainConfig,
         device: &Device,
     ) -> Gradients {
-        let Self { trainer, data, loss } = self;
+        let Self { trainer, data, loss, .. } = self;
         let net = trainer.model.config();
         let patch = config.patch(net, streams.step, streams.patch());
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
@@ -90,32 +113,72 @@ impl DenoisingLearner {
     }
 }
 
+/// What reads captions.
+struct Texts {
+    reader: TextReader,
+    fingerprint: String,
+}
+
+impl Texts {
+    fn open(source: TextSource, device: &Device) -> Result<Self> {
+        let fingerprint = source.fingerprint()?;
+        Ok(Self { reader: source.open(device, &mut |_| ())?, fingerprint })
+    }
+}
+
+/// Refuses images that have no captions for a model of texts, or captions alone for one of classes.
+fn check_annotation(data: &Dataset, config: &TrainConfig) -> Result<()> {
+    let reason = match (data.annotation(), config.annotation()) {
+        (Annotation::Classes, Annotation::Captions) => {
+            "text_encoder is set, the images have classes"
+        }
+        (Annotation::Captions, Annotation::Classes) => {
+            "the images have captions, and there is no text_encoder"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Config { reason: reason.into() })
+}
+
 /// The model that a run on images starts from, which is added to its `sources`, and which of its classes become
 /// those of the data.
 fn initial(
     config: &TrainConfig,
     start: Start,
-    classes: &[String],
+    (data, reader): (&Dataset, Option<&TextReader>),
     vae: Option<Vae>,
     sources: &mut Sources,
     device: &Device,
 ) -> Result<(Model, Option<Adopted>)> {
-    let latents = vae.as_ref().map(Vae::config);
+    let (latents, classes) = (vae.as_ref().map(Vae::config), data.classes());
+    let encoder = reader.map(|reader| reader.source().encoder.config.clone());
+    let width = encoder.as_ref().map(|encoder| encoder.hidden);
     let Some(recognised) = start.init else {
-        let net = config.net(start.channels, start.size, classes.len())?;
+        let net = config.net(start.channels, start.size, told(width, classes.len()))?;
         let model = ModelConfig {
             net: net.clone().into(),
             process: config.process.clone(),
             vae: latents.cloned(),
             defaults: config.defaults.clone(),
             labels: Labels(classes.to_vec()),
-            text: None,
+            text: encoder.map(|encoder| TextInput {
+                encoder: Some(encoder),
+                tokens: config.captions.tokens,
+                clean: config.captions.clean,
+                sizes: None,
+            }),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();
         return Ok((Model { net, vae, text: None, config: model }, None));
     };
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    if let Some(input) = model.config.text {
+        let text = Some(TextInput { encoder, ..input });
+        let (vae_config, defaults) = (latents.cloned(), config.defaults.clone());
+        let config = ModelConfig { vae: vae_config, defaults, text, ..model.config };
+        return Ok((Model { net: model.net, vae, text: None, config }, None));
+    }
     let dit = &model.config.net.dit;
     let adopted = Adopted::new(&model.config.labels, dit.classes, classes);
     if dit.adapter_rank().is_some() {

@@ -152,7 +152,7 @@ impl StudentLearner {
         };
         let trainer = Trainer::new(student, config.trainer(&model.net.dit));
         let learner = Self { trainer, trajectories, picks, critic };
-        Ok((learner, Outline { config: model, vae, sources, adopted: None }))
+        Ok((learner, Outline { sources, ..Outline::new(model, vae) }))
     }
 
     /// Computes a step on trajectories of these numbers, for the student and for the heads that judge.
@@ -202,7 +202,7 @@ fn teacher(path: &Path, spec: &TrajectorySpec, device: &Device) -> Result<(Dit, 
                 ("init".to_owned(), found.into()),
                 ("trajectories".to_owned(), serde_json::to_value(spec).expect("it serialises")),
             ]);
-            Ok((net, Outline { config, vae, sources, adopted: None }))
+            Ok((net, Outline { sources, ..Outline::new(config, vae) }))
         }
         Net::Student(net) => {
             let steps = net.config().steps();

@@ -144,7 +144,7 @@ pub(super) fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Res
 mod tests {
     use pyrograph_engine::diffusion::{NoiseSchedule, Variance};
 
-    use super::super::shape::Kind;
+    use super::super::shape::{Condition, Kind};
     use super::*;
 
     #[test]
@@ -223,7 +223,8 @@ mod tests {
         }
         // Its table of timesteps has no row for ln σ.
         let ladder = TrainConfig::parse("", &["model.kind=ladder-e".into()]).expect("valid alone");
-        let error = ladder.net(3, [64, 64], 10).expect_err("no timesteps").to_string();
+        let error =
+            ladder.net(3, [64, 64], Condition::Classes(10)).expect_err("no timesteps").to_string();
         assert!(error.contains("table of 1000") && error.contains("ln(σ)"), "{error}");
     }
 }

@@ -10,8 +10,8 @@ use super::config::TrainConfig;
 pub(super) type Sources = BTreeMap<String, Value>;
 
 /// Settings that may change, since they change no weights: when it ends, and what it writes how often.
-const FREE: [&str; 5] =
-    ["steps", "checkpoint_every", "sample_every", "snapshot_every", "log_every"];
+const FREE: [&str; 6] =
+    ["steps", "checkpoint_every", "sample_every", "sample_prompts", "snapshot_every", "log_every"];
 
 /// Number of images or trajectories among the sources of a run.
 pub(super) fn examples(sources: &Sources) -> Option<u64> {

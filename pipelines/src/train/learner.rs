@@ -9,6 +9,7 @@ use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
 use super::streams::Streams;
+use crate::data::Notice;
 use crate::error::Result;
 
 /// A network in training, its data and its loss.
@@ -106,6 +107,16 @@ impl Learner {
         match self {
             Self::Denoising(_) => None,
             Self::Student(learner) => learner.critic.as_ref(),
+        }
+    }
+
+    /// What should be known of what it learns from, found since that was read.
+    pub(super) fn notices(&self) -> &[Notice] {
+        match self {
+            Self::Denoising(learner) => &learner.notices,
+            Self::Student(learner) => {
+                learner.critic.as_ref().map_or(&[], |critic| critic.notices())
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Training a class-conditional model from a folder of images, or a few-step student from the trajectories of
+//! Training a model of classes or of texts from a folder of images, or a few-step student from the trajectories of
 //! its teacher.
 
 mod adopt;
@@ -36,12 +36,12 @@ use pyrograph_weights::FloatDtype;
 
 pub use adopt::Adopted;
 pub use average::{Averaged, reconstruct};
-pub use config::{PatchPhase, TrainConfig};
+pub use config::{CaptionShape, PatchPhase, TrainConfig};
 pub use distillation::check_student;
 pub use folder::RunFolder;
 pub use log::Line;
 pub use own_pictures::{OwnPictures, OwnProgress};
-pub use shape::{Kind, ModelShape};
+pub use shape::{Condition, Kind, ModelShape};
 pub use start::check_model;
 pub use student::{Adversarial, StudentShape};
 pub use table::{Range, SETTINGS, Setting};
@@ -160,7 +160,7 @@ impl Run {
                 (Learner::Student(learner), outline)
             }
         };
-        samples::check(outline.with(learner.averaged(0)), device)?;
+        samples::check(&outline, outline.with(learner.averaged(0)), device)?;
         match &whole {
             Some(whole) => whole.restore(&mut learner, device)?,
             None => checkpoint::remove_snapshots(path)?,
@@ -185,9 +185,9 @@ impl Run {
         self.outline.adopted.as_ref()
     }
 
-    /// What should be known of the images that an adversarial stage reads.
+    /// What should be known of the images that an adversarial stage reads, and of captions that are cut off.
     pub fn notices(&self) -> &[Notice] {
-        self.learner.critic().map_or(&[], |critic| critic.notices())
+        self.learner.notices()
     }
 
     /// Steps taken so far.
@@ -290,7 +290,8 @@ impl Run {
         let sources = &self.outline.sources;
         let checkpoint = checkpoint::prepare(self.folder(), &self.config, sources, &self.learner)?;
         let model = self.averaged(0);
-        model.save(&self.folder().join(MODEL), model.manifest()?, FloatDtype::F16, true)?;
+        let path = self.folder().join(MODEL);
+        model.save_lean(&path, FloatDtype::F16)?;
         let _ = observe(Event::Wrote(&checkpoint.write()?));
         Ok(())
     }
@@ -304,7 +305,7 @@ impl Run {
         }
         let path = samples::path(self.folder(), self.step());
         let ask = &mut || observe(Event::Working);
-        let flow = samples::write(&path, self.averaged(0), &self.device, ask)?;
+        let flow = samples::write(&path, &self.outline, self.averaged(0), &self.device, ask)?;
         if flow.is_continue() {
             let _ = observe(Event::Wrote(&path));
         }

@@ -1,7 +1,7 @@
 //! Shape and variant of a network to train.
 
 use pyrograph_engine::layers::{Magnitude, ModulationConfig};
-use pyrograph_engine::nets::{DitConfig, Flexible};
+use pyrograph_engine::nets::{DitConfig, Flexible, TextAttention, TextConfig};
 use serde::{Deserialize, Serialize};
 
 /// Shape and variant of the network to train.
@@ -28,6 +28,24 @@ pub struct ModelShape {
     pub modulation: Option<ModulationConfig>,
     /// Replaces the variant's magnitude switches.
     pub magnitude: Option<Magnitude>,
+}
+
+/// What a network to train is told beside the noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// One of so many classes.
+    Classes(usize),
+    /// A text, by states of this width.
+    Text(usize),
+}
+
+impl Condition {
+    fn of(net: &DitConfig) -> Self {
+        match &net.text {
+            Some(text) => Self::Text(text.width),
+            None => Self::Classes(net.classes),
+        }
+    }
 }
 
 /// A family of network configurations.
@@ -93,7 +111,7 @@ impl ModelShape {
             modulation: None,
             magnitude: None,
         };
-        let built = |shape: &Self| shape.net(net.channels, net.size, net.classes);
+        let built = |shape: &Self| shape.net(net.channels, net.size, Condition::of(net));
         let known = KINDS.into_iter().map(plain).find(|shape| built(shape) == *net);
         known.unwrap_or_else(|| Self {
             modulation: Some(net.modulation),
@@ -114,8 +132,8 @@ impl ModelShape {
         Some([format!("model.{key}"), text(&ours, key), text(&theirs, key)])
     }
 
-    /// The network for `classes` classes of images with `channels` channels of `size`, `[height, width]`.
-    pub(super) fn net(&self, channels: usize, size: [usize; 2], classes: usize) -> DitConfig {
+    /// The network for images with `channels` channels of `size`, `[height, width]`.
+    pub(super) fn net(&self, channels: usize, size: [usize; 2], told: Condition) -> DitConfig {
         let Self { hidden, depth, heads, .. } = *self;
         let ladder =
             |step| DitConfig::ladder(step, hidden, depth, heads).expect("a step from A to E");
@@ -128,12 +146,19 @@ impl ModelShape {
             Kind::LadderD => ladder('D'),
             Kind::LadderE => ladder('E'),
         };
+        let (classes, text) = match told {
+            Condition::Classes(classes) => (classes, None),
+            Condition::Text(width) => {
+                (0, Some(TextConfig { width, pooled: None, attention: TextAttention::Cross }))
+            }
+        };
         DitConfig {
             channels,
             size,
             patch: self.patch,
             overlap: self.overlap,
             classes,
+            text,
             learned_variance: false,
             modulation: self.modulation.unwrap_or(base.modulation),
             magnitude: self.magnitude.unwrap_or(base.magnitude),

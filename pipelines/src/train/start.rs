@@ -5,8 +5,10 @@ use std::path::Path;
 use burn::tensor::Device;
 use pyrograph_engine::nets::{DitConfig, VaeConfig};
 
-use super::config::TrainConfig;
-use crate::error::{Error, Result};
+use super::config::{CaptionShape, TrainConfig};
+use super::shape::Condition;
+use crate::error::{Error, Result, TextError};
+use crate::model::text::TextSource;
 use crate::model::{Recognised, autoencoder_config, recognise};
 
 /// The start of a run, but for its classes and all weights.
@@ -17,6 +19,8 @@ pub(super) struct Start {
     pub(super) channels: usize,
     /// `[height, width]` of the images or latents.
     pub(super) size: [usize; 2],
+    /// What reads captions, of a model of texts.
+    pub(super) text: Option<TextSource>,
 }
 
 /// Checks, before any image is read, that images can make the model of these settings.
@@ -50,6 +54,15 @@ impl Start {
         if let Some((key, _)) = of_students.into_iter().find(|(_, is_set)| *is_set) {
             return fault(format!("{key} is set, training on images does not read it"));
         }
+        let of_texts = [
+            ("tokenizer", config.tokenizer.is_some()),
+            ("captions", config.captions != CaptionShape::default()),
+            ("sample_prompts", !config.sample_prompts.is_empty()),
+        ];
+        let unread = of_texts.into_iter().find(|(_, set)| *set && config.text_encoder.is_none());
+        if let Some((key, _)) = unread {
+            return fault(format!("{key} is set, a run without text_encoder does not read it"));
+        }
         let (channels, factor) =
             latents.map_or((3, 1), |latents| (latents.latent_channels, latents.factor()));
         let [height, width] = config.model.size;
@@ -59,26 +72,37 @@ impl Start {
             ));
         }
         let size = [height / factor, width / factor];
+        let text = config.text_encoder.as_deref();
+        let text = text.map(|path| TextSource::find(path, config.tokenizer.as_deref()));
+        let text = text.transpose()?;
+        let width = text.as_ref().map(|text| text.encoder.config.hidden);
         let init = match &config.init {
-            Some(path) => Some(started_from(config, path, channels, factor)?),
+            Some(path) => Some(started_from(config, path, channels, factor, width)?),
             None => None,
         };
         let net = match &init {
             Some(recognised) => recognised.config.net.dit.clone(),
             // How many classes there are does not matter.
-            None => config.net(channels, size, 1)?,
+            None => config.net(channels, size, told(width, 1))?,
         };
         check_use(config, &net, device)?;
-        Ok(Self { init, channels, size })
+        Ok(Self { init, channels, size, text })
     }
 }
 
-/// The model at `path`, where a run on images or latents of so many channels can start from it.
+/// What a fresh network is told: texts, by states of this width, or one of so many classes.
+pub(super) fn told(width: Option<usize>, classes: usize) -> Condition {
+    width.map_or(Condition::Classes(classes), Condition::Text)
+}
+
+/// The model at `path`, where a run on images or latents of so many channels, with captions whose states have this
+/// `width`, can start from it.
 fn started_from(
     config: &TrainConfig,
     path: &Path,
     channels: usize,
     factor: usize,
+    width: Option<usize>,
 ) -> Result<Recognised> {
     let not = |reason: String| Err(Error::NotAModel { path: path.to_owned(), reason });
     let recognised = recognise(path)?;
@@ -87,12 +111,18 @@ fn started_from(
         let reason = "a few-step student learns from trajectories, not from images";
         return Err(Error::Config { reason: reason.into() });
     }
-    recognised.config.check_classes()?;
+    recognised.config.check_trained()?;
     config.check_start(&recognised.config, factor)?;
-    match net.dit.channels {
-        found if found != channels => {
+    match (net.dit.channels, net.dit.text.as_ref().map(|text| text.width)) {
+        (found, _) if found != channels => {
             not(format!("made for images of {found} channels, the run has {channels}"))
         }
+        (_, Some(_)) if width.is_none() => Err(TextError::NoEncoder.into()),
+        (_, None) if width.is_some() => Err(Error::Task { found: "classes", expected: "texts" }),
+        (_, Some(found)) if Some(found) != width => not(format!(
+            "made for texts of width {found}, the run's text encoder has {}",
+            width.unwrap_or_default()
+        )),
         _ => Ok(recognised),
     }
 }

@@ -32,10 +32,11 @@ impl TrainConfig {
 
     /// Every path.
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { data, trajectories, vae, init, student, adversarial, .. } = self;
+        let Self { data, trajectories, vae, text_encoder, tokenizer, .. } = self;
+        let Self { init, student, adversarial, .. } = self;
         let student = student.as_mut().and_then(|student| student.init.as_mut());
         let real = adversarial.as_mut().map(|adversarial| &mut adversarial.data);
-        let own = [data, trajectories, vae, init].into_iter().flatten();
+        let own = [data, trajectories, vae, text_encoder, tokenizer, init].into_iter().flatten();
         own.chain(student).chain(real)
     }
 
@@ -56,6 +57,7 @@ impl TrainConfig {
     /// The same without paths, which can lead to the same from elsewhere, and to something else from the same place.
     pub(super) fn without_paths(mut self) -> Self {
         (self.data, self.trajectories, self.vae, self.init) = (None, None, None, None);
+        (self.text_encoder, self.tokenizer) = (None, None);
         if let Some(student) = &mut self.student {
             student.init = None;
         }

@@ -197,7 +197,13 @@ pub const SETTINGS: &[Setting] = &[
         "Averages of the weights, { power = WIDTH } with a relative width above 0 and below 0.28, or { decay = SHARE } \
          from 0 to below 1; the first is sampled and exported"),
 
-    row("label_dropout", NUMBER, Within(0.0, 1.0), "Share of images without their class, which makes guidance possible"),
+    row("text_encoder", PATH, Any,
+        "Folder or file of a text encoder, or a model with one; trains on captions instead of classes"),
+    row("tokenizer", PATH, Any, "Folder of its tokenizer, if that is not with it"),
+    row("captions.tokens", INTEGER, From(1.0), "Most tokens of a caption, and later of a prompt; the rest is cut off"),
+    row("captions.clean", SWITCH, Any, "Captions, and later prompts, are cleaned as those of PixArt were, not only put in lower case"),
+    row("label_dropout", NUMBER, Within(0.0, 1.0),
+        "Share of images without their class or caption, which makes guidance possible"),
     row("flip", SWITCH, Any, "Mirrors half of the images"),
     row("augment.scale", LIST, Within(0.25, 4.0), "Least and largest factor by which images are shrunk or enlarged, [0.85, 1.0]"),
     row("augment.shift", NUMBER, Within(0.0, 16384.0), "Farthest distance in pixels by which images are moved, along each axis"),
@@ -208,6 +214,7 @@ pub const SETTINGS: &[Setting] = &[
 
     row("checkpoint_every", INTEGER, From(1.0), "Steps between checkpoints"),
     row("sample_every", INTEGER, From(0.0), "Steps between sample sheets; 0 is never"),
+    row("sample_prompts", LIST, Any, "Texts of the sample sheets; without any, up to 16 of the captions"),
     row("snapshot_every", INTEGER, From(0.0), "Steps between stored averages, for `train average`; 0 is never"),
     row("log_every", INTEGER, From(1.0), "Steps between lines of the log"),
 

@@ -1,0 +1,148 @@
+//! Captions of the training images, read by a text encoder once and kept on disk.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use pyrograph_engine::nets::Conditioning;
+use pyrograph_weights::{Checkpoint, write_safetensors};
+
+use super::notice::Notice;
+use super::pixels::short;
+use crate::error::words::counted;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::TextReader;
+use crate::model::text::{TextInput, side_by_side, told_size};
+
+/// Name of the file in the folder of a run.
+const FILE: &str = "captions.safetensors";
+/// Key of what the states were made from.
+const ORIGIN_KEY: &str = "origin";
+/// All states, one caption after the other, `[tokens, width]`.
+const STATES: &str = "states";
+/// Tokens of each caption, `[captions]`.
+const LENGTHS: &str = "lengths";
+/// Bytes of a value in f16.
+const HALF: u64 = 2;
+
+/// What makes states of captions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reads<'a> {
+    pub(crate) reader: &'a TextReader,
+    pub(crate) input: &'a TextInput,
+    /// Of the reader's weights and its tokenizer.
+    pub(crate) fingerprint: &'a str,
+    /// Size of the images in pixels, of a network that is told it.
+    pub(crate) size: Option<[usize; 2]>,
+}
+
+/// The states of all captions.
+#[derive(Debug, Clone)]
+pub(super) struct Captions {
+    /// `[1, tokens, width]` of each, in f16; the last is the empty text.
+    states: Vec<TensorData>,
+    size: Option<[usize; 2]>,
+}
+
+impl Captions {
+    /// Reads the states of a run, or makes them if there are none of these captions and this encoder; says how many
+    /// captions are cut off.
+    ///
+    /// # Errors
+    /// A caption that cannot be read, more than fits in memory, or a file that cannot be written.
+    pub(super) fn open(
+        folder: &Path,
+        texts: &[String],
+        reads: Reads<'_>,
+    ) -> Result<(Self, Option<Notice>)> {
+        let Reads { reader, input, fingerprint, size } = reads;
+        let limit = input.tokens;
+        let clean = |text: &String| input.cleaned(text, false);
+        let mut cleaned: Vec<String> = texts.iter().map(clean).collect();
+        let (mut tokens, mut cut) = (0, Vec::new());
+        for (text, cleaned) in texts.iter().zip(&cleaned) {
+            let encoded = reader.tokens(cleaned, limit)?;
+            tokens += encoded.ids.len();
+            cut.extend(encoded.cut.map(|_| text));
+        }
+        let notice = cut.first().map(|first| Notice::Cut {
+            captions: cut.len(),
+            first: String::clone(first),
+            tokens: limit,
+        });
+        cleaned.push(input.cleaned("", false));
+        let need = HALF * memory::product(&[tokens, reader.width()]);
+        memory::check(format!("the states of {} take", counted(texts.len(), "caption")), need)?;
+        let path = folder.join(FILE);
+        let listed = serde_json::json!([fingerprint, limit, cleaned]).to_string();
+        let origin = short(listed.as_bytes());
+        let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
+        // A file that cannot be read is as good as none: it is made again.
+        let known = known.ok().flatten().filter(|file| file.verify().is_ok());
+        let known = known.filter(|file| file.metadata().get(ORIGIN_KEY) == Some(&origin));
+        let file = match known {
+            Some(file) => file,
+            None => {
+                write(&path, reader.read_once(&cleaned, limit)?, origin)?;
+                Checkpoint::open(&path)?
+            }
+        };
+        Ok((Self { states: read(&file)?, size }, notice))
+    }
+
+    /// What a network is told of these captions, and in place of each where it is left out.
+    pub(super) fn told(&self, captions: &[usize], device: &Device) -> [Conditioning; 2] {
+        let (count, null) = (captions.len(), self.states.len() - 1);
+        let states = captions.iter().chain([&null]).map(|&caption| {
+            let state = self.states[caption].clone().convert_dtype(DType::F32);
+            Tensor::<3>::from_data(state, device)
+        });
+        let table = Conditioning {
+            text: Some(side_by_side(states.collect(), device)),
+            size: self.size.map(|size| told_size(size, count + 1, device)),
+            ..Conditioning::default()
+        };
+        let own: Vec<usize> = (0..count).collect();
+        [table.select(&own), table.select(&vec![count; count])]
+    }
+}
+
+/// Keeps states, each `[1, tokens, width]`.
+fn write(path: &Path, states: Vec<Tensor<3>>, origin: String) -> Result<()> {
+    let lengths: Vec<f32> = states.iter().map(|state| state.dims()[1] as f32).collect();
+    let count = lengths.len();
+    let all = Tensor::cat(states, 1).squeeze_dim::<2>(0); // [tokens, width]
+    let tensors: [(String, TensorData); 2] = [
+        (STATES.into(), all.into_data().convert_dtype(DType::F16)),
+        (LENGTHS.into(), TensorData::new(lengths, [count])),
+    ];
+    write_safetensors(path, &tensors, &BTreeMap::from([(ORIGIN_KEY.to_owned(), origin)]))?;
+    Ok(())
+}
+
+/// The states that a file keeps.
+fn read(file: &Checkpoint) -> Result<Vec<TensorData>> {
+    let fault = |reason: String| Error::Dataset { path: file.path().to_owned(), reason };
+    let (values, shape) = file.read_f32(STATES)?;
+    let (lengths, _) = file.read_f32(LENGTHS)?;
+    let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
+    let width = match shape.as_slice() {
+        &[tokens, width] if width > 0 && tokens == lengths.iter().sum::<usize>() => width,
+        _ => {
+            return Err(fault(format!(
+                "states of shape {shape:?} for texts of {lengths:?} tokens"
+            )));
+        }
+    };
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(fault("states that half precision does not hold".into()));
+    }
+    let mut rest = values.as_slice();
+    let mut next = |length: usize| {
+        let (own, behind) = rest.split_at(length * width);
+        rest = behind;
+        TensorData::new(own.to_vec(), [1, length, width]).convert_dtype(DType::F16)
+    };
+    Ok(lengths.into_iter().map(&mut next).collect())
+}

@@ -1,0 +1,244 @@
+//! Models of texts, from images with captions.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor};
+use pyrograph::data::{Annotation, Dataset, Reading};
+use pyrograph::model::{open, recognise};
+use pyrograph::train::{Run, TrainConfig};
+use pyrograph::{Error, Request, Result, TextPipeline};
+
+use crate::command::TestCommand;
+use crate::resume::dataset;
+use crate::util::{
+    assert_same_parameters, first_and_last_loss, goldens, text, train_until, write_pictures,
+};
+
+/// A tiny T5 with its tokenizer, in the folder of a pipeline.
+fn encoder() -> PathBuf {
+    goldens().join("pixart-sigma")
+}
+
+const COLOURS: [(&str, [u8; 4]); 2] = [("red", [220, 20, 20, 255]), ("blue", [20, 20, 220, 255])];
+
+/// Squares of one colour, five each.
+fn squares(folder: &Path) {
+    write_pictures(folder, &COLOURS.map(|(name, _)| name), |class, _, _| COLOURS[class].1);
+}
+
+/// The pictures of [`squares`] with two captions each, in text files beside them.
+fn captioned(folder: &Path) {
+    squares(folder);
+    for (colour, _) in COLOURS {
+        for i in 0..5 {
+            let captions = format!("a {colour} square\n\n  {colour} paper \n");
+            fs::write(folder.join(colour).join(format!("{i}.txt")), captions).expect("written");
+        }
+    }
+}
+
+fn read(folder: &Path) -> Result<Dataset> {
+    let annotation = Annotation::Captions;
+    Dataset::read(folder, Reading { size: [8, 8], annotation, ..Reading::default() })
+}
+
+fn config(changes: &[&str]) -> TrainConfig {
+    let text = "batch = 6\nmicro_batches = 2\nlog_every = 2\nsample_every = 0\ncheckpoint_every = 4\n\
+                label_dropout = 0.2\nlearning_rate = { peak = 0.03, warmup = 5 }\n\
+                [model]\nsize = [8, 8]\npatch = 4\nhidden = 16\ndepth = 2\nheads = 2\n";
+    let mut changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
+    changes.push(format!("text_encoder={}", serde_json::json!(encoder())));
+    TrainConfig::parse(text, &changes).expect("valid")
+}
+
+fn start(folder: &Path, config: TrainConfig, data: Dataset, resume: bool) -> Result<Run> {
+    Run::on_images(folder, config, data, resume, &Device::flex())
+}
+
+/// Means of the red, green and blue of an image, `[1, 3, height, width]`.
+fn means(image: Tensor<4>) -> Vec<f32> {
+    let means: Tensor<4> = image.mean_dim(2).mean_dim(3);
+    means.into_data().iter::<f32>().collect()
+}
+
+/// What is learned shows in pictures, by the words that the captions have; what the run keeps is a model that works alone.
+#[test]
+fn a_model_learns_what_captions_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let data = read(&at("data")).expect("ten pictures");
+    assert_eq!(data.captions().len(), 4, "{:?}", data.captions());
+    assert!(data.classes().is_empty() && data.notices().is_empty(), "{:?}", data.notices());
+    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
+    assert!(train_until(&mut run, None).is_continue());
+    let [first, last] = first_and_last_loss(&at("run"));
+    assert!(last < 0.3 * first, "loss {first} to {last}");
+
+    // Its own text encoder is in it.
+    let model = open(&at("run").join("model"), &Device::flex()).expect("a model");
+    let pipeline = TextPipeline::new(model, &Device::flex()).expect("of texts");
+    for prompt in ["a red square", "Red paper", "a blue square", "blue paper"] {
+        let request = Request { seed: 5, ..Request::new([prompt.to_owned()]) };
+        let made = pipeline.generate(&request, &mut |_| ControlFlow::Continue(()));
+        let found = means(made.expect("a picture").latents);
+        let red = prompt.to_lowercase().contains("red");
+        assert_eq!(found[0] > found[2] + 0.5, red, "{prompt}: {found:?}");
+        assert_eq!(found[2] > found[0] + 0.5, !red, "{prompt}: {found:?}");
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_equals_one_without_a_break() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let data = || read(&at("data")).expect("ten pictures");
+    let train = |name: &str, stop: Option<u64>, resume| {
+        let mut run = start(&at(name), config(&["steps=7"]), data(), resume).expect("a run");
+        let _ = train_until(&mut run, stop);
+        run
+    };
+    let whole = train("whole", None, false);
+    drop(train("parts", Some(3), false));
+    // What the encoder made of the captions is there; where it is damaged it is made again.
+    let kept = at("parts").join("captions.safetensors");
+    let mut bytes = fs::read(&kept).expect("a file");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&kept, bytes).expect("written");
+    let parts = train("parts", None, true);
+    assert_same_parameters("resumed", &whole.net(), &parts.net());
+    drop(parts);
+
+    // Other captions are another run.
+    fs::write(at("data").join("red/0.txt"), "a scarlet square").expect("written");
+    let error = start(&at("parts"), config(&["steps=9"]), data(), true).err().expect("refused");
+    assert!(error.to_string().contains("data"), "{error}");
+}
+
+/// Lists and text files that say the same are the same data.
+#[test]
+fn captions_come_from_text_files_and_from_lists() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("files"));
+    squares(&at("lines"));
+    squares(&at("table"));
+    let images = || COLOURS.iter().flat_map(|(colour, _)| (0..5).map(move |i| (*colour, i)));
+    let line = |(colour, i): (&str, i32)| {
+        let texts = [format!("a {colour} square"), format!("{colour} paper")];
+        serde_json::json!({"file_name": format!("{colour}/{i}.png"), "text": texts}).to_string()
+    };
+    let lines: Vec<String> = images().map(line).collect();
+    fs::write(at("lines/metadata.jsonl"), lines.join("\n")).expect("written");
+    let row = |(colour, i): (&str, i32)| format!("{colour}/{i}.png,\"a {colour} square, plain\"\n");
+    let table: String = images().map(row).collect();
+    fs::write(at("table/metadata.csv"), format!("file_name,caption\n{table}")).expect("written");
+
+    let identity = |name: &str| read(&at(name)).expect(name).identity();
+    assert_eq!(identity("files"), identity("lines"));
+    let table = read(&at("table")).expect("a list");
+    assert_eq!(table.captions(), ["a blue square, plain", "a red square, plain"]);
+    // The same list is none of classes.
+    let error = Dataset::open(&at("table"), [8, 8], Default::default()).expect_err("no labels");
+    assert!(error.to_string().contains("no `label`, there is `file_name`, `caption`"), "{error}");
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let said = |result: Result<Dataset>| result.expect_err("refused").to_string();
+    let list = at("data").join("metadata.jsonl");
+    for (line, part) in [
+        (r#"{"file_name": "red/0.png", "label": "x"}"#, "no `text`, there is `file_name`, `label`"),
+        (
+            r#"{"file_name": "red/0.png", "text": " "}"#,
+            "line 1: the caption of `red/0.png` is empty",
+        ),
+        (r#"{"file_name": "red/0.png", "text": []}"#, "is empty"),
+        (r#"{"file_name": "red/0.png", "text": 7}"#, "line 1: a caption is 7, expected a text"),
+        (r#"{"file_name": "../0.png", "text": "x"}"#, "leaves the folder"),
+    ] {
+        fs::write(&list, line).expect("written");
+        let said = said(read(&at("data")));
+        assert!(said.contains(part), "{line}: {said}");
+    }
+    fs::remove_file(&list).expect("removed");
+
+    fs::remove_file(at("data/red/3.txt")).expect("removed");
+    fs::write(at("data/blue/1.txt"), " \n\n").expect("written");
+    let error = said(read(&at("data")));
+    assert!(
+        error.contains("2 images without a caption, such as") && error.contains("blue/1.png"),
+        "{error}"
+    );
+    let annotation = Annotation::Captions;
+    let skip = Reading { size: [8, 8], annotation, skip_damaged: true, ..Reading::default() };
+    let data = Dataset::read(&at("data"), skip).expect("the others");
+    let notices: Vec<String> = data.notices().iter().map(ToString::to_string).collect();
+    assert_eq!(data.len(), 8);
+    assert!(notices.iter().any(|text| text.contains("2 pictures without captions")), "{notices:?}");
+
+    // Classes for a model of texts, and the reverse.
+    squares(&at("classes"));
+    let fault = |config: TrainConfig, data: Dataset| {
+        let error: Error = start(&at("run"), config, data, false).err().expect("refused");
+        error.to_string()
+    };
+    let error = fault(config(&[]), dataset(&at("classes")));
+    assert!(error.contains("text_encoder is set, the images have classes"), "{error}");
+    let plain = TrainConfig { text_encoder: None, ..config(&[]) };
+    let error = fault(plain.clone(), data);
+    assert!(error.contains("the images have captions"), "{error}");
+    let mut long = plain;
+    long.captions.tokens = 7;
+    let error = fault(long, dataset(&at("classes")));
+    assert!(error.contains("captions is set, a run without text_encoder"), "{error}");
+    assert!(!at("run").exists());
+}
+
+#[test]
+fn the_command_trains_goes_on_and_starts_from_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let settings = at("settings.toml");
+    fs::write(&settings, "batch = 4\nsample_every = 3\n[model]\nsize = [8, 8]\npatch = 4\nhidden = 16\ndepth = 1\nheads = 2\n")
+        .expect("written");
+    let encoder = encoder();
+    let train =
+        |extra: &[&str]| TestCommand::new(folder.path(), ["train", "text"]).args(extra).on_cpu();
+    let new = ["--data", "data", "--config", text(&settings), "-o", "run", "--steps", "3"];
+    let without = train(&new).failed();
+    assert!(without.contains("no text encoder: name one with --text-encoder"), "{without}");
+    assert!(!at("run").exists());
+
+    let said =
+        train(&new).args(["--text-encoder", text(&encoder)]).settings(&["captions.tokens=2"]);
+    let said = said.reported();
+    assert!(said.contains("10 images with 4 captions"), "{said}");
+    assert!(said.contains("4 captions cut off after 2 tokens, such as `a blue square`"), "{said}");
+    assert!(at("run/samples/0000003.png").exists());
+    let said = train(&["--resume", "run", "--steps", "5"]).reported();
+    assert!(said.contains("resumed at step 3"), "{said}");
+    let model = recognise(&at("run/model")).expect("a model");
+    assert_eq!(model.config.text.expect("of texts").tokens, 2);
+
+    // From there on, with its own encoder and way of reading.
+    let next = ["--data", "data", "--init", "run", "--steps", "2", "--batch", "4"];
+    train(&next).args(["-o", "next"]).succeeded();
+    let error = train(&next).args(["-o", "other"]).settings(&["captions.tokens=9"]).failed();
+    let told = "the model that the run starts from";
+    assert!(error.contains("captions is") && error.contains(told), "{error}");
+
+    let prompt = ["generate", "text", "a red square", "-m", "next", "-o", "picture.png"];
+    TestCommand::new(folder.path(), prompt).args(["--steps", "2", "--seed", "1"]).on_cpu().ended();
+    // A model of texts is none of classes.
+    let class = ["train", "class", "--data", "data", "--init", "run"];
+    let error = TestCommand::new(folder.path(), class).on_cpu().failed();
+    assert!(error.contains("pyrograph train text"), "{error}");
+}
