@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use pyrograph::Error;
 use pyrograph::data::Dataset;
 use pyrograph::model::{Model, open};
+use pyrograph::task::ClassTask;
 use pyrograph::train::{OwnPictures, OwnProgress, Run, SETTINGS, TrainConfig};
 use pyrograph_engine::nets::{DitConfig, Flexible, Sharing, flexify};
 use pyrograph_weights::FloatDtype;
@@ -280,8 +281,9 @@ fn a_model_teaches_itself_a_patch_size_without_data() {
             }
             std::ops::ControlFlow::Continue(())
         };
-        let taught =
-            own.teach(model.clone(), flexible.clone(), &device, &mut observe).expect("it learns");
+        let taught = own
+            .teach::<ClassTask>(model.clone(), &[0, 1], flexible.clone(), &device, &mut observe)
+            .expect("it learns");
         assert!(losses.last() < losses.first(), "{losses:?}");
         let far = |model: &Model, patch| relative_difference(call(model, patch), native.clone());
         assert!(far(&taught, 4) < 0.9 * far(&fresh, 4), "{} {}", far(&taught, 4), far(&fresh, 4));
@@ -298,7 +300,7 @@ fn a_model_teaches_itself_a_patch_size_without_data() {
     }
     let own = OwnPictures { steps: 2, pictures: 2, seed: 0 };
     let stop = &mut |_| std::ops::ControlFlow::Break(());
-    let stopped = own.teach(model, shared(&[4]), &device, stop).map(drop);
+    let stopped = own.teach::<ClassTask>(model, &[0, 1], shared(&[4]), &device, stop).map(drop);
     assert!(matches!(stopped, Err(Error::Cancelled)));
 }
 

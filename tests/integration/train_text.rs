@@ -90,6 +90,56 @@ fn a_model_learns_what_captions_say() {
     }
 }
 
+/// A student is told what its teacher was told: with the prompts exchanged it is far off. Further patch sizes are learned from
+/// pictures of prompts.
+#[test]
+fn students_and_further_patch_sizes_come_from_a_file_of_prompts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let data = read(&at("data")).expect("ten pictures");
+    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
+    assert!(train_until(&mut run, None).is_continue());
+    drop(run);
+    fs::write(at("prompts.txt"), "a red square\n\na blue square\n").expect("written");
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+
+    let distill = ["distill", "-m", "run", "-o", "student", "-n", "16", "--batch-size", "8"];
+    let distill = command(&distill).args(["--teacher-steps", "8", "--steps", "40", "--batch", "8"]);
+    let without = command(&["distill", "-m", "run", "-o", "student"]).failed();
+    assert!(without.contains("name a file of prompts with --prompt-file"), "{without}");
+    // The pictures by which heads judge it have captions, too.
+    let judged = ["--prompt-file", "prompts.txt", "--adversarial", "data"];
+    let settings = ["sample_every=0", "adversarial.warmup=5", "adversarial.weight=0.1"];
+    distill.args(judged).settings(&settings).succeeded();
+    let wrong = ["distill", "-m", "emoji-class", "-o", "x", "--prompt-file", "prompts.txt"];
+    assert!(command(&wrong).failed().contains("the teacher is told classes"));
+
+    let set = at("student/trajectories/trajectories.json");
+    let last = || -> f64 {
+        let compare = ["distill", "compare", "-m", "student", "--json", "--trajectories"];
+        let said = command(&compare).args(["student/trajectories"]).succeeded();
+        let found: serde_json::Value = serde_json::from_str(&said).expect("one line");
+        found["own"][3]["value"].as_f64().expect("a number")
+    };
+    let told = last();
+    let spec = fs::read_to_string(&set).expect("a description");
+    let exchanged = spec.replace("red", "RED").replace("blue", "red").replace("RED", "blue");
+    assert_ne!(exchanged, spec);
+    fs::write(&set, exchanged).expect("written");
+    let otherwise = last();
+    assert!(otherwise > 5.0 * told, "{told} with its own prompts, {otherwise} with others");
+    let picture = ["generate", "text", "a red square", "-m", "student", "--seed", "3"];
+    command(&picture).args(["-o", "student.png"]).ended();
+
+    let flexify = ["flexify", "run", "-o", "flexible", "--patches", "8", "--distill", "4"];
+    let without = command(&flexify).failed();
+    assert!(without.contains("name a file of prompts"), "{without}");
+    let pictures = ["--pictures", "4", "--prompt-file", "prompts.txt"];
+    let said = command(&flexify).args(pictures).reported();
+    assert!(said.contains("patch sizes [4, 8]"), "{said}");
+}
+
 #[test]
 fn a_run_that_goes_on_equals_one_without_a_break() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -70,6 +70,7 @@ pub(crate) fn spec(
         points: Points::Estimates,
         shape: [3, 8, 8],
         classes: CLASSES,
+        prompts: Vec::new(),
         count,
         shard: 4,
     }

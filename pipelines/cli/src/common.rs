@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use clap::Args;
 use pyrograph::device::{self, Notice, Opened};
+use pyrograph::text::read_text;
 use pyrograph::{DeviceChoice, Error, Hooks, model};
 
 pub(crate) use crate::interrupt::interrupted;
@@ -137,6 +138,18 @@ impl Common {
             .with_key("eta", eta);
         indicatif::ProgressBar::new(length).with_style(style)
     }
+}
+
+/// The lines of a text, without blank ones.
+pub(crate) fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+/// The prompts in a file, one in every line.
+pub(crate) fn prompts(file: &Path) -> anyhow::Result<Vec<String>> {
+    let found = lines(&read_text(file)?);
+    anyhow::ensure!(!found.is_empty(), "{} holds no prompt", file.display());
+    Ok(found)
 }
 
 /// The device in use.

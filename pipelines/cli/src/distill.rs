@@ -8,12 +8,14 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
 use pyrograph::engine::diffusion::{Sampler, parse_sampler};
 use pyrograph::engine::nets::Points;
+use pyrograph::pipeline::Pipeline;
+use pyrograph::task::{ClassTask, Task, TextTask};
 use pyrograph::train::{Run, RunFolder, TrainConfig, check_student};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph::weights::check_writable;
-use pyrograph::{ClassPipeline, Error, OpenOptions, model};
+use pyrograph::{Error, OpenOptions, model};
 
-use crate::common::{Common, interrupted, whole};
+use crate::common::{Common, interrupted, prompts, whole};
 use crate::train::{RunArgs, follow, path_setting, warn_of_decay};
 
 /// Largest number of anything.
@@ -112,6 +114,9 @@ struct Recording {
     /// Record the noisy states instead of the teacher's estimates of the image
     #[arg(long)]
     states: bool,
+    /// Text file with a prompt in every line, of a teacher that reads texts; they are asked for in turn, as classes are
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
     /// Guidance scale of the teacher, 1 is none [default: the teacher's]
     #[arg(long)]
     cfg_scale: Option<f64>,
@@ -180,9 +185,11 @@ pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Record(Record { model, output, recording, worker })) => {
             check_writable(output).map_err(Error::from)?;
-            let pipeline = teacher(&common.find(model)?, common)?;
-            let spec = recording.spec(&pipeline, None)?;
-            record(&Recorder::new(output, &pipeline, spec, *worker)?, output, common)
+            let model = common.find(model)?;
+            match model::recognise(&model)?.config.text {
+                None => only_record::<ClassTask>(&model, output, recording, *worker, common),
+                Some(_) => only_record::<TextTask>(&model, output, recording, *worker, common),
+            }
         }
         Some(Part::Train(Train { trajectories, model, output, student, run })) => {
             let started = Started::new(model.as_deref(), output.as_deref(), student, run, common)?;
@@ -198,8 +205,27 @@ pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
         Some(Part::Compare(Compare { trajectories, model, batch_size })) => {
             compare(&common.find(model)?, trajectories, *batch_size, common)
         }
-        None => both(args, common),
+        None => {
+            let (model, output) = (args.model.as_deref(), args.output.as_deref());
+            let started = Started::new(model, output, &args.student, &args.run, common)?;
+            match model::recognise(&started.model)?.config.text {
+                None => both::<ClassTask>(args, started, common),
+                Some(_) => both::<TextTask>(args, started, common),
+            }
+        }
     }
+}
+
+fn only_record<T: Task>(
+    model: &Path,
+    output: &Path,
+    recording: &Recording,
+    worker: [usize; 2],
+    common: &Common,
+) -> anyhow::Result<()> {
+    let pipeline = teacher::<T>(model, common)?;
+    let spec = recording.spec(&pipeline, None)?;
+    record(&Recorder::new(output, &pipeline, spec, worker)?, output, common)
 }
 
 /// A training that was asked for.
@@ -234,9 +260,7 @@ impl Started {
 }
 
 /// Records and trains in one folder.
-fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
-    let (model, output) = (args.model.as_deref(), args.output.as_deref());
-    let started = Started::new(model, output, &args.student, &args.run, common)?;
+fn both<T: Task>(args: &Distill, started: Started, common: &Common) -> anyhow::Result<()> {
     let Started { model, output, mut config, stored } = started;
     config.check_paths()?;
     let resume = args.run.is_resumed();
@@ -244,7 +268,7 @@ fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
     let trajectories = output.join("trajectories");
     config.trajectories = Some(trajectories.clone());
 
-    let pipeline = teacher(&model, common)?;
+    let pipeline = teacher::<T>(&model, common)?;
     let recorded = match resume {
         true => TrajectorySpec::read(&trajectories)?,
         false => None,
@@ -265,15 +289,19 @@ fn both(args: &Distill, common: &Common) -> anyhow::Result<()> {
     train(folder, config, common)
 }
 
-fn teacher(model: &Path, common: &Common) -> anyhow::Result<ClassPipeline> {
+fn teacher<T: Task>(model: &Path, common: &Common) -> anyhow::Result<Pipeline<T>> {
     let notify = |notice| common.tell(&notice);
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
-    Ok(ClassPipeline::open_on(model, &common.open()?, &options)?)
+    Ok(Pipeline::open_on(model, &common.open()?, &options)?)
 }
 
 /// Records what is missing.
-fn record(recorder: &Recorder<'_>, folder: &Path, common: &Common) -> anyhow::Result<()> {
+fn record<T: Task>(
+    recorder: &Recorder<'_, T>,
+    folder: &Path,
+    common: &Common,
+) -> anyhow::Result<()> {
     let estimate = recorder.estimate()?;
     common.say(&format!(
         "{} of {} trajectories to record in {}: {} on disk in all, about {}",
@@ -300,9 +328,9 @@ fn record(recorder: &Recorder<'_>, folder: &Path, common: &Common) -> anyhow::Re
 
 impl Recording {
     /// What to record of a teacher: what was `recorded` before, or else the defaults, with what these options say.
-    fn spec(
+    fn spec<T: Task>(
         &self,
-        pipeline: &ClassPipeline,
+        pipeline: &Pipeline<T>,
         recorded: Option<TrajectorySpec>,
     ) -> anyhow::Result<TrajectorySpec> {
         let config = pipeline.config();
@@ -310,6 +338,15 @@ impl Recording {
             Some(spec) => spec,
             None => fresh(pipeline)?,
         };
+        if let Some(file) = &self.prompt_file {
+            if config.text.is_none() {
+                bail!("--prompt-file, the teacher is told classes");
+            }
+            spec.prompts = prompts(file)?;
+        }
+        if spec.conditions() == 0 {
+            bail!("the teacher reads texts: name a file of prompts with --prompt-file");
+        }
         spec.teacher.clone_from(&pipeline.origin().weights);
         let settings = &mut spec.settings;
         if let Some(name) = &self.sampler {
@@ -337,7 +374,7 @@ impl Recording {
 }
 
 /// What is recorded of a teacher where nothing is said.
-fn fresh(pipeline: &ClassPipeline) -> anyhow::Result<TrajectorySpec> {
+fn fresh<T: Task>(pipeline: &Pipeline<T>) -> anyhow::Result<TrajectorySpec> {
     let mut settings = pipeline.config().defaults.settings(0);
     if !settings.sampler.is_deterministic() {
         (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);
@@ -350,7 +387,8 @@ fn fresh(pipeline: &ClassPipeline) -> anyhow::Result<TrajectorySpec> {
         after: TrajectorySpec::even(4, TEACHER_STEPS),
         points: Points::Estimates,
         shape: [channels, height, width],
-        classes: pipeline.classes(),
+        classes: pipeline.config().net.dit.classes,
+        prompts: Vec::new(),
         count: 4096,
         shard: 256,
     })
@@ -370,8 +408,9 @@ fn train(folder: RunFolder, config: TrainConfig, common: &Common) -> anyhow::Res
 
 fn compare(model: &Path, trajectories: &Path, batch: usize, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
-    let set = Trajectories::open(trajectories)?;
-    let student = model::open(model, &device)?.net;
+    let model = model::open(model, &device)?;
+    let set = Trajectories::open(trajectories)?.of_model(&model)?;
+    let student = model.net;
     let bar = common.progress_bar(set.spec().count as u64, "{bar:30} {pos}/{len} trajectories");
     let deviation = set.deviation(&student, batch, &device, &mut |done| {
         bar.set_position(done as u64);

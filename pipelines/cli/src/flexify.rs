@@ -7,10 +7,11 @@ use burn::tensor::Device;
 use clap::Args;
 use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify};
 use pyrograph::model::{self, Model, Parts};
+use pyrograph::task::{ClassTask, Task, TextTask};
 use pyrograph::train::{OwnPictures, OwnProgress};
 use pyrograph::weights::FloatDtype;
 
-use crate::common::{Common, interrupted};
+use crate::common::{Common, interrupted, prompts};
 
 #[derive(Args)]
 pub(crate) struct Flexify {
@@ -31,12 +32,15 @@ pub(crate) struct Flexify {
     #[arg(long, conflicts_with = "adapters")]
     underlying: Option<usize>,
     /// Train the new sizes for so many steps on the model's own output, on pictures that it makes; without,
-    /// they are to be trained on images by `pyrograph train class --init`
+    /// they are to be trained on images by `pyrograph train .. --init`
     #[arg(long, value_name = "STEPS")]
     distill: Option<u64>,
     /// Pictures that the model makes for --distill
     #[arg(long, value_name = "N", default_value_t = 512, requires = "distill")]
     pictures: usize,
+    /// Text file with a prompt in every line, for --distill of a model that reads texts: what its pictures show
+    #[arg(long, value_name = "FILE", requires = "distill")]
+    prompt_file: Option<PathBuf>,
     /// Place patches by their corners instead of their centres
     #[arg(long)]
     corners: bool,
@@ -107,7 +111,16 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     model::check_save(&args.output, args.overwrite)?;
     let recognised =
         model::recognise_with(&input, Parts { vae: args.vae.as_deref(), ..Parts::default() })?;
-    recognised.config.check_classes()?;
+    recognised.config.check_trained()?;
+    let reads_texts = recognised.config.text.is_some();
+    match (reads_texts, args.distill, &args.prompt_file) {
+        (true, Some(_), None) => {
+            bail!("the model reads texts: name a file of prompts with --prompt-file")
+        }
+        (false, _, Some(_)) => bail!("--prompt-file, the model is told classes"),
+        _ => (),
+    }
+    let prompts = args.prompt_file.as_deref().map(prompts).transpose()?.unwrap_or_default();
     let flexible = args.flexible(&recognised.config.net.dit)?;
     let device = match args.distill {
         Some(_) => common.open()?.device,
@@ -116,7 +129,14 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     let notify = &mut |notice| common.tell(&notice);
     let model = recognised.load(FloatDtype::F32, &device, notify)?;
     let model = match args.distill {
-        Some(steps) => distill(args, model, flexible, steps, &device, common)?,
+        Some(steps) => {
+            let own = OwnPictures { steps, pictures: args.pictures, seed: 0 };
+            let classes: Vec<usize> = (0..model.config.net.dit.classes).collect();
+            match reads_texts {
+                false => distill::<ClassTask>(own, model, &classes, flexible, &device, common)?,
+                true => distill::<TextTask>(own, model, &prompts, flexible, &device, common)?,
+            }
+        }
         None => extend(model, flexible)?,
     };
     let config = &model.config.net.dit;
@@ -124,9 +144,9 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));
     if args.distill.is_none() {
-        let output = args.output.display();
+        let (output, kind) = (args.output.display(), if reads_texts { "text" } else { "class" });
         common.say(&format!(
-            "the new sizes are not trained: `pyrograph train class --init {output}`, or flexify with --distill"
+            "the new sizes are not trained: `pyrograph train {kind} --init {output}`, or flexify with --distill"
         ));
     }
     Ok(())
@@ -144,18 +164,17 @@ fn extend(mut model: Model, flexible: Flexible) -> anyhow::Result<Model> {
 }
 
 /// The model with further sizes that it learned from itself.
-fn distill(
-    args: &Flexify,
+fn distill<T: Task>(
+    own: OwnPictures,
     model: Model,
+    prompts: &[T::Prompt],
     flexible: Flexible,
-    steps: u64,
     device: &Device,
     common: &Common,
 ) -> anyhow::Result<Model> {
-    let making = common.progress_bar(args.pictures as u64, "{bar:30} {pos}/{len} pictures made");
-    let learning = common.progress_bar(steps, "{bar:30} step {pos}/{len}, {eta} left  {msg}");
-    let own = OwnPictures { steps, pictures: args.pictures, seed: 0 };
-    let taught = own.teach(model, flexible, device, &mut |progress| {
+    let making = common.progress_bar(own.pictures as u64, "{bar:30} {pos}/{len} pictures made");
+    let learning = common.progress_bar(own.steps, "{bar:30} step {pos}/{len}, {eta} left  {msg}");
+    let taught = own.teach::<T>(model, prompts, flexible, device, &mut |progress| {
         match progress {
             OwnProgress::Made(done) => making.set_position(done as u64),
             OwnProgress::Step(step, loss) => {

@@ -10,19 +10,19 @@ use pyrograph_weights::{Checkpoint, write_safetensors};
 use super::notice::Notice;
 use super::pixels::short;
 use crate::error::words::counted;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TextError};
 use crate::memory;
 use crate::model::TextReader;
 use crate::model::text::{TextInput, side_by_side, told_size};
 
-/// Name of the file in the folder of a run.
-const FILE: &str = "captions.safetensors";
 /// Key of what the states were made from.
 const ORIGIN_KEY: &str = "origin";
 /// All states, one caption after the other, `[tokens, width]`.
 const STATES: &str = "states";
 /// Tokens of each caption, `[captions]`.
 const LENGTHS: &str = "lengths";
+/// Captions that pass through the encoder together.
+const AT_ONCE: usize = 4096;
 /// Bytes of a value in f16.
 const HALF: u64 = 2;
 
@@ -31,32 +31,30 @@ const HALF: u64 = 2;
 pub(crate) struct Reads<'a> {
     pub(crate) reader: &'a TextReader,
     pub(crate) input: &'a TextInput,
-    /// Of the reader's weights and its tokenizer.
-    pub(crate) fingerprint: &'a str,
     /// Size of the images in pixels, of a network that is told it.
     pub(crate) size: Option<[usize; 2]>,
 }
 
 /// The states of all captions.
 #[derive(Debug, Clone)]
-pub(super) struct Captions {
+pub(crate) struct Captions {
     /// `[1, tokens, width]` of each, in f16; the last is the empty text.
     states: Vec<TensorData>,
     size: Option<[usize; 2]>,
 }
 
 impl Captions {
-    /// Reads the states of a run, or makes them if there are none of these captions and this encoder; says how many
-    /// captions are cut off.
+    /// Reads the states that are kept at `path`, or makes them if there are none of these captions and this encoder; says how
+    /// many captions are cut off.
     ///
     /// # Errors
     /// A caption that cannot be read, more than fits in memory, or a file that cannot be written.
-    pub(super) fn open(
-        folder: &Path,
+    pub(crate) fn open(
+        path: Option<&Path>,
         texts: &[String],
         reads: Reads<'_>,
     ) -> Result<(Self, Option<Notice>)> {
-        let Reads { reader, input, fingerprint, size } = reads;
+        let Reads { reader, input, size } = reads;
         let limit = input.tokens;
         let clean = |text: &String| input.cleaned(text, false);
         let mut cleaned: Vec<String> = texts.iter().map(clean).collect();
@@ -74,25 +72,27 @@ impl Captions {
         cleaned.push(input.cleaned("", false));
         let need = HALF * memory::product(&[tokens, reader.width()]);
         memory::check(format!("the states of {} take", counted(texts.len(), "caption")), need)?;
-        let path = folder.join(FILE);
+        let fingerprint = reader.source().fingerprint()?;
         let listed = serde_json::json!([fingerprint, limit, cleaned]).to_string();
         let origin = short(listed.as_bytes());
-        let known = path.is_file().then(|| Checkpoint::open(&path)).transpose();
-        // A file that cannot be read is as good as none: it is made again.
-        let known = known.ok().flatten().filter(|file| file.verify().is_ok());
-        let known = known.filter(|file| file.metadata().get(ORIGIN_KEY) == Some(&origin));
-        let file = match known {
-            Some(file) => file,
+        let states = match path.and_then(|path| kept(path, &origin)) {
+            Some(file) => read(&file)?,
             None => {
-                write(&path, reader.read_once(&cleaned, limit)?, origin)?;
-                Checkpoint::open(&path)?
+                let mut states = Vec::with_capacity(cleaned.len());
+                for texts in cleaned.chunks(AT_ONCE) {
+                    let made = reader.read_once(texts, limit)?;
+                    states.extend(made.into_iter().map(half));
+                }
+                check(&cleaned, &states)?;
+                path.map(|path| write(path, &states, origin)).transpose()?;
+                states
             }
         };
-        Ok((Self { states: read(&file)?, size }, notice))
+        Ok((Self { states, size }, notice))
     }
 
     /// What a network is told of these captions, and in place of each where it is left out.
-    pub(super) fn told(&self, captions: &[usize], device: &Device) -> [Conditioning; 2] {
+    pub(crate) fn told(&self, captions: &[usize], device: &Device) -> [Conditioning; 2] {
         let (count, null) = (captions.len(), self.states.len() - 1);
         let states = captions.iter().chain([&null]).map(|&caption| {
             let state = self.states[caption].clone().convert_dtype(DType::F32);
@@ -108,13 +108,39 @@ impl Captions {
     }
 }
 
-/// Keeps states, each `[1, tokens, width]`.
-fn write(path: &Path, states: Vec<Tensor<3>>, origin: String) -> Result<()> {
-    let lengths: Vec<f32> = states.iter().map(|state| state.dims()[1] as f32).collect();
-    let count = lengths.len();
-    let all = Tensor::cat(states, 1).squeeze_dim::<2>(0); // [tokens, width]
+/// In half precision.
+fn half(state: Tensor<3>) -> TensorData {
+    state.into_data().convert_dtype(DType::F16)
+}
+
+/// Refuses states that half precision does not hold.
+fn check(texts: &[String], states: &[TensorData]) -> Result<()> {
+    let is_finite = |state: &TensorData| state.iter::<f32>().all(f32::is_finite);
+    match texts.iter().zip(states).find(|(_, state)| !is_finite(state)) {
+        None => Ok(()),
+        Some((text, _)) => {
+            let reason = "its states do not fit half precision".into();
+            Err(TextError::Unreadable { text: text.clone(), reason }.into())
+        }
+    }
+}
+
+/// The file at `path`, if it is whole and holds states of this origin.
+fn kept(path: &Path, origin: &String) -> Option<Checkpoint> {
+    let file = path.is_file().then(|| Checkpoint::open(path).ok()).flatten()?;
+    // One that cannot be read is as good as none: it is made again.
+    let is_whole = file.verify().is_ok();
+    (is_whole && file.metadata().get(ORIGIN_KEY) == Some(origin)).then_some(file)
+}
+
+/// Keeps states, each `[1, tokens, width]` in f16.
+fn write(path: &Path, states: &[TensorData], origin: String) -> Result<()> {
+    let lengths: Vec<f32> = states.iter().map(|state| state.shape()[1] as f32).collect();
+    let (count, tokens) = (lengths.len(), states.iter().map(|state| state.shape()[1]).sum());
+    let width = states.first().map_or(0, |state| state.shape()[2]);
+    let bytes = states.iter().flat_map(|state| state.as_bytes().iter().copied()).collect();
     let tensors: [(String, TensorData); 2] = [
-        (STATES.into(), all.into_data().convert_dtype(DType::F16)),
+        (STATES.into(), TensorData::from_bytes_vec(bytes, [tokens, width], DType::F16)),
         (LENGTHS.into(), TensorData::new(lengths, [count])),
     ];
     write_safetensors(path, &tensors, &BTreeMap::from([(ORIGIN_KEY.to_owned(), origin)]))?;
@@ -123,21 +149,17 @@ fn write(path: &Path, states: Vec<Tensor<3>>, origin: String) -> Result<()> {
 
 /// The states that a file keeps.
 fn read(file: &Checkpoint) -> Result<Vec<TensorData>> {
-    let fault = |reason: String| Error::Dataset { path: file.path().to_owned(), reason };
     let (values, shape) = file.read_f32(STATES)?;
     let (lengths, _) = file.read_f32(LENGTHS)?;
     let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
     let width = match shape.as_slice() {
         &[tokens, width] if width > 0 && tokens == lengths.iter().sum::<usize>() => width,
         _ => {
-            return Err(fault(format!(
-                "states of shape {shape:?} for texts of {lengths:?} tokens"
-            )));
+            let path = file.path().to_owned();
+            let reason = format!("states of shape {shape:?} for texts of {lengths:?} tokens");
+            return Err(Error::Dataset { path, reason });
         }
     };
-    if !values.iter().all(|value| value.is_finite()) {
-        return Err(fault("states that half precision does not hold".into()));
-    }
     let mut rest = values.as_slice();
     let mut next = |length: usize| {
         let (own, behind) = rest.split_at(length * width);

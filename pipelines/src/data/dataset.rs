@@ -21,6 +21,8 @@ use super::pixels::{Background, Observe, Pixels, short};
 use crate::error::{Error, Result};
 use crate::labels::{composed, folded};
 
+/// Name of the file in the folder of a run that keeps what captions are to the network.
+const CAPTIONS: &str = "captions.safetensors";
 /// Range of the numbers that choose a background.
 const COLOUR_DRAWS: f64 = 65536.0;
 
@@ -155,7 +157,7 @@ impl Dataset {
     /// # Errors
     /// A caption that cannot be read, more than fits in memory, or a file that cannot be written.
     pub(crate) fn for_texts(mut self, reads: Reads<'_>, folder: &Path) -> Result<Self> {
-        let (captions, notice) = Captions::open(folder, &self.names, reads)?;
+        let (captions, notice) = Captions::open(Some(&folder.join(CAPTIONS)), &self.names, reads)?;
         self.notices.extend(notice);
         Ok(Self { captions: Some(captions), ..self })
     }

@@ -12,7 +12,7 @@ mod order;
 mod pixels;
 
 pub use augment::Augment;
-pub(crate) use captions::Reads;
+pub(crate) use captions::{Captions, Reads};
 pub use dataset::{Dataset, Reading};
 pub(crate) use latents::Encoder;
 pub use notice::{Notice, Skip};

@@ -29,8 +29,14 @@ pub enum TrajectoryError {
         expected: [usize; 4],
     },
     /// A shard of other trajectories.
-    #[error("its classes are others than those of its trajectories")]
+    #[error("its classes or prompts are others than those of its trajectories")]
     Classes,
+    /// A teacher that is told classes, for trajectories of texts, or the reverse.
+    #[error("they are of {expected}, the teacher is told something else")]
+    OtherTask {
+        /// Classes or texts.
+        expected: &'static str,
+    },
     /// A shard that cannot be read.
     #[error(transparent)]
     Unreadable(#[from] pyrograph_weights::Error),
@@ -43,7 +49,10 @@ pub enum TrajectoryError {
         steps: usize,
     },
     /// Sizes of a set that are 0 or too large.
-    #[error("{count} trajectories in shards of {shard}, {classes} classes, points of {shape:?}")]
+    #[error(
+        "{count} trajectories in shards of {shard}, {classes} classes, {prompts} prompts, points of {shape:?}: \
+         expected classes or prompts"
+    )]
     Sizes {
         /// Number of trajectories.
         count: usize,
@@ -51,6 +60,8 @@ pub enum TrajectoryError {
         shard: usize,
         /// Number of classes.
         classes: usize,
+        /// Number of prompts.
+        prompts: usize,
         /// `[channels, height, width]` of a point.
         shape: [usize; 3],
     },

@@ -128,7 +128,7 @@ pub enum Asked {
 
 impl Asked {
     /// What they are, for people.
-    fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Classes(_) => "classes",
             Self::Texts(_) => "texts",

@@ -239,6 +239,12 @@ impl<T: Task> Pipeline<T> {
         Ok(Plan { grid, phases, noise_scale })
     }
 
+    /// What the network is told of the images of a request.
+    pub(crate) fn told(&self, request: &Request<T::Prompt>) -> Result<Told> {
+        let [_, _, height, width] = self.shape(1, &self.resolve(request)?)?;
+        self.task.told(request, [height, width].map(|side| side * self.factor()))
+    }
+
     /// Checks a request and reads its files.
     pub(super) fn prepare(&self, request: &Request<T::Prompt>) -> Result<Job> {
         let (settings, plan) = self.check(request)?;

@@ -92,7 +92,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// [`Error::Task`].
-    pub(crate) fn check_trained(&self) -> Result<()> {
+    pub fn check_trained(&self) -> Result<()> {
         match self.told() {
             "classes" | "texts" => Ok(()),
             found => Err(Error::Task { found, expected: "classes or texts" }),

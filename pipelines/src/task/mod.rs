@@ -71,6 +71,12 @@ impl Told {
         self.table.select(&self.images[images])
     }
 
+    /// Of the images of these numbers.
+    pub(crate) fn some(&self, images: &[usize]) -> Conditioning {
+        let entries: Vec<usize> = images.iter().map(|&image| self.images[image]).collect();
+        self.table.select(&entries)
+    }
+
     /// What guidance of so many images goes away from.
     pub(crate) fn null(&self, images: usize) -> Conditioning {
         self.table.select(&vec![self.null; images])

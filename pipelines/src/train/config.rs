@@ -210,7 +210,8 @@ impl TrainConfig {
             student: Some(StudentShape::default()),
             ..Self::default()
         };
-        base.starting_from(teacher)
+        // The texts are in the trajectories.
+        Ok(Self { text_encoder: None, ..base.starting_from(teacher)? })
     }
 
     /// The same run on a model's weights: its shape, process and defaults are the model's, and the learning rate is
@@ -281,8 +282,7 @@ impl TrainConfig {
             ("defaults", self.defaults != model.defaults),
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
-            ("captions", self.captions != plain.captions),
-            ("sample_prompts", self.sample_prompts != plain.sample_prompts),
+            ("sample_prompts", !self.sample_prompts.is_empty() && model.text.is_none()),
             ("flip", self.flip != plain.flip && !images),
             ("augment", !self.augment.is_nothing() && !images),
             ("background", self.background != plain.background && !images),

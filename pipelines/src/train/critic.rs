@@ -9,7 +9,7 @@ use super::adopt::Adopted;
 use super::config::TrainConfig;
 use super::streams::Streams;
 use super::student::Adversarial;
-use crate::data::{Dataset, Notice, Order};
+use crate::data::{Annotation, Dataset, Notice, Order, Reading};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
@@ -25,16 +25,23 @@ pub(super) struct Critic {
     config: Adversarial,
 }
 
-/// The real images of an adversarial stage, with the classes of the teacher.
+/// The real images of an adversarial stage, with the classes of the teacher, or with captions.
 ///
 /// # Errors
-/// Images that cannot be read, or of other classes than those of the teacher.
+/// Images that cannot be read, or of other classes than those of the teacher, or without captions.
 pub(super) fn real_images(
     config: &TrainConfig,
     adversarial: &Adversarial,
     teacher: &ModelConfig,
 ) -> Result<Dataset> {
-    let data = Dataset::read(&adversarial.data, config.reading())?;
+    let annotation = match teacher.text {
+        Some(_) => Annotation::Captions,
+        None => Annotation::Classes,
+    };
+    let data = Dataset::read(&adversarial.data, Reading { annotation, ..config.reading() })?;
+    if annotation == Annotation::Captions {
+        return Ok(data);
+    }
     let (found, expected) = (data.classes().len(), teacher.net.dit.classes);
     let adopted = Adopted::new(&teacher.labels, expected, data.classes());
     let path = adversarial.data.display();

@@ -18,7 +18,7 @@ use super::streams::Streams;
 use crate::data::{Annotation, Dataset, Encoder, Notice, Reads};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::text::{TextInput, TextSource};
+use crate::model::text::TextInput;
 use crate::model::{Model, ModelConfig, TextReader};
 
 /// A network that learns to denoise images.
@@ -52,12 +52,12 @@ impl DenoisingLearner {
         }
         let mut start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
         check_annotation(&data, config)?;
-        let texts = start.text.take().map(|text| Texts::open(text, device)).transpose()?;
-        if let Some(texts) = &texts {
-            sources.insert("text_encoder".to_owned(), texts.fingerprint.clone().into());
+        let text = start.text.take().map(|text| text.open(device, &mut |_| ())).transpose()?;
+        if let Some(reader) = &text {
+            sources.insert("text_encoder".to_owned(), reader.source().fingerprint()?.into());
         }
-        let reader = texts.as_ref().map(|texts| &texts.reader);
-        let (model, adopted) = initial(config, start, (&data, reader), vae, &mut sources, device)?;
+        let told = (&data, text.as_ref());
+        let (model, adopted) = initial(config, start, told, vae, &mut sources, device)?;
         let Model { net, vae, config: model, .. } = model;
         let adapters = model.net.dit.adapter_rank().is_some();
         let net = match net {
@@ -75,10 +75,9 @@ impl DenoisingLearner {
         }
         let known = data.notices().len();
         let mut data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
-        if let (Some(texts), Some(input)) = (&texts, &model.text) {
+        if let (Some(reader), Some(input)) = (&text, &model.text) {
             let size = model.net.dit.sized.then_some(config.model.size);
-            let Texts { reader, fingerprint } = texts;
-            data = data.for_texts(Reads { reader, input, fingerprint, size }, folder)?;
+            data = data.for_texts(Reads { reader, input, size }, folder)?;
         }
         let notices = data.notices()[known..].to_vec();
         let trainer = Trainer::new(net, config.trainer(&model.net.dit));
@@ -86,7 +85,6 @@ impl DenoisingLearner {
             true => samples::captions(&data),
             false => config.sample_prompts.clone(),
         };
-        let text = texts.map(|texts| texts.reader);
         let outline = Outline { text, prompts, sources, adopted, ..Outline::new(model, vae) };
         Ok((Self { trainer, data, loss, notices }, outline))
     }
@@ -110,19 +108,6 @@ impl DenoisingLearner {
             (loss.loss(net, &batch, patch, &mut random), ())
         });
         gradients
-    }
-}
-
-/// What reads captions.
-struct Texts {
-    reader: TextReader,
-    fingerprint: String,
-}
-
-impl Texts {
-    fn open(source: TextSource, device: &Device) -> Result<Self> {
-        let fingerprint = source.fingerprint()?;
-        Ok(Self { reader: source.open(device, &mut |_| ())?, fingerprint })
     }
 }
 

@@ -15,9 +15,10 @@ use super::critic::{Critic, real_images};
 use super::identity::Sources;
 use super::learner::Computed;
 use super::outline::Outline;
+use super::samples;
 use super::streams::Streams;
 use super::student::StudentShape;
-use crate::data::{Dataset, Encoder};
+use crate::data::{Dataset, Encoder, Reads};
 use crate::differences::{differences, in_words};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, recognise};
@@ -78,7 +79,7 @@ impl Plan {
     ) -> Result<Self> {
         let fault = |reason: String| Error::Config { reason };
         let (_, shape) = asked(config)?;
-        teacher.check_classes()?;
+        teacher.check_trained()?;
         let factor = teacher.vae.as_ref().map_or(1, |vae| vae.factor());
         config.check_start(teacher, factor)?;
         config.check_unread(teacher)?;
@@ -117,9 +118,9 @@ impl StudentLearner {
     ) -> Result<(Self, Outline)> {
         let fault = |reason: String| Error::Config { reason };
         let (path, shape) = asked(config)?;
-        let spec = trajectories.spec();
+        let spec = &trajectories.spec().clone();
         let (teacher, outline) = teacher(path, spec, device)?;
-        let Outline { config: model, vae, mut sources, .. } = outline;
+        let Outline { config: model, vae, text, mut sources, .. } = outline;
         let Plan { picks, grid, steps, spacing, real } = Plan::new(config, spec, &model, device)?;
         let student = match &shape.init {
             None => {
@@ -133,17 +134,32 @@ impl StudentLearner {
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;
         }
+        let size = trajectories.told_size(&model);
+        let reads = text.as_ref().zip(model.text.as_ref());
+        let reads = reads.map(|(reader, input)| Reads { reader, input, size });
         let critic = match (&config.adversarial, real) {
             (Some(adversarial), Some(real)) => {
                 let fingerprint = spec.teacher.clone();
                 let encoder = vae.clone().map(|vae| Encoder { vae, fingerprint });
                 let real =
                     real.for_training(config.flip, config.augment, encoder, folder, device)?;
+                let real = match reads {
+                    Some(reads) => real.for_texts(reads, folder)?,
+                    None => real,
+                };
                 let cleanest = &grid.steps[grid.steps.len() - 1][0];
                 let features = Features::new(teacher, &model.process, cleanest);
                 Some(Critic::new(config, adversarial, features, real, device))
             }
             _ => None,
+        };
+        let trajectories = match reads {
+            Some(reads) => trajectories.for_texts(reads, Some(folder))?,
+            None => trajectories,
+        };
+        let prompts = match config.sample_prompts.is_empty() {
+            true => samples::spread(&spec.prompts),
+            false => config.sample_prompts.clone(),
         };
         let model = ModelConfig {
             net: (&student).into(),
@@ -152,7 +168,7 @@ impl StudentLearner {
         };
         let trainer = Trainer::new(student, config.trainer(&model.net.dit));
         let learner = Self { trainer, trajectories, picks, critic };
-        Ok((learner, Outline { sources, ..Outline::new(model, vae) }))
+        Ok((learner, Outline { text, prompts, sources, ..Outline::new(model, vae) }))
     }
 
     /// Computes a step on trajectories of these numbers, for the student and for the heads that judge.
@@ -195,14 +211,14 @@ fn teacher(path: &Path, spec: &TrajectorySpec, device: &Device) -> Result<(Dit, 
             path.display()
         ));
     }
-    let Model { net, vae, config, .. } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    let Model { net, vae, text, config } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     match net {
         Net::Dit(net) => {
             let sources = Sources::from([
                 ("init".to_owned(), found.into()),
-                ("trajectories".to_owned(), serde_json::to_value(spec).expect("it serialises")),
+                ("trajectories".to_owned(), spec.identity()),
             ]);
-            Ok((net, Outline { sources, ..Outline::new(config, vae) }))
+            Ok((net, Outline { text, sources, ..Outline::new(config, vae) }))
         }
         Net::Student(net) => {
             let steps = net.config().steps();

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use pyrograph_engine::nets::{Conditioning, Dit, Flexible, Net, flexify};
+use pyrograph_engine::nets::{Dit, Flexible, Net, flexify};
 use pyrograph_engine::train::{
     Average, Batch, Decay, Denoising, LearningRate, StepReport, Target, Trainer,
 };
@@ -15,8 +15,9 @@ use super::streams::Streams;
 use crate::data::Order;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::pipeline::ClassPipeline;
+use crate::pipeline::Pipeline;
 use crate::request::Request;
+use crate::task::{Task, Told};
 
 /// Pictures per step.
 const BATCH: usize = 16;
@@ -29,7 +30,7 @@ const READ_EVERY: u64 = 10;
 pub struct OwnPictures {
     /// Training steps of 16 pictures.
     pub steps: u64,
-    /// Pictures that the model makes for it, of its classes in turn.
+    /// Pictures that the model makes for it.
     pub pictures: usize,
     /// Seed of the pictures and of all else.
     pub seed: u64,
@@ -45,16 +46,18 @@ pub enum OwnProgress {
 }
 
 impl OwnPictures {
-    /// The model with the patch sizes of `flexible`, trained so that every size gives what the native one gave.
+    /// The model with the patch sizes of `flexible`, trained so that every size gives what the native one gave, on pictures of
+    /// `prompts` in turn.
     ///
     /// With adapters, the native size stays as it is, bit for bit; otherwise it is trained to stay.
     ///
     /// # Errors
-    /// A few-step student, sizes that do not go with the model, a loss that is not finite, and
-    /// [`Error::Cancelled`] if `observe` breaks.
-    pub fn teach(
+    /// A few-step student, sizes that do not go with the model, no prompts or such that it does not know, a loss that is
+    /// not finite, and [`Error::Cancelled`] if `observe` breaks.
+    pub fn teach<T: Task>(
         self,
         model: Model,
+        prompts: &[T::Prompt],
         flexible: Flexible,
         device: &Device,
         observe: &mut (dyn FnMut(OwnProgress) -> ControlFlow<()> + Send),
@@ -68,16 +71,13 @@ impl OwnPictures {
         }
         let net = flexify(teacher.clone(), flexible, self.seed)
             .map_err(|error| reason(error.to_string()))?;
-        let pipeline = ClassPipeline::new(model.clone(), device)?;
-        let classes: Vec<usize> = (0..self.pictures).map(|i| i % pipeline.classes()).collect();
-        let request = Request {
-            seed: self.seed,
-            batch: Some(BATCH),
-            ..Request::new(classes.iter().copied())
-        };
+        let pipeline = Pipeline::<T>::new(model.clone(), device)?;
+        let asked = prompts.iter().cloned().cycle().take(self.pictures);
+        let request = Request { seed: self.seed, batch: Some(BATCH), ..Request::new(asked) };
+        let told = pipeline.told(&request)?;
         let latents =
             pipeline.latents(&request, &mut |step| observe(OwnProgress::Made(step.first)))?;
-        let net = self.train(net, teacher, (latents, classes), &model, observe)?;
+        let net = self.train(net, teacher, (latents, told), &model, observe)?;
         let mut config = model.config;
         config.net.dit = net.config().clone();
         Ok(Model { net: net.into(), config, ..model })
@@ -87,21 +87,20 @@ impl OwnPictures {
         self,
         net: Dit,
         teacher: Dit,
-        (latents, classes): (Tensor<4>, Vec<usize>),
+        (latents, told): (Tensor<4>, Told),
         model: &Model,
         observe: &mut (dyn FnMut(OwnProgress) -> ControlFlow<()> + Send),
     ) -> Result<Dit> {
-        let (config, device) = (self.config(&net), latents.device());
+        let config = self.config(&net);
         let settings = config.trainer(net.config());
         let net = if net.config().adapter_rank().is_some() { net.freeze_native() } else { net };
-        let null = net.config().classes;
         let objective = Denoising {
             process: model.config.process.clone(),
             condition_dropout: config.label_dropout,
             target: Target::Teacher(Box::new(teacher.valid())),
         };
         let mut trainer = Trainer::new(net, settings);
-        let order = Order::new(classes.len(), self.seed);
+        let order = Order::new(self.pictures, self.seed);
         let mut reports: Vec<StepReport> = Vec::new();
         for step in 0..self.steps {
             let streams = Streams { seed: self.seed, step };
@@ -109,11 +108,10 @@ impl OwnPictures {
             let indices = order.indices(step * BATCH as u64, BATCH);
             let parts: Vec<&[usize]> = indices.chunks(BATCH / PARTS).collect();
             let (report, _) = trainer.step(PARTS, |net, part| {
-                let chosen: Vec<usize> = parts[part].iter().map(|&i| classes[i]).collect();
                 let batch = Batch {
                     clean: select(&latents, parts[part]).autodiff(),
-                    null: Conditioning::classes(&vec![null; chosen.len()], &device),
-                    told: Conditioning::classes(&chosen, &device),
+                    told: told.some(parts[part]),
+                    null: told.null(parts[part].len()),
                 };
                 (objective.loss(net, &batch, patch, &mut streams.part(part as u64)), ())
             });

@@ -35,6 +35,12 @@ pub(super) fn captions(data: &Dataset) -> Vec<String> {
     (0..shown).map(caption).collect()
 }
 
+/// Some of these, spread over all.
+pub(super) fn spread(prompts: &[String]) -> Vec<String> {
+    let shown = prompts.len().min(SHOWN);
+    (0..shown).map(|i| prompts[i * prompts.len() / shown].clone()).collect()
+}
+
 /// A row of images for each prompt.
 fn request<P: Clone>(prompts: impl IntoIterator<Item = P>) -> Request<P> {
     let rows = prompts.into_iter().map(|prompt| vec![prompt; PER_PROMPT]);

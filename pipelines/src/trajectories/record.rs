@@ -1,7 +1,7 @@
 //! Recording of trajectories.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,20 +15,29 @@ use super::spec::{LABELS, SPEC, TrajectorySpec, holds, name};
 use crate::differences::{differences, in_words};
 use crate::error::{Error, Result, TrajectoryError};
 use crate::lock::Lock;
-use crate::pipeline::{ClassPipeline, Progress};
+use crate::pipeline::{Pipeline, Progress};
 use crate::request::Request;
+use crate::task::Task;
 
 /// Records the trajectories of a teacher in a folder. Several recorders can share a folder, each with its
 /// own part of the shards.
 #[derive(Debug)]
-pub struct Recorder<'a> {
+pub struct Recorder<'a, T: Task> {
     folder: &'a Path,
-    pipeline: &'a ClassPipeline,
+    pipeline: &'a Pipeline<T>,
+    /// What images are asked by, in turn.
+    prompts: Vec<T::Prompt>,
     spec: TrajectorySpec,
     grid: Grid,
     /// Shards still to be recorded.
     missing: Vec<usize>,
     _lock: Lock,
+}
+
+/// What images are asked by, in turn.
+fn prompts<T: Task>(spec: &TrajectorySpec) -> Result<Vec<T::Prompt>, TrajectoryError> {
+    let asked = spec.asked();
+    T::prompts(&asked).ok_or_else(|| TrajectoryError::OtherTask { expected: asked.kind() })
 }
 
 /// What a recording is going to take.
@@ -42,7 +51,7 @@ pub struct Estimate {
     pub time: Duration,
 }
 
-impl<'a> Recorder<'a> {
+impl<'a, T: Task> Recorder<'a, T> {
     /// Prepares the shards `worker[0], worker[0] + worker[1], ..` of a set; those that are there already
     /// are kept.
     ///
@@ -51,7 +60,7 @@ impl<'a> Recorder<'a> {
     /// records the same; a solver that is not deterministic, settings that do not go with the teacher.
     pub fn new(
         folder: &'a Path,
-        pipeline: &'a ClassPipeline,
+        pipeline: &'a Pipeline<T>,
         spec: TrajectorySpec,
         worker: [usize; 2],
     ) -> Result<Self> {
@@ -76,21 +85,25 @@ impl<'a> Recorder<'a> {
         let mine: Vec<usize> = (first..spec.shards()).step_by(every.max(1)).collect();
         let is_missing = |shard: &usize| holds(&spec.path(folder, *shard), &spec, *shard).is_err();
         let missing = mine.into_par_iter().filter(is_missing).collect();
-        Ok(Self { folder, pipeline, spec, grid, missing, _lock: lock })
+        let prompts = prompts::<T>(&spec).map_err(fault)?;
+        Ok(Self { folder, pipeline, prompts, spec, grid, missing, _lock: lock })
     }
 
     /// Checks, without making anything, that trajectories like `spec` can be recorded, and returns their levels.
     ///
     /// # Errors
-    /// A solver that is not deterministic, settings that do not go with the teacher.
-    pub fn check(folder: &Path, pipeline: &ClassPipeline, spec: &TrajectorySpec) -> Result<Grid> {
+    /// A solver that is not deterministic, settings that do not go with the teacher, prompts that it cannot read.
+    pub fn check(folder: &Path, pipeline: &Pipeline<T>, spec: &TrajectorySpec) -> Result<Grid> {
         let fault = |reason| Error::Trajectories { path: folder.to_owned(), reason };
         spec.check().map_err(fault)?;
         if !spec.settings.sampler.is_deterministic() {
             let sampler = spec.settings.sampler.to_string();
             return Err(fault(TrajectoryError::RandomSampler { sampler }));
         }
-        pipeline.resolve(&Request::with(vec![0], &spec.settings))?;
+        let mut prompts = prompts::<T>(spec).map_err(fault)?;
+        pipeline.task().check(&Request::with(prompts.clone(), &spec.settings))?;
+        prompts.truncate(1);
+        pipeline.resolve(&Request::with(prompts, &spec.settings))?;
         spec.settings.grid(&pipeline.config().process)
     }
 
@@ -110,10 +123,10 @@ impl<'a> Recorder<'a> {
             Estimate { trajectories, bytes: self.spec.bytes(), time: Duration::ZERO };
         if trajectories > 0 {
             let batch = self.spec.settings.batch.clamp(1, trajectories);
-            let classes: Vec<usize> = (0..batch).map(|i| i % self.spec.classes).collect();
+            let prompts = self.asked(0..batch);
             // The second step is timed: the first may compile kernels.
             let (mut since, mut step) = (Instant::now(), Duration::ZERO);
-            let request = Request::with(classes, &self.spec.settings);
+            let request = Request::with(prompts, &self.spec.settings);
             let timed = self.pipeline.latents(&request, &mut |progress| {
                 let _ = progress.x.clone().narrow(0, 0, 1).into_data();
                 step = since.elapsed();
@@ -160,9 +173,8 @@ impl<'a> Recorder<'a> {
     ) -> Result<()> {
         let spec = &self.spec;
         let range = spec.range(shard);
-        let classes: Vec<usize> = range.clone().map(|index| index % spec.classes).collect();
         let seed = spec.settings.seed.wrapping_add(range.start as u64);
-        let request = Request { seed, ..Request::with(classes.clone(), &spec.settings) };
+        let request = Request { seed, ..Request::with(self.asked(range.clone()), &spec.settings) };
         // One entry per point of each batch, each `[batch, 1, channels, height, width]`.
         let mut points: Vec<Vec<Tensor<5>>> = Vec::new();
         self.pipeline.latents(&request, &mut |progress| {
@@ -189,10 +201,15 @@ impl<'a> Recorder<'a> {
                 tensors.push((name(index), one.into_data().convert_dtype(DType::F16)));
             }
         }
-        let labels: Vec<i64> = classes.into_iter().map(|class| class as i64).collect();
+        let labels: Vec<i64> = range.map(|index| spec.condition(index) as i64).collect();
         let count = labels.len();
         tensors.push((LABELS.to_owned(), TensorData::new(labels, [count])));
         Ok(write_safetensors(&spec.path(self.folder, shard), &tensors, &BTreeMap::new())?)
+    }
+
+    /// What some of the trajectories are asked by.
+    fn asked(&self, range: Range<usize>) -> Vec<T::Prompt> {
+        range.map(|index| self.prompts[self.spec.condition(index)].clone()).collect()
     }
 
     /// What is recorded after a step, if anything.

@@ -12,8 +12,12 @@ use pyrograph_weights::Checkpoint;
 use rayon::prelude::*;
 
 use super::spec::{SPEC, TrajectorySpec, holds, name};
-use crate::error::{Error, Result, TrajectoryError};
+use crate::data::{Captions, Reads};
+use crate::error::{Error, Result, TextError, TrajectoryError};
+use crate::model::{Model, ModelConfig};
 
+/// Name of the file in the folder of a run that keeps what prompts are to the network.
+const PROMPTS: &str = "prompts.safetensors";
 /// Most shards that are kept open.
 const OPEN_SHARDS: usize = 64;
 
@@ -22,6 +26,8 @@ const OPEN_SHARDS: usize = 64;
 pub struct Trajectories {
     pub(super) folder: PathBuf,
     spec: TrajectorySpec,
+    /// What its texts are to a network.
+    captions: Option<Captions>,
     /// Shards that are open, by number.
     opened: Mutex<BTreeMap<usize, Arc<Checkpoint>>>,
 }
@@ -46,8 +52,43 @@ impl Trajectories {
         // Everything is read once: of several faults the first is named.
         match (0..shards).into_par_iter().find_map_first(|shard| check(shard).err()) {
             Some(fault) => Err(fault),
-            None => Ok(Self { folder: folder.to_owned(), spec, opened: Mutex::default() }),
+            None => {
+                let (folder, captions, opened) = (folder.to_owned(), None, Mutex::default());
+                Ok(Self { folder, spec, captions, opened })
+            }
         }
+    }
+
+    /// The same with texts that a network can be told; what they are to it is kept in `folder`, if there is one.
+    ///
+    /// # Errors
+    /// A text that cannot be read, more than fits in memory, or a file that cannot be written.
+    pub(crate) fn for_texts(self, reads: Reads<'_>, folder: Option<&Path>) -> Result<Self> {
+        let path = folder.map(|folder| folder.join(PROMPTS));
+        let (captions, _) = Captions::open(path.as_deref(), &self.spec.prompts, reads)?;
+        Ok(Self { captions: Some(captions), ..self })
+    }
+
+    /// The same for a model, whose text encoder reads the texts if they are of any.
+    ///
+    /// # Errors
+    /// A model without a text encoder, texts that it cannot read.
+    pub fn of_model(self, model: &Model) -> Result<Self> {
+        match (&model.text, &model.config.text) {
+            _ if self.spec.prompts.is_empty() => Ok(self),
+            (Some(reader), Some(input)) => {
+                let size = self.told_size(&model.config);
+                self.for_texts(Reads { reader, input, size }, None)
+            }
+            _ => Err(TextError::NoEncoder.into()),
+        }
+    }
+
+    /// The size of the images in pixels, where the network of a model is told it.
+    pub(crate) fn told_size(&self, model: &ModelConfig) -> Option<[usize; 2]> {
+        let [_, height, width] = self.spec.shape;
+        let factor = model.vae.as_ref().map_or(1, |vae| vae.factor());
+        model.net.dit.sized.then_some([height * factor, width * factor])
     }
 
     /// What was recorded.
@@ -60,6 +101,9 @@ impl Trajectories {
     ///
     /// # Errors
     /// A shard that can no longer be read.
+    ///
+    /// # Panics
+    /// If they are of texts, and not [for texts](Trajectories::for_texts).
     pub fn batch(
         &self,
         indices: &[usize],
@@ -80,11 +124,19 @@ impl Trajectories {
         }
         let shape = [indices.len(), channels, height, width];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
-        let classes: Vec<usize> = indices.iter().map(|index| index % self.spec.classes).collect();
+        let asked: Vec<usize> = indices.iter().map(|index| self.spec.condition(*index)).collect();
+        let told = match (&self.captions, self.spec.prompts.is_empty()) {
+            (Some(captions), _) => {
+                let [told, _] = captions.told(&asked, device);
+                told
+            }
+            (None, true) => Conditioning::classes(&asked, device),
+            (None, false) => panic!("texts that no network can be told"),
+        };
         Ok(StudentBatch {
             noise: Tensor::cat(noise, 0),
             points: points.into_iter().map(tensor).collect(),
-            told: Conditioning::classes(&classes, device),
+            told,
         })
     }
 

@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pyrograph_engine::nets::Points;
-use pyrograph_weights::{Checkpoint, read_at_most};
+use pyrograph_weights::{Checkpoint, read_at_most, sha256_of};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, TrajectoryError};
+use crate::metadata::Asked;
 use crate::settings::Settings;
 
 /// What a set of trajectories was recorded from, and how.
@@ -24,8 +25,11 @@ pub struct TrajectorySpec {
     pub points: Points,
     /// `[channels, height, width]` of a point.
     pub shape: [usize; 3],
-    /// Number of classes.
+    /// Number of classes, which are asked for in turn; 0 of texts.
     pub classes: usize,
+    /// Texts, which are asked for in turn; none of classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
     /// Number of trajectories.
     pub count: usize,
     /// Trajectories per file.
@@ -37,12 +41,12 @@ const BYTES: usize = 2;
 /// Largest number of trajectories, and of what else a set has.
 const SIZE_LIMIT: usize = 1 << 32;
 /// Largest description that is read.
-const MAX_SPEC_BYTES: u64 = 1 << 20;
+const MAX_SPEC_BYTES: u64 = 1 << 26;
 /// Most files.
 const FILE_LIMIT: usize = 1_000_000;
 /// Name of the description in the folder.
 pub(super) const SPEC: &str = "trajectories.json";
-/// Name of the classes in a shard.
+/// Name of the classes, or numbers of the texts, in a shard.
 pub(super) const LABELS: &str = "labels";
 
 impl TrajectorySpec {
@@ -68,6 +72,34 @@ impl TrajectorySpec {
             Ok(()) => Ok(Some(spec)),
             Err(reason) => Err(Error::Trajectories { path, reason }),
         }
+    }
+
+    /// What it is: itself, with what changes with the texts in place of all of them.
+    pub(crate) fn identity(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).expect("a description serialises");
+        if !self.prompts.is_empty() {
+            let prompts = serde_json::json!(self.prompts).to_string();
+            value["prompts"] = sha256_of(prompts.as_bytes()).into();
+        }
+        value
+    }
+
+    /// What its images are asked by.
+    pub(crate) fn asked(&self) -> Asked {
+        match self.prompts.is_empty() {
+            true => Asked::Classes((0..self.classes).collect()),
+            false => Asked::Texts(self.prompts.clone()),
+        }
+    }
+
+    /// Number of what trajectory `index` is asked by, among the classes or texts.
+    pub(crate) fn condition(&self, index: usize) -> usize {
+        index % self.conditions()
+    }
+
+    /// Number of classes or texts.
+    pub fn conditions(&self) -> usize {
+        self.classes.max(self.prompts.len())
     }
 
     /// Number of files.
@@ -112,6 +144,7 @@ impl TrajectorySpec {
     /// Says what is wrong with the numbers, if anything.
     pub(super) fn check(&self) -> Result<(), TrajectoryError> {
         let Self { count, shard, classes, shape, .. } = *self;
+        let prompts = self.prompts.len();
         let (after, steps) = (&self.after, self.settings.steps);
         let rising = after.windows(2).all(|pair| pair[0] < pair[1]);
         let ends = after.first().is_some_and(|&first| first > 0) && after.last() == Some(&steps);
@@ -120,8 +153,9 @@ impl TrajectorySpec {
         }
         let possible = |size: usize| (1..=SIZE_LIMIT).contains(&size);
         let point = shape.iter().try_fold(1usize, |point, &length| point.checked_mul(length));
-        if ![count, shard, classes, point.unwrap_or(0)].into_iter().all(possible) {
-            return Err(TrajectoryError::Sizes { count, shard, classes, shape });
+        let sizes = [count, shard, self.conditions(), point.unwrap_or(0)];
+        if !sizes.into_iter().all(possible) || classes.min(prompts) > 0 {
+            return Err(TrajectoryError::Sizes { count, shard, classes, prompts, shape });
         }
         match self.shards() {
             files if files > FILE_LIMIT => Err(TrajectoryError::Files { files, limit: FILE_LIMIT }),
@@ -153,8 +187,8 @@ pub(super) fn holds(
         }
     }
     let (labels, _) = file.read_f32(LABELS)?;
-    let classes = spec.range(shard).map(|index| (index % spec.classes) as f32);
-    match labels.iter().copied().eq(classes) {
+    let asked = spec.range(shard).map(|index| spec.condition(index) as f32);
+    match labels.iter().copied().eq(asked) {
         true => Ok(()),
         false => Err(TrajectoryError::Classes),
     }

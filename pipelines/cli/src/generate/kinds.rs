@@ -8,11 +8,11 @@ use clap::Args;
 use pyrograph::engine::random::SplitMix64;
 use pyrograph::pipeline::Pipeline;
 use pyrograph::task::{ClassTask, Task, TextTask};
-use pyrograph::{ClassPipeline, OpenOptions, Request, TextPipeline, text};
+use pyrograph::{ClassPipeline, OpenOptions, Request, TextPipeline};
 
 use super::args::Images;
 use super::earlier::Earlier;
-use crate::common::{Common, counted, whole};
+use crate::common::{Common, counted, lines, prompts, whole};
 
 /// Images of the default grid.
 const DEFAULT_COUNT: usize = 16;
@@ -181,25 +181,21 @@ pub(crate) struct Text {
 impl Text {
     /// The prompts asked for, without blank lines.
     fn asked(&self) -> anyhow::Result<Vec<String>> {
-        let lines = |text: &str| -> Vec<String> {
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-        };
-        let (prompts, place) = match (&self.prompt_file, self.prompts.as_slice()) {
-            (Some(file), _) => (lines(&text::read_text(file)?), file.display().to_string()),
+        let asked = match (&self.prompt_file, self.prompts.as_slice()) {
+            (Some(file), _) => prompts(file)?,
             (None, [only]) if only == "-" => {
                 let mut input = String::new();
                 let limited = &mut std::io::stdin().lock().take(MAX_INPUT);
                 limited.read_to_string(&mut input).context("standard input")?;
                 ensure!(input.len() < MAX_INPUT as usize, "more than 16 MB on standard input");
-                (lines(&input), "standard input".into())
+                let asked = lines(&input);
+                ensure!(!asked.is_empty(), "standard input holds no prompt");
+                asked
             }
-            (None, prompts) => (prompts.to_vec(), String::new()),
+            (None, prompts) => prompts.to_vec(),
         };
-        match (prompts.is_empty(), place.is_empty()) {
-            (false, _) => Ok(prompts),
-            (true, false) => bail!("{place} holds no prompt"),
-            (true, true) => bail!("no prompt: say in quotes what the images show"),
-        }
+        ensure!(!asked.is_empty(), "no prompt: say in quotes what the images show");
+        Ok(asked)
     }
 }
 
