@@ -135,7 +135,9 @@ def main():
             image = laid(picture, shade(rng, background), rng.uniform(0.8, 1.0), shift)
             name = f"{row['index']:05}-{copy}.png"
             Image.fromarray(image).save(asked.output / part / name, compress_level=asked.level)
-            told = {"style": row["style"], "concept": row["concept"], "tone": row["tone"], "background": background}
+            tone = f" with {TONES[row['tone']]} skin" if row["tone"] else ""
+            prompt = f"{STYLES[row['style']][0]} emoji of {row['concept'].replace(':', ',')}{tone} on a {background} background"
+            told = {"prompt": prompt.lower(), "style": row["style"], "concept": row["concept"], "tone": row["tone"], "background": background}
             lists[part].append({"file_name": name, "text": captions(rng, row, background, 4), **told})
     for part, found in lists.items():
         with open(asked.output / part / "metadata.jsonl", "w") as file:

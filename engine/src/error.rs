@@ -64,6 +64,14 @@ pub enum Error {
         /// Name of the layer.
         name: String,
     },
+    /// A layer to whose weight nothing can be added.
+    #[error(
+        "`{name}` normalises its weight when it is used: an adapter can be put on it, not merged into it"
+    )]
+    NotMerged {
+        /// Name of the layer.
+        name: String,
+    },
     /// A low-rank term of an adapter that does not go with its layer.
     #[error(
         "`{name}` has {} inputs and {} outputs, the adapter's matrices are {down:?} and {up:?}, from output {start}",

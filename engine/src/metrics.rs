@@ -1,6 +1,10 @@
 //! How far two sets of images are apart, by the features of a network, in f64.
 
+mod probe;
+
 use std::fmt;
+
+pub use probe::Probe;
 
 use nalgebra::linalg::SVD;
 use nalgebra::{DMatrix, DVector};

@@ -11,6 +11,7 @@ use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lor
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
+use crate::train::lora::LORA;
 
 /// A LoRA that was read for a network; copies share its matrices.
 #[derive(Debug, Clone)]
@@ -22,8 +23,9 @@ pub struct Adapter {
     terms: Arc<nets::Adapter>,
 }
 
-/// Names of the weights in a folder of PEFT or diffusers.
-pub(crate) const FILES: [&str; 4] = [
+/// Names of the weights in a folder of PEFT or diffusers, or of a training run.
+pub(crate) const FILES: [&str; 5] = [
+    LORA,
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "adapter_model.bin",
@@ -91,6 +93,11 @@ impl Adapter {
     /// See [`Checkpoint::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// What it adds.
+    pub(crate) fn terms(&self) -> &nets::Adapter {
+        &self.terms
     }
 
     /// The lowest and the highest rank.

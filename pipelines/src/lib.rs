@@ -20,6 +20,7 @@
 //! ```
 
 pub mod adapter;
+pub mod adherence;
 pub mod data;
 mod decode;
 pub mod device;

@@ -1,14 +1,16 @@
 //! Models of one shape, such as those of several runs from the same start, merged into the mean of their weights
-//! (Wortsman et al. 2022).
+//! (Wortsman et al. 2022), and LoRAs merged into the weights of a model.
 
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::nets::Net;
+use pyrograph_engine::nets::{Adaptable, Net};
 use pyrograph_engine::train::params;
 
+use crate::adapter::Adapter;
 use crate::error::{Error, Result};
+use crate::hooks::Notice;
 use crate::model::{Model, ModelConfig, open, recognise};
 
 /// The first model with the mean of all networks, each with its share; the shares are scaled to add up to 1. An
@@ -27,7 +29,7 @@ pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
     if total == 0.0 || !total.is_finite() {
         return Err(fault(first, &format!("shares that add up to {total}")));
     }
-    recognise(first)?.config.check_classes()?;
+    recognise(first)?.config.check_trained()?;
     let mut merged = open(first, device)?;
     let mut sum = scaled(&merged.net, share / total);
     for (path, share) in rest {
@@ -48,6 +50,29 @@ pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
     }
     merged.net = params::with_values(merged.net.train(), sum).valid();
     Ok(merged)
+}
+
+/// The model with LoRAs, each times a weight, added to its weights; `notify` hears of what a file does not say.
+///
+/// # Errors
+/// Files that cannot be read or do not fit, weights that are not finite, and a LoRA of layers whose weights are normalised
+/// when they are used, as those of a magnitude-preserving model are: it can only be put on.
+pub fn merge_adapters(
+    mut model: Model,
+    adapters: &[(PathBuf, f64)],
+    device: &Device,
+    notify: &mut dyn FnMut(Notice),
+) -> Result<Model> {
+    if let Some((path, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
+        return Err(Error::AdapterWeight { path: path.clone(), weight: *weight });
+    }
+    let open = |(path, weight): &(PathBuf, f64)| {
+        Ok((Adapter::open(path, &model.net, None, device, notify)?, *weight))
+    };
+    let opened = adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let terms: Vec<_> = opened.iter().map(|(adapter, weight)| (adapter.terms(), *weight)).collect();
+    model.net.merge(&terms)?;
+    Ok(model)
 }
 
 /// What is trained, times `share`.

@@ -10,7 +10,7 @@ use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::command::TestCommand;
 use crate::util::{
-    Case, assert_close, assets, device, identical, relative_difference, root, tolerance,
+    Case, assert_close, assets, device, identical, relative_difference, root, text, tolerance,
 };
 
 /// See `make_lora.py` there.
@@ -148,4 +148,26 @@ fn loras_on_the_command_line_are_kept_in_pictures() {
     assert!(
         TestCommand::new(&folder, ["generate", "class", "--lora", ":1"]).misused().contains("FILE")
     );
+}
+
+/// In the weights, a LoRA does what it does beside them, at every weight; where weights are normalised it cannot be added.
+#[test]
+fn a_merged_lora_equals_one_that_is_put_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, lora) = (fixtures().join("goldens/dit-pipeline"), fixtures().join("lora"));
+    let merge = |args: &[&str]| TestCommand::new(folder.path(), ["merge"]).args(args).on_cpu();
+    for weight in ["1.0", "-0.5"] {
+        let with = format!("{}:{weight}", text(&lora));
+        let output_path = format!("merged{weight}");
+        let args = [text(&model), "--lora", &with, "-o", &output_path, "--dtype", "f32"];
+        merge(&args).succeeded();
+        let merged = model::open(&folder.path().join(&output_path), &device()).expect("a model");
+        assert_close(weight, output(&merged.net), expected(weight), tolerance(1e-5));
+    }
+    write_lora(&folder.path().join("own.safetensors"), "mlp.down");
+    let said = merge(&["emoji-class", "--lora", "own.safetensors", "-o", "x"]).failed();
+    assert!(said.contains("mlp.down` normalises its weight"), "{said}");
+    assert!(!folder.path().join("x").exists());
+    let said = merge(&["emoji-class", "-o", "x"]).failed();
+    assert!(said.contains("one model: name others, or a LoRA with --lora"), "{said}");
 }

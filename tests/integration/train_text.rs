@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use pyrograph::data::{Annotation, Dataset, Reading};
 use pyrograph::model::{open, recognise};
 use pyrograph::train::{Run, TrainConfig};
-use pyrograph::{Error, Request, Result, TextPipeline};
+use pyrograph::{Error, OpenOptions, Request, Result, TextPipeline};
 
 use crate::command::TestCommand;
 use crate::resume::dataset;
@@ -63,6 +63,79 @@ fn means(image: Tensor<4>) -> Vec<f32> {
     means.into_data().iter::<f32>().collect()
 }
 
+/// Mean red, green and blue of what a model makes of a prompt, which may be all of one colour.
+fn colour(pipeline: &TextPipeline, prompt: &str) -> Vec<f32> {
+    let request = Request { seed: 5, ..Request::new([prompt.to_owned()]) };
+    let made = pipeline.sketch(&request, &mut |_| ControlFlow::Continue(()));
+    means(made.expect("a picture").latents)
+}
+
+/// A LoRA learns what the model does not know, from a few pictures; the model stays as it was, bit for bit, and without the
+/// LoRA makes what it made.
+#[test]
+fn a_lora_learns_a_new_concept_beside_the_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("data"));
+    let data = read(&at("data")).expect("ten pictures");
+    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
+    assert!(train_until(&mut run, None).is_continue());
+    drop(run);
+    let model = || TextPipeline::open(at("run"), &OpenOptions::default()).expect("a model");
+    let weights = || fs::read(at("run/model/dit.safetensors")).expect("weights");
+    let (mut pipeline, before) = (model(), weights());
+    let known = colour(&pipeline, "a red square");
+    let bare = colour(&pipeline, "a zed");
+
+    // Green ones.
+    write_pictures(&at("new"), &["zed"], |_, _, _| [20, 220, 20, 255]);
+    for i in 0..5 {
+        fs::write(at("new/zed").join(format!("{i}.txt")), "a zed").expect("written");
+    }
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    let train = ["train", "lora", "-m", "run", "--data", "new", "-o", "lora", "--rank", "4"];
+    let train = command(&train).args(["--steps", "150", "--batch", "4", "--lr", "0.02"]);
+    let said = train.settings(&["sample_every=75"]).reported();
+    assert!(said.contains("trains ") && said.contains("finished: lora/lora.safetensors"), "{said}");
+    assert!(at("lora/samples/0000150.png").exists());
+    assert!(!at("lora/model").exists());
+    assert_eq!(weights(), before);
+
+    let lora = pipeline.adapter(at("lora"), None, &mut |_| ()).expect("a LoRA");
+    assert_eq!(lora.ranks(), [4, 4]);
+    let id = pipeline.put_on(lora, 1.0).expect("put on");
+    let found = colour(&pipeline, "a zed");
+    let greener = |colour: &[f32]| colour[1] - colour[0].max(colour[2]);
+    assert!(greener(&found) > 0.5 && greener(&bare) < 0.3, "{bare:?} without, {found:?} with it");
+    pipeline.take_off(id).expect("it is on");
+    assert_eq!(colour(&pipeline, "a zed"), bare);
+    assert_eq!(colour(&pipeline, "a red square"), known);
+
+    // Goes on to the same as one without a break.
+    let parts = ["train", "lora", "-m", "run", "--data", "new", "-o", "parts", "--rank", "4"];
+    let options = ["--batch", "4", "--lr", "0.02"];
+    command(&parts).args(options).args(["--steps", "70"]).settings(&["sample_every=75"]).reported();
+    let resume = ["train", "lora", "--resume", "parts", "--steps", "150"];
+    let other = command(&["train", "lora", "--resume", "run"]).failed();
+    assert!(other.contains("the run makes a model, no LoRA"), "{other}");
+    let warned = command(&resume).reported();
+    assert!(warned.contains("resumed at step 70"), "{warned}");
+
+    for (settings, part) in [
+        ("lora.rank=99", "lora.rank is 99, expected 1 to 16"),
+        ("lora.layers=[\"head\"]", "lora.layers has `head`, expected some of attention, mlp"),
+        ("snapshot_every=5", "a LoRA has no snapshots"),
+    ] {
+        let train = ["train", "lora", "-m", "run", "--data", "new", "-o", "x"];
+        let error = command(&train).settings(&[settings]).failed();
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!at("x").exists());
+    let class = ["train", "text", "--init", "run", "--data", "new", "-o", "x"];
+    let error = command(&class).settings(&["lora.rank=4"]).failed();
+    assert!(error.contains("pyrograph train lora"), "{error}");
+}
+
 /// What is learned shows in pictures, by the words that the captions have; what the run keeps is a model that works alone.
 #[test]
 fn a_model_learns_what_captions_say() {
@@ -81,13 +154,51 @@ fn a_model_learns_what_captions_say() {
     let model = open(&at("run").join("model"), &Device::flex()).expect("a model");
     let pipeline = TextPipeline::new(model, &Device::flex()).expect("of texts");
     for prompt in ["a red square", "Red paper", "a blue square", "blue paper"] {
-        let request = Request { seed: 5, ..Request::new([prompt.to_owned()]) };
-        let made = pipeline.generate(&request, &mut |_| ControlFlow::Continue(()));
-        let found = means(made.expect("a picture").latents);
+        let found = colour(&pipeline, prompt);
         let red = prompt.to_lowercase().contains("red");
         assert_eq!(found[0] > found[2] + 0.5, red, "{prompt}: {found:?}");
         assert_eq!(found[2] > found[0] + 0.5, !red, "{prompt}: {found:?}");
     }
+    drop(run);
+    probes_read_it_off(folder.path());
+}
+
+/// Probes that learn from real squares read the colour off those that the model in `run` makes of their captions.
+fn probes_read_it_off(folder: &Path) {
+    squares(&folder.join("listed"));
+    let images = || COLOURS.iter().flat_map(|(colour, _)| (0..5).map(move |i| (*colour, i)));
+    let write = |prompt: &dyn Fn(&str) -> String| {
+        let line = |(colour, i): (&str, i32)| {
+            let (file, prompt) = (format!("{colour}/{i}.png"), prompt(colour));
+            serde_json::json!({"file_name": file, "text": "paper", "colour": colour, "asked": prompt})
+                .to_string()
+        };
+        let lines: Vec<String> = images().map(line).collect();
+        fs::write(folder.join("listed/metadata.jsonl"), lines.join("\n")).expect("written");
+    };
+    let eval = ["eval", "text", "--reference", "listed", "--columns", "colour", "-n", "8"];
+    let command = |args: &[&str]| TestCommand::new(folder, eval).args(args).on_cpu();
+    let judged = || -> [f64; 2] {
+        let said =
+            command(&["-m", "run", "--prompts", "asked", "--held-out", "listed"]).succeeded();
+        let found: serde_json::Value = serde_json::from_str(&said).expect("one line");
+        assert!(found["held_out"]["kid_efflite0"]["value"].is_number(), "{found}");
+        ["real", "made"].map(|part| {
+            let first = &found["held_out"][part][0];
+            assert_eq!((&first["column"], &first["images"]), (&"colour".into(), &8.into()));
+            first["first"]["value"].as_f64().expect("a share")
+        })
+    };
+    write(&|colour| format!("a {colour} square"));
+    assert_eq!(judged(), [1.0, 1.0]);
+    write(&|colour| format!("a {} square", if colour == "red" { "blue" } else { "red" }));
+    assert_eq!(judged(), [1.0, 0.0]);
+
+    let said = TestCommand::new(folder, eval).args(["--columns", "shape"]).on_cpu().failed();
+    assert!(said.contains("metadata.jsonl: no `shape`"), "{said}");
+    let eval = ["eval", "text", "--reference", "data", "--columns", "colour"];
+    let said = TestCommand::new(folder, eval).on_cpu().failed();
+    assert!(said.contains("no list that could have a column `colour`"), "{said}");
 }
 
 /// A student is told what its teacher was told: with the prompts exchanged it is far off. Further patch sizes are learned from

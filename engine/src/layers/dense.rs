@@ -147,6 +147,24 @@ impl Dense {
         self.adapter = LowRank::sum(terms, self.widths()).map(|sum| sum.cast(self.dtype()));
     }
 
+    /// Puts on an adapter in training, in place of what was on.
+    pub(crate) fn tune(&mut self, lora: Lora) {
+        self.adapter = Some(lora);
+    }
+
+    /// Whether [`Dense::merge`] can add to the weight.
+    pub(crate) fn merges(&self) -> bool {
+        !self.preserved && !self.ones && self.packed.is_none()
+    }
+
+    /// Adds what is put on to the weight, and takes it off.
+    pub(crate) fn merge(&mut self) {
+        if let Some(Lora { down, up }) = self.adapter.take() {
+            let (down, up) = (down.val(), up.val());
+            self.weight = self.weight.clone().map(|weight| weight + down.matmul(up));
+        }
+    }
+
     /// The weight that multiplies the input without the ones channel, and what is added.
     fn weight_and_bias(&self) -> (Tensor<2>, Option<Tensor<1>>) {
         let weight = self.effective_weight();

@@ -232,3 +232,42 @@ fn rows_that_do_not_fit_are_refused() {
     assert!(Features::new(&[vec![1.0], vec![f32::NAN]]).is_none());
     assert!(Features::new(&[vec![1.0]]).is_none());
 }
+
+/// Classes around centres of their own are found, also one of few images among many; labels at random are not.
+#[test]
+fn probes_find_what_features_tell() {
+    let (width, classes) = (24, 4);
+    let centres = normal(classes, width, 1.0, 0.0, 1);
+    let draw = |seed: u64, counts: [usize; 4]| -> (Vec<Vec<f32>>, Vec<usize>) {
+        let labels: Vec<usize> =
+            (0..classes).flat_map(|class| vec![class; counts[class]]).collect();
+        let noise = normal(labels.len(), width, 0.6, 0.0, seed);
+        let row = |(noise, label): (Vec<f32>, &usize)| {
+            noise.iter().zip(&centres[*label]).map(|(a, b)| 100.0 * (a + b) + 7.0).collect()
+        };
+        (noise.into_iter().zip(&labels).map(row).collect(), labels)
+    };
+    let hits = |probe: &Probe, rows: &[Vec<f32>], labels: &[usize]| {
+        let ranks = probe.ranks(&features(rows), labels);
+        ranks.iter().filter(|rank| **rank == 0).count() as f64 / ranks.len() as f64
+    };
+    let (rows, labels) = draw(2, [400, 300, 200, 20]);
+    let probe = Probe::fit(&features(&rows), &labels, classes).expect("a probe");
+    for only in 0..classes {
+        let mut counts = [0; 4];
+        counts[only] = 100;
+        let (rows, labels) = draw(3 + only as u64, counts);
+        let share = hits(&probe, &rows, &labels);
+        assert!(share > 0.9, "{share} of class {only}");
+    }
+    let (other, _) = draw(9, [100; 4]);
+    let random: Vec<usize> = (0..400).map(|i| (i * 7 + i / 3) % classes).collect();
+    let fitted = Probe::fit(&features(&other), &random, classes).expect("a probe");
+    let (fresh, _) = draw(10, [100; 4]);
+    let share = hits(&fitted, &fresh, &random.iter().rev().copied().collect::<Vec<_>>());
+    assert!((0.15..0.35).contains(&share), "{share} of labels at random");
+    // A feature that never changes, and a class that has no image.
+    let constant: Vec<Vec<f32>> = rows.iter().map(|row| [&row[..], &[5.0]].concat()).collect();
+    let probe = Probe::fit(&features(&constant), &labels, classes + 1).expect("a probe");
+    assert!(hits(&probe, &constant, &labels) > 0.9);
+}

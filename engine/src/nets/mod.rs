@@ -10,7 +10,7 @@ mod student;
 pub mod text_encoder;
 pub mod vae;
 
-pub use adapter::{Adaptable, Adapter};
+pub use adapter::{Adaptable, Adapter, Tuned};
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{

@@ -140,6 +140,23 @@ impl Common {
     }
 }
 
+/// A LoRA to put on.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lora {
+    pub(crate) file: PathBuf,
+    pub(crate) weight: f64,
+}
+
+/// Reads a file and a weight.
+pub(crate) fn parse_lora(text: &str) -> anyhow::Result<Lora> {
+    // A colon can also be part of a path.
+    let weighted =
+        text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
+    let (file, weight) = weighted.unwrap_or((text, 1.0));
+    anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
+    Ok(Lora { file: file.into(), weight })
+}
+
 /// The lines of a text, without blank ones.
 pub(crate) fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
@@ -159,5 +176,26 @@ static OPENED: OnceLock<Opened> = OnceLock::new();
 pub(crate) fn settle() {
     if let Some(opened) = OPENED.get() {
         let _ = opened.device.sync();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weight_of_a_lora_is_a_number_after_the_last_colon() {
+        let cases = [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.5", "a.safetensors", 0.5),
+            ("a.safetensors:-1", "a.safetensors", -1.0),
+            (r"C:\loras\a", r"C:\loras\a", 1.0),
+            (r"C:\loras\a:2", r"C:\loras\a", 2.0),
+        ];
+        for (text, file, weight) in cases {
+            let expected = Lora { file: file.into(), weight };
+            assert_eq!(parse_lora(text).expect("a LoRA"), expected, "{text}");
+        }
+        assert!(parse_lora(":1").is_err());
     }
 }

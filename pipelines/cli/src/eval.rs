@@ -1,19 +1,22 @@
 //! `pyrograph eval`.
 
+mod text;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use clap::Args;
+use clap::{Args, Subcommand};
 use image::RgbImage;
 use pyrograph::data::{Dataset, Reading, first_size};
 use pyrograph::device::Opened;
 use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
 use pyrograph::image::{check_output_path, contact_sheet, write_image};
-use pyrograph::pipeline::Compute;
+use pyrograph::pipeline::{Compute, Pipeline};
+use pyrograph::task::Task;
 use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType};
 use serde_json::json;
 
@@ -31,7 +34,10 @@ pub(crate) const MOST_IMAGES: usize = 10_000_000;
 const MOST_RESAMPLES: usize = 10_000;
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Eval {
+    #[command(subcommand)]
+    part: Option<Part>,
     #[command(flatten)]
     judging: Judging,
     /// Folder of images to judge
@@ -55,12 +61,18 @@ pub(crate) struct Eval {
     pairs: Option<PathBuf>,
 }
 
+#[derive(Subcommand)]
+enum Part {
+    /// Measure how well images show what texts ask for
+    Text(Box<text::Text>),
+}
+
 /// What images are compared with, and how.
 #[derive(Args)]
 pub(crate) struct Judging {
     /// Folder of real images, with or without sub-folders of classes
-    #[arg(long, short)]
-    pub(crate) reference: PathBuf,
+    #[arg(long, short, required = true)]
+    reference: Option<PathBuf>,
     /// Random parts of the images behind the intervals, 2 or more; 0 for no intervals
     #[arg(long, default_value_t = 20, value_parser = parse_resamples)]
     pub(crate) resamples: usize,
@@ -78,11 +90,15 @@ pub(crate) struct Judging {
 impl Judging {
     /// What can be known before any work.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        check_folder(&self.reference)?;
+        check_folder(self.folder()?)?;
         if let Some(cache) = &self.cache {
             std::fs::create_dir_all(cache).with_context(|| cache.display().to_string())?;
         }
         Ok(())
+    }
+
+    fn folder(&self) -> anyhow::Result<&Path> {
+        self.reference.as_deref().context("no folder of real images: name one with --reference")
     }
 
     pub(crate) fn open(&self, device: &Device, common: &Common) -> anyhow::Result<FeatureNet> {
@@ -102,7 +118,7 @@ impl Judging {
         size: [usize; 2],
         common: &Common,
     ) -> anyhow::Result<(Dataset, Vec<Vec<f32>>)> {
-        let images = self.read(&self.reference, size, common)?;
+        let images = self.read(self.folder()?, size, common)?;
         let bar = common.progress_bar(images.len() as u64, "{bar:30} {pos}/{len} reference images");
         let on_image = &mut |done| {
             bar.set_position(done as u64);
@@ -126,9 +142,9 @@ pub(crate) struct Judged {
 }
 
 impl Judged {
-    pub(crate) fn open(&self, model: &Path, on: &Opened) -> anyhow::Result<ClassPipeline> {
+    pub(crate) fn open<T: Task>(&self, model: &Path, on: &Opened) -> anyhow::Result<Pipeline<T>> {
         let options = OpenOptions { dtype: self.dtype, ..OpenOptions::default() };
-        let pipeline = ClassPipeline::open_on(model, on, &options)?;
+        let pipeline = Pipeline::open_on(model, on, &options)?;
         crate::memory::give_back(self.dtype);
         Ok(pipeline)
     }
@@ -164,6 +180,9 @@ struct Making {
 }
 
 pub(crate) fn run(args: &Eval, common: &Common) -> anyhow::Result<()> {
+    if let Some(Part::Text(args)) = &args.part {
+        return text::run(args, common);
+    }
     args.judging.check()?;
     args.images.as_deref().map_or(Ok(()), check_folder)?;
     args.pairs.as_deref().map_or(Ok(()), check_output_path)?;
@@ -290,14 +309,14 @@ fn write_pairs(
 }
 
 impl Making {
-    /// How, without the classes.
-    fn request(&self, pipeline: &ClassPipeline) -> anyhow::Result<Request<usize>> {
+    /// How, without the prompts.
+    fn request<T: Task>(&self, pipeline: &Pipeline<T>) -> anyhow::Result<Request<T::Prompt>> {
         let config = pipeline.config();
         let mut request = Request {
             seed: self.seed,
             steps: self.steps,
             batch: Some(self.judged.batch()),
-            ..Request::default()
+            ..Request::new([])
         };
         request.guidance.scale = self.cfg_scale;
         if let Some(name) = &self.sampler {

@@ -39,6 +39,7 @@ const TRAJECTORIES: Heading = (
         "points",
         "at",
         "states",
+        "prompt_file",
         "cfg_scale",
         "sampler",
         "first_seed",
@@ -86,14 +87,17 @@ const GENERATE: &[Heading] = &[
 ];
 
 /// Headings of the options of single commands.
-const HEADINGS: [(&str, &[Heading]); 9] = [
+const HEADINGS: [(&str, &[Heading]); 12] = [
     ("generate class", GENERATE),
     ("generate text", GENERATE),
     ("train class", &[TRAINING]),
+    ("train text", &[TRAINING]),
+    ("train lora", &[TRAINING]),
     ("distill", &[TRAJECTORIES, STUDENT, TRAINING, PATCHES]),
     ("distill record", &[TRAJECTORIES, PATCHES]),
     ("distill train", &[STUDENT, TRAINING]),
     ("eval", &[JUDGING, MAKING, PATCHES]),
+    ("eval text", &[MAKING, PATCHES]),
     ("sweep", &[JUDGING, MAKING]),
     (
         "bench",
@@ -105,7 +109,7 @@ const HEADINGS: [(&str, &[Heading]); 9] = [
 ];
 
 /// Examples of commands.
-const EXAMPLES: [(&str, &[&str]); 17] = [
+const EXAMPLES: [(&str, &[&str]); 20] = [
     (
         "generate class",
         &[
@@ -129,6 +133,14 @@ const EXAMPLES: [(&str, &[&str]); 17] = [
         &[
             "train class --data assets/data/emoji -o runs/mine --steps 200",
             "train class --data FOLDER -o runs/mine --set model.hidden=128 --set precision=bf16",
+        ],
+    ),
+    ("train text", &["train text --data FOLDER --text-encoder t5-small -o runs/mine"]),
+    (
+        "train lora",
+        &[
+            "train lora -m PixArt-XL-2-512x512 --data FOLDER -o runs/style --rank 8",
+            "generate text \"a cat\" -m PixArt-XL-2-512x512 --lora runs/style:0.8",
         ],
     ),
     ("train average", &["train average runs/mine --width 0.07 -o averaged"]),
@@ -155,6 +167,10 @@ const EXAMPLES: [(&str, &[&str]); 17] = [
         ],
     ),
     (
+        "eval text",
+        &["eval text --reference FOLDER --columns style,background --held-out OTHER -m runs/text"],
+    ),
+    (
         "sweep",
         &["sweep --reference FOLDER -m runs/mine/model --schedules \"100%;60%\" -o sweep.csv"],
     ),
@@ -165,7 +181,13 @@ const EXAMPLES: [(&str, &[&str]); 17] = [
             "flexify DiT-XL-2-256 --patches 4 --adapters 32 -o flexible",
         ],
     ),
-    ("merge", &["merge runs/a/model runs/b/model -o merged"]),
+    (
+        "merge",
+        &[
+            "merge runs/a/model runs/b/model -o merged",
+            "merge PixArt-XL-2-512x512 --lora runs/style:0.8 -o styled",
+        ],
+    ),
     ("bench", &["bench forward generate -m DiT-XL-2-256 --dtype bf16", "bench train --batch 64"]),
     ("metadata", &["metadata 00-cat.png"]),
     ("completions", &["completions bash > ~/.local/share/bash-completion/completions/pyrograph"]),

@@ -108,6 +108,8 @@ enum Train {
     Class(train::Class),
     /// A model of texts, on images with captions
     Text(train::Text),
+    /// A LoRA of a model, on a few images
+    Lora(train::Lora),
     /// Average the weights of a finished run with another width
     Average(train::AverageArgs),
 }
@@ -185,6 +187,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(Generate::Text(text)) => generate::run(text.as_ref(), &cli.common),
         Command::Train(Train::Class(class)) => train::class(class, &cli.common),
         Command::Train(Train::Text(text)) => train::text(text, &cli.common),
+        Command::Train(Train::Lora(lora)) => train::lora(lora, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Distill(distill) => distill::run(distill, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),

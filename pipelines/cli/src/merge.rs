@@ -1,21 +1,25 @@
 //! `pyrograph merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::merge::merge;
-use pyrograph::model;
+use pyrograph::merge::{merge, merge_adapters};
+use pyrograph::model::{self, Model};
 use pyrograph::weights::FloatDtype;
 
-use crate::common::Common;
+use crate::common::{Common, Lora, parse_lora};
 
 #[derive(Args)]
 pub(crate) struct Merge {
-    /// Models of one shape, from the same start: bundles, or names of shipped models
-    #[arg(num_args = 2.., required = true)]
+    /// Models of one shape, from the same start, or one model and its LoRAs: bundles, folders, or names of shipped models
+    #[arg(required = true)]
     models: Vec<PathBuf>,
+    /// LoRA file or folder to add to the weights of the one model, with its weight after a colon [default: 1]; can be given
+    /// several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora, conflicts_with = "shares")]
+    lora: Vec<Lora>,
     /// Share of each model, separated by commas [default: all alike]
     #[arg(long, value_delimiter = ',', value_name = "SHARE,..")]
     shares: Vec<f64>,
@@ -31,6 +35,12 @@ pub(crate) struct Merge {
 }
 
 pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
+    match (args.models.as_slice(), args.lora.is_empty()) {
+        ([_], true) => bail!("one model: name others, or a LoRA with --lora"),
+        ([model], false) => return with_adapters(model, args, common),
+        (_, false) => bail!("--lora, and {} models: merge them first", args.models.len()),
+        (_, true) => (),
+    }
     let shares = match args.shares.as_slice() {
         [] => vec![1.0; args.models.len()],
         shares if shares.len() == args.models.len() => shares.to_vec(),
@@ -40,6 +50,21 @@ pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
     let models = args.models.iter().zip(shares);
     let models = models.map(|(model, share)| Ok((common.find(model)?, share)));
     let model = merge(&models.collect::<anyhow::Result<Vec<_>>>()?, &Device::flex())?;
+    save(&model, args, common)
+}
+
+fn with_adapters(model: &Path, args: &Merge, common: &Common) -> anyhow::Result<()> {
+    model::check_save(&args.output, args.overwrite)?;
+    let notify = &mut |notice| common.tell(&notice);
+    let device = Device::flex();
+    let recognised = model::recognise(&common.find(model)?)?;
+    let model = recognised.load(FloatDtype::F32, &device, notify)?;
+    let adapters: Vec<_> = args.lora.iter().map(|lora| (lora.file.clone(), lora.weight)).collect();
+    let model = merge_adapters(model, &adapters, &device, notify)?;
+    save(&model, args, common)
+}
+
+fn save(model: &Model, args: &Merge, common: &Common) -> anyhow::Result<()> {
     model.save(&args.output, model.manifest()?, args.dtype, args.overwrite)?;
     common.say(&format!("wrote {}", args.output.display()));
     Ok(())

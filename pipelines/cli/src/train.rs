@@ -1,5 +1,7 @@
 //! `pyrograph train`.
 
+mod images;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,17 +10,16 @@ use burn::tensor::Device;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
 use pyrograph::Error;
-use pyrograph::data::{Annotation, Dataset, Reading};
+use pyrograph::data::{Dataset, Reading};
 use pyrograph::engine::train::Decay;
 use pyrograph::text::read_text;
-use pyrograph::train::{
-    Averaged, Condition, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, check_model,
-    reconstruct,
-};
+use pyrograph::train::{Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, reconstruct};
 use pyrograph::weights::{FloatDtype, check_target};
 
+pub(crate) use images::{Class, Lora, Text, class, lora, text};
+
 use crate::bench::peak_memory;
-use crate::common::{Common, counted, interrupted, whole};
+use crate::common::{Common, interrupted, whole};
 use crate::interrupt::hold;
 
 /// Largest number of a setting.
@@ -175,7 +176,12 @@ impl<'a> Progress<'a> {
 
 /// Trains to the end or to Ctrl-C, with a progress bar.
 pub(crate) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
-    common.say(&format!("{} parameters", run.net().config().parameters()));
+    match (run.trained(), run.net().config().parameters()) {
+        (trained, all) if trained < all => {
+            common.say(&format!("trains {trained} parameters beside {all} of the model"));
+        }
+        (_, all) => common.say(&format!("{all} parameters")),
+    }
     let adopted = run.adopted().filter(|adopted| run.step() == 0 && !adopted.is_same());
     adopted.into_iter().for_each(|adopted| common.say(&adopted.to_string()));
     run.notices().iter().for_each(|notice| common.say(&notice.to_string()));
@@ -207,7 +213,7 @@ pub(crate) fn follow(run: &mut Run, common: &Common) -> anyhow::Result<()> {
         common.say(&format!("stopped and saved at step {}", run.step()));
         return Err(Error::Cancelled.into());
     }
-    common.say(&format!("finished: {}", run.folder().join("model").display()));
+    common.say(&format!("finished: {}", run.product().display()));
     if common.verbose
         && let Some(megabytes) = peak_memory()
     {
@@ -227,168 +233,6 @@ pub(crate) fn read(
         common.say(&notice.to_string());
     }
     Ok(data)
-}
-
-#[derive(Args)]
-pub(crate) struct Class {
-    /// Folder with one sub-folder of images per class, or with a metadata.jsonl, metadata.csv or dataset.json
-    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
-    data: Option<PathBuf>,
-    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/class]
-    #[arg(long, short)]
-    output: Option<PathBuf>,
-    /// Model to start from; classes of the same names are kept, others are added
-    #[arg(long, value_name = "MODEL")]
-    init: Option<PathBuf>,
-    #[command(flatten)]
-    run: RunArgs,
-    /// Explain every setting of --config and --set
-    #[arg(long)]
-    help_settings: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct Text {
-    /// Folder of images with a .txt file of captions beside each, one in a line, or with a metadata.jsonl or metadata.csv
-    /// that has a column `text`
-    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
-    data: Option<PathBuf>,
-    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/text]
-    #[arg(long, short)]
-    output: Option<PathBuf>,
-    /// Model to start from, whose text encoder reads the captions if it has one
-    #[arg(long, value_name = "MODEL")]
-    init: Option<PathBuf>,
-    /// What reads the captions: the folder of a T5 or CLIP encoder, a file of T5's, or a model of texts
-    #[arg(long, value_name = "PATH")]
-    text_encoder: Option<PathBuf>,
-    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
-    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
-    tokenizer: Option<PathBuf>,
-    #[command(flatten)]
-    run: RunArgs,
-    /// Explain every setting of --config and --set
-    #[arg(long)]
-    help_settings: bool,
-}
-
-/// A run on images, as it is asked for.
-struct OnImages<'a> {
-    annotation: Annotation,
-    output: PathBuf,
-    init: Option<&'a Path>,
-    run: &'a RunArgs,
-    /// Overrides from options of this kind of run.
-    further: Vec<String>,
-}
-
-impl OnImages<'_> {
-    /// The settings of the run: of one that goes on, those that it has `stored`.
-    fn settings(
-        &self,
-        stored: Option<&TrainConfig>,
-        common: &Common,
-    ) -> anyhow::Result<TrainConfig> {
-        let settle = |base: &TrainConfig| self.run.settle(base, self.further.clone());
-        let init = |config: &mut TrainConfig| -> anyhow::Result<()> {
-            let init = self.init.map(Path::to_owned).or(config.init.take());
-            config.init = init.map(|model| common.find(&model)).transpose()?;
-            Ok(())
-        };
-        if let Some(stored) = stored {
-            let mut config = settle(stored)?;
-            init(&mut config)?;
-            return Ok(config);
-        }
-        // What the model that it starts from has to say comes before what is typed.
-        let mut config = settle(&TrainConfig::default())?;
-        init(&mut config)?;
-        match config.init.clone() {
-            Some(model) => {
-                let (vae, text_encoder) = (config.vae, config.text_encoder);
-                let base = TrainConfig { vae, text_encoder, ..TrainConfig::default() };
-                config = settle(&base.starting_from(model.clone())?)?;
-                config.init = Some(model);
-            }
-            // With an autoencoder, its channels have a say.
-            None if config.vae.is_none() => {
-                config.net(3, config.model.size, Condition::Classes(1))?;
-            }
-            None => (),
-        }
-        Ok(config)
-    }
-
-    fn start(&self, common: &Common) -> anyhow::Result<()> {
-        let Self { output, run, .. } = self;
-        let stored = run.stored(output)?;
-        let config = self.settings(stored.as_ref(), common)?;
-        match (self.annotation, config.annotation()) {
-            (Annotation::Captions, Annotation::Classes) => {
-                bail!("no text encoder: name one with --text-encoder")
-            }
-            (Annotation::Classes, Annotation::Captions) => {
-                bail!("text_encoder is set: train a model of texts with `pyrograph train text`")
-            }
-            _ => (),
-        }
-        let data = config.data.clone().context("no folder of images: name one with --data")?;
-        config.check_paths()?;
-        let resume = run.is_resumed();
-        RunFolder::check(output, resume)?;
-        let opened = common.open()?;
-        check_model(&config, &opened.device)?;
-        let data = read(&data, config.reading(), common)?;
-        let images = counted(data.len(), "image", "images");
-        let told = match self.annotation {
-            Annotation::Classes => counted(data.classes().len(), "class", "classes"),
-            Annotation::Captions => counted(data.captions().len(), "caption", "captions"),
-        };
-        let between = if self.annotation == Annotation::Classes { "in" } else { "with" };
-        common.say(&format!("{images} {between} {told}"));
-        warn_of_decay(stored.as_ref(), &config, common);
-        let folder = RunFolder::open(output, resume)?;
-        let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;
-        follow(&mut run, common)
-    }
-}
-
-/// Overrides of settings that are paths.
-fn path_settings(paths: &[(&str, &Option<PathBuf>)]) -> anyhow::Result<Vec<String>> {
-    let given = paths.iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
-    given.map(|(key, path)| path_setting(key, path)).collect()
-}
-
-pub(crate) fn class(args: &Class, common: &Common) -> anyhow::Result<()> {
-    if args.help_settings {
-        return print_settings();
-    }
-    let output = args.run.folder(args.output.as_deref())?;
-    let asked = OnImages {
-        annotation: Annotation::Classes,
-        output: output.unwrap_or_else(|| "runs/class".into()),
-        init: args.init.as_deref(),
-        run: &args.run,
-        further: path_settings(&[("data", &args.data)])?,
-    };
-    asked.start(common)
-}
-
-pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
-    if args.help_settings {
-        return print_settings();
-    }
-    let output = args.run.folder(args.output.as_deref())?;
-    let Text { data, text_encoder, tokenizer, .. } = args;
-    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
-    let asked = OnImages {
-        annotation: Annotation::Captions,
-        output: output.unwrap_or_else(|| "runs/text".into()),
-        init: args.init.as_deref(),
-        run: &args.run,
-        further: path_settings(&paths)?,
-    };
-    asked.start(common)
 }
 
 /// Every setting with its values, default and meaning.

@@ -14,7 +14,7 @@ use pyrograph_engine::train::Batch;
 use super::Annotation;
 use super::augment::{Augment, Place};
 use super::captions::{Captions, Reads};
-use super::files::{self, Listing};
+use super::files::{self, Known, Listing};
 use super::latents::{Encoder, Latents};
 use super::notice::{Notice, Skip};
 use super::pixels::{Background, Observe, Pixels, short};
@@ -33,6 +33,8 @@ pub struct Reading<'a> {
     pub size: [usize; 2],
     /// What is known of each image.
     pub annotation: Annotation,
+    /// Columns of the folder's list that are read besides.
+    pub columns: Vec<String>,
     /// What transparent pixels are laid on.
     pub background: Background,
     /// Leaves images out that are damaged, have no caption, or are in a folder whose name is not UTF-8, instead of
@@ -51,6 +53,8 @@ pub struct Dataset {
     told: Vec<Vec<usize>>,
     /// Different classes or captions.
     names: Vec<String>,
+    /// What stands in the columns that were asked for, of each image.
+    columns: Vec<Vec<Option<String>>>,
     notices: Vec<Notice>,
     /// Mirrors half of the images of every batch.
     flip: bool,
@@ -84,16 +88,17 @@ impl Dataset {
     /// was stopped.
     pub fn read(folder: &Path, reading: Reading<'_>) -> Result<Self> {
         let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
-        let Reading { size, annotation, background, skip_damaged, observe } = reading;
+        let Reading { size, annotation, columns, background, skip_damaged, observe } = reading;
         if background.0.is_empty() {
             return Err(fault("no background colour".into()));
         }
-        let Listing { files, mut skipped } = files::annotated(folder, annotation, skip_damaged)?;
+        let listing = files::annotated(folder, annotation, &columns, skip_damaged)?;
+        let Listing { files, mut skipped } = listing;
         let of_classes = annotation == Annotation::Classes;
         if of_classes {
             check_spelling(&files).map_err(&fault)?;
         }
-        let (paths, told): (Vec<PathBuf>, Vec<Vec<String>>) = files.into_iter().unzip();
+        let paths: Vec<PathBuf> = files.iter().map(|known| known.path.clone()).collect();
         let observe = observe.unwrap_or(&|| ControlFlow::Continue(()));
         let (pixels, faults) = Pixels::read(&paths, size, background, observe)?;
         let all = faults.len() == paths.len();
@@ -103,8 +108,9 @@ impl Dataset {
         }
         let damaged: HashSet<usize> = faults.iter().map(|(index, _)| *index).collect();
         faults.iter().for_each(|(index, _)| skipped.add(Skip::Damaged, folder, &paths[*index]));
-        let told = told.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
-        let told: Vec<Vec<String>> = told.map(|(_, told)| told).collect();
+        let whole = files.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
+        let (told, columns): (Vec<Vec<String>>, Vec<_>) =
+            whole.map(|(_, Known { told, columns, .. })| (told, columns)).unzip();
         let mut names: Vec<String> = told.iter().flatten().cloned().collect();
         names.sort_by(|a, b| natural(a).cmp(&natural(b)));
         names.dedup();
@@ -116,8 +122,18 @@ impl Dataset {
         if of_classes {
             notices.extend(alike(&names));
         }
-        let (flip, augment, latents, captions) = (false, Augment::default(), None, None);
-        Ok(Self { pixels, annotation, told, names, notices, flip, augment, latents, captions })
+        Ok(Self {
+            pixels,
+            annotation,
+            told,
+            names,
+            columns,
+            notices,
+            flip: false,
+            augment: Augment::default(),
+            latents: None,
+            captions: None,
+        })
     }
 
     /// The same with `ids[class]` in place of each class, every id being that of one.
@@ -196,6 +212,14 @@ impl Dataset {
             Annotation::Classes => &[],
             Annotation::Captions => &self.names,
         }
+    }
+
+    /// What stands in a column of the folder's list, by its number among those that were asked for.
+    ///
+    /// # Panics
+    /// If so many were not asked for.
+    pub fn column(&self, index: usize, column: usize) -> Option<&str> {
+        self.columns[index][column].as_deref()
     }
 
     /// Class of an image, or number of its first caption.
@@ -306,9 +330,9 @@ pub(super) fn unreadable(folder: &Path, paths: &[&Path], faults: Vec<(usize, Err
 }
 
 /// Refuses one class under two spellings in Unicode, which look alike.
-fn check_spelling(files: &[(PathBuf, Vec<String>)]) -> Result<(), String> {
+fn check_spelling(files: &[Known]) -> Result<(), String> {
     let mut spellings: HashMap<String, &str> = HashMap::new();
-    for class in files.iter().flat_map(|(_, told)| told) {
+    for class in files.iter().flat_map(|known| &known.told) {
         let first = spellings.entry(composed(class)).or_insert(class);
         if first != class {
             return Err(format!(

@@ -34,10 +34,26 @@ const CLUTTER: [&str; 8] = [
 const PARTS: [&str; 8] =
     ["train", "training", "val", "valid", "validation", "test", "testing", "eval"];
 
-/// The pictures of a folder, in the order of paths, with the class or the captions of each, and what else it holds.
+/// A picture and what is known of it.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) path: PathBuf,
+    /// Its class, or its captions.
+    pub(super) told: Vec<String>,
+    /// What stands in the columns of its list that were asked for; of none where there is no list.
+    pub(super) columns: Vec<Option<String>>,
+}
+
+impl Known {
+    fn new(path: PathBuf, told: Vec<String>) -> Self {
+        Self { path, told, columns: Vec::new() }
+    }
+}
+
+/// The pictures of a folder, in the order of paths, and what else it holds.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    pub(super) files: Vec<(PathBuf, Vec<String>)>,
+    pub(super) files: Vec<Known>,
     pub(super) skipped: Skipped,
 }
 
@@ -47,18 +63,22 @@ pub(super) struct Listing {
 ///
 /// # Errors
 /// A folder without pictures or with two lists, a list that is broken, names that are not UTF-8, a folder of
-/// the parts of a data set, pictures without captions.
+/// the parts of a data set, pictures without captions, columns without a list.
 pub(super) fn annotated(
     folder: &Path,
     annotation: Annotation,
+    columns: &[String],
     skip_damaged: bool,
 ) -> Result<Listing> {
     let fault = |reason: String| Error::Dataset { path: folder.to_owned(), reason };
     let lists: Vec<&str> = LISTS.into_iter().filter(|name| folder.join(name).is_file()).collect();
+    if let ([], Some(column)) = (lists.as_slice(), columns.first()) {
+        return Err(fault(format!("no list that could have a column `{column}`")));
+    }
     let listing = match (lists.as_slice(), annotation) {
         ([], Annotation::Classes) => by_folder(folder, skip_damaged)?,
         ([], Annotation::Captions) => captioned(folder, skip_damaged)?,
-        ([name], _) => listed(folder, name, annotation)?,
+        ([name], _) => listed(folder, name, annotation, columns)?,
         ([first, second, ..], _) => {
             return Err(fault(format!("two lists, {first} and {second}")));
         }
@@ -88,7 +108,7 @@ fn captioned(root: &Path, skip_damaged: bool) -> Result<Listing> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         match lines.map(str::to_owned).collect::<Vec<_>>() {
             captions if captions.is_empty() => bare.push(path),
-            captions => files.push((path, captions)),
+            captions => files.push(Known::new(path, captions)),
         }
     }
     skipped.keep(Skip::Other, root, |path| !read.contains(path));
@@ -121,14 +141,15 @@ fn by_folder(root: &Path, skip_damaged: bool) -> Result<Listing> {
             continue;
         }
         let class = class_name(&folder)?;
-        files.extend(found.into_iter().map(|path| (path, vec![class.clone()])));
+        files.extend(found.into_iter().map(|path| Known::new(path, vec![class.clone()])));
     }
     check_parts(root, &files)?;
     match files.is_empty() {
         // A folder of images is a single class.
         true if !loose.is_empty() => {
             let class = class_name(&canonical(root)?)?;
-            files = loose.into_iter().map(|path| (path, vec![class.clone()])).collect();
+            let of_class = |path| Known::new(path, vec![class.clone()]);
+            files = loose.into_iter().map(of_class).collect();
         }
         true => (),
         false => loose.iter().for_each(|path| skipped.add(Skip::Loose, root, path)),
@@ -136,10 +157,10 @@ fn by_folder(root: &Path, skip_damaged: bool) -> Result<Listing> {
     Ok(Listing { files, skipped })
 }
 
-fn listed(root: &Path, name: &str, annotation: Annotation) -> Result<Listing> {
-    let files = list::read(root, name, annotation)?;
+fn listed(root: &Path, name: &str, annotation: Annotation, columns: &[String]) -> Result<Listing> {
+    let files = list::read(root, name, annotation, columns)?;
     let mut skipped = Skipped::default();
-    let known: HashSet<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
+    let known: HashSet<&Path> = files.iter().map(|known| known.path.as_path()).collect();
     for path in pictures(root, root, &mut skipped)? {
         if !known.contains(path.as_path()) {
             skipped.add(Skip::Unlisted, root, &path);
@@ -159,9 +180,9 @@ fn class_name(folder: &Path) -> Result<String> {
 }
 
 /// Refuses folders such as `train` and `test`, which are no classes.
-fn check_parts(root: &Path, files: &[(PathBuf, Vec<String>)]) -> Result<()> {
+fn check_parts(root: &Path, files: &[Known]) -> Result<()> {
     let classes: HashSet<&str> =
-        files.iter().flat_map(|(_, told)| told).map(String::as_str).collect();
+        files.iter().flat_map(|known| &known.told).map(String::as_str).collect();
     let part = |class: &&&str| PARTS.contains(&class.to_lowercase().as_str());
     if classes.len() < 2 || classes.iter().filter(part).count() < classes.len() {
         return Ok(());

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Annotation;
+use super::files::Known;
 use crate::error::{Error, Result};
 use crate::text::read_text;
 
@@ -26,28 +27,38 @@ struct Entry {
     file: String,
     /// Its class, or its captions.
     told: Vec<String>,
+    /// What stands in the columns that were asked for.
+    columns: Vec<Option<String>>,
 }
 
-/// The images that a list in `folder` names, with the class or the captions of each, in the order of paths.
+/// The images that a list in `folder` names, with the class or the captions of each and what stands in these columns, in the
+/// order of paths.
 ///
 /// # Errors
-/// A list that is broken, an image without a class or a caption, twice, or outside the folder.
+/// A list that is broken, an image without a class or a caption, twice, or outside the folder; a column that is nowhere.
 pub(super) fn read(
     folder: &Path,
     name: &str,
     annotation: Annotation,
-) -> Result<Vec<(PathBuf, Vec<String>)>> {
+    columns: &[String],
+) -> Result<Vec<Known>> {
     let list = folder.join(name);
     let text = read_text(&list)?;
     let entries = match name {
-        "metadata.jsonl" => lines(&text, annotation),
-        "metadata.csv" => table(&text, annotation),
+        "metadata.jsonl" => lines(&text, annotation, columns),
+        "metadata.csv" => table(&text, annotation, columns),
         _ if annotation == Annotation::Captions => Err("it holds classes, no captions".into()),
-        _ => pairs(&text),
+        _ => pairs(&text, columns),
     };
     let fault = |reason: String| Error::Dataset { path: list.clone(), reason };
-    let mut files: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
-    for Entry { place, file, told } in entries.map_err(fault)? {
+    let entries = entries.map_err(fault)?;
+    for (i, column) in columns.iter().enumerate() {
+        if entries.iter().all(|entry| entry.columns[i].is_none()) {
+            return Err(fault(format!("no `{column}`")));
+        }
+    }
+    let mut files: BTreeMap<PathBuf, Known> = BTreeMap::new();
+    for Entry { place, file, told, columns } in entries {
         let path = inside(folder, &file)
             .ok_or_else(|| fault(format!("{place}: `{file}` leaves the folder")))?;
         let told: Vec<String> = told.iter().map(|text| text.trim().to_owned()).collect();
@@ -55,11 +66,12 @@ pub(super) fn read(
             let what = annotation.one();
             return Err(fault(format!("{place}: the {what} of `{file}` is empty")));
         }
-        if files.insert(path, told).is_some() {
+        let known = Known { path: path.clone(), told, columns };
+        if files.insert(path, known).is_some() {
             return Err(fault(format!("{place}: `{file}` is listed twice")));
         }
     }
-    Ok(files.into_iter().collect())
+    Ok(files.into_values().collect())
 }
 
 /// The path of a listed file; `./` in front is as good as nothing, `\` stands for `/`.
@@ -109,7 +121,7 @@ fn nothing<'a>(
 }
 
 /// `metadata.jsonl`: an object a line.
-fn lines(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
+fn lines(text: &str, annotation: Annotation, columns: &[String]) -> Result<Vec<Entry>, String> {
     let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let entry = |(number, line): (usize, &str)| {
         let place = format!("line {}", number + 1);
@@ -127,9 +139,15 @@ fn lines(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
             Annotation::Classes => vec![class_text(&place, told)?],
             Annotation::Captions => captions(&place, told)?,
         };
-        Ok(Entry { file: file.to_owned(), told, place })
+        let columns = columns.iter().map(|name| of(name).map(plain));
+        Ok(Entry { file: file.to_owned(), told, columns: columns.collect(), place })
     };
     numbered.map(entry).collect()
+}
+
+/// A value as people write it.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A class as a name or a number.
@@ -152,7 +170,7 @@ fn captions(place: &str, told: &Value) -> Result<Vec<String>, String> {
 }
 
 /// `metadata.csv`: names of the columns, then a row an image, separated by what separates the names.
-fn table(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
+fn table(text: &str, annotation: Annotation, columns: &[String]) -> Result<Vec<Entry>, String> {
     let first = text.lines().next().unwrap_or_default();
     let delimiter = [b',', b';', b'\t'].into_iter().find(|&byte| first.contains(byte as char));
     let mut rows = rows(text, delimiter.unwrap_or(b',')).into_iter();
@@ -162,11 +180,14 @@ fn table(text: &str, annotation: Annotation) -> Result<Vec<Entry>, String> {
     let fields = names.iter().map(String::as_str);
     let told =
         field(column, wanted(annotation)).ok_or_else(|| nothing("line 1", annotation, fields))?;
+    let further: Vec<Option<usize>> = columns.iter().map(|name| column(name)).collect();
     let entry = |(line, row): (u64, Vec<String>)| {
+        let cell = |at: &Option<usize>| Some(row.get((*at)?)?.trim().to_owned());
+        let columns = further.iter().map(|at| cell(at).filter(|text| !text.is_empty())).collect();
         let place = format!("line {line}");
         match (row.get(file), row.get(told)) {
             (Some(file), Some(told)) => {
-                Ok(Entry { place, file: file.trim().to_owned(), told: vec![told.clone()] })
+                Ok(Entry { place, file: file.trim().to_owned(), told: vec![told.clone()], columns })
             }
             _ => Err(format!("{place}: {} columns, expected {}", row.len(), names.len())),
         }
@@ -201,7 +222,7 @@ fn rows(text: &str, delimiter: u8) -> Vec<(u64, Vec<String>)> {
 }
 
 /// `dataset.json`: pairs of a path and a number, under `labels`.
-fn pairs(text: &str) -> Result<Vec<Entry>, String> {
+fn pairs(text: &str, columns: &[String]) -> Result<Vec<Entry>, String> {
     #[derive(Deserialize)]
     struct Pairs {
         labels: Option<Vec<(String, Value)>>,
@@ -210,7 +231,8 @@ fn pairs(text: &str) -> Result<Vec<Entry>, String> {
     let labels = pairs.labels.ok_or("`labels` is empty: the images have no classes")?;
     let entry = |(number, (file, class)): (usize, (String, Value))| {
         let place = format!("pair {}", number + 1);
-        Ok(Entry { told: vec![class_text(&place, &class)?], file, place })
+        let columns = vec![None; columns.len()];
+        Ok(Entry { told: vec![class_text(&place, &class)?], columns, file, place })
     };
     labels.into_iter().enumerate().map(entry).collect()
 }

@@ -49,8 +49,8 @@ impl Annotation {
 /// # Errors
 /// A folder without images; if none can be read, what is wrong with each.
 pub fn first_size(folder: &Path) -> Result<[usize; 2]> {
-    let files = files::annotated(folder, Annotation::Classes, true)?.files;
-    let paths: Vec<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
+    let files = files::annotated(folder, Annotation::Classes, &[], true)?.files;
+    let paths: Vec<&Path> = files.iter().map(|known| known.path.as_path()).collect();
     let mut faults = Vec::new();
     for (index, path) in paths.iter().enumerate() {
         match decode::size(path) {

@@ -211,6 +211,7 @@ pub(super) fn prepare<'a>(
 ) -> Result<Prepared<'a>> {
     let mut tensors = match learner {
         Learner::Denoising(learner) => tensors(&learner.trainer, ""),
+        Learner::Lora(learner) => tensors(&learner.trainer, ""),
         Learner::Student(learner) => tensors(&learner.trainer, ""),
     };
     tensors.extend(frozen(learner.trunk()));
@@ -327,6 +328,7 @@ impl Whole {
         let (file, step) = (&self.file, self.state.step);
         match learner {
             Learner::Denoising(learner) => restore(&mut learner.trainer, "", file, step, device)?,
+            Learner::Lora(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Student(learner) => {
                 restore(&mut learner.trainer, "", file, step, device)?;
                 if let Some(critic) = &mut learner.critic {

@@ -14,6 +14,7 @@ use pyrograph_engine::train::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::lora::LoraShape;
 use super::shape::{Condition, ModelShape};
 use super::student::{Adversarial, StudentShape};
 use super::table;
@@ -82,6 +83,8 @@ pub struct TrainConfig {
     /// Patch sizes over the run, one entry after the other; without any, every batch has the native size or,
     /// of a flexible model, one of those that are trained.
     pub patches: Vec<PatchPhase>,
+    /// The LoRA to make of the model that the run starts from, in place of another model.
+    pub lora: Option<LoraShape>,
     /// The few-step student to make of the model that the run starts from.
     pub student: Option<StudentShape>,
     /// What judges the student's images beside.
@@ -101,6 +104,9 @@ pub struct TrainConfig {
     /// Settings of the finished model, also used for sample grids.
     pub defaults: Defaults,
 }
+
+/// Peak of the learning rate of a LoRA.
+const LORA_PEAK: f64 = 1e-3;
 
 /// How a model reads captions, and prompts later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +181,7 @@ impl Default for TrainConfig {
             averages: vec![Average::Power(0.10), Average::Power(0.05)],
             init: None,
             patches: Vec::new(),
+            lora: None,
             student: None,
             adversarial: None,
             seed: 0,
@@ -212,6 +219,17 @@ impl TrainConfig {
         };
         // The texts are in the trajectories.
         Ok(Self { text_encoder: None, ..base.starting_from(teacher)? })
+    }
+
+    /// The recipe of a LoRA of the model at `model`.
+    ///
+    /// # Errors
+    /// If there is no model.
+    pub fn tuning(self, model: PathBuf) -> Result<Self> {
+        let mut base = self.starting_from(model)?;
+        base.learning_rate.peak = LORA_PEAK;
+        base.averages = vec![Average::Power(0.05)];
+        Ok(Self { lora: Some(LoraShape::default()), ..base })
     }
 
     /// The same run on a model's weights: its shape, process and defaults are the model's, and the learning rate is
@@ -282,6 +300,7 @@ impl TrainConfig {
             ("defaults", self.defaults != model.defaults),
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
+            ("lora", self.lora.is_some()),
             ("sample_prompts", !self.sample_prompts.is_empty() && model.text.is_none()),
             ("flip", self.flip != plain.flip && !images),
             ("augment", !self.augment.is_nothing() && !images),
@@ -311,6 +330,7 @@ impl TrainConfig {
         Reading {
             size: self.model.size,
             annotation: self.annotation(),
+            columns: Vec::new(),
             background: self.background.clone(),
             skip_damaged: self.skip_damaged,
             observe: None,
@@ -414,7 +434,7 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             clip: (self.clip > 0.0).then_some(self.clip),
             averages: self.averages.clone(),
-            forced_normalization: net.magnitude.forced_normalization,
+            forced_normalization: net.magnitude.forced_normalization && self.lora.is_none(),
             precision: self.precision,
         }
     }

@@ -1,9 +1,11 @@
 //! Networks that learn to denoise images.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Dit, Net, Vae};
+use pyrograph_engine::nets::{Dit, Net, Tuned, Vae};
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
@@ -21,18 +23,38 @@ use crate::labels::Labels;
 use crate::model::text::TextInput;
 use crate::model::{Model, ModelConfig, TextReader};
 
+/// What is trained of a network.
+pub(super) trait Denoises: Module + Send {
+    /// The network as it denoises.
+    fn net(&self) -> Cow<'_, Dit>;
+}
+
+/// All of it.
+impl Denoises for Dit {
+    fn net(&self) -> Cow<'_, Dit> {
+        Cow::Borrowed(self)
+    }
+}
+
+/// Adapters on it.
+impl Denoises for Tuned {
+    fn net(&self) -> Cow<'_, Dit> {
+        Cow::Owned(self.bound())
+    }
+}
+
 /// A network that learns to denoise images.
-pub(super) struct DenoisingLearner {
-    pub(super) trainer: Trainer<Dit>,
+pub(super) struct DenoisingLearner<M> {
+    pub(super) trainer: Trainer<M>,
     pub(super) data: Dataset,
     loss: Denoising,
     /// What should be known of the captions.
     pub(super) notices: Vec<Notice>,
 }
 
-impl DenoisingLearner {
-    /// A network with fresh weights or those of a model, in a run that goes on from `resumed`; latents are kept in
-    /// `folder`.
+impl<M: Denoises> DenoisingLearner<M> {
+    /// A network with fresh weights or those of a model, of which `train` says what is trained, in a run that goes on from
+    /// `resumed`; latents are kept in `folder`.
     ///
     /// # Errors
     /// A configuration that does not fit the data or the checkpoint, or a model that cannot be opened or has another
@@ -43,6 +65,7 @@ impl DenoisingLearner {
         data: Dataset,
         resumed: Option<&Whole>,
         device: &Device,
+        train: impl FnOnce(Dit) -> Result<M>,
     ) -> Result<(Self, Outline)> {
         let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
         let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
@@ -80,7 +103,7 @@ impl DenoisingLearner {
             data = data.for_texts(Reads { reader, input, size }, folder)?;
         }
         let notices = data.notices()[known..].to_vec();
-        let trainer = Trainer::new(net, config.trainer(&model.net.dit));
+        let trainer = Trainer::new(train(net)?, config.trainer(&model.net.dit));
         let prompts = match config.sample_prompts.is_empty() {
             true => samples::captions(&data),
             false => config.sample_prompts.clone(),
@@ -98,14 +121,14 @@ impl DenoisingLearner {
         device: &Device,
     ) -> Gradients {
         let Self { trainer, data, loss, .. } = self;
-        let net = trainer.model.config();
-        let patch = config.patch(net, streams.step, streams.patch());
+        let net = trainer.model.net();
+        let patch = config.patch(net.config(), streams.step, streams.patch());
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
         let (gradients, _) = trainer.gradients(config.micro_batches, |net, i| {
             let mut random = streams.part(i as u64);
             let batch = data.batch(parts[i], &mut random, device);
             let batch = Batch { clean: batch.clean.autodiff(), ..batch };
-            (loss.loss(net, &batch, patch, &mut random), ())
+            (loss.loss(&net.net(), &batch, patch, &mut random), ())
         });
         gradients
     }

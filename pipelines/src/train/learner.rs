@@ -1,24 +1,56 @@
 //! Networks in training, each with what it learns from.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::nets::{Dit, Net};
+use pyrograph_engine::nets::{Dit, Net, Tuned};
 use pyrograph_engine::train::{Gradients, StepReport};
 
+use super::checkpoint::Whole;
 use super::config::TrainConfig;
 use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
+use super::outline::Outline;
 use super::streams::Streams;
-use crate::data::Notice;
+use crate::data::{Dataset, Notice};
 use crate::error::Result;
 
 /// A network in training, its data and its loss.
 #[expect(clippy::large_enum_variant, reason = "there is one per run")]
 pub(super) enum Learner {
     /// On images.
-    Denoising(DenoisingLearner),
+    Denoising(DenoisingLearner<Dit>),
+    /// Of which only a LoRA learns, on images.
+    Lora(DenoisingLearner<Tuned>),
     /// On the trajectories of its teacher.
     Student(StudentLearner),
+}
+
+/// What learns on images, all of a network or a LoRA of it.
+///
+/// # Errors
+/// Those of [`DenoisingLearner::new`].
+pub(super) fn on_images(
+    folder: &Path,
+    config: &TrainConfig,
+    data: Dataset,
+    resumed: Option<&Whole>,
+    device: &Device,
+) -> Result<(Learner, Outline)> {
+    let (learner, outline) = match &config.lora {
+        None => {
+            let (own, outline) = DenoisingLearner::new(folder, config, data, resumed, device, Ok)?;
+            (Learner::Denoising(own), outline)
+        }
+        Some(lora) => {
+            let tuned = |net| lora.tuned(net, config.seed, device);
+            let (own, outline) =
+                DenoisingLearner::new(folder, config, data, resumed, device, tuned)?;
+            (Learner::Lora(own), outline)
+        }
+    };
+    Ok((learner, outline))
 }
 
 /// A step that was computed and not taken.
@@ -45,6 +77,10 @@ impl Learner {
                 let own = learner.gradients(indices, streams, config, device);
                 Ok(Computed { own, critic: None })
             }
+            Self::Lora(learner) => {
+                let own = learner.gradients(indices, streams, config, device);
+                Ok(Computed { own, critic: None })
+            }
             Self::Student(learner) => learner.compute(indices, streams, config, device),
         }
     }
@@ -53,6 +89,7 @@ impl Learner {
     pub(super) fn take(&mut self, Computed { own, critic }: Computed) -> StepReport {
         match self {
             Self::Denoising(learner) => learner.trainer.apply(own),
+            Self::Lora(learner) => learner.trainer.apply(own),
             Self::Student(learner) => {
                 if let (Some(heads), Some(gradients)) = (&mut learner.critic, critic) {
                     heads.trainer.apply(gradients);
@@ -66,6 +103,7 @@ impl Learner {
     pub(super) fn examples(&self) -> usize {
         match self {
             Self::Denoising(learner) => learner.data.len(),
+            Self::Lora(learner) => learner.data.len(),
             Self::Student(learner) => learner.trajectories.spec().count,
         }
     }
@@ -74,6 +112,7 @@ impl Learner {
     pub(super) fn step(&self) -> u64 {
         match self {
             Self::Denoising(learner) => learner.trainer.step,
+            Self::Lora(learner) => learner.trainer.step,
             Self::Student(learner) => learner.trainer.step,
         }
     }
@@ -82,6 +121,7 @@ impl Learner {
     pub(super) fn net(&self) -> Net {
         match self {
             Self::Denoising(learner) => learner.trainer.model.clone().into(),
+            Self::Lora(learner) => learner.trainer.model.bound().into(),
             Self::Student(learner) => learner.trainer.model.clone().into(),
         }
     }
@@ -90,6 +130,7 @@ impl Learner {
     pub(super) fn trunk(&self) -> &Dit {
         match self {
             Self::Denoising(learner) => &learner.trainer.model,
+            Self::Lora(learner) => &learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk(),
         }
     }
@@ -98,6 +139,7 @@ impl Learner {
     pub(super) fn trunk_mut(&mut self) -> &mut Dit {
         match self {
             Self::Denoising(learner) => &mut learner.trainer.model,
+            Self::Lora(learner) => &mut learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk_mut(),
         }
     }
@@ -105,7 +147,7 @@ impl Learner {
     /// What judges a student, if anything.
     pub(super) fn critic(&self) -> Option<&Critic> {
         match self {
-            Self::Denoising(_) => None,
+            Self::Denoising(_) | Self::Lora(_) => None,
             Self::Student(learner) => learner.critic.as_ref(),
         }
     }
@@ -114,6 +156,7 @@ impl Learner {
     pub(super) fn notices(&self) -> &[Notice] {
         match self {
             Self::Denoising(learner) => &learner.notices,
+            Self::Lora(learner) => &learner.notices,
             Self::Student(learner) => {
                 learner.critic.as_ref().map_or(&[], |critic| critic.notices())
             }
@@ -124,6 +167,7 @@ impl Learner {
     pub(super) fn averages(&self) -> &[Vec<Tensor<1>>] {
         match self {
             Self::Denoising(learner) => &learner.trainer.averages,
+            Self::Lora(learner) => &learner.trainer.averages,
             Self::Student(learner) => &learner.trainer.averages,
         }
     }
@@ -132,6 +176,7 @@ impl Learner {
     pub(super) fn averaged(&self, index: usize) -> Net {
         match self {
             Self::Denoising(learner) => learner.trainer.averaged(index).into(),
+            Self::Lora(learner) => learner.trainer.averaged(index).bound().into(),
             Self::Student(learner) => learner.trainer.averaged(index).into(),
         }
     }

@@ -13,6 +13,7 @@ mod given;
 mod identity;
 mod learner;
 mod log;
+pub(crate) mod lora;
 mod memory;
 mod outline;
 mod own_pictures;
@@ -26,7 +27,7 @@ mod table;
 mod watch;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -40,6 +41,7 @@ pub use config::{CaptionShape, PatchPhase, TrainConfig};
 pub use distillation::check_student;
 pub use folder::RunFolder;
 pub use log::Line;
+pub use lora::LoraShape;
 pub use own_pictures::{OwnPictures, OwnProgress};
 pub use shape::{Condition, Kind, ModelShape};
 pub use start::check_model;
@@ -50,11 +52,11 @@ use crate::data::{Dataset, Notice, Order};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::trajectories::Trajectories;
-use denoising::DenoisingLearner;
 use distillation::StudentLearner;
 use folder::MODEL;
 use learner::Learner;
 use log::Log;
+use lora::LORA;
 use outline::Outline;
 use watch::Watched;
 
@@ -150,11 +152,7 @@ impl Run {
         };
         let (path, resumed) = (folder.path(), whole.as_ref());
         let (mut learner, outline) = match examples {
-            Examples::Images(data) => {
-                let (learner, outline) =
-                    DenoisingLearner::new(path, &config, data, resumed, device)?;
-                (Learner::Denoising(learner), outline)
-            }
+            Examples::Images(data) => learner::on_images(path, &config, data, resumed, device)?,
             Examples::Trajectories(set) => {
                 let (learner, outline) = StudentLearner::new(path, &config, set, resumed, device)?;
                 (Learner::Student(learner), outline)
@@ -246,7 +244,7 @@ impl Run {
                 flow = self.sample(observe)?;
             }
         }
-        if saved < self.step() || !self.folder().join(MODEL).exists() {
+        if saved < self.step() || !self.product().exists() {
             self.save(observe)?;
         }
         Ok(flow)
@@ -284,14 +282,28 @@ impl Run {
         Ok(Some(self.learner.take(computed)))
     }
 
-    /// Writes the model of this step, and a checkpoint: in this order, so that the model is never the older one.
+    /// Number of parameters that it changes.
+    pub fn trained(&self) -> usize {
+        self.learner.averages().first().into_iter().flatten().map(|value| value.dims()[0]).sum()
+    }
+
+    /// Where what it makes is: a model, or a LoRA.
+    pub fn product(&self) -> PathBuf {
+        let name = if self.config.lora.is_some() { LORA } else { MODEL };
+        self.folder().join(name)
+    }
+
+    /// Writes what is made, and a checkpoint: in this order, so that the model is never the older one.
     fn save(&self, observe: &mut Observe<'_>) -> Result<()> {
         let _ = observe(Event::Saving);
         let sources = &self.outline.sources;
         let checkpoint = checkpoint::prepare(self.folder(), &self.config, sources, &self.learner)?;
-        let model = self.averaged(0);
-        let path = self.folder().join(MODEL);
-        model.save_lean(&path, FloatDtype::F16)?;
+        match &self.learner {
+            Learner::Lora(learner) => {
+                lora::write(&self.product(), &learner.trainer.averaged(0))?;
+            }
+            _ => self.averaged(0).save_lean(&self.product(), FloatDtype::F16)?,
+        }
         let _ = observe(Event::Wrote(&checkpoint.write()?));
         Ok(())
     }

@@ -85,6 +85,7 @@ impl Start {
             // How many classes there are does not matter.
             None => config.net(channels, size, told(width, 1))?,
         };
+        check_lora(config, &net)?;
         check_use(config, &net, device)?;
         Ok(Self { init, channels, size, text })
     }
@@ -124,6 +125,22 @@ fn started_from(
             width.unwrap_or_default()
         )),
         _ => Ok(recognised),
+    }
+}
+
+/// Checks that a LoRA can be made of a network, if it is to be.
+fn check_lora(config: &TrainConfig, net: &DitConfig) -> Result<()> {
+    let Some(lora) = &config.lora else { return Ok(()) };
+    let fault = |reason: &str| Err(Error::Config { reason: reason.into() });
+    match () {
+        () if config.init.is_none() => {
+            fault("lora is set, and there is no init, the model that it is for")
+        }
+        () if net.adapter_rank().is_some() => {
+            fault("lora is set, the model has adapters for its patch sizes")
+        }
+        () if config.snapshot_every > 0 => fault("snapshot_every is set, a LoRA has no snapshots"),
+        () => lora.layers(net).map(drop),
     }
 }
 

@@ -261,6 +261,10 @@ pub const SETTINGS: &[Setting] = &[
     row("patches", LIST, Any,
         "Patch sizes of a flexible model over the run: [{ until = 8500, shares = [[8, 0.75], [16, 0.25]] }]"),
 
+    row("lora.rank", INTEGER, From(1.0), "LoRA: its rank, and alpha [16]"),
+    row("lora.layers", LIST, Any,
+        "LoRA: what it changes of every block, of attention, cross, mlp, modulation [\"attention\", \"cross\", \"mlp\"]"),
+
     row("student.steps", INTEGER, Within(1.0, 8.0), "Few-step student: its steps, a divisor of the recorded points"),
     row("student.patches", LIST, From(1.0), "Patch size of each step; none are the model's own"),
     row("student.history", NAME, OneOf(&["all", "previous", "noise", "newest"]), "Earlier points that a step sees"),

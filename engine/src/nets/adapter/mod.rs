@@ -1,6 +1,10 @@
 //! Low-rank adapters that are put on a network at run time (LoRA, Hu et al. 2022).
 
+mod tuned;
+
 use std::collections::BTreeMap;
+
+pub use tuned::Tuned;
 
 use super::{Dit, DitBlock, Embedder, Head, Mode, Net, Student};
 use crate::error::{Error, Result};
@@ -54,6 +58,24 @@ pub trait Adaptable {
             });
             layer.put_on(&terms.collect::<Vec<_>>());
         }
+        Ok(())
+    }
+
+    /// Adds adapters, each times a factor, to the weights themselves: the output is that of the network with them
+    /// [put on](Adaptable::put_on), to rounding, in place of those that were on.
+    ///
+    /// # Errors
+    /// Those of [`Adaptable::put_on`], and a layer whose weight is normalised when it is used or packed already; nothing
+    /// has changed then.
+    fn merge(&mut self, adapters: &[(&Adapter, f64)]) -> Result<()> {
+        let changed = || adapters.iter().flat_map(|(adapter, _)| adapter.terms.keys());
+        for (name, layer) in self.linear_layers() {
+            if changed().any(|changed| *changed == name) && !layer.merges() {
+                return Err(Error::NotMerged { name });
+            }
+        }
+        self.put_on(adapters)?;
+        self.linear_layers().into_iter().for_each(|(_, layer)| layer.merge());
         Ok(())
     }
 }

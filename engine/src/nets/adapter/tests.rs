@@ -216,25 +216,26 @@ fn a_network_with_adapters_equals_one_whose_weights_hold_them() {
 fn weights_of_every_type_take_adapters_and_give_back_the_same_bits() {
     let quantized = |net: Dit| net.quantized().expect("on the CPU");
     type Open = fn(Dit) -> Dit;
-    // Attention rounds too where there are tile units.
-    let in_tiles = crate::ops::products().contains(&("bf16", "AMX".into()));
-    let types: [(FloatDType, Open, f32); 4] = [
-        (FloatDType::F32, Dit::folded, 2e-5),
-        (FloatDType::F16, Dit::folded, 5e-3),
-        (FloatDType::BF16, Dit::folded, if in_tiles { 6e-2 } else { 4e-2 }),
-        (FloatDType::F16, quantized, 0.15),
+    let types: [(FloatDType, Open); 4] = [
+        (FloatDType::F32, Dit::folded),
+        (FloatDType::F16, Dit::folded),
+        (FloatDType::BF16, Dit::folded),
+        (FloatDType::F16, quantized),
     ];
-    for (dtype, open, tolerance) in types {
+    for (dtype, open) in types {
         let mut net = net(&dit(false));
         let adapter = adapter(&mut net, 1);
         let net = net.map(&mut Cast(dtype));
-        let expected = forward(&open(merged_net(net.clone(), &[(&adapter, 1.0)])), 2);
+        let merged = |net: &Dit| merged_net(net.clone(), &[(&adapter, 1.0)]);
+        let exact = forward(&merged(&net.clone().map(&mut Cast(FloatDType::F32))), 2);
+        // How far rounding is from it depends on the products that the processor is best at.
+        let rounded = difference(&forward(&open(merged(&net)), 2), &exact);
         let mut net = open(net);
         let before = forward(&net, 2);
         net.put_on(&[(&adapter, 1.0)]).expect("fits");
-        let error = difference(&forward(&net, 2), &expected);
-        assert!(error < tolerance, "{dtype:?}: {error}");
-        assert!(difference(&before, &expected) > 2.0 * tolerance, "{dtype:?}");
+        let error = difference(&forward(&net, 2), &exact);
+        assert!(error < 1.5 * rounded + 2e-5, "{dtype:?}: {error}, in the weights {rounded}");
+        assert!(difference(&before, &exact) > 4.0 * error, "{dtype:?}");
 
         net.put_on(&[(&adapter, 0.0)]).expect("fits");
         assert!(same(forward(&net, 2), before.clone()), "{dtype:?}: a factor of 0");

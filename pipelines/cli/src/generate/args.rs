@@ -7,7 +7,7 @@ use clap::Args;
 use pyrograph::WeightType;
 use pyrograph::request::MAX_IMAGES;
 
-use crate::common::{parse_steps, whole};
+use crate::common::{Lora, parse_lora, parse_steps, whole};
 
 /// Options of images of any kind.
 #[derive(Args)]
@@ -115,46 +115,9 @@ pub(crate) struct Images {
     pub(super) no_metadata: bool,
 }
 
-/// A LoRA to put on.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Lora {
-    pub(super) file: PathBuf,
-    pub(super) weight: f64,
-}
-
-fn parse_lora(text: &str) -> anyhow::Result<Lora> {
-    // A colon can also be part of a path.
-    let weighted =
-        text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
-    let (file, weight) = weighted.unwrap_or((text, 1.0));
-    anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
-    Ok(Lora { file: file.into(), weight })
-}
-
 fn parse_interval(text: &str) -> anyhow::Result<[f64; 2]> {
     let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
     let pair = numbers.and_then(|numbers| <[f64; 2]>::try_from(numbers).ok());
     pair.filter(|[low, high]| low <= high)
         .with_context(|| format!("`{text}`, expected LO,HI with LO up to HI"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_weight_of_a_lora_is_a_number_after_the_last_colon() {
-        let cases = [
-            ("a.safetensors", "a.safetensors", 1.0),
-            ("a.safetensors:0.5", "a.safetensors", 0.5),
-            ("a.safetensors:-1", "a.safetensors", -1.0),
-            (r"C:\loras\a", r"C:\loras\a", 1.0),
-            (r"C:\loras\a:2", r"C:\loras\a", 2.0),
-        ];
-        for (text, file, weight) in cases {
-            let expected = Lora { file: file.into(), weight };
-            assert_eq!(parse_lora(text).expect("a LoRA"), expected, "{text}");
-        }
-        assert!(parse_lora(":1").is_err());
-    }
 }

@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// Key of diffusers' settings in the metadata of a file.
-const METADATA: &str = "lora_adapter_metadata";
+pub(super) const METADATA: &str = "lora_adapter_metadata";
 /// What diffusers puts before the names of the settings of a network.
 const COMPONENTS: [&str; 2] = ["transformer.", "unet."];
 /// PEFT's names of a file of weights, without its ending, and of the settings beside it.

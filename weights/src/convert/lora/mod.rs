@@ -1,4 +1,4 @@
-//! LoRA files: low-rank terms for linear layers, under the names that trainers give them.
+//! LoRA files: low-rank terms for linear layers, under the names that trainers give them. We write those of diffusers.
 //!
 //! The names are made from ours: the [`Layout`]s of a network say what its weights are called elsewhere, and a
 //! table of prefixes and one of suffixes what trainers make of that. A file's keys are looked up among them as
@@ -7,6 +7,9 @@
 mod alpha;
 #[cfg(test)]
 mod tests;
+mod write;
+
+pub use write::write_lora;
 
 use std::collections::{BTreeMap, HashMap};
 

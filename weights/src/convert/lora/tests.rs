@@ -281,3 +281,58 @@ fn what_is_no_lora_of_this_network_is_refused_by_name() {
         assert!(fault.contains(said), "{said} not in: {fault}");
     }
 }
+
+/// What is written is read back as it was, under names that diffusers and PEFT know, whatever the order of a layer's parts there.
+#[test]
+fn what_is_written_comes_back() {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("lora.safetensors");
+    let layers = layers();
+    let layouts = dit_lora(1, true);
+    for layout in &layouts {
+        // An embedding of patches is no plain linear layer of theirs; those of the blocks' time codes have other places.
+        let trained = layers
+            .iter()
+            .filter(|(name, _)| name.starts_with("blocks") || name == "head.modulation.dense");
+        let terms: Vec<LoraTerm> = trained
+            .enumerate()
+            .map(|(i, (layer, [inputs, outputs]))| LoraTerm {
+                layer: layer.clone(),
+                down: matrix(2 * i, &[*inputs, RANK]),
+                up: matrix(2 * i + 1, &[RANK, *outputs]),
+                start: 0,
+            })
+            .collect();
+        write_lora(&path, layout, &terms).expect("written");
+        let file = Checkpoint::open(&path).expect("a file");
+        let Lora { terms: read, alpha_assumed } =
+            read_lora(&file, &layouts, &layers, None).expect("a LoRA");
+        assert!(!alpha_assumed, "{}", layout.name);
+        for term in &terms {
+            // A layer that is several there comes back in as many terms, which share what reduces the input.
+            let own: Vec<&LoraTerm> =
+                read.iter().filter(|other| other.layer == term.layer).collect();
+            assert!(own.iter().all(|own| own.down == term.down), "{}", term.layer);
+            for row in 0..RANK {
+                let values = |matrix: &TensorData| matrix.iter::<f32>().collect::<Vec<f32>>();
+                let joined: Vec<f32> = own
+                    .iter()
+                    .flat_map(|own| {
+                        let width = own.up.shape()[1];
+                        values(&own.up)[row * width..][..width].to_vec()
+                    })
+                    .collect();
+                let width = term.up.shape()[1];
+                assert_eq!(joined, values(&term.up)[row * width..][..width], "{}", term.layer);
+            }
+        }
+    }
+    let patch = LoraTerm {
+        layer: "patch".into(),
+        down: matrix(0, &[16, RANK]),
+        up: matrix(1, &[RANK, HIDDEN]),
+        start: 0,
+    };
+    let error = write_lora(&path, &layouts[1], &[patch]).expect_err("a convolution").to_string();
+    assert!(error.contains("patch"), "{error}");
+}

@@ -1,0 +1,241 @@
+//! Runs on images: `pyrograph train class`, `text` and `lora`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use pyrograph::data::Annotation;
+use pyrograph::train::{Condition, Run, RunFolder, TrainConfig, check_model};
+
+use super::{LARGEST, RunArgs, follow, path_setting, print_settings, read, warn_of_decay};
+use crate::common::{Common, counted, whole};
+
+#[derive(Args)]
+pub(crate) struct Class {
+    /// Folder with one sub-folder of images per class, or with a metadata.jsonl, metadata.csv or dataset.json
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/class]
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Model to start from; classes of the same names are kept, others are added
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Text {
+    /// Folder of images with a .txt file of captions beside each, one in a line, or with a metadata.jsonl or metadata.csv
+    /// that has a column `text`
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the model [default: runs/text]
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Model to start from, whose text encoder reads the captions if it has one
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// What reads the captions: the folder of a T5 or CLIP encoder, a file of T5's, or a model of texts
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
+    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Lora {
+    /// The model: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    model: Option<PathBuf>,
+    /// Folder of images, with captions for a model that reads texts, or with classes: see `train text` and `train class`
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and lora.safetensors [default: runs/lora]
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Rank of the matrices [default: 16]
+    #[arg(long, value_parser = whole(1, LARGEST))]
+    rank: Option<usize>,
+    /// What reads the captions, for a model that comes without a text encoder
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
+    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
+/// A run on images, as it is asked for.
+struct OnImages<'a> {
+    kind: Kind,
+    output: PathBuf,
+    init: Option<&'a Path>,
+    run: &'a RunArgs,
+    /// Overrides from options of this kind of run.
+    further: Vec<String>,
+}
+
+/// What a run on images makes.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Class,
+    Text,
+    Lora,
+}
+
+impl OnImages<'_> {
+    /// The settings of the run: of one that goes on, those that it has `stored`.
+    fn settings(
+        &self,
+        stored: Option<&TrainConfig>,
+        common: &Common,
+    ) -> anyhow::Result<TrainConfig> {
+        let settle = |base: &TrainConfig| self.run.settle(base, self.further.clone());
+        let init = |config: &mut TrainConfig| -> anyhow::Result<()> {
+            let init = self.init.map(Path::to_owned).or(config.init.take());
+            config.init = init.map(|model| common.find(&model)).transpose()?;
+            Ok(())
+        };
+        if let Some(stored) = stored {
+            let mut config = settle(stored)?;
+            init(&mut config)?;
+            return Ok(config);
+        }
+        // What the model that it starts from has to say comes before what is typed.
+        let mut config = settle(&TrainConfig::default())?;
+        init(&mut config)?;
+        match config.init.clone() {
+            Some(model) => {
+                let (vae, text_encoder) = (config.vae, config.text_encoder);
+                let base = TrainConfig { vae, text_encoder, ..TrainConfig::default() };
+                let base = match self.kind {
+                    Kind::Lora => base.tuning(model.clone())?,
+                    Kind::Class | Kind::Text => base.starting_from(model.clone())?,
+                };
+                config = settle(&base)?;
+                config.init = Some(model);
+            }
+            // With an autoencoder, its channels have a say.
+            None if config.vae.is_none() => {
+                config.net(3, config.model.size, Condition::Classes(1))?;
+            }
+            None => (),
+        }
+        Ok(config)
+    }
+
+    fn start(&self, common: &Common) -> anyhow::Result<()> {
+        let Self { output, run, .. } = self;
+        let stored = run.stored(output)?;
+        let config = self.settings(stored.as_ref(), common)?;
+        let annotation = config.annotation();
+        match (self.kind, annotation, &config.lora) {
+            (Kind::Text, Annotation::Classes, _) => {
+                bail!("no text encoder: name one with --text-encoder")
+            }
+            (Kind::Class, Annotation::Captions, _) => {
+                bail!("text_encoder is set: train a model of texts with `pyrograph train text`")
+            }
+            (Kind::Class | Kind::Text, _, Some(_)) => {
+                bail!("lora is set: train one with `pyrograph train lora`")
+            }
+            (Kind::Lora, _, None) if stored.is_some() => {
+                bail!("{}: the run makes a model, no LoRA", output.display())
+            }
+            (Kind::Lora, _, None) => bail!("no model: name one with --model"),
+            _ => (),
+        }
+        let data = config.data.clone().context("no folder of images: name one with --data")?;
+        config.check_paths()?;
+        let resume = run.is_resumed();
+        RunFolder::check(output, resume)?;
+        let opened = common.open()?;
+        check_model(&config, &opened.device)?;
+        let data = read(&data, config.reading(), common)?;
+        let images = counted(data.len(), "image", "images");
+        common.say(&match annotation {
+            Annotation::Classes => {
+                format!("{images} in {}", counted(data.classes().len(), "class", "classes"))
+            }
+            Annotation::Captions => {
+                format!("{images} with {}", counted(data.captions().len(), "caption", "captions"))
+            }
+        });
+        warn_of_decay(stored.as_ref(), &config, common);
+        let folder = RunFolder::open(output, resume)?;
+        let mut run = Run::in_folder(folder, config, data.into(), &opened.device)?;
+        follow(&mut run, common)
+    }
+}
+
+/// Overrides of settings that are paths.
+fn path_settings(paths: &[(&str, &Option<PathBuf>)]) -> anyhow::Result<Vec<String>> {
+    let given = paths.iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
+    given.map(|(key, path)| path_setting(key, path)).collect()
+}
+
+pub(crate) fn class(args: &Class, common: &Common) -> anyhow::Result<()> {
+    if args.help_settings {
+        return print_settings();
+    }
+    let output = args.run.folder(args.output.as_deref())?;
+    let asked = OnImages {
+        kind: Kind::Class,
+        output: output.unwrap_or_else(|| "runs/class".into()),
+        init: args.init.as_deref(),
+        run: &args.run,
+        further: path_settings(&[("data", &args.data)])?,
+    };
+    asked.start(common)
+}
+
+pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
+    if args.help_settings {
+        return print_settings();
+    }
+    let output = args.run.folder(args.output.as_deref())?;
+    let Text { data, text_encoder, tokenizer, .. } = args;
+    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
+    let asked = OnImages {
+        kind: Kind::Text,
+        output: output.unwrap_or_else(|| "runs/text".into()),
+        init: args.init.as_deref(),
+        run: &args.run,
+        further: path_settings(&paths)?,
+    };
+    asked.start(common)
+}
+
+pub(crate) fn lora(args: &Lora, common: &Common) -> anyhow::Result<()> {
+    if args.help_settings {
+        return print_settings();
+    }
+    let output = args.run.folder(args.output.as_deref())?;
+    let Lora { data, text_encoder, tokenizer, .. } = args;
+    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
+    let mut further = path_settings(&paths)?;
+    further.extend(args.rank.map(|rank| format!("lora.rank={rank}")));
+    let asked = OnImages {
+        kind: Kind::Lora,
+        output: output.unwrap_or_else(|| "runs/lora".into()),
+        init: args.model.as_deref(),
+        run: &args.run,
+        further,
+    };
+    asked.start(common)
+}
