@@ -69,6 +69,10 @@ def shade(rng, name):
     return tuple(255 * value for value in colorsys.hls_to_rgb(hue % 1, light, full))
 
 
+def article(word):
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 def captions(rng, row, background, count):
     """What can be said of a picture."""
     name = row["concept"].replace(":", ",")
@@ -78,7 +82,7 @@ def captions(rng, row, background, count):
     for _ in range(count):
         style = rng.choice(STYLES[row["style"]])
         what = name if not tone else rng.choice([f"{name}, {tone} skin tone", f"{name} with {tone} skin", f"{tone}-skinned {name}"])
-        ground = rng.choice([f"{background} background", f"on {background}", f"on a {background} background"])
+        ground = rng.choice([f"{background} background", f"on {background}", f"on {article(background)} background"])
         if background == "white" and rng.random() < 0.5:
             ground = None
         said = rng.random()
@@ -136,7 +140,7 @@ def main():
             name = f"{row['index']:05}-{copy}.png"
             Image.fromarray(image).save(asked.output / part / name, compress_level=asked.level)
             tone = f" with {TONES[row['tone']]} skin" if row["tone"] else ""
-            prompt = f"{STYLES[row['style']][0]} emoji of {row['concept'].replace(':', ',')}{tone} on a {background} background"
+            prompt = f"{STYLES[row['style']][0]} emoji of {row['concept'].replace(':', ',')}{tone} on {article(background)} background"
             told = {"prompt": prompt.lower(), "style": row["style"], "concept": row["concept"], "tone": row["tone"], "background": background}
             lists[part].append({"file_name": name, "text": captions(rng, row, background, 4), **told})
     for part, found in lists.items():

@@ -172,12 +172,12 @@ impl PatchPlan {
     }
 
     /// Compute of all steps as a share of that at the native size, as FlexiDiT counts it: token-wise layers
-    /// and attention of both calls.
+    /// and attention of both calls; that to a text changes it by little.
     pub fn share(&self, net: &DitConfig, size: [usize; 2], steps: usize) -> f64 {
         let used = |sizes: &[(usize, usize)]| -> f64 {
-            sizes.iter().map(|&(patch, count)| net.trunk_flops(size, patch) * count as f64).sum()
+            sizes.iter().map(|&(patch, count)| net.trunk_flops(size, patch, 0) * count as f64).sum()
         };
-        let native = 2.0 * steps as f64 * net.trunk_flops(size, net.patch);
+        let native = 2.0 * steps as f64 * net.trunk_flops(size, net.patch, 0);
         (used(&self.main) + used(&self.guide)) / native
     }
 }

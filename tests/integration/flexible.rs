@@ -228,7 +228,7 @@ fn every_call_of_the_network_is_counted() {
     let count = |pipeline: &ClassPipeline, settings: &Settings| {
         pipeline.compute(&Request::with([0], settings)).expect("settings that fit")
     };
-    let flops = |patch: usize| own.config().net.dit.flops([16, 16], patch) / 2e9;
+    let flops = |patch: usize| own.config().net.dit.flops([16, 16], patch, 0) / 2e9;
 
     let plan = PatchPlan::parse("8:2,4:2,2:2", 6).expect("a plan");
     let found = count(&own, &Settings { patches: Some(plan.clone()), ..settings.clone() });
@@ -252,7 +252,7 @@ fn every_call_of_the_network_is_counted() {
     let small =
         DitConfig { size: [16, 16], classes: CLASSES, channels: 3, ..DitConfig::dit(32, 1, 2) };
     let net = DitConfig { learned_variance: false, ..small }.init(2, &device());
-    let guide_flops = net.config().flops([16, 16], 2) / 2e9;
+    let guide_flops = net.config().flops([16, 16], 2, 0) / 2e9;
     let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
     let guide = Model { net: net.into(), vae: None, text: None, config };
     let guided = pipeline().with_guide(guide).expect("a guide that fits");

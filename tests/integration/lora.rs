@@ -11,6 +11,7 @@ use pyrograph_weights::{Checkpoint, write_safetensors};
 use crate::command::TestCommand;
 use crate::util::{
     Case, assert_close, assets, device, identical, relative_difference, root, text, tolerance,
+    write_pictures,
 };
 
 /// See `make_lora.py` there.
@@ -170,4 +171,31 @@ fn a_merged_lora_equals_one_that_is_put_on() {
     assert!(!folder.path().join("x").exists());
     let said = merge(&["emoji-class", "-o", "x"]).failed();
     assert!(said.contains("one model: name others, or a LoRA with --lora"), "{said}");
+}
+
+/// A LoRA of a model of classes learns from pictures of some of them, by their names.
+#[test]
+fn a_lora_learns_of_some_classes_of_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_pictures(&folder.path().join("data"), &["cat"], |_, i, [x, y]| {
+        [(20 * x) as u8, (30 * y) as u8, (40 * i) as u8, 255]
+    });
+    let train = |output: &str| {
+        let options = ["train", "lora", "-m", "emoji-class", "--data", "data", "-o", output];
+        TestCommand::new(folder.path(), options)
+            .args(["--steps", "2", "--batch", "2", "--rank", "2"])
+            .settings(&["sample_every=0", "micro_batches=1"])
+            .on_cpu()
+    };
+    let said = train("run").reported();
+    assert!(said.contains("5 images in 1 class"), "{said}");
+    let generate = ["generate", "class", "-c", "cat", "--steps", "2", "-o", "with.png"];
+    let with = TestCommand::new(folder.path(), generate).args(["--lora", "run"]).reported();
+    assert!(!with.contains("alpha"), "{with}");
+    write_pictures(&folder.path().join("data"), &["dragon"], |_, _, _| [9; 4]);
+    let said = train("other").failed();
+    assert!(
+        said.contains("a LoRA learns of the model's own classes") && said.contains("dragon"),
+        "{said}"
+    );
 }

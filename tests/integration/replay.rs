@@ -48,7 +48,15 @@ fn old_pictures_are_made_again() {
     for name in ["old-start.png", "old-grid.png"] {
         let old = case_file(name);
         made(folder.path(), &["--from-metadata", text(&old), "-o", name]).succeeded();
-        assert_same(&old, &folder.path().join(name));
+        let pixels = |path: &Path| image::open(path).expect("a picture").into_rgb8();
+        let (old, new) = (pixels(&old), pixels(&folder.path().join(name)));
+        assert_eq!(old.dimensions(), new.dimensions());
+        // They were made on other processors, whose vectors add up in another order: where a value is between two levels,
+        // it can fall to either.
+        let apart: Vec<u8> = old.iter().zip(new.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
+        let differ = apart.iter().filter(|apart| **apart > 0).count();
+        assert!(apart.iter().all(|apart| *apart <= 1), "{name}");
+        assert!(differ * 1000 <= apart.len(), "{name}: {differ} of {}", apart.len());
     }
 }
 

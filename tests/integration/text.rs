@@ -373,21 +373,27 @@ fn faults_of_bundles_with_texts_are_named() {
 fn commands_for_classes_refuse_models_of_texts() {
     let (work, model) = (tempfile::tempdir().expect("a folder"), &cases("pixart-sigma")[0]);
     let path = model.to_str().expect("a path in Unicode");
-    for args in [
-        &["generate", "class", "-m", path][..],
-        &["flexify", path, "--patches", "4", "-o", "out"],
-        &["merge", path, path, "-o", "out"],
-        &["bench", "forward", "-m", path],
-        &["train", "class", "--data", "data", "-o", "out", "--init", path],
-        &["distill", "record", "-m", path, "-o", "out"],
+    let other = "is told texts, expected one that is told classes";
+    for (args, part) in [
+        (&["generate", "class", "-m", path][..], other),
+        (&["bench", "forward", "-m", path], other),
+        (
+            &["train", "class", "--data", "data", "-o", "out", "--init", path],
+            "train a model of texts with `pyrograph train text`",
+        ),
+        (
+            &["distill", "record", "-m", path, "-o", "out"],
+            "the teacher reads texts: name a file of prompts with --prompt-file",
+        ),
     ] {
         let error = TestCommand::new(&work, args).failed();
-        assert!(
-            error.contains("is told texts, expected one that is told classes"),
-            "{args:?}: {error}"
-        );
+        assert!(error.contains(part), "{args:?}: {error}");
         assert!(!work.path().join("out").exists(), "{args:?}");
     }
+    // These take both.
+    let flexify = ["flexify", path, "--patches", "4", "-o", "flexible"];
+    TestCommand::new(&work, flexify).succeeded();
+    TestCommand::new(&work, ["merge", path, path, "-o", "merged"]).succeeded();
     TestCommand::new(&work, ["inspect", path]).succeeded();
     let text = TestCommand::new(&work, ["generate", "text", "a cat", "-m", "emoji-class"]).failed();
     assert!(text.contains("generate class"), "{text}");

@@ -209,7 +209,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     let time = Tensor::<1>::full([batch], 500.0, device);
     let told = Conditioning::classes(&vec![0; batch], device);
     for patch in config.patches() {
-        let flops = config.flops(config.size, patch) * batch as f64;
+        let flops = config.flops(config.size, patch, 0) * batch as f64;
         let name = match patch == config.patch {
             true => "forward".to_owned(),
             false => format!("forward/{patch}"),
@@ -283,7 +283,7 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     let told = |class: usize| Conditioning::classes(&vec![class; args.batch], bench.device);
     let batch = Batch { clean, told: told(0), null: told(config.classes) };
     // Three times the products of a forward pass.
-    let flops = 3.0 * config.flops(config.size, config.patch) * args.batch as f64;
+    let flops = 3.0 * config.flops(config.size, config.patch, 0) * args.batch as f64;
     bench.report("train", Some(flops), || {
         let random = || Generator::new(0);
         let loss = |net: &Dit, _| (objective.loss(net, &batch, config.patch, &mut random()), ());

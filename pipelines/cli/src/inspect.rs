@@ -39,6 +39,9 @@ pub(crate) fn run(args: &Inspect, common: &Common) -> anyhow::Result<()> {
     }
 }
 
+/// Tokens of a text of ordinary length.
+const TEXT: usize = 20;
+
 fn show(path: &Path, model: &Recognised, tensors: bool, json: bool) -> anyhow::Result<()> {
     let config = &model.config;
     let (net, parameters) = (&config.net.dit, config.net.parameters());
@@ -47,7 +50,7 @@ fn show(path: &Path, model: &Recognised, tensors: bool, json: bool) -> anyhow::R
             "path": path, "kind": model.kind, "config": config,
             "parameters": parameters,
             "gmacs": net.patches().into_iter().map(|patch| {
-                (patch.to_string(), net.flops(net.size, patch) / 2e9)
+                (patch.to_string(), net.flops(net.size, patch, TEXT) / 2e9)
             }).collect::<std::collections::BTreeMap<_, _>>(),
             "stored_elements": model.net.checkpoint.elements(),
         });
@@ -56,9 +59,13 @@ fn show(path: &Path, model: &Recognised, tensors: bool, json: bool) -> anyhow::R
     }
     println!("{}: {}", path.display(), model.kind);
     println!("transformer: {} parameters", thousands(parameters));
+    let text = net.text.as_ref().map(|_| format!(" with a text of {TEXT} tokens"));
     for patch in net.patches() {
-        let gmacs = net.flops(net.size, patch) / 2e9;
-        println!("patch size {patch}: {gmacs:.3} GMAC per call");
+        let gmacs = net.flops(net.size, patch, TEXT) / 2e9;
+        println!(
+            "patch size {patch}: {gmacs:.3} GMAC per call{}",
+            text.as_deref().unwrap_or_default()
+        );
     }
     println!("{}", indent(&serde_json::to_string_pretty(&config.net)?));
     println!("process: {}", serde_json::to_string(&config.process)?);

@@ -76,7 +76,7 @@ impl Captions {
         let listed = serde_json::json!([fingerprint, limit, cleaned]).to_string();
         let origin = short(listed.as_bytes());
         let states = match path.and_then(|path| kept(path, &origin)) {
-            Some(file) => read(&file)?,
+            Some(file) => read(&file, [cleaned.len(), reader.width()])?,
             None => {
                 let mut states = Vec::with_capacity(cleaned.len());
                 for texts in cleaned.chunks(AT_ONCE) {
@@ -147,19 +147,17 @@ fn write(path: &Path, states: &[TensorData], origin: String) -> Result<()> {
     Ok(())
 }
 
-/// The states that a file keeps.
-fn read(file: &Checkpoint) -> Result<Vec<TensorData>> {
+/// The states of so many texts, of this width, that a file keeps.
+fn read(file: &Checkpoint, [texts, width]: [usize; 2]) -> Result<Vec<TensorData>> {
     let (values, shape) = file.read_f32(STATES)?;
     let (lengths, _) = file.read_f32(LENGTHS)?;
     let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
-    let width = match shape.as_slice() {
-        &[tokens, width] if width > 0 && tokens == lengths.iter().sum::<usize>() => width,
-        _ => {
-            let path = file.path().to_owned();
-            let reason = format!("states of shape {shape:?} for texts of {lengths:?} tokens");
-            return Err(Error::Dataset { path, reason });
-        }
-    };
+    if lengths.len() != texts || shape != [lengths.iter().sum(), width] {
+        let (path, found) = (file.path().to_owned(), lengths.len());
+        let reason =
+            format!("states of shape {shape:?} for {found} texts, expected {texts} of {width}");
+        return Err(Error::Dataset { path, reason });
+    }
     let mut rest = values.as_slice();
     let mut next = |length: usize| {
         let (own, behind) = rest.split_at(length * width);

@@ -53,6 +53,8 @@ pub struct Dataset {
     told: Vec<Vec<usize>>,
     /// Different classes or captions.
     names: Vec<String>,
+    /// The class that stands for none.
+    null: usize,
     /// What stands in the columns that were asked for, of each image.
     columns: Vec<Vec<Option<String>>>,
     notices: Vec<Notice>,
@@ -126,6 +128,7 @@ impl Dataset {
             pixels,
             annotation,
             told,
+            null: names.len(),
             names,
             columns,
             notices,
@@ -142,6 +145,12 @@ impl Dataset {
         let mut named: Vec<(usize, String)> = ids.iter().copied().zip(self.names).collect();
         named.sort_unstable();
         Self { names: named.into_iter().map(|(_, name)| name).collect(), ..self }
+    }
+
+    /// The same for a model of so many classes, of which `ids[class]` is in place of each class.
+    pub(crate) fn of_model(mut self, ids: &[usize], classes: usize) -> Self {
+        self.told.iter_mut().flatten().for_each(|class| *class = ids[*class]);
+        Self { null: classes, ..self }
     }
 
     /// What was not read, classes that are easily mistaken, and captions that are cut off.
@@ -258,8 +267,8 @@ impl Dataset {
         }
     }
 
-    /// Some of the images, or their latents, with their classes, the null class being the one past the last, or with a
-    /// caption each. All randomness is that of `random`: which are mirrored, their backgrounds, their places, the draws
+    /// Some of the images, or their latents, with their classes, the null class being the one past the last of the model, or
+    /// with a caption each. All randomness is that of `random`: which are mirrored, their backgrounds, their places, the draws
     /// from their posteriors, and which caption of several.
     ///
     /// # Panics
@@ -286,7 +295,7 @@ impl Dataset {
             (Some(captions), _) => captions.told(&drawn, device),
             (None, Annotation::Captions) => panic!("captions that no network can be told"),
             (None, Annotation::Classes) => {
-                let null = vec![self.names.len(); indices.len()];
+                let null = vec![self.null; indices.len()];
                 [drawn, null].map(|ids| Conditioning::classes(&ids, device))
             }
         };

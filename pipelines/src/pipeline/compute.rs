@@ -52,18 +52,24 @@ impl<T: Task> Pipeline<T> {
         let net = self.trunk();
         let (settings, plan) = self.check(request)?;
         let [_, channels, height, width] = self.shape(1, &settings)?;
-        let size = [height, width];
+        let (size, text) = ([height, width], self.task.text_tokens(request)?);
         if let Some(student) = self.student() {
             let mut calls = BTreeMap::new();
             for patch in &student.patches {
                 *calls.entry(*patch).or_default() += 1;
             }
-            let gmacs = student.flops(net, size).iter().sum::<f64>() / 2e9;
+            let gmacs = student.flops(net, size, text).iter().sum::<f64>() / 2e9;
             return Ok(Compute { gmacs, share: 1.0, calls });
         }
         let tally = RefCell::default();
         let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + '_> {
-            Box::new(Counter { net: self.network(call).0.config(), size, patch, tally: &tally })
+            Box::new(Counter {
+                net: self.network(call).0.config(),
+                size,
+                text,
+                patch,
+                tally: &tally,
+            })
         };
         let mut denoiser = self.phased(&settings.guidance, &plan, &bind);
         let x = Tensor::zeros([1, channels, 1, 1], &Device::flex());
@@ -91,6 +97,8 @@ struct Counter<'a> {
     net: &'a DitConfig,
     /// Of the latents.
     size: [usize; 2],
+    /// Tokens of the text.
+    text: usize,
     patch: usize,
     tally: &'a RefCell<Tally>,
 }
@@ -100,9 +108,10 @@ impl Denoiser for Counter<'_> {
     fn denoise(&mut self, x_t: Tensor<4>, _: &Level, _: usize) -> Denoised {
         let images = x_t.dims()[0];
         let mut tally = self.tally.borrow_mut();
-        tally.all += images as f64 * self.net.flops(self.size, self.patch);
-        tally.trunk += images as f64 * self.net.trunk_flops(self.size, self.patch);
-        tally.native_trunk += images as f64 * self.net.trunk_flops(self.size, self.net.patch);
+        tally.all += images as f64 * self.net.flops(self.size, self.patch, self.text);
+        tally.trunk += images as f64 * self.net.trunk_flops(self.size, self.patch, self.text);
+        tally.native_trunk +=
+            images as f64 * self.net.trunk_flops(self.size, self.net.patch, self.text);
         *tally.calls.entry(self.patch).or_default() += images;
         Denoised { clean: x_t, unclipped: None, variance: None }
     }

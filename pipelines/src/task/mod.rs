@@ -41,6 +41,15 @@ pub trait Task: Send + Sync + Sized {
         None
     }
 
+    /// Tokens of the longest text that the network is told; 0 where it is told none.
+    ///
+    /// # Errors
+    /// A text that cannot be read.
+    fn text_tokens(&self, request: &Request<Self::Prompt>) -> Result<usize> {
+        let _ = request;
+        Ok(0)
+    }
+
     /// What the network is told of a request that was checked, for images made at `size`, `[height, width]` in pixels.
     ///
     /// # Errors

@@ -89,6 +89,16 @@ impl Task for TextTask {
         Some(aspect::nearest(side, size))
     }
 
+    fn text_tokens(&self, request: &Request<String>) -> Result<usize> {
+        let negative = request.negative.clone().unwrap_or_default();
+        let mut longest = 0;
+        for text in request.prompts.iter().chain([&negative]) {
+            let text = self.input.cleaned(text, request.raw_prompt);
+            longest = longest.max(self.reader.tokens(&text, self.limit(request))?.ids.len());
+        }
+        Ok(longest)
+    }
+
     fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
         let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
         let mut texts = vec![request.negative.as_ref().map(clean).unwrap_or_default()];

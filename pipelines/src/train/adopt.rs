@@ -53,9 +53,22 @@ impl Adopted {
             && self.rows.iter().enumerate().all(|(class, row)| *row == Some(class))
     }
 
+    /// The class of the model behind each class of the data, where all of them are the model's.
+    fn ids(&self) -> Option<Vec<usize>> {
+        self.rows.iter().copied().collect()
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// A class that the model does not have.
+    pub(super) fn known(&self, why: &str) -> Result<Vec<usize>> {
+        self.ids().ok_or_else(|| Error::Config { reason: format!("{why}: {self}") })
+    }
+
     /// The class of the model behind each class of the data, where each is behind one.
     pub(super) fn order(&self) -> Option<Vec<usize>> {
-        let ids: Vec<usize> = self.rows.iter().copied().collect::<Option<_>>()?;
+        let ids = self.ids()?;
         let distinct: HashSet<usize> = ids.iter().copied().collect();
         (ids.len() == self.model && distinct.len() == self.model).then_some(ids)
     }

@@ -97,6 +97,13 @@ impl<M: Denoises> DenoisingLearner<M> {
             whole.check(config, &sources)?;
         }
         let known = data.notices().len();
+        let (data, adopted) = match (&config.lora, adopted) {
+            (Some(_), Some(adopted)) => {
+                let ids = adopted.known("a LoRA learns of the model's own classes")?;
+                (data.of_model(&ids, model.net.dit.classes), None)
+            }
+            (_, adopted) => (data, adopted),
+        };
         let mut data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
         if let (Some(reader), Some(input)) = (&text, &model.text) {
             let size = model.net.dit.sized.then_some(config.model.size);
@@ -194,14 +201,19 @@ fn initial(
             .expect_same("a model with adapters learns patch sizes alone, for its own classes")?;
     }
     let net = match model.net {
-        Net::Dit(net) if !adopted.is_same() => net.with_classes(&adopted.rows, config.seed).into(),
+        Net::Dit(net) if !adopted.is_same() && config.lora.is_none() => {
+            net.with_classes(&adopted.rows, config.seed).into()
+        }
         net => net,
     };
     let config = ModelConfig {
         net: net.config(),
         vae: latents.cloned(),
         defaults: config.defaults.clone(),
-        labels: adopted.labels.clone(),
+        labels: match config.lora {
+            Some(_) => model.config.labels,
+            None => adopted.labels.clone(),
+        },
         ..model.config
     };
     Ok((Model { net, vae, text: None, config }, Some(adopted)))

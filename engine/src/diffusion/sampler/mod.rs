@@ -236,20 +236,26 @@ const NAMES: [(&str, &[&str]); 11] = [
     ("ddpm_small", &["fixed_small"]),
     ("ddpm_large", &["fixed_large"]),
     ("euler", &["eulerdiscretescheduler", "flowmatcheulerdiscretescheduler", "edmeulerscheduler"]),
-    ("euler_a", &["euler a", "euler_ancestral", "eulerancestraldiscretescheduler"]),
+    ("euler_a", &["euler_ancestral", "eulerancestraldiscretescheduler"]),
     ("heun", &["heundiscretescheduler"]),
-    ("dpmpp_2m", &["dpm++ 2m", "dpm++2m", "dpmsolvermultistepscheduler"]),
-    ("dpmpp_2m_sde", &["dpm++ 2m sde", "dpm++2m_sde", "sde-dpmsolver++"]),
-    ("dpmpp_3m", &["dpm++ 3m", "dpm++3m"]),
-    ("unipc", &["uni_pc", "unipcmultistepscheduler"]),
+    ("dpmpp_2m", &["dpmsolvermultistepscheduler"]),
+    ("dpmpp_2m_sde", &["sde-dpmsolver++"]),
+    ("dpmpp_3m", &[]),
+    ("unipc", &["unipcmultistepscheduler"]),
 ];
+
+/// A name without what programs write otherwise: `DPM++ 2M`, `dpmpp-2m` and `dpmpp_2m` are one.
+fn plain(name: &str) -> String {
+    name.trim().to_lowercase().replace("++", "pp").replace([' ', '_', '-'], "")
+}
 
 impl FromStr for Sampler {
     type Err = GridError;
 
     fn from_str(text: &str) -> Result<Self, GridError> {
-        let name = text.trim().to_lowercase();
-        let found = NAMES.iter().find(|(own, other)| *own == name || other.contains(&&*name));
+        let is_it = |known: &str| plain(known) == plain(text);
+        let is_one = |other: &[&str]| other.iter().any(|other| is_it(other));
+        let found = NAMES.iter().find(|(own, other)| is_it(own) || is_one(other));
         Ok(match found.map(|(own, _)| *own) {
             Some("ddim") => Sampler::Ddim { eta: 0.0 },
             Some("ddpm_large") => Sampler::Ddpm { variance: Variance::Large },
@@ -300,12 +306,12 @@ pub fn parse_sampler(text: &str) -> Result<(Sampler, Option<Spacing>), GridError
     let name = text.trim().to_lowercase();
     if let Some(sampler) = name.strip_suffix("karras") {
         let spacing = Spacing::Karras { rho: KARRAS_RHO };
-        return Ok((sampler.trim_end_matches([' ', '_']).parse()?, Some(spacing)));
+        return Ok((sampler.parse()?, Some(spacing)));
     }
     if let Some(sampler) = name.strip_suffix("exponential") {
-        return Ok((sampler.trim_end_matches([' ', '_']).parse()?, Some(Spacing::Exponential)));
+        return Ok((sampler.parse()?, Some(Spacing::Exponential)));
     }
-    let spacing = (name == "ddim_trailing").then_some(Spacing::Trailing);
+    let spacing = (plain(text) == plain("ddim_trailing")).then_some(Spacing::Trailing);
     Ok((text.parse()?, spacing))
 }
 

@@ -128,9 +128,9 @@ impl StudentConfig {
         Ok(())
     }
 
-    /// Floating-point operations of each step of such a student of `net` on one image of `size`, as
-    /// [`DitConfig::flops`] counts them, with the attention to earlier points.
-    pub fn flops(&self, net: &DitConfig, size: [usize; 2]) -> Vec<f64> {
+    /// Floating-point operations of each step of such a student of `net` on one image of `size`, told a text of `text`
+    /// tokens, as [`DitConfig::flops`] counts them, with the attention to earlier points.
+    pub fn flops(&self, net: &DitConfig, size: [usize; 2], text: usize) -> Vec<f64> {
         let tokens = |step: usize| {
             let [rows, columns] = net.grid(size, self.patches[step]);
             (rows * columns) as f64
@@ -138,7 +138,7 @@ impl StudentConfig {
         let step = |step: usize| {
             let seen: f64 = (0..step).filter(|&e| self.sees(step, e)).map(tokens).sum();
             let pairs = tokens(step) * seen * self.history_layers as f64;
-            net.flops(size, self.patches[step]) + 4.0 * pairs * net.hidden as f64
+            net.flops(size, self.patches[step], text) + 4.0 * pairs * net.hidden as f64
         };
         (0..self.steps()).map(step).collect()
     }

@@ -232,8 +232,9 @@ fn memory_is_bounded_and_given_back() {
 fn operations_and_parameters_are_the_published_ones() {
     let (hidden, depth, heads) = DitConfig::preset("XL").expect("a published size");
     let dit = DitConfig::dit(hidden, depth, heads);
-    let gmacs =
-        |history, layers| steps(4, history, layers).flops(&dit, [32, 32]).iter().sum::<f64>() / 2e9;
+    let gmacs = |history, layers| {
+        steps(4, history, layers).flops(&dit, [32, 32], 0).iter().sum::<f64>() / 2e9
+    };
     let plain = gmacs(History::Newest, 6);
     assert!((plain - 474.48).abs() < 0.01, "{plain}");
     assert!((gmacs(History::All, 6) - plain - 5.436).abs() < 0.001);
@@ -255,7 +256,7 @@ fn the_products_of_every_step_are_those_of_the_formula() {
             let (steps, dit) = (steps(4, history, 2), small(preserved));
             let net = student(steps.clone(), dit.clone()).folded();
             let mut memory = Memory::default();
-            let expected = steps.flops(&dit, dit.size);
+            let expected = steps.flops(&dit, dit.size, 0);
             for (step, (x, flops)) in points(4).into_iter().zip(expected).enumerate() {
                 let (x, told) = (x.narrow(0, 0, 1), classes().select(&[0]));
                 let counted = crate::ops::counted(|| {
