@@ -4,16 +4,18 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Tensor, TensorData};
 use pyrograph::data::{Annotation, Dataset, Reading};
 use pyrograph::model::{open, recognise};
 use pyrograph::train::{Run, TrainConfig};
 use pyrograph::{Error, OpenOptions, Request, Result, TextPipeline};
+use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
 use crate::resume::dataset;
 use crate::util::{
-    assert_same_parameters, first_and_last_loss, goldens, text, train_until, write_pictures,
+    assert_close, assert_same_parameters, device, first_and_last_loss, goldens,
+    relative_difference, text, train_until, write_pictures,
 };
 
 /// A tiny T5 with its tokenizer, in the folder of a pipeline.
@@ -54,7 +56,7 @@ fn config(changes: &[&str]) -> TrainConfig {
 }
 
 fn start(folder: &Path, config: TrainConfig, data: Dataset, resume: bool) -> Result<Run> {
-    Run::on_images(folder, config, data, resume, &Device::flex())
+    Run::on_images(folder, config, data, resume, &device())
 }
 
 /// Means of the red, green and blue of an image, `[1, 3, height, width]`.
@@ -151,8 +153,8 @@ fn a_model_learns_what_captions_say() {
     assert!(last < 0.3 * first, "loss {first} to {last}");
 
     // Its own text encoder is in it.
-    let model = open(&at("run").join("model"), &Device::flex()).expect("a model");
-    let pipeline = TextPipeline::new(model, &Device::flex()).expect("of texts");
+    let model = open(&at("run").join("model"), &device()).expect("a model");
+    let pipeline = TextPipeline::new(model, &device()).expect("of texts");
     for prompt in ["a red square", "Red paper", "a blue square", "blue paper"] {
         let found = colour(&pipeline, prompt);
         let red = prompt.to_lowercase().contains("red");
@@ -402,4 +404,38 @@ fn the_command_trains_goes_on_and_starts_from_a_model() {
     let class = ["train", "class", "--data", "data", "--init", "run"];
     let error = TestCommand::new(folder.path(), class).on_cpu().failed();
     assert!(error.contains("pyrograph train text"), "{error}");
+}
+
+/// A LoRA of PixArt has the names that diffusers has for its layers, and is the same in the weights as beside them.
+#[test]
+fn a_lora_of_pixart_is_written_as_diffusers_names_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    captioned(&folder.path().join("data"));
+    let model = encoder();
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    let train = ["train", "lora", "-m", text(&model), "--data", "data", "-o", "run"];
+    let sizes = ["--steps", "3", "--batch", "2", "--rank", "2", "--lr", "0.05"];
+    command(&train).args(sizes).settings(&["sample_every=0"]).succeeded();
+    let file = Checkpoint::open(folder.path().join("run/lora.safetensors")).expect("a LoRA");
+    let name = |layer: &str| format!("transformer.transformer_blocks.0.{layer}.lora_B.weight");
+    for layer in ["attn1.to_q", "attn1.to_out.0", "attn2.to_v", "ff.net.0.proj", "ff.net.2"] {
+        assert!(file.tensors().contains_key(&name(layer)), "{layer}: {:?}", file.tensors().keys());
+    }
+    let merge = ["merge", text(&model), "--lora", "run", "-o", "merged", "--dtype", "f32"];
+    command(&merge).succeeded();
+    let latents = |output: &str, args: &[&str]| -> Tensor<4> {
+        let generate = ["generate", "text", "a lighthouse", "--steps", "2", "--seed", "4", "-o"];
+        let latents = format!("{output}.safetensors");
+        let asked = command(&generate).args([&format!("{output}.png"), "--save-latents", &latents]);
+        // A network of random weights may make a picture of one colour.
+        asked.args(args).ended();
+        let file = Checkpoint::open(folder.path().join(latents)).expect("latents");
+        let (values, shape) = file.read_f32("latents").expect("latents");
+        Tensor::from_data(TensorData::new(values, shape), &device())
+    };
+    let bare = latents("bare", &["-m", text(&model)]);
+    let put_on = latents("with", &["-m", text(&model), "--lora", "run"]);
+    let merged = latents("merged", &["-m", "merged"]);
+    assert!(relative_difference(put_on.clone(), bare) > 1e-3);
+    assert_close("merged", merged, put_on, 1e-5);
 }

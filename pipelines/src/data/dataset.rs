@@ -272,7 +272,7 @@ impl Dataset {
     /// from their posteriors, and which caption of several.
     ///
     /// # Panics
-    /// If it has captions, and not [for texts](Dataset::for_texts).
+    /// If it has captions: only a run tells those to a network.
     ///
     /// # Shapes
     /// `clean`: `[batch, 3, height, width]`, or `[batch, channels, height, width]` of the latents

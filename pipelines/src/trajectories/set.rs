@@ -103,7 +103,7 @@ impl Trajectories {
     /// A shard that can no longer be read.
     ///
     /// # Panics
-    /// If they are of texts, and not [for texts](Trajectories::for_texts).
+    /// If they are of texts, and not [of a model](Trajectories::of_model).
     pub fn batch(
         &self,
         indices: &[usize],
