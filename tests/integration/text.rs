@@ -376,7 +376,6 @@ fn commands_for_classes_refuse_models_of_texts() {
     let other = "is told texts, expected one that is told classes";
     for (args, part) in [
         (&["generate", "class", "-m", path][..], other),
-        (&["bench", "forward", "-m", path], other),
         (
             &["train", "class", "--data", "data", "-o", "out", "--init", path],
             "train a model of texts with `pyrograph train text`",
@@ -394,6 +393,24 @@ fn commands_for_classes_refuse_models_of_texts() {
     let flexify = ["flexify", path, "--patches", "4", "-o", "flexible"];
     TestCommand::new(&work, flexify).succeeded();
     TestCommand::new(&work, ["merge", path, path, "-o", "merged"]).succeeded();
+    let bench = |tokens: &str| -> Vec<serde_json::Value> {
+        let bench = ["bench", "encode", "forward", "generate", "-m", path, "--runs", "1"];
+        let said = TestCommand::new(&work, bench)
+            .args(["--steps", "1", "--text-tokens", tokens])
+            .succeeded();
+        said.lines().map(|line| serde_json::from_str(line).expect("a line")).collect()
+    };
+    let names = |lines: &[serde_json::Value]| -> Vec<String> {
+        lines.iter().map(|line| line["bench"].as_str().expect("a name").to_owned()).collect()
+    };
+    let [few, many] = [bench("3"), bench("60")];
+    assert_eq!(names(&few), ["encode", "forward", "generate"]);
+    // Operations are those of the text, too.
+    let operations = |line: &serde_json::Value| {
+        let number = |name: &str| line[name].as_f64().expect(name);
+        number("gflops") * number("wall_median_s")
+    };
+    assert!(operations(&many[1]) > 1.01 * operations(&few[1]), "{few:?} {many:?}");
     TestCommand::new(&work, ["inspect", path]).succeeded();
     let text = TestCommand::new(&work, ["generate", "text", "a cat", "-m", "emoji-class"]).failed();
     assert!(text.contains("generate class"), "{text}");

@@ -10,16 +10,18 @@ use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
 use pyrograph::engine::device::is_host;
 use pyrograph::engine::diffusion::{NoiseSchedule, Prediction, Process, TimeInput};
-use pyrograph::engine::nets::{Conditioning, Dit, DitConfig};
+use pyrograph::engine::nets::{Conditioning, Dit, DitConfig, Text};
 use pyrograph::engine::ops::{self, products};
 use pyrograph::engine::random::Generator;
 use pyrograph::engine::train::{
     Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
 };
 use pyrograph::model::{self, Model};
+use pyrograph::pipeline::Pipeline;
+use pyrograph::task::{ClassTask, Task, TextTask};
 use pyrograph::train::TrainConfig;
 use pyrograph::weights::FloatDtype;
-use pyrograph::{ClassPipeline, Guidance, Request, WeightType, memory};
+use pyrograph::{Guidance, Request, WeightType, memory};
 use serde_json::{Map, Value, json};
 
 use crate::common::{Common, parse_steps, whole};
@@ -62,6 +64,9 @@ pub(crate) struct Bench {
     /// A magnitude-preserving network
     #[arg(long)]
     mp: bool,
+    /// Tokens of the text that `encode` and `forward` are of, for a model that reads texts
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole(1, 65_536))]
+    text_tokens: usize,
 }
 
 fn parse_tokens(text: &str) -> anyhow::Result<usize> {
@@ -69,12 +74,17 @@ fn parse_tokens(text: &str) -> anyhow::Result<usize> {
     text.parse().ok().filter(square).context("expected a square number up to 65536")
 }
 
+/// What a model of texts is asked.
+const PROMPT: &str = "a small boat on a lake in the morning light, mountains behind it";
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// The machine's own speed at a large f32 matrix product
     Gemm,
     /// Opening the model
     Load,
+    /// The text encoder, on one text
+    Encode,
     /// One call of the network
     Forward,
     /// A whole generation
@@ -98,7 +108,11 @@ pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
             What::Gemm => println!("{}", json!({ "bench": "gemm", "gflops": bench.peak / 1e9 })),
             What::Load => bench.report("load", None, || open(&path, args, &device))?,
             What::Forward => forward(&bench, open(&path, args, &device)?.net.folded().trunk())?,
-            What::Generate => generate(&bench, &path)?,
+            What::Encode => encode(&bench, &path)?,
+            What::Generate => match model::recognise(&path)?.config.text {
+                None => generate::<ClassTask>(&bench, &path, 0)?,
+                Some(_) => generate::<TextTask>(&bench, &path, PROMPT.to_owned())?,
+            },
             What::Decode => decode(&bench, open(&path, args, &device)?)?,
             What::Train => train(&bench)?,
         }
@@ -108,7 +122,7 @@ pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
 
 fn open(path: &Path, args: &Bench, device: &Device) -> anyhow::Result<Model> {
     let recognised = model::recognise(path)?;
-    recognised.config.check_classes()?;
+    recognised.config.check_trained()?;
     let model = recognised.load(args.dtype, device, &mut |_| ())?;
     crate::memory::give_back(args.dtype);
     Ok(model)
@@ -207,9 +221,20 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     check_memory(bench, config.size, memory::network(config, batch, config.size))?;
     let x = input(config, batch, device);
     let time = Tensor::<1>::full([batch], 500.0, device);
-    let told = Conditioning::classes(&vec![0; batch], device);
+    let tokens = bench.args.text_tokens;
+    let random = |width| Tensor::random([batch, tokens, width], Distribution::Default, device);
+    let told = Conditioning {
+        class: Conditioning::classes(&vec![0; batch], device).class.filter(|_| config.classes > 0),
+        text: config.text.as_ref().map(|text| Text {
+            tokens: random(text.width),
+            padding: None,
+            pooled: text.pooled.map(|width| Tensor::zeros([batch, width], device)),
+        }),
+        size: config.sized.then(|| Tensor::ones([batch, 3], device)),
+        panels: Vec::new(),
+    };
     for patch in config.patches() {
-        let flops = config.flops(config.size, patch, 0) * batch as f64;
+        let flops = config.flops(config.size, patch, tokens) * batch as f64;
         let name = match patch == config.patch {
             true => "forward".to_owned(),
             false => format!("forward/{patch}"),
@@ -221,14 +246,24 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn generate(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
+/// Times the encoder on a text of so many tokens, none of which is taken from disk.
+fn encode(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
+    let tokens = bench.args.text_tokens;
+    let model = open(path, bench.args, bench.device)?;
+    let reader = model.text.context("the model has no text encoder")?;
+    // A word is one token or more.
+    let texts = [vec!["lighthouse"; tokens].join(" ")];
+    bench.report("encode", None, || Ok(reader.read_once(&texts, tokens)?))
+}
+
+fn generate<T: Task>(bench: &Timer<'_>, path: &Path, prompt: T::Prompt) -> anyhow::Result<()> {
     let args = bench.args;
-    let pipeline = ClassPipeline::new(open(path, args, bench.device)?, bench.device)?;
+    let pipeline = Pipeline::<T>::new(open(path, args, bench.device)?, bench.device)?;
     let request = Request {
         steps: args.steps,
         guidance: Guidance { scale: args.cfg_scale, ..Guidance::default() },
         batch: Some(args.batch),
-        ..Request::new(vec![0; args.batch])
+        ..Request::new(vec![prompt; args.batch])
     };
     bench.report("generate", None, || {
         // Random weights make no picture worth checking.

@@ -102,7 +102,7 @@ const HEADINGS: [(&str, &[Heading]); 12] = [
     (
         "bench",
         &[
-            ("Model", &["model", "dtype", "steps", "cfg_scale"]),
+            ("Model", &["model", "dtype", "steps", "cfg_scale", "text_tokens"]),
             ("Network that `train` makes", &["hidden", "depth", "heads", "tokens", "mp"]),
         ],
     ),

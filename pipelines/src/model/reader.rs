@@ -106,11 +106,11 @@ impl TextReader {
         self.states(texts, limit, true)
     }
 
-    /// [`TextReader::read`] of texts that are not kept for another time.
+    /// [`TextReader::read`] of texts that are not looked for on disk, nor kept there for another time.
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn read_once(&self, texts: &[String], limit: usize) -> Result<Vec<Tensor<3>>> {
+    pub fn read_once(&self, texts: &[String], limit: usize) -> Result<Vec<Tensor<3>>> {
         self.states(texts, limit, false)
     }
 

@@ -16,7 +16,7 @@ use crate::files::open_file;
 use crate::tensor::{OpenFile, TensorInfo, Values};
 use header::{Gguf, MAGIC, Tensor, read};
 pub(crate) use kind::Kind;
-use t5::t5_name;
+use t5::{is_gate, t5_name};
 
 /// Number of files that a model was split into.
 const PARTS_KEY: &str = "split.count";
@@ -35,8 +35,9 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     if let Some(parts) = metadata.get(PARTS_KEY).filter(|parts| parts.as_str() != "1") {
         return Err(fault(format!("one of {parts} parts of a model: join them first")));
     }
-    let is_t5 = !tensors.is_empty() && tensors.keys().all(|name| t5_name(name).is_some());
-    let named = |name: String| t5_name(&name).filter(|_| is_t5).unwrap_or(name);
+    let gated = tensors.keys().any(|name| is_gate(name));
+    let is_t5 = !tensors.is_empty() && tensors.keys().all(|name| t5_name(name, gated).is_some());
+    let named = |name: String| t5_name(&name, gated).filter(|_| is_t5).unwrap_or(name);
     let file = Arc::new(OpenFile::new(path, file));
     let placed = |Tensor { kind, shape, range }| {
         let file = Arc::clone(&file);

@@ -75,7 +75,7 @@ fn t5_encoders_have_the_tensors_that_their_names_say() {
         let (file, values) = (parse(&bytes).unwrap(), values(&bytes));
         assert_eq!(values.len(), all.len());
         for (name, info) in &file.tensors {
-            let renamed = t5_name(name).unwrap();
+            let renamed = t5_name(name, true).unwrap();
             let (shape, expected) = &all[&renamed];
             let own = error(&values[name], expected);
             assert!(info.shape == *shape && own < most, "{kind} {name}: {own}");
