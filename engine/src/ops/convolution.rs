@@ -104,7 +104,7 @@ impl Side {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::mixed::in_tiles;
+    use crate::ops::cpu::mixed;
     use crate::ops::testing::difference;
     use crate::testing::random;
     use burn::tensor::Device;
@@ -125,7 +125,7 @@ mod tests {
                 let expected = plain_conv3x3(&layer, x.clone(), double);
                 let found = conv3x3(&layer, x.clone(), double, true);
                 let worst = difference(found, expected.clone());
-                let off = if in_tiles() { 1e-5..2e-2 } else { 0.0..2e-6 };
+                let off = if mixed::available() { 1e-5..2e-2 } else { 0.0..2e-6 };
                 assert!(off.contains(&worst), "rounded: {worst:e}");
                 let worst = difference(conv3x3(&layer, x.clone(), double, false), expected);
                 assert!(worst < 2e-6, "{worst:e}");

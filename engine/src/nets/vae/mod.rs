@@ -227,7 +227,7 @@ impl Vae {
         }
     }
 
-    /// With convolutions that round what they multiply to bf16, where the CPU has tile units for that.
+    /// With convolutions that round what they multiply to bf16, where the CPU is faster at that.
     pub fn rounding(self) -> Self {
         Self { rounds: true, ..self }
     }

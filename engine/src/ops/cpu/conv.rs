@@ -8,6 +8,7 @@ use super::amx::{self, Side, Tiles};
 use super::buffers::{buffer, shape, tensor, values};
 use super::math::{simd, sum};
 use super::matrix::{Matrix, multiply};
+use super::mixed;
 use crate::ops::activation::Activation;
 
 /// Numbers of the output that one task computes: its sums stay in the second cache.
@@ -15,8 +16,8 @@ const SUMS: usize = 1 << 17;
 
 /// Convolution `[out, in, 3, 3]` with a border of zeros, of an image that may be doubled in size first.
 ///
-/// Each of the nine taps is a matrix product with the padded image, shifted; of bf16 if `rounds`, where there are tile
-/// units.
+/// Each of the nine taps is a matrix product with the padded image, shifted; of bf16 if `rounds`, where the machine has
+/// those.
 pub(in crate::ops) fn conv3x3(
     x: &FlexTensor,
     weight: &FlexTensor,
@@ -32,8 +33,7 @@ pub(in crate::ops) fn conv3x3(
     let (height, width) = (small_height * factor, small_width * factor);
     // A row of the padded image.
     let line = width + 2;
-    let taps = Taps::new(values(&weight), [outputs, inputs]);
-    let tiles = (rounds && amx::available()).then(|| taps.in_tiles());
+    let taps = Taps::new(values(&weight), [outputs, inputs], rounds);
     let rows = (SUMS / (outputs * line)).clamp(1, height);
     let blocks = height.div_ceil(rows);
     // The rows of a block and one on each side, and a few zeros where the widest shift ends.
@@ -50,14 +50,7 @@ pub(in crate::ops) fn conv3x3(
         let shifted =
             |tap: usize| Matrix::strided(&window[tap / 3 * line + tap % 3..], inputs, count, plane);
         let mut sums = buffer(outputs * count);
-        match &tiles {
-            Some(tiles) => amx::sum_into(&mut sums, count, tiles, std::array::from_fn(shifted)),
-            None => {
-                for i in 0..9 {
-                    multiply(&mut sums, count, taps.matrix(i), shifted(i), i > 0, false);
-                }
-            }
-        }
+        taps.sum_into(&mut sums, count, shifted);
         sums
     };
     let mut out = buffer(batch * outputs * height * width);
@@ -87,11 +80,22 @@ struct Taps {
     /// `[9, out, in]`.
     values: Vec<f32>,
     widths: [usize; 2],
+    laid: Laid,
+}
+
+/// What the matrices of a filter are laid out for.
+enum Laid {
+    /// Products of f32.
+    Rows,
+    /// Products of bf16 in vectors.
+    Words([Vec<u32>; 9]),
+    /// Products of bf16 in tile units.
+    Tiles([Tiles; 9]),
 }
 
 impl Taps {
-    /// Of weights `[out, in, 9]`.
-    fn new(weights: &[f32], widths: [usize; 2]) -> Self {
+    /// Of weights `[out, in, 9]`, for products of bf16 if they `round`, where the machine has those.
+    fn new(weights: &[f32], widths: [usize; 2], rounds: bool) -> Self {
         let size = widths[0] * widths[1];
         let mut values = buffer(9 * size);
         for (i, weight) in weights.chunks_exact(9).enumerate() {
@@ -99,7 +103,14 @@ impl Taps {
                 values[tap * size + i] = weight;
             }
         }
-        Self { values, widths }
+        let mut taps = Self { values, widths, laid: Laid::Rows };
+        if rounds && amx::available() {
+            let tile = |tap| amx::pack(Side::Left, taps.matrix(tap), true);
+            taps.laid = Laid::Tiles(std::array::from_fn(tile));
+        } else if rounds && mixed::in_vectors() {
+            taps.laid = Laid::Words(std::array::from_fn(|tap| mixed::in_rows(taps.matrix(tap))));
+        }
+        taps
     }
 
     fn matrix(&self, tap: usize) -> Matrix<'_> {
@@ -107,8 +118,21 @@ impl Taps {
         Matrix::new(&self.values[tap * outputs * inputs..][..outputs * inputs], outputs, inputs)
     }
 
-    fn in_tiles(&self) -> [Tiles; 9] {
-        std::array::from_fn(|tap| amx::pack(Side::Left, self.matrix(tap), true))
+    /// The sum of all products with the image, `shifted` for each, `[in, count]`.
+    fn sum_into<'a>(&self, sums: &mut [f32], count: usize, shifted: impl Fn(usize) -> Matrix<'a>) {
+        match &self.laid {
+            Laid::Tiles(tiles) => amx::sum_into(sums, count, tiles, std::array::from_fn(shifted)),
+            Laid::Words(words) => {
+                for (tap, words) in words.iter().enumerate() {
+                    mixed::add(sums, words, shifted(tap), tap > 0);
+                }
+            }
+            Laid::Rows => {
+                for tap in 0..9 {
+                    multiply(sums, count, self.matrix(tap), shifted(tap), tap > 0, false);
+                }
+            }
+        }
     }
 }
 

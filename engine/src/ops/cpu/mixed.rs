@@ -74,6 +74,41 @@ pub(in crate::ops) fn multiply(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     y
 }
 
+/// Whether products of bf16 are those of vectors.
+pub(in crate::ops) fn in_vectors() -> bool {
+    matches!(Method::of(DType::BF16), Some(Method::Dot))
+}
+
+/// `y = a · b`, or `y += a · b`, of both rounded to bf16 in vectors, on this thread; `a` as [`in_rows`] has laid it out,
+/// `[rows, ⌈inner / 2⌉]`, and `y` in one piece, `[rows, b.columns]`.
+///
+/// # Panics
+/// Without such products on this machine, and for sizes that do not go together.
+pub(in crate::ops) fn add(y: &mut [f32], a: &[u32], b: Matrix<'_>, accumulate: bool) {
+    assert!(in_vectors(), "products of bf16 in vectors");
+    let (steps, outputs) = (b.rows.div_ceil(2), b.columns);
+    let rows = a.len() / steps;
+    assert_eq!((rows * steps, rows * outputs), (a.len(), y.len()), "sizes of a product");
+    #[cfg(test)]
+    super::matrix::count(rows * b.rows * outputs);
+    let all = Output::new(y);
+    let mut weights = vec![[0; COLUMNS]; steps];
+    for first in (0..outputs).step_by(COLUMNS) {
+        let columns = COLUMNS.min(outputs - first);
+        panel(b, first, columns, &mut weights);
+        for row in (0..rows).step_by(ROWS) {
+            // SAFETY: rows and columns are within the product, whose memory is borrowed, and the machine was found to
+            // have the method.
+            #[allow(unsafe_code)]
+            unsafe {
+                let y = all.at(row * outputs + first);
+                let tile = Tile { y, stride: outputs, rows: ROWS.min(rows - row), columns };
+                tile.multiply(Method::Dot, &a[row * steps..], steps, &weights, accumulate);
+            }
+        }
+    }
+}
+
 /// Two neighbours of an inner dimension, the first in the lower bits.
 #[inline(always)]
 fn pair(first: f32, second: f32) -> u32 {
@@ -133,30 +168,35 @@ fn in_panels(b: Matrix<'_>) -> Vec<Weights> {
     if steps == 0 {
         return panels;
     }
-    panels.par_chunks_mut(steps).enumerate().for_each(|(panel, out)| {
-        let first = panel * COLUMNS;
-        let count = COLUMNS.min(b.columns - first);
-        simd(
-            #[inline(always)]
-            || match b.strides[1] {
-                1 => {
-                    for (step, out) in out.iter_mut().enumerate() {
-                        woven(b.transposed(), step, first, &mut out[..count]);
-                    }
-                }
-                stride => {
-                    for column in 0..count {
-                        let line = &b.values[(first + column) * stride..][..b.rows];
-                        pairs(line, out.iter_mut().map(|out| &mut out[column]));
-                        if let [last] = line.chunks_exact(2).remainder() {
-                            out[steps - 1][column] = pair(*last, 0.0);
-                        }
-                    }
-                }
-            },
-        );
+    panels.par_chunks_mut(steps).enumerate().for_each(|(number, out)| {
+        let first = number * COLUMNS;
+        panel(b, first, COLUMNS.min(b.columns - first), out);
     });
     panels
+}
+
+/// One panel, of `count` columns from `first` on.
+fn panel(b: Matrix<'_>, first: usize, count: usize, out: &mut [Weights]) {
+    let steps = out.len();
+    simd(
+        #[inline(always)]
+        || match b.strides[1] {
+            1 => {
+                for (step, out) in out.iter_mut().enumerate() {
+                    woven(b.transposed(), step, first, &mut out[..count]);
+                }
+            }
+            stride => {
+                for column in 0..count {
+                    let line = &b.values[(first + column) * stride..][..b.rows];
+                    pairs(line, out.iter_mut().map(|out| &mut out[column]));
+                    if let [last] = line.chunks_exact(2).remainder() {
+                        out[steps - 1][column] = pair(*last, 0.0);
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// The elements of a line as pairs, but for an odd last one.
