@@ -65,6 +65,17 @@ fn means(image: Tensor<4>) -> Vec<f32> {
     means.into_data().iter::<f32>().collect()
 }
 
+/// Trains a model of the two colours in `run`.
+fn learned(folder: &Path) {
+    captioned(&folder.join("data"));
+    let data = read(&folder.join("data")).expect("ten pictures");
+    assert_eq!(data.captions().len(), 4, "{:?}", data.captions());
+    assert!(data.classes().is_empty() && data.notices().is_empty(), "{:?}", data.notices());
+    let config = config(&["steps=160"]);
+    let mut run = start(&folder.join("run"), config, data, false).expect("a run");
+    assert!(train_until(&mut run, None).is_continue());
+}
+
 /// Mean red, green and blue of what a model makes of a prompt, which may be all of one colour.
 fn colour(pipeline: &TextPipeline, prompt: &str) -> Vec<f32> {
     let request = Request { seed: 5, ..Request::new([prompt.to_owned()]) };
@@ -78,11 +89,7 @@ fn colour(pipeline: &TextPipeline, prompt: &str) -> Vec<f32> {
 fn a_lora_learns_a_new_concept_beside_the_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    captioned(&at("data"));
-    let data = read(&at("data")).expect("ten pictures");
-    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
-    assert!(train_until(&mut run, None).is_continue());
-    drop(run);
+    learned(folder.path());
     let model = || TextPipeline::open(at("run"), &OpenOptions::default()).expect("a model");
     let weights = || fs::read(at("run/model/dit.safetensors")).expect("weights");
     let (mut pipeline, before) = (model(), weights());
@@ -143,12 +150,7 @@ fn a_lora_learns_a_new_concept_beside_the_model() {
 fn a_model_learns_what_captions_say() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    captioned(&at("data"));
-    let data = read(&at("data")).expect("ten pictures");
-    assert_eq!(data.captions().len(), 4, "{:?}", data.captions());
-    assert!(data.classes().is_empty() && data.notices().is_empty(), "{:?}", data.notices());
-    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
-    assert!(train_until(&mut run, None).is_continue());
+    learned(folder.path());
     let [first, last] = first_and_last_loss(&at("run"));
     assert!(last < 0.3 * first, "loss {first} to {last}");
 
@@ -161,7 +163,6 @@ fn a_model_learns_what_captions_say() {
         assert_eq!(found[0] > found[2] + 0.5, red, "{prompt}: {found:?}");
         assert_eq!(found[2] > found[0] + 0.5, !red, "{prompt}: {found:?}");
     }
-    drop(run);
     probes_read_it_off(folder.path());
 }
 
@@ -209,11 +210,7 @@ fn probes_read_it_off(folder: &Path) {
 fn students_and_further_patch_sizes_come_from_a_file_of_prompts() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    captioned(&at("data"));
-    let data = read(&at("data")).expect("ten pictures");
-    let mut run = start(&at("run"), config(&["steps=160"]), data, false).expect("a run");
-    assert!(train_until(&mut run, None).is_continue());
-    drop(run);
+    learned(folder.path());
     fs::write(at("prompts.txt"), "a red square\n\na blue square\n").expect("written");
     let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
 

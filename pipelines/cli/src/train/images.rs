@@ -28,6 +28,25 @@ pub(crate) struct Class {
     help_settings: bool,
 }
 
+/// What reads captions.
+#[derive(Args)]
+struct Reader {
+    /// What reads the captions, where no model does: the folder of a T5 or CLIP encoder, a file of T5's, or a model of texts
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
+    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
+    tokenizer: Option<PathBuf>,
+}
+
+impl Reader {
+    /// Overrides of the settings of a run on this data.
+    fn overrides(&self, data: &Option<PathBuf>) -> anyhow::Result<Vec<String>> {
+        let Self { text_encoder, tokenizer } = self;
+        path_settings(&[("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)])
+    }
+}
+
 #[derive(Args)]
 pub(crate) struct Text {
     /// Folder of images with a .txt file of captions beside each, one in a line, or with a metadata.jsonl or metadata.csv
@@ -40,12 +59,8 @@ pub(crate) struct Text {
     /// Model to start from, whose text encoder reads the captions if it has one
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
-    /// What reads the captions: the folder of a T5 or CLIP encoder, a file of T5's, or a model of texts
-    #[arg(long, value_name = "PATH")]
-    text_encoder: Option<PathBuf>,
-    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
-    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    reader: Reader,
     #[command(flatten)]
     run: RunArgs,
     /// Explain every setting of --config and --set
@@ -67,12 +82,8 @@ pub(crate) struct Lora {
     /// Rank of the matrices [default: 16]
     #[arg(long, value_parser = whole(1, LARGEST))]
     rank: Option<usize>,
-    /// What reads the captions, for a model that comes without a text encoder
-    #[arg(long, value_name = "PATH")]
-    text_encoder: Option<PathBuf>,
-    /// Folder of its tokenizer, where that is not with the encoder, or in `tokenizer` beside it
-    #[arg(long, value_name = "FOLDER", requires = "text_encoder")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    reader: Reader,
     #[command(flatten)]
     run: RunArgs,
     /// Explain every setting of --config and --set
@@ -209,14 +220,12 @@ pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
         return print_settings();
     }
     let output = args.run.folder(args.output.as_deref())?;
-    let Text { data, text_encoder, tokenizer, .. } = args;
-    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
     let asked = OnImages {
         kind: Kind::Text,
         output: output.unwrap_or_else(|| "runs/text".into()),
         init: args.init.as_deref(),
         run: &args.run,
-        further: path_settings(&paths)?,
+        further: args.reader.overrides(&args.data)?,
     };
     asked.start(common)
 }
@@ -226,9 +235,7 @@ pub(crate) fn lora(args: &Lora, common: &Common) -> anyhow::Result<()> {
         return print_settings();
     }
     let output = args.run.folder(args.output.as_deref())?;
-    let Lora { data, text_encoder, tokenizer, .. } = args;
-    let paths = [("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)];
-    let mut further = path_settings(&paths)?;
+    let mut further = args.reader.overrides(&args.data)?;
     further.extend(args.rank.map(|rank| format!("lora.rank={rank}")));
     let asked = OnImages {
         kind: Kind::Lora,
