@@ -169,6 +169,8 @@ fn a_merged_lora_equals_one_that_is_put_on() {
     let said = merge(&["emoji-class", "--lora", "own.safetensors", "-o", "x"]).failed();
     assert!(said.contains("mlp.down` normalises its weight"), "{said}");
     assert!(!folder.path().join("x").exists());
+    let said = merge(&["emoji-class", "--lora", "none:2", "-o", "x"]).failed();
+    assert!(said.contains("none: there is no such LoRA"), "{said}");
     let said = merge(&["emoji-class", "-o", "x"]).failed();
     assert!(said.contains("one model: name others, or a LoRA with --lora"), "{said}");
 }

@@ -397,6 +397,12 @@ fn the_command_trains_goes_on_and_starts_from_a_model() {
 
     let prompt = ["generate", "text", "a red square", "-m", "next", "-o", "picture.png"];
     TestCommand::new(folder.path(), prompt).args(["--steps", "2", "--seed", "1"]).on_cpu().ended();
+    let of_classes = ["--data", "data", "--init", "emoji-class", "--text-encoder", text(&encoder)];
+    let error = train(&of_classes).args(["-o", "other"]).failed();
+    assert!(
+        error.contains("told classes, expected one that is told texts: leave --init out"),
+        "{error}"
+    );
     // A model of texts is none of classes.
     let class = ["train", "class", "--data", "data", "--init", "run"];
     let error = TestCommand::new(folder.path(), class).on_cpu().failed();

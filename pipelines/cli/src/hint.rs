@@ -33,7 +33,12 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         Error::Task { found: "texts", .. } if matches!(command, Command::Generate { .. }) => {
             "use `pyrograph generate text`"
         }
-        Error::Task { found: "classes", .. } => "use `pyrograph generate class`",
+        Error::Task { found: "classes", .. } if matches!(command, Command::Generate { .. }) => {
+            "use `pyrograph generate class`"
+        }
+        Error::Task { found: "classes", .. } if matches!(command, Command::Train(_)) => {
+            "leave --init out, or name a model of texts"
+        }
         Error::OtherTask { expected: "classes", .. } => "use `pyrograph generate text`",
         Error::OtherTask { .. } => "use `pyrograph generate class`",
         Error::Text(TextError::NoEncoder) => "name one with --text-encoder",

@@ -55,6 +55,9 @@ pub(crate) fn run(args: &Merge, common: &Common) -> anyhow::Result<()> {
 
 fn with_adapters(model: &Path, args: &Merge, common: &Common) -> anyhow::Result<()> {
     model::check_save(&args.output, args.overwrite)?;
+    if let Some(lora) = args.lora.iter().find(|lora| !lora.file.exists()) {
+        bail!("{}: there is no such LoRA", lora.file.display());
+    }
     let notify = &mut |notice| common.tell(&notice);
     let device = Device::flex();
     let recognised = model::recognise(&common.find(model)?)?;
