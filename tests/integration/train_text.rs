@@ -197,6 +197,11 @@ fn probes_read_it_off(folder: &Path) {
     write(&|colour| format!("a {} square", if colour == "red" { "blue" } else { "red" }));
     assert_eq!(judged(), [1.0, 0.0]);
 
+    // What the model cannot do is said before anything is measured.
+    for (option, part) in [("--steps", "11111"), ("--sampler", "none")] {
+        let said = command(&["-m", "run", option, part]).ended();
+        assert!(said.code != Some(0) && said.error.contains(part), "{}", said.error);
+    }
     let said = TestCommand::new(folder, eval).args(["--columns", "shape"]).on_cpu().failed();
     assert!(said.contains("metadata.jsonl: no `shape`"), "{said}");
     let eval = ["eval", "text", "--reference", "data", "--columns", "colour"];

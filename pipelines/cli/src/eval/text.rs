@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use burn::tensor::Device;
 use clap::Args;
 use image::RgbImage;
 use pyrograph::adherence::{Probes, seam_ratio};
@@ -16,8 +17,10 @@ use serde_json::{Map, Value, json};
 use super::{FEATURES, MOST_IMAGES, Making, check_folder};
 use crate::common::{Common, interrupted, whole};
 
-/// Sides of images from which no model is asked for a size.
+/// Side of images where no model says what size they have.
 const SIDE: usize = 64;
+/// Images whose features are computed between two looks at signals.
+const AT_ONCE: usize = 64;
 /// Random parts of the images behind the intervals of the distances.
 const RESAMPLES: usize = 20;
 
@@ -79,13 +82,16 @@ pub(crate) fn run(args: &Text, common: &Common) -> anyhow::Result<()> {
     let learned = args.learn.min(order.len() - (order.len() / 5).max(1));
     let (learn, judged) = order.split_at(learned);
     let judged = &judged[..args.count.min(judged.len())];
+    let others: Vec<usize> =
+        (0..held_out.as_ref().map_or(0, Dataset::len)).take(args.count).collect();
+    judge.check(&reference, judged)?;
+    held_out.as_ref().map_or(Ok(()), |data| judge.check(data, &others))?;
     let rows = judge.rows(&reference, learn, "images to learn from")?;
     let probes = Probes::fit(&reference, &args.columns, learn, &rows)?;
     let mut line = Map::from_iter([("learned_from".to_owned(), json!(learn.len()))]);
     line.insert("trained".into(), judge.judged(&probes, &reference, judged)?);
     if let Some(held_out) = &held_out {
-        let all: Vec<usize> = (0..held_out.len()).take(args.count).collect();
-        line.insert("held_out".into(), judge.judged(&probes, held_out, &all)?);
+        line.insert("held_out".into(), judge.judged(&probes, held_out, &others)?);
     }
     if let Some((pipeline, request)) = judge.asked()? {
         line.insert("settings".into(), json!(request.settings(&pipeline.config().defaults)));
@@ -114,12 +120,8 @@ impl Judge<'_> {
         let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
         let bar = self.common.progress_bar(images.len() as u64, &template);
         let mut rows = Vec::with_capacity(images.len());
-        for part in images.chunks(64) {
-            rows.extend(self.net.rows(&pictures(
-                data,
-                part,
-                &pyrograph::burn::tensor::Device::flex(),
-            )?));
+        for part in images.chunks(AT_ONCE) {
+            rows.extend(self.net.rows(&pictures(data, part, &Device::flex())?));
             bar.set_position(rows.len() as u64);
             if interrupted().is_break() {
                 return Err(Error::Cancelled.into());
@@ -147,14 +149,25 @@ impl Judge<'_> {
         }
     }
 
+    /// What is asked for in place of some images.
+    fn prompts(&self, data: &Dataset, images: &[usize]) -> anyhow::Result<Vec<String>> {
+        images.iter().map(|&image| self.prompt(data, image)).collect()
+    }
+
+    /// Checks, before any work, that the model can be asked for some images.
+    fn check(&self, data: &Dataset, images: &[usize]) -> anyhow::Result<()> {
+        let Some((pipeline, request)) = self.asked()? else { return Ok(()) };
+        pipeline.resolve(&Request { prompts: self.prompts(data, images)?, ..request })?;
+        Ok(())
+    }
+
     /// What probes read off some images, and off those that the model makes of their prompts.
     fn judged(&self, probes: &Probes, data: &Dataset, images: &[usize]) -> anyhow::Result<Value> {
         let real = self.rows(data, images, "real images")?;
         let mut found =
             Map::from_iter([("real".to_owned(), json!(probes.judge(data, images, &real)))]);
         let Some((pipeline, request)) = self.asked()? else { return Ok(Value::Object(found)) };
-        let prompts: Vec<String> =
-            images.iter().map(|&image| self.prompt(data, image)).collect::<Result<_, _>>()?;
+        let prompts = self.prompts(data, images)?;
         let started = Instant::now();
         let made = self.made(pipeline, &request, &prompts)?;
         let seconds = started.elapsed().as_secs_f64() / made.len() as f64;
@@ -166,7 +179,7 @@ impl Judge<'_> {
             found.insert(name.into(), json!(distance));
         }
         let side = pipeline.config().net.dit.patch * pipeline.factor();
-        let shown = pictures(data, images, &pyrograph::burn::tensor::Device::flex())?;
+        let shown = pictures(data, images, &Device::flex())?;
         let seams = [&shown, &made].map(|images| seam_ratio(images, side));
         found.insert("seam_ratio".into(), json!({ "real": seams[0], "made": seams[1] }));
         found.insert("seconds_per_image".into(), json!(seconds));

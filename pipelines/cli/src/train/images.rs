@@ -41,9 +41,10 @@ struct Reader {
 
 impl Reader {
     /// Overrides of the settings of a run on this data.
-    fn overrides(&self, data: &Option<PathBuf>) -> anyhow::Result<Vec<String>> {
-        let Self { text_encoder, tokenizer } = self;
-        path_settings(&[("data", data), ("text_encoder", text_encoder), ("tokenizer", tokenizer)])
+    fn overrides(&self, data: &Option<PathBuf>, common: &Common) -> anyhow::Result<Vec<String>> {
+        let encoder = self.text_encoder.as_deref().map(|path| common.find(path)).transpose()?;
+        let tokenizer = &self.tokenizer;
+        path_settings(&[("data", data), ("text_encoder", &encoder), ("tokenizer", tokenizer)])
     }
 }
 
@@ -225,7 +226,7 @@ pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
         output: output.unwrap_or_else(|| "runs/text".into()),
         init: args.init.as_deref(),
         run: &args.run,
-        further: args.reader.overrides(&args.data)?,
+        further: args.reader.overrides(&args.data, common)?,
     };
     asked.start(common)
 }
@@ -235,7 +236,7 @@ pub(crate) fn lora(args: &Lora, common: &Common) -> anyhow::Result<()> {
         return print_settings();
     }
     let output = args.run.folder(args.output.as_deref())?;
-    let mut further = args.reader.overrides(&args.data)?;
+    let mut further = args.reader.overrides(&args.data, common)?;
     further.extend(args.rank.map(|rank| format!("lora.rank={rank}")));
     let asked = OnImages {
         kind: Kind::Lora,
