@@ -10,6 +10,10 @@ use serde::Serialize;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 
+/// Strengths of the ridge that are tried for each probe.
+const RIDGES: [f64; 4] = [0.01, 0.03, 0.1, 0.3];
+/// One image of so many tries them, the others are learned from.
+const TRIED: usize = 5;
 /// Guesses of a probe that count in the second of its numbers.
 const GUESSES: usize = 5;
 
@@ -64,7 +68,7 @@ impl Probes {
             }
             let labels: Vec<usize> = known.iter().map(|(value, _)| values[*value]).collect();
             let rows: Vec<Vec<f32>> = known.into_iter().map(|(_, row)| row.clone()).collect();
-            let probe = Features::new(&rows).and_then(|x| Probe::fit(&x, &labels, values.len()));
+            let probe = fitted(&rows, &labels, values.len());
             let probe = probe.ok_or_else(|| fault(format!("no probe for `{name}`")))?;
             Ok(Column { name: name.clone(), values, probe })
         };
@@ -96,6 +100,23 @@ impl Probes {
         };
         self.0.iter().enumerate().filter_map(judge).collect()
     }
+}
+
+/// A probe with the ridge by which one that learned from most of the images is right about most of the others.
+fn fitted(rows: &[Vec<f32>], labels: &[usize], classes: usize) -> Option<Probe> {
+    let part = |tried: bool| -> Option<(Features, Vec<usize>)> {
+        let own = (0..rows.len()).filter(|i| i.is_multiple_of(TRIED) == tried);
+        let (rows, labels): (Vec<_>, Vec<_>) = own.map(|i| (rows[i].clone(), labels[i])).unzip();
+        Some((Features::new(&rows)?, labels))
+    };
+    let hits = |ridge: f64| -> Option<usize> {
+        let ((x, own), (tried, others)) = (part(false)?, part(true)?);
+        let ranks = Probe::fit(&x, &own, classes, ridge)?.ranks(&tried, &others);
+        Some(ranks.iter().filter(|rank| **rank == 0).count())
+    };
+    // Of too few images, any will do.
+    let best = RIDGES.into_iter().rev().max_by_key(|ridge| hits(*ridge).unwrap_or(0))?;
+    Probe::fit(&Features::new(rows)?, labels, classes, best)
 }
 
 /// The images that have a value in a column, with their features.

@@ -4,9 +4,6 @@ use nalgebra::{DMatrix, DVector};
 
 use super::Features;
 
-/// Strength of the ridge, as a share of the weight of all images.
-const RIDGE: f64 = 0.01;
-
 /// A linear classifier on standardised features: ridge regression onto the classes, each of which weighs the same however
 /// many images it has.
 #[derive(Debug, Clone)]
@@ -21,12 +18,12 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Fits a probe for `classes` classes; `labels` are those of the images. `None` if the features are such that nothing can
-    /// be fitted.
+    /// Fits a probe for `classes` classes; `labels` are those of the images, `ridge` is the strength of the ridge in variances of
+    /// a feature, above 0. `None` if the features are such that nothing can be fitted.
     ///
     /// # Panics
     /// If a label is not below `classes`, or there is not one for each image.
-    pub fn fit(features: &Features, labels: &[usize], classes: usize) -> Option<Self> {
+    pub fn fit(features: &Features, labels: &[usize], classes: usize, ridge: f64) -> Option<Self> {
         let x = &features.0;
         let (images, width) = x.shape();
         assert_eq!(images, labels.len(), "a label for each image");
@@ -52,7 +49,7 @@ impl Probe {
         let mut weighted = centred.clone();
         weighted.row_iter_mut().zip(weight.iter()).for_each(|(mut row, weight)| row *= *weight);
         let mut products = weighted.tr_mul(&centred); // [width, width]
-        (0..width).for_each(|i| products[(i, i)] += RIDGE);
+        (0..width).for_each(|i| products[(i, i)] += ridge);
         // Of centred images, the mean of the target does not matter.
         let mut target = DMatrix::zeros(width, classes);
         for (row, label) in weighted.row_iter().zip(labels) {

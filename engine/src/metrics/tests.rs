@@ -252,7 +252,7 @@ fn probes_find_what_features_tell() {
         ranks.iter().filter(|rank| **rank == 0).count() as f64 / ranks.len() as f64
     };
     let (rows, labels) = draw(2, [400, 300, 200, 20]);
-    let probe = Probe::fit(&features(&rows), &labels, classes).expect("a probe");
+    let probe = Probe::fit(&features(&rows), &labels, classes, 0.01).expect("a probe");
     for only in 0..classes {
         let mut counts = [0; 4];
         counts[only] = 100;
@@ -262,12 +262,12 @@ fn probes_find_what_features_tell() {
     }
     let (other, _) = draw(9, [100; 4]);
     let random: Vec<usize> = (0..400).map(|i| (i * 7 + i / 3) % classes).collect();
-    let fitted = Probe::fit(&features(&other), &random, classes).expect("a probe");
+    let fitted = Probe::fit(&features(&other), &random, classes, 0.01).expect("a probe");
     let (fresh, _) = draw(10, [100; 4]);
     let share = hits(&fitted, &fresh, &random.iter().rev().copied().collect::<Vec<_>>());
     assert!((0.15..0.35).contains(&share), "{share} of labels at random");
     // A feature that never changes, and a class that has no image.
     let constant: Vec<Vec<f32>> = rows.iter().map(|row| [&row[..], &[5.0]].concat()).collect();
-    let probe = Probe::fit(&features(&constant), &labels, classes + 1).expect("a probe");
+    let probe = Probe::fit(&features(&constant), &labels, classes + 1, 0.01).expect("a probe");
     assert!(hits(&probe, &constant, &labels) > 0.9);
 }
