@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
-use pyrograph_engine::nets::{self, Adaptable, Net};
-use pyrograph_weights::Checkpoint;
+use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net};
 use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora};
+use pyrograph_weights::{Checkpoint, Layout};
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
@@ -38,6 +38,15 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(inside.as_deref().unwrap_or(path))?)
 }
 
+/// The spellings of a network's layers that LoRA files have: our own, the original code's and that of diffusers; of a
+/// student of so many `steps`.
+pub(crate) fn layouts(net: &DitConfig, steps: usize) -> [Layout; 3] {
+    match net.text {
+        Some(_) => pixart_lora(),
+        None => dit_lora(steps, net.embedder_per_block),
+    }
+}
+
 impl Adapter {
     /// Reads the LoRA in a safetensors or PyTorch file, or in a folder of PEFT or diffusers, for a network on
     /// `device`.
@@ -59,10 +68,7 @@ impl Adapter {
         let checkpoint = checkpoint(path)?;
         let config = net.config();
         let steps = config.student.as_ref().map_or(1, |student| student.steps());
-        let layouts = match config.dit.text {
-            Some(_) => pixart_lora(),
-            None => dit_lora(steps, config.dit.embedder_per_block),
-        };
+        let layouts = layouts(&config.dit, steps);
         let Lora { terms: read, alpha_assumed } =
             read_lora(&checkpoint, &layouts, &net.layer_widths(), alpha)?;
         if alpha_assumed {

@@ -345,7 +345,7 @@ pub(crate) fn make<T>(
     count: usize,
     reference: &Dataset,
     common: &Common,
-    mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
+    each: impl FnMut(&[RgbImage]) -> Vec<T>,
 ) -> anyhow::Result<(Vec<T>, Made)> {
     let classes = pipeline.classes();
     // As often as in the reference, if the model has its classes.
@@ -358,15 +358,27 @@ pub(crate) fn make<T>(
         Some(ids) => ids[reference.label((i * 7919) % reference.len())],
         None => i % classes,
     };
-    let bar = common.progress_bar(count as u64, "{bar:30} {pos}/{len} images, {eta} left");
-    let mut rows = Vec::new();
-    let mut seconds = 0.0;
+    let prompts: Vec<usize> = (0..count).map(class).collect();
+    let (rows, seconds) = make_all(pipeline, request, &prompts, common, each)?;
+    let compute = pipeline.compute(&Request { prompts: vec![class(0)], ..request.clone() })?;
+    Ok((rows, Made { compute, seconds }))
+}
+
+/// Makes images of these prompts, as `request` says, and hands them on, batch by batch; returns what that gave, something
+/// for each, and the seconds that one image took.
+pub(crate) fn make_all<K: Task, T>(
+    pipeline: &Pipeline<K>,
+    request: &Request<K::Prompt>,
+    prompts: &[K::Prompt],
+    common: &Common,
+    mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
+) -> anyhow::Result<(Vec<T>, f64)> {
+    let bar = common.progress_bar(prompts.len() as u64, "{bar:30} {pos}/{len} images, {eta} left");
+    let (mut rows, mut seconds) = (Vec::new(), 0.0);
     let batch = request.settings(&pipeline.config().defaults).batch;
-    while rows.len() < count {
-        let first = rows.len();
-        let prompts: Vec<usize> = (first..count.min(first + batch)).map(class).collect();
-        let seed = request.seed.wrapping_add(first as u64);
-        let own = Request { prompts, seed, ..request.clone() };
+    for (i, prompts) in prompts.chunks(batch).enumerate() {
+        let seed = request.seed.wrapping_add((i * batch) as u64);
+        let own = Request { prompts: prompts.to_vec(), seed, ..request.clone() };
         let started = Instant::now();
         let images = pipeline.sketch(&own, &mut |_| interrupted())?.images;
         seconds += started.elapsed().as_secs_f64();
@@ -377,6 +389,5 @@ pub(crate) fn make<T>(
         }
     }
     bar.finish_and_clear();
-    let compute = pipeline.compute(&Request { prompts: vec![class(0)], ..request.clone() })?;
-    Ok((rows, Made { compute, seconds: seconds / count as f64 }))
+    Ok((rows, seconds / prompts.len() as f64))
 }

@@ -140,11 +140,11 @@ impl Dataset {
     }
 
     /// The same with `ids[class]` in place of each class, every id being that of one.
-    pub(crate) fn with_ids(mut self, ids: &[usize]) -> Self {
-        self.told.iter_mut().flatten().for_each(|class| *class = ids[*class]);
-        let mut named: Vec<(usize, String)> = ids.iter().copied().zip(self.names).collect();
+    pub(crate) fn with_ids(self, ids: &[usize]) -> Self {
+        let of_model = self.of_model(ids, ids.len());
+        let mut named: Vec<(usize, String)> = ids.iter().copied().zip(of_model.names).collect();
         named.sort_unstable();
-        Self { names: named.into_iter().map(|(_, name)| name).collect(), ..self }
+        Self { names: named.into_iter().map(|(_, name)| name).collect(), ..of_model }
     }
 
     /// The same for a model of so many classes, of which `ids[class]` is in place of each class.

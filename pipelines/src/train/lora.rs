@@ -4,9 +4,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use pyrograph_engine::nets::{Adaptable, Dit, DitConfig, TextAttention, TextConfig, Tuned};
-use pyrograph_weights::convert::{LoraTerm, dit_lora, pixart_lora, write_lora};
+use pyrograph_weights::convert::{LoraTerm, write_lora};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::layouts;
 use crate::error::{Error, Result};
 
 /// Name of the file in the folder of a run.
@@ -80,12 +81,8 @@ impl LoraShape {
 /// A file that cannot be written.
 pub(super) fn write(path: &Path, tuned: &Tuned) -> Result<()> {
     let config = tuned.net.config();
-    let layouts = match config.text {
-        Some(_) => pixart_lora(),
-        None => dit_lora(1, config.embedder_per_block),
-    };
     // Networks that only we have go by our names.
-    let layout = &layouts[if config.bias { DIFFUSERS } else { OWN }];
+    let layout = &layouts(config, 1)[if config.bias { DIFFUSERS } else { OWN }];
     let terms = tuned.adapter().terms.into_iter().flat_map(|(layer, terms)| {
         terms.into_iter().map(move |term| LoraTerm {
             layer: layer.clone(),

@@ -1,7 +1,6 @@
 //! `pyrograph eval text`.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use burn::tensor::Device;
@@ -14,7 +13,7 @@ use pyrograph::eval::{FeatureNet, compare, pictures};
 use pyrograph::{Error, Request, TextPipeline};
 use serde_json::{Map, Value, json};
 
-use super::{FEATURES, MOST_IMAGES, Making, check_folder};
+use super::{FEATURES, MOST_IMAGES, Making, check_folder, make_all};
 use crate::common::{Common, interrupted, whole};
 
 /// Side of images where no model says what size they have.
@@ -168,9 +167,8 @@ impl Judge<'_> {
             Map::from_iter([("real".to_owned(), json!(probes.judge(data, images, &real)))]);
         let Some((pipeline, request)) = self.asked()? else { return Ok(Value::Object(found)) };
         let prompts = self.prompts(data, images)?;
-        let started = Instant::now();
-        let made = self.made(pipeline, &request, &prompts)?;
-        let seconds = started.elapsed().as_secs_f64() / made.len() as f64;
+        let (made, seconds) =
+            make_all(pipeline, &request, &prompts, self.common, <[RgbImage]>::to_vec)?;
         let rows = self.net.rows(&made);
         found.insert("made".into(), json!(probes.judge(data, images, &rows)));
         let (scores, _) = compare(&real, &rows, RESAMPLES)?;
@@ -184,26 +182,5 @@ impl Judge<'_> {
         found.insert("seam_ratio".into(), json!({ "real": seams[0], "made": seams[1] }));
         found.insert("seconds_per_image".into(), json!(seconds));
         Ok(Value::Object(found))
-    }
-
-    /// The images of these prompts.
-    fn made(
-        &self,
-        pipeline: &TextPipeline,
-        request: &Request<String>,
-        prompts: &[String],
-    ) -> anyhow::Result<Vec<RgbImage>> {
-        let bar = self
-            .common
-            .progress_bar(prompts.len() as u64, "{bar:30} {pos}/{len} images, {eta} left");
-        let mut made = Vec::with_capacity(prompts.len());
-        for part in prompts.chunks(self.args.making.judged.batch()) {
-            let seed = request.seed.wrapping_add(made.len() as u64);
-            let own = Request { prompts: part.to_vec(), seed, ..request.clone() };
-            made.extend(pipeline.sketch(&own, &mut |_| interrupted())?.images);
-            bar.set_position(made.len() as u64);
-        }
-        bar.finish_and_clear();
-        Ok(made)
     }
 }

@@ -95,7 +95,8 @@ pub(crate) struct Lora {
 /// A run on images, as it is asked for.
 struct OnImages<'a> {
     kind: Kind,
-    output: PathBuf,
+    /// The folder of the run, if it is named.
+    output: Option<&'a Path>,
     init: Option<&'a Path>,
     run: &'a RunArgs,
     /// Overrides from options of this kind of run.
@@ -108,6 +109,17 @@ enum Kind {
     Class,
     Text,
     Lora,
+}
+
+impl Kind {
+    /// Where a run is that is not told.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Class => "runs/class",
+            Self::Text => "runs/text",
+            Self::Lora => "runs/lora",
+        }
+    }
 }
 
 impl OnImages<'_> {
@@ -152,7 +164,8 @@ impl OnImages<'_> {
     }
 
     fn start(&self, common: &Common) -> anyhow::Result<()> {
-        let Self { output, run, .. } = self;
+        let run = self.run;
+        let output = &run.folder(self.output)?.unwrap_or_else(|| self.kind.folder().into());
         let stored = run.stored(output)?;
         let config = self.settings(stored.as_ref(), common)?;
         let annotation = config.annotation();
@@ -205,45 +218,26 @@ pub(crate) fn class(args: &Class, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
-    let output = args.run.folder(args.output.as_deref())?;
-    let asked = OnImages {
-        kind: Kind::Class,
-        output: output.unwrap_or_else(|| "runs/class".into()),
-        init: args.init.as_deref(),
-        run: &args.run,
-        further: path_settings(&[("data", &args.data)])?,
-    };
-    asked.start(common)
+    let further = path_settings(&[("data", &args.data)])?;
+    let (output, init) = (args.output.as_deref(), args.init.as_deref());
+    OnImages { kind: Kind::Class, output, init, run: &args.run, further }.start(common)
 }
 
 pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
-    let output = args.run.folder(args.output.as_deref())?;
-    let asked = OnImages {
-        kind: Kind::Text,
-        output: output.unwrap_or_else(|| "runs/text".into()),
-        init: args.init.as_deref(),
-        run: &args.run,
-        further: args.reader.overrides(&args.data, common)?,
-    };
-    asked.start(common)
+    let further = args.reader.overrides(&args.data, common)?;
+    let (output, init) = (args.output.as_deref(), args.init.as_deref());
+    OnImages { kind: Kind::Text, output, init, run: &args.run, further }.start(common)
 }
 
 pub(crate) fn lora(args: &Lora, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
-    let output = args.run.folder(args.output.as_deref())?;
     let mut further = args.reader.overrides(&args.data, common)?;
     further.extend(args.rank.map(|rank| format!("lora.rank={rank}")));
-    let asked = OnImages {
-        kind: Kind::Lora,
-        output: output.unwrap_or_else(|| "runs/lora".into()),
-        init: args.model.as_deref(),
-        run: &args.run,
-        further,
-    };
-    asked.start(common)
+    let (output, init) = (args.output.as_deref(), args.model.as_deref());
+    OnImages { kind: Kind::Lora, output, init, run: &args.run, further }.start(common)
 }
