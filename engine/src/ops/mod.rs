@@ -14,6 +14,7 @@ pub mod magnitude;
 mod modulate;
 mod normalized_weight;
 mod optimizer;
+mod overlap;
 mod rotary;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub use linear::{
 pub use modulate::{join, modulate};
 pub use normalized_weight::{normalized_weight, unit_weight};
 pub use optimizer::{AdamStep, adam, blend, sum_of_squares};
+pub use overlap::overlap_add;
 pub use rotary::{HeadNorm, Pairs, Rotary, norm_and_rotate};
 
 use burn::backend::{DispatchAutodiffContext, GradientCheckpointingStrategy};

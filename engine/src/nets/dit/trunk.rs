@@ -10,7 +10,7 @@ use super::condition::{Conditioning, Context, Embedder};
 use super::config::DitConfig;
 use super::patches::{BlockMode, Ends, Mode};
 use crate::layers::dense::{DenseConfig, Quantize};
-use crate::layers::patch::{blend, patchify, unpatchify};
+use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
 use crate::layers::{Attend, Dense, Fresh, Init, KvCache, Mlp};
 use crate::ops::{self, AttentionBias};
@@ -313,7 +313,7 @@ impl Dit {
         };
         let norm = self.mode(patch).and_then(|mode| mode.norms.last());
         let values = out.forward(modulation.modulate(tokens, condition, norm)); // [batch, tokens, values]
-        let image = if self.config.overlap { blend } else { unpatchify };
+        let image = if self.config.overlap { ops::overlap_add } else { unpatchify };
         image(values.cast(FloatDType::F32), patch, self.config.grid(size, patch))
     }
 

@@ -14,6 +14,7 @@ pub(in crate::ops) mod mixed;
 pub(in crate::ops) mod modulate;
 pub(in crate::ops) mod normalized_weight;
 pub(in crate::ops) mod optimizer;
+pub(in crate::ops) mod overlap;
 pub(in crate::ops) mod packed;
 pub(in crate::ops) mod rotary;
 mod tile;
