@@ -235,8 +235,7 @@ impl<T: Task> Pipeline<T> {
         phases.retain(|phase| phase.end > spared);
         phases.iter_mut().for_each(|phase| phase.end -= spared);
         let noise_scale = (spared == 0).then_some(full.initial_scale);
-        let grid = Grid { steps: full.steps[spared..].to_vec(), initial_scale: 1.0, ..full };
-        Ok(Plan { grid, phases, noise_scale })
+        Ok(Plan { grid: full.without(spared), phases, noise_scale })
     }
 
     /// What the network is told of the images of a request.

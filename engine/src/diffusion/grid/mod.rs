@@ -16,6 +16,8 @@ pub struct Grid {
     /// Each step's level and the level it goes to; the last goes to [`Level::CLEAN`], if the process does not say
     /// otherwise.
     pub steps: Vec<[Level; 2]>,
+    /// Noisier steps that were left out, as they are from a picture on.
+    pub skipped: usize,
     /// Unit-variance noise times this is the first state.
     pub initial_scale: f64,
     /// Timesteps of levels between those of the steps.
@@ -160,11 +162,20 @@ impl Grid {
         Ok(self)
     }
 
+    /// All steps but the `count` noisiest, from a state that has its noise already.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn without(mut self, count: usize) -> Self {
+        self.steps.drain(..count);
+        Self { skipped: self.skipped + count, initial_scale: 1.0, ..self }
+    }
+
     /// Levels one after the other, then no noise.
     fn chain(levels: Vec<Level>, initial_scale: f64, clock: Clock) -> Self {
         let next = levels.iter().skip(1).copied().chain([Level::CLEAN]);
         let steps = levels.iter().copied().zip(next).map(|(a, b)| [a, b]).collect();
-        Self { steps, initial_scale, clock }
+        Self { steps, skipped: 0, initial_scale, clock }
     }
 
     /// The shift applies to the ends of the grid, and again to the points between.

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Cancelled, Solve, denoise};
-use crate::diffusion::Level;
+use crate::diffusion::Grid;
 
 /// Runs shorter than this use lower orders at their end.
 const SHORT_RUN: usize = 15;
@@ -56,10 +56,11 @@ impl DpmSolver {
         if self.stochastic { HIGHEST_ORDER - 1 } else { HIGHEST_ORDER }
     }
 
-    /// Order of step `i` of `total`: it rises with the history, and falls at the end of a short run; the step to zero
-    /// noise, and one that goes nowhere, is always of first order.
-    fn order(self, i: usize, total: usize, [from, to]: &[Level; 2]) -> usize {
-        let left = total - i;
+    /// Order of step `i`: it rises with the history, and falls at the end of a run that is short even with the steps
+    /// that were skipped; the step to zero noise, and one that goes nowhere, is always of first order.
+    fn order(self, i: usize, grid: &Grid) -> usize {
+        let (left, total) = (grid.steps.len() - i, grid.steps.len() + grid.skipped);
+        let [from, to] = &grid.steps[i];
         let last = to.sigma == 0.0 || self.euler_at_final || from.log_snr() == to.log_snr();
         let falling = (total < SHORT_RUN && self.lower_order_final) || (left == 1 && last);
         self.order.min(i + 1).min(if falling { left } else { self.order })
@@ -72,7 +73,6 @@ impl DpmSolver {
         mut x: Tensor<4>,
     ) -> Result<Tensor<4>, Cancelled> {
         let grid = solve.grid;
-        let total = grid.steps.len();
         // Newest first: (λ, x̂).
         let mut history: Vec<(f64, Tensor<4>)> = Vec::new();
         for (i, step) in grid.steps.iter().enumerate() {
@@ -85,7 +85,7 @@ impl DpmSolver {
             let (u, kept) = if self.stochastic { (2.0 * h, (-h).exp()) } else { (h, 1.0) };
             let phi = (-u).exp_m1();
             let linear = x * (to.sigma / from.sigma * kept) - clean.clone() * (to.alpha * phi);
-            x = match (self.order(i, total, step), history.as_slice()) {
+            x = match (self.order(i, grid), history.as_slice()) {
                 (2, [(l0, d0), (l1, d1), ..]) => {
                     let slope = difference(d0, d1, (l0 - l1) / h);
                     match self.correction {
@@ -120,21 +120,30 @@ fn difference(newer: &Tensor<4>, older: &Tensor<4>, r: f64) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::{Clock, Level};
 
     #[test]
     fn orders_rise_with_history_and_fall_at_the_end() {
         let clean = Level::CLEAN;
         let noisy = Level { alpha: 0.5, sigma: 0.5, timestep: 0.0 };
         let less = Level { sigma: 0.4, ..noisy };
-        let orders = |solver: DpmSolver, total: usize, last: Level| -> Vec<usize> {
-            let to = |i: usize| if i + 1 == total { last } else { less };
-            (0..total).map(|i| solver.order(i, total, &[noisy, to(i)])).collect()
+        let run = |count: usize, last: Level| {
+            let mut steps = vec![[noisy, less]; count];
+            steps[count - 1][1] = last;
+            Grid { steps, skipped: 0, initial_scale: 1.0, clock: Clock::LogSigma }
         };
+        let of = |solver: DpmSolver, grid: Grid| -> Vec<usize> {
+            (0..grid.steps.len()).map(|i| solver.order(i, &grid)).collect()
+        };
+        let orders = |solver, count, last| of(solver, run(count, last));
         let third = DpmSolver::of_order(3);
         assert_eq!(orders(third, 5, clean), [1, 2, 3, 2, 1]);
         assert_eq!(orders(third, 16, clean)[12..], [3, 3, 3, 1]);
         assert_eq!(orders(third, 16, less)[12..], [3, 3, 3, 3]);
         assert_eq!(orders(third, 16, noisy)[12..], [3, 3, 3, 1]);
+        // From a picture on, with all steps that the run would have.
+        assert_eq!(of(third, run(16, clean).without(12)), [1, 2, 3, 1]);
+        assert_eq!(of(third, run(10, clean).without(6)), [1, 2, 2, 1]);
         let held = DpmSolver { lower_order_final: false, ..third };
         assert_eq!(orders(held, 5, clean), [1, 2, 3, 3, 1]);
         let euler = DpmSolver { euler_at_final: true, ..third };
