@@ -43,6 +43,7 @@ pub mod layers;
 pub mod metrics;
 pub mod nets;
 pub mod ops;
+pub mod portrait;
 pub mod random;
 pub mod selfcheck;
 #[cfg(test)]

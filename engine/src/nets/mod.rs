@@ -1,6 +1,7 @@
 //! Networks.
 
 mod adapter;
+mod control;
 pub mod discriminator;
 mod dit;
 mod error;
@@ -11,6 +12,7 @@ pub mod text_encoder;
 pub mod vae;
 
 pub use adapter::{Adaptable, Adapter, Tuned};
+pub use control::Control;
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{

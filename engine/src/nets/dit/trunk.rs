@@ -51,8 +51,44 @@ pub(crate) struct Call<'a> {
     pub(crate) caches: &'a mut [KvCache],
     /// Whether the caches take up the tokens of this call.
     pub(crate) keep: bool,
+    /// Added to the tokens before the first block, then to those after each.
+    pub(crate) residuals: &'a [Tensor<3>],
     /// See [`AfterBlock`].
     pub(crate) after_block: AfterBlock<'a>,
+}
+
+/// A pass of tokens through blocks: what all of these see.
+struct Pass<'a> {
+    net: &'a Dit,
+    time: Tensor<1>,
+    told: &'a Conditioning,
+    /// Tokens of the image and of each panel.
+    counts: Vec<usize>,
+    /// Of the image, or of every token.
+    condition: Tensor<3>,
+    /// The condition as blocks without an embedder of their own take it.
+    shared: Tensor<3>,
+    context: Option<Context>,
+    mode: Option<&'a Mode>,
+}
+
+impl Pass<'_> {
+    /// Through the block that stands at place `i`, or a copy of it.
+    fn through(
+        &mut self,
+        i: usize,
+        block: &DitBlock,
+        tokens: Tensor<3>,
+        attend: Attend<'_>,
+    ) -> Tensor<3> {
+        let modulation = match &block.embedder {
+            Some(own) => self.net.condition(own, &self.time, self.told, &self.counts),
+            None => self.shared.clone(),
+        };
+        let mode = self.mode.map_or(BlockMode::default(), |mode| mode.block(i));
+        let condition = Condition { modulation, context: self.context.as_mut() };
+        block.forward(tokens, condition, attend, mode)
+    }
 }
 
 /// What a head works on.
@@ -159,7 +195,27 @@ impl Dit {
         after_block: AfterBlock<'_>,
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
-        let call = Call { patch, caches: &mut [], keep: false, after_block };
+        let call = Call { patch, caches: &mut [], keep: false, residuals: &[], after_block };
+        let encoded = self.encode(x, time, told, call);
+        self.decode(encoded, [height, width], patch, None)
+    }
+
+    /// [`Dit::forward`] with something added to the tokens, those of panels included, before the first block, and after
+    /// as many blocks as there is more: see [`Control`](crate::nets::Control).
+    ///
+    /// # Shapes
+    /// `residuals`: each `[batch, tokens, hidden]`
+    pub fn forward_controlled(
+        &self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        told: &Conditioning,
+        patch: usize,
+        residuals: &[Tensor<3>],
+    ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let after_block: AfterBlock<'_> = &mut |_, tokens| tokens;
+        let call = Call { patch, caches: &mut [], keep: false, residuals, after_block };
         let encoded = self.encode(x, time, told, call);
         self.decode(encoded, [height, width], patch, None)
     }
@@ -172,10 +228,41 @@ impl Dit {
         told: &Conditioning,
         call: Call<'_>,
     ) -> Encoded {
-        let Call { patch, caches, keep, after_block } = call;
+        let Call { patch, caches, keep, residuals, after_block } = call;
+        let (mut tokens, mut pass) = self.enter(x, time, told, patch);
+        let joined = |tokens: Tensor<3>, residual: Option<&Tensor<3>>| match residual {
+            Some(residual) => tokens + residual.clone(),
+            None => tokens,
+        };
+        tokens = joined(tokens, residuals.first());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let attend = match caches.get_mut(i) {
+                Some(cache) => Attend::Cached { cache, keep },
+                None => Attend::Full,
+            };
+            let after = joined(pass.through(i, block, tokens, attend), residuals.get(i + 1));
+            tokens = after_block(i, after);
+        }
+        let Pass { condition, counts, .. } = pass;
+        match told.panels.is_empty() {
+            true => Encoded { tokens, condition },
+            false => Encoded {
+                tokens: tokens.narrow(1, 0, counts[0]),
+                condition: condition.narrow(1, 0, 1),
+            },
+        }
+    }
+
+    /// The tokens before the first block, `[batch, tokens with those of panels, hidden]`, and what all blocks see.
+    fn enter<'a>(
+        &'a self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        told: &'a Conditioning,
+        patch: usize,
+    ) -> (Tensor<3>, Pass<'a>) {
         let mode = self.mode(patch);
         let image = self.embed(x, patch); // [batch, tokens, hidden]
-        let own = image.dims()[1];
         let panels = told.panels.iter();
         let panels = panels.map(|panel| self.embed_at(panel.image.clone(), patch, panel.origin));
         let parts: Vec<Tensor<3>> = std::iter::once(image).chain(panels).collect();
@@ -187,28 +274,28 @@ impl Dit {
             }
             None => condition.clone(),
         };
+        let tokens = side_by_side(parts);
+        let context = self.context(told, tokens.dims()[1]);
+        (tokens, Pass { net: self, time, told, counts, condition, shared, context, mode })
+    }
 
-        let mut tokens = side_by_side(parts); // [batch, tokens with those of panels, hidden]
-        let mut context = self.context(told, tokens.dims()[1]);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let condition = match &block.embedder {
-                Some(own) => self.condition(own, &time, told, &counts),
-                None => shared.clone(),
-            };
-            let mode = mode.map_or(BlockMode::default(), |mode| mode.block(i));
-            let attend = match caches.get_mut(i) {
-                Some(cache) => Attend::Cached { cache, keep },
-                None => Attend::Full,
-            };
-            let condition = Condition { modulation: condition, context: context.as_mut() };
-            tokens = after_block(i, block.forward(tokens, condition, attend, mode));
+    /// The tokens of the image and the panels before the first block, and after each of `blocks`, which stand in place
+    /// of the network's first ones: each `[batch, tokens, hidden]`.
+    pub(crate) fn states_of(
+        &self,
+        blocks: &[DitBlock],
+        x: Tensor<4>,
+        time: Tensor<1>,
+        told: &Conditioning,
+        patch: usize,
+    ) -> Vec<Tensor<3>> {
+        let (tokens, mut pass) = self.enter(x, time, told, patch);
+        let mut states = vec![tokens];
+        for (i, block) in blocks.iter().enumerate() {
+            let before = states[i].clone();
+            states.push(pass.through(i, block, before, Attend::Full));
         }
-        match told.panels.is_empty() {
-            true => Encoded { tokens, condition },
-            false => {
-                Encoded { tokens: tokens.narrow(1, 0, own), condition: condition.narrow(1, 0, 1) }
-            }
-        }
+        states
     }
 
     /// The condition of the image, `[batch, 1, hidden]`; with panels that of every token, of which
