@@ -123,8 +123,12 @@ fn distilling_adapters_leaves_the_base_bit_for_bit() {
         let before = call(&net, &x, 2);
         let flexible = flexified(&net, adapted(&[4]));
         let config = ModelConfig { net: flexible.config().clone().into(), ..model_config() };
-        let objective =
-            Denoising { process: config.process, condition_dropout: 0.1, target: Target::Native };
+        let objective = Denoising {
+            process: config.process,
+            condition_dropout: 0.1,
+            target: Target::Native,
+            weighting: Default::default(),
+        };
         let mut trainer = Trainer::new(flexible.freeze_native(), trainer_config());
         let names = params::names(&trainer.model);
         let own = names.iter().all(|name| name.starts_with("modes."));

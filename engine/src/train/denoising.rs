@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::diffusion::{Level, Process};
 use crate::nets::{Conditioning, Dit};
@@ -33,7 +34,36 @@ pub enum Target {
     Teacher(Box<Dit>),
 }
 
-/// `mean ‖F − F*‖²`: the network's output against its target, at random levels.
+/// How much errors count at each noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Weighting {
+    /// As they are in the network's output.
+    #[default]
+    Output,
+    /// As they are in the velocity between data and noise that follows from the estimate of the data: the error of that
+    /// over `s = σ / (α + σ)`, squared. A network that predicts the data so learns its details, which show at low noise
+    /// only (JiT, Li & He 2025).
+    Velocity,
+}
+
+/// Least `s` of [`Weighting::Velocity`]: below, weights would be without bounds.
+const LEAST_NOISE: f64 = 0.05;
+
+impl Weighting {
+    /// Factor on the error of the output, before it is squared.
+    fn factor(self, process: &Process, level: &Level) -> f64 {
+        match self {
+            Self::Output => 1.0,
+            Self::Velocity => {
+                let noise = level.sigma / (level.alpha + level.sigma);
+                process.prediction.coefficients(level).c_out / noise.max(LEAST_NOISE)
+            }
+        }
+    }
+}
+
+/// `mean (w ‖F − F*‖)²`: the network's output against its target, at random levels.
 #[derive(Debug, Clone)]
 pub struct Denoising {
     /// Process that the network learns.
@@ -42,6 +72,8 @@ pub struct Denoising {
     pub condition_dropout: f64,
     /// What `F*` is.
     pub target: Target,
+    /// What `w` is.
+    pub weighting: Weighting,
 }
 
 impl Denoising {
@@ -87,7 +119,8 @@ impl Denoising {
             Target::Teacher(teacher) => native(teacher),
         };
         let compared = target.dims()[1];
-        (output.narrow(1, 0, compared) - target).square().mean()
+        let error = output.narrow(1, 0, compared) - target;
+        (error * scale(&|l| self.weighting.factor(&self.process, l))).square().mean()
     }
 }
 
@@ -95,4 +128,42 @@ impl Denoising {
 fn per_image(levels: &[Level], value: &dyn Fn(&Level) -> f64, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = levels.iter().map(|level| value(level) as f32).collect();
     Tensor::from_data(TensorData::new(values, [levels.len(), 1, 1, 1]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::{NoiseSchedule, Prediction, TimeInput};
+    use crate::nets::DitConfig;
+    use crate::testing::Draws;
+
+    /// At one noise level the weight is a factor, which has a bound.
+    #[test]
+    fn errors_count_as_those_of_the_velocity() {
+        let device = Device::flex();
+        let config = DitConfig { size: [8, 8], classes: 3, ..DitConfig::dit(32, 2, 4) };
+        let net = config.init(0, &device).map(&mut Draws::new(3, 0.2));
+        let told = Conditioning::classes(&[0, 1], &device);
+        let clean = Draws::new(4, 0.5).tensor([2, 4, 8, 8]);
+        let batch = Batch { clean, null: told.clone(), told };
+        for sigma in [0.01, 0.5, 3.0_f64] {
+            let schedule = NoiseSchedule::Edm {
+                sigma_min: 0.002,
+                sigma_max: 80.0,
+                rho: 7.0,
+                log_mean: sigma.ln(),
+                log_std: 1e-9,
+            };
+            let loss = |weighting: Weighting| -> f32 {
+                let process =
+                    Process::new(schedule.clone(), Prediction::Clean, TimeInput::LogSigma);
+                let objective =
+                    Denoising { process, condition_dropout: 0.0, target: Target::Data, weighting };
+                objective.loss(&net, &batch, 2, &mut Generator::new(5)).into_scalar()
+            };
+            let found = loss(Weighting::Velocity) / loss(Weighting::Output);
+            let expected = (1.0 / (sigma / (1.0 + sigma)).max(LEAST_NOISE)).powi(2) as f32;
+            assert!((found / expected - 1.0).abs() < 1e-4, "{sigma}: {found}, {expected}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ pub mod params;
 pub mod trainer;
 mod trajectory;
 
-pub use denoising::{Batch, Denoising, Target};
+pub use denoising::{Batch, Denoising, Target, Weighting};
 pub use ema::{Average, Reconstruction, Snapshot, WIDTH_LIMIT, reconstruct};
 pub use optimizer::{AdamW, Decay, LearningRate};
 pub use trainer::{Gradients, Precision, StepReport, Trainer, TrainerConfig};

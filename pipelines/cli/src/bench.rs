@@ -14,7 +14,7 @@ use pyrograph::engine::nets::{Conditioning, Dit, DitConfig, Text};
 use pyrograph::engine::ops::{self, products};
 use pyrograph::engine::random::Generator;
 use pyrograph::engine::train::{
-    Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
+    Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig, Weighting,
 };
 use pyrograph::model::{self, Model};
 use pyrograph::pipeline::Pipeline;
@@ -313,7 +313,12 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     let mut trainer = Trainer::new(config.init(0, &device), settings);
     let schedule = NoiseSchedule::SquaredCosine { steps: 1000, zero_snr: false };
     let process = Process::new(schedule, Prediction::Noise, TimeInput::Timestep);
-    let objective = Denoising { process, condition_dropout: 0.1, target: Target::Data };
+    let objective = Denoising {
+        process,
+        condition_dropout: 0.1,
+        target: Target::Data,
+        weighting: Weighting::default(),
+    };
     let clean = input(&config, args.batch, bench.device).autodiff();
     let told = |class: usize| Conditioning::classes(&vec![class; args.batch], bench.device);
     let batch = Batch { clean, told: told(0), null: told(config.classes) };

@@ -10,7 +10,7 @@ use pyrograph_engine::diffusion::{
 use pyrograph_engine::nets::DitConfig;
 use pyrograph_engine::ops;
 use pyrograph_engine::train::{
-    Average, Decay, LearningRate, Precision, TrainerConfig, WIDTH_LIMIT,
+    Average, Decay, LearningRate, Precision, TrainerConfig, WIDTH_LIMIT, Weighting,
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,8 @@ pub struct TrainConfig {
     pub background: Background,
     /// Leaves damaged images out instead of refusing their folder.
     pub skip_damaged: bool,
+    /// How much errors count at each noise level.
+    pub weighting: Weighting,
     /// Learning rate.
     pub learning_rate: LearningRate,
     /// Decay of Adam's moments.
@@ -169,6 +171,7 @@ impl Default for TrainConfig {
             augment: Augment::default(),
             background: Background::default(),
             skip_damaged: false,
+            weighting: Weighting::Output,
             learning_rate: LearningRate {
                 peak: 0.03,
                 warmup: 100,

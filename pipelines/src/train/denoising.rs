@@ -92,6 +92,7 @@ impl<M: Denoises> DenoisingLearner<M> {
             process: model.process.clone(),
             condition_dropout: config.label_dropout,
             target: if adapters { Target::Native } else { Target::Data },
+            weighting: config.weighting,
         };
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;

@@ -98,6 +98,7 @@ impl OwnPictures {
             process: model.config.process.clone(),
             condition_dropout: config.label_dropout,
             target: Target::Teacher(Box::new(teacher.valid())),
+            weighting: config.weighting,
         };
         let mut trainer = Trainer::new(net, settings);
         let order = Order::new(self.pictures, self.seed);

@@ -183,6 +183,9 @@ pub const SETTINGS: &[Setting] = &[
     row("trajectories", PATH, Any, "Folder of the trajectories that a student learns from"),
     row("init", PATH, Any, "Model whose weights the run starts from; the settings of `model` and `process` are then its own"),
 
+    row("weighting", NAME, OneOf(&["output", "velocity"]),
+        "How much errors count at each noise level: as in the network's output, or as in the velocity that follows, which is \
+         much more at low noise"),
     row("learning_rate.peak", NUMBER, Above(0.0),
         "Highest learning rate; from a model 0.01 where weights are normalised, else 0.0001"),
     row("learning_rate.warmup", INTEGER, From(0.0), "Steps in which it rises from 0"),
