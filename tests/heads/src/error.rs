@@ -1,0 +1,48 @@
+//! Errors of this crate.
+
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with files and folders.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that holds no head.
+    #[error("{}: not a head: {reason}", path.display())]
+    Head {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A place for new pictures that holds something.
+    #[error("{}: holds files already, expected an empty folder or none", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A picture that could not be written.
+    #[error("{}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: image::ImageError,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an answer of the operating system on `path`.
+    pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        |source| Self::File { path: path.into(), source }
+    }
+}

@@ -1,0 +1,256 @@
+//! Laws of pictures, folders and the metric.
+
+#![allow(clippy::unwrap_used, reason = "all of this is tests")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use image::RgbImage;
+use pyrograph_heads::{HEAD, Head, Identity, Light, Protocol, Random, View, evaluated, render};
+
+fn head() -> Head {
+    Head::open(HEAD).unwrap()
+}
+
+fn brightness(picture: &RgbImage, columns: std::ops::Range<u32>) -> f64 {
+    let own = picture.enumerate_pixels().filter(|(x, ..)| columns.contains(x));
+    own.map(|(_, _, pixel)| pixel.0.iter().map(|value| f64::from(*value)).sum::<f64>()).sum()
+}
+
+#[test]
+fn a_face_unit_of_weight_0_changes_nothing() {
+    let (head, view) = (head(), View::default());
+    let person = Identity::numbered(&head, 0, 1);
+    let mut same = view.clone();
+    same.units.insert("jawOpen".into(), 0.0);
+    same.units.insert("no such unit".into(), 1.0);
+    let mut open = view.clone();
+    open.units.insert("jawOpen".into(), 0.7);
+    let [view, same, open] = [view, same, open].map(|view| render(&head, &person, &view, 32));
+    assert!(view.rgb == same.rgb && view.samples == same.samples);
+    assert!(view.rgb != open.rgb);
+}
+
+#[test]
+fn the_mean_person_is_the_same_on_both_sides() {
+    let head = head();
+    let picture = render(&head, &Identity::mean(&head), &View::default(), 64).rgb;
+    let apart = picture.enumerate_pixels().flat_map(|(x, y, pixel)| {
+        let other = picture.get_pixel(63 - x, y);
+        (0..3).map(move |channel| pixel.0[channel].abs_diff(other.0[channel]))
+    });
+    let apart: Vec<f64> = apart.map(f64::from).collect();
+    let mean = apart.iter().sum::<f64>() / apart.len() as f64;
+    assert!(mean < 1.0, "{mean}");
+}
+
+#[test]
+fn the_side_of_the_light_is_brighter() {
+    let head = head();
+    let person = Identity::numbered(&head, 0, 2);
+    let seen = |x: f32| {
+        let light = Light { direction: [x, 0.0, 0.6], strength: 1.0, ambient: 0.2, tint: [1.0; 3] };
+        render(&head, &person, &View { light, ..View::default() }, 64).rgb
+    };
+    let (left, right) = (seen(-0.8), seen(0.8));
+    assert!(brightness(&left, 0..32) > 1.1 * brightness(&left, 32..64));
+    assert!(brightness(&right, 32..64) > 1.1 * brightness(&right, 0..32));
+}
+
+#[test]
+fn a_head_turned_to_the_right_has_its_nose_there() {
+    let head = head();
+    let nearest = |yaw: f32| {
+        let picture = render(&head, &Identity::mean(&head), &View { yaw, ..View::default() }, 64);
+        let samples = picture.samples.iter().enumerate().take(64 * 44);
+        let depth = |at: usize| picture.samples[at].map_or(f32::INFINITY, |sample| sample.depth);
+        samples.map(|(at, _)| at).min_by(|a, b| depth(*a).total_cmp(&depth(*b))).unwrap() % 64
+    };
+    assert!(nearest(40.0) > nearest(0.0) + 5 && nearest(-40.0) + 5 < nearest(0.0));
+}
+
+#[test]
+fn what_is_known_of_pixels_fits_together() {
+    let head = head();
+    for number in 0..4 {
+        let (view, _) = View::random(&mut Random::new(&[number]));
+        let picture = render(&head, &Identity::numbered(&head, 5, number), &view, 48);
+        for sample in picture.samples.iter().flatten() {
+            let length: f32 = sample.normal.iter().map(|part| part * part).sum();
+            assert!((length - 1.0).abs() < 1e-3 && sample.depth > 8.0 && sample.depth < 18.0);
+            assert!((sample.weights.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+            assert!(sample.albedo.iter().all(|value| (0.0..1.6).contains(value)), "{sample:?}");
+        }
+        // The corners are background.
+        assert_eq!(picture.rgb.get_pixel(0, 0).0, view.background);
+    }
+}
+
+/// The same on every machine.
+#[test]
+fn a_seed_gives_the_same_bytes() {
+    let head = head();
+    let drawn = || {
+        let (view, _) = View::random(&mut Random::new(&[9]));
+        render(&head, &Identity::numbered(&head, 7, 3), &view, 64).rgb.into_raw()
+    };
+    let (once, again) = (drawn(), drawn());
+    assert_eq!(once, again);
+    let sum =
+        once.iter().fold(0u32, |sum, value| sum.wrapping_mul(31).wrapping_add(u32::from(*value)));
+    assert_eq!(sum, 3_936_866_607, "the bytes are others than when this was written");
+}
+
+#[test]
+fn a_damaged_head_is_refused_or_drawn() {
+    let place = tempfile::tempdir().unwrap();
+    let (file, good) = (place.path().join("head"), fs::read(HEAD).unwrap());
+    let (view, _) = View::random(&mut Random::new(&[1]));
+    let mut random = Random::new(&[2]);
+    let mut drawn = 0;
+    for number in 0..12 {
+        let mut bad = good.clone();
+        for _ in 0..10 {
+            let at = random.uniform(0.0, bad.len() as f32) as usize;
+            bad[at] = random.uniform(0.0, 256.0) as u8;
+        }
+        fs::write(&file, bad).unwrap();
+        if let Ok(head) = Head::open(&file) {
+            render(&head, &Identity::numbered(&head, 0, number), &view, 16);
+            drawn += 1;
+        }
+    }
+    assert!(drawn > 0);
+}
+
+#[test]
+fn a_view_survives_its_list() {
+    let (view, _) = View::random(&mut Random::new(&[4]));
+    let text = serde_json::to_string(&view).unwrap();
+    assert_eq!(serde_json::from_str::<View>(&text).unwrap(), view);
+}
+
+/// 9.8 and 9.9 of the portrait spec.
+#[test]
+fn the_metric_tells_people_apart() {
+    let report = evaluated(&head(), &Protocol::default()).unwrap();
+    println!("{report}");
+    assert!(
+        report.same > 0.7
+            && report.different.abs() < 0.1
+            && report.auc > 0.97
+            && report.rank_1 > 0.9
+    );
+    let of = |what: &str| report.changed.iter().find(|(name, _)| *name == what).unwrap().1;
+    for small in
+        ["hard light from the side", "to 32 pixels and back", "blurred by 1 pixel", "noise of 0.05"]
+    {
+        assert!(of(small) > 0.8, "{small}");
+    }
+    assert!(of("to 32 pixels and back") > of("to 24 pixels and back"));
+    assert!(of("to 24 pixels and back") > of("to 16 pixels and back"));
+    assert!(of("blurred by 1 pixel") > of("blurred by 2 pixels"));
+    for half in ["half another person", "half another person, to the other"] {
+        assert!((0.4..0.9).contains(&of(half)) && of(half) > of("another person") + 0.2);
+    }
+    assert!(of("gray").abs() < 0.25 && of("another person") < 0.4);
+    assert!(report.light < 15.0);
+}
+
+#[test]
+fn too_few_people_are_no_report() {
+    let few = Protocol { learned: 1, unseen: 1, views: 1, ..Protocol::default() };
+    assert!(evaluated(&head(), &few).is_none());
+}
+
+fn heads(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_heads")).args(arguments).output().unwrap()
+}
+
+fn refusal(arguments: &[&str]) -> String {
+    let output = heads(arguments);
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: std::path::PathBuf| {
+        (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap())
+    };
+    let mut files: Vec<_> = entries.map(read).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_folder_of_views_can_be_drawn_again() {
+    let place = tempfile::tempdir().unwrap();
+    let folders = ["a", "b"].map(|name| place.path().join(name));
+    for folder in &folders {
+        let folder = folder.to_str().unwrap();
+        assert!(
+            heads(&[
+                "views",
+                folder,
+                "--identities",
+                "3",
+                "--views",
+                "2",
+                "--size",
+                "32",
+                "--seed",
+                "5"
+            ])
+            .status
+            .success()
+        );
+    }
+    let [a, b] = folders.each_ref().map(|folder| files(folder));
+    assert!(a == b && a.len() == 7);
+    let head = head();
+    for line in fs::read_to_string(folders[0].join("metadata.jsonl")).unwrap().lines() {
+        let told: serde_json::Value = serde_json::from_str(line).unwrap();
+        let view: View = serde_json::from_str(line).unwrap();
+        let person = Identity::numbered(&head, 5, told["identity"].as_u64().unwrap());
+        let stored = image::open(folders[0].join(told["file_name"].as_str().unwrap())).unwrap();
+        assert!(stored.into_rgb8() == render(&head, &person, &view, 32).rgb);
+    }
+}
+
+#[test]
+fn a_folder_of_captions_has_its_two_parts() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("made");
+    assert!(
+        heads(&["captions", folder.to_str().unwrap(), "--identities", "2", "--views", "1"])
+            .status
+            .success()
+    );
+    assert_eq!(files(&folder.join("train")).len(), 3);
+    assert_eq!(files(&folder.join("held_out")).len(), 401);
+    let list = fs::read_to_string(folder.join("train/metadata.jsonl")).unwrap();
+    let told: serde_json::Value = serde_json::from_str(list.lines().next().unwrap()).unwrap();
+    assert_eq!(told["text"].as_array().unwrap().len(), 4);
+    assert!(told["prompt"].as_str().unwrap().starts_with("portrait of "));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("file");
+    fs::write(&file, "text").unwrap();
+    let (full, file) = (place.path().to_str().unwrap(), file.to_str().unwrap());
+    let said = refusal(&["captions", full]);
+    assert!(said.contains(full) && said.contains("empty"), "{said}");
+    let said = refusal(&["views", file]);
+    assert!(said.contains(file), "{said}");
+    let said = refusal(&["views", &format!("{file}/below")]);
+    assert!(said.contains(file), "{said}");
+    for head in [file, "/no/such/head"] {
+        let said = refusal(&["--head", head, "metric"]);
+        assert!(said.contains(head), "{said}");
+    }
+    assert!(refusal(&["views", "/tmp/x", "--size", "100000"]).contains("100000"));
+}
