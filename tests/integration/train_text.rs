@@ -361,8 +361,12 @@ fn what_is_missing_or_wrong_is_named() {
     assert!(error.contains("the images have captions"), "{error}");
     let mut long = plain;
     long.captions.tokens = 7;
-    let error = fault(long, dataset(&at("classes")));
+    let error = fault(long.clone(), dataset(&at("classes")));
     assert!(error.contains("captions is set, a run without text_encoder"), "{error}");
+    long.captions = Default::default();
+    long.model.pooled = true;
+    let error = fault(long, dataset(&at("classes")));
+    assert!(error.contains("model.pooled is set, a run without text_encoder"), "{error}");
     assert!(!at("run").exists());
 }
 
@@ -382,8 +386,11 @@ fn the_command_trains_goes_on_and_starts_from_a_model() {
     assert!(without.contains("no text encoder: name one with --text-encoder"), "{without}");
     assert!(!at("run").exists());
 
-    let said =
-        train(&new).args(["--text-encoder", text(&encoder)]).settings(&["captions.tokens=2"]);
+    let said = train(&new).args(["--text-encoder", text(&encoder)]).settings(&[
+        "captions.tokens=2",
+        "model.pooled=true",
+        "weighting=\"velocity\"",
+    ]);
     let said = said.reported();
     assert!(said.contains("10 images with 4 captions"), "{said}");
     assert!(said.contains("4 captions cut off after 2 tokens, such as `a blue square`"), "{said}");
@@ -392,6 +399,7 @@ fn the_command_trains_goes_on_and_starts_from_a_model() {
     assert!(said.contains("resumed at step 3"), "{said}");
     let model = recognise(&at("run/model")).expect("a model");
     assert_eq!(model.config.text.expect("of texts").tokens, 2);
+    assert!(model.config.net.dit.pools());
 
     // From there on, with its own encoder and way of reading.
     let next = ["--data", "data", "--init", "run", "--steps", "2", "--batch", "4"];

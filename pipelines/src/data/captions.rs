@@ -33,6 +33,8 @@ pub(crate) struct Reads<'a> {
     pub(crate) input: &'a TextInput,
     /// Size of the images in pixels, of a network that is told it.
     pub(crate) size: Option<[usize; 2]>,
+    /// Whether the network is told a text as one vector, too.
+    pub(crate) pooled: bool,
 }
 
 /// The states of all captions.
@@ -41,6 +43,7 @@ pub(crate) struct Captions {
     /// `[1, tokens, width]` of each, in f16; the last is the empty text.
     states: Vec<TensorData>,
     size: Option<[usize; 2]>,
+    pooled: bool,
 }
 
 impl Captions {
@@ -54,7 +57,7 @@ impl Captions {
         texts: &[String],
         reads: Reads<'_>,
     ) -> Result<(Self, Option<Notice>)> {
-        let Reads { reader, input, size } = reads;
+        let Reads { reader, input, size, pooled } = reads;
         let limit = input.tokens;
         let clean = |text: &String| input.cleaned(text, false);
         let mut cleaned: Vec<String> = texts.iter().map(clean).collect();
@@ -88,7 +91,7 @@ impl Captions {
                 states
             }
         };
-        Ok((Self { states, size }, notice))
+        Ok((Self { states, size, pooled }, notice))
     }
 
     /// What a network is told of these captions, and in place of each where it is left out.
@@ -99,7 +102,7 @@ impl Captions {
             Tensor::<3>::from_data(state, device)
         });
         let table = Conditioning {
-            text: Some(side_by_side(states.collect(), device)),
+            text: Some(side_by_side(states.collect(), self.pooled, device)),
             size: self.size.map(|size| told_size(size, count + 1, device)),
             ..Conditioning::default()
         };

@@ -217,7 +217,15 @@ fn check_text(config: &ModelConfig) -> Result<(), String> {
     let encoder = config.text.as_ref().and_then(|input| input.encoder.as_ref());
     match (&config.net.dit.text, encoder) {
         (_, None) => Ok(()),
-        (Some(text), Some(encoder)) if text.width == encoder.hidden => Ok(()),
+        (Some(text), Some(encoder)) if text.width == encoder.hidden => match text.pooled {
+            Some(pooled) if pooled != encoder.hidden => {
+                let hidden = encoder.hidden;
+                Err(format!(
+                    "a text as one vector of width {pooled}, the mean of the encoder's has {hidden}"
+                ))
+            }
+            _ => Ok(()),
+        },
         (Some(text), Some(encoder)) => Err(format!(
             "a text encoder of width {}, the network reads {}",
             encoder.hidden, text.width

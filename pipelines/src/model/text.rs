@@ -42,8 +42,10 @@ impl TextInput {
     }
 }
 
-/// Texts of different lengths side by side, each `[1, tokens, width]`.
-pub(crate) fn side_by_side(states: Vec<Tensor<3>>, device: &Device) -> Text {
+/// Texts of different lengths side by side, each `[1, tokens, width]`, and if `pooled` the mean of each as one vector.
+pub(crate) fn side_by_side(states: Vec<Tensor<3>>, pooled: bool, device: &Device) -> Text {
+    let mean = |state: &Tensor<3>| state.clone().mean_dim(1).squeeze_dim::<2>(1);
+    let pooled = pooled.then(|| Tensor::cat(states.iter().map(mean).collect(), 0));
     let lengths: Vec<usize> = states.iter().map(|state| state.dims()[1]).collect();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let filled = states.into_iter().map(|state| {
@@ -60,7 +62,7 @@ pub(crate) fn side_by_side(states: Vec<Tensor<3>>, device: &Device) -> Text {
         let data = TensorData::new(hidden, [lengths.len(), longest]);
         Tensor::<2, Bool>::from_data(data, device)
     });
-    Text { tokens, padding, pooled: None }
+    Text { tokens, padding, pooled }
 }
 
 /// What a network is told of the size of so many images, see [`Conditioning::size`].

@@ -20,6 +20,7 @@ pub struct TextTask {
     input: TextInput,
     /// Whether the network is told the size of the image.
     sized: bool,
+    pooled: bool,
     device: Device,
 }
 
@@ -72,6 +73,7 @@ impl Task for TextTask {
                 reader: reader.clone(),
                 input: input.clone(),
                 sized: net.sized,
+                pooled: net.pools(),
                 device: device.clone(),
             }),
             (None, Some(_)) => Err(TextError::NoEncoder.into()),
@@ -114,7 +116,7 @@ impl Task for TextTask {
         }
         let size = self.sized.then(|| told_size(size, texts.len(), &self.device));
         let states = self.reader.read(&texts, self.limit(request))?;
-        let text = Some(side_by_side(states, &self.device));
+        let text = Some(side_by_side(states, self.pooled, &self.device));
         let table = Conditioning { text, size, ..Conditioning::default() };
         Ok(Told { table, images, null: 0 })
     }

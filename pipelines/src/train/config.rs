@@ -301,6 +301,7 @@ impl TrainConfig {
             ("label_dropout", self.label_dropout != plain.label_dropout),
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
+            ("weighting", self.weighting != plain.weighting),
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
             ("lora", self.lora.is_some()),

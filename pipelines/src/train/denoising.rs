@@ -108,7 +108,8 @@ impl<M: Denoises> DenoisingLearner<M> {
         let mut data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
         if let (Some(reader), Some(input)) = (&text, &model.text) {
             let size = model.net.dit.sized.then_some(config.model.size);
-            data = data.for_texts(Reads { reader, input, size }, folder)?;
+            let pooled = model.net.dit.pools();
+            data = data.for_texts(Reads { reader, input, size, pooled }, folder)?;
         }
         let notices = data.notices()[known..].to_vec();
         let trainer = Trainer::new(train(net)?, config.trainer(&model.net.dit));

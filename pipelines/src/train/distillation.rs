@@ -136,7 +136,8 @@ impl StudentLearner {
         }
         let size = trajectories.told_size(&model);
         let reads = text.as_ref().zip(model.text.as_ref());
-        let reads = reads.map(|(reader, input)| Reads { reader, input, size });
+        let pooled = model.net.dit.pools();
+        let reads = reads.map(|(reader, input)| Reads { reader, input, size, pooled });
         let critic = match (&config.adversarial, real) {
             (Some(adversarial), Some(real)) => {
                 let fingerprint = spec.teacher.clone();

@@ -16,6 +16,8 @@ pub struct ModelShape {
     pub patch: usize,
     /// Each patch predicts a square of twice its side; these are blended.
     pub overlap: bool,
+    /// The mean of a caption's states acts like a class beside them.
+    pub pooled: bool,
     /// Width of a token.
     pub hidden: usize,
     /// Number of blocks.
@@ -86,6 +88,7 @@ impl Default for ModelShape {
             size: [64, 64],
             patch: 8,
             overlap: false,
+            pooled: false,
             hidden: 256,
             depth: 5,
             heads: 4,
@@ -104,6 +107,7 @@ impl ModelShape {
             size: net.size.map(|side| side * factor),
             patch: net.patch,
             overlap: net.overlap,
+            pooled: net.pools(),
             hidden: net.hidden,
             depth: net.depth,
             heads: net.heads,
@@ -149,7 +153,8 @@ impl ModelShape {
         let (classes, text) = match told {
             Condition::Classes(classes) => (classes, None),
             Condition::Text(width) => {
-                (0, Some(TextConfig { width, pooled: None, attention: TextAttention::Cross }))
+                let pooled = self.pooled.then_some(width);
+                (0, Some(TextConfig { width, pooled, attention: TextAttention::Cross }))
             }
         };
         DitConfig {

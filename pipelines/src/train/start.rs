@@ -57,6 +57,7 @@ impl Start {
         let of_texts = [
             ("tokenizer", config.tokenizer.is_some()),
             ("captions", config.captions != CaptionShape::default()),
+            ("model.pooled", config.model.pooled),
             ("sample_prompts", !config.sample_prompts.is_empty()),
         ];
         let unread = of_texts.into_iter().find(|(_, set)| *set && config.text_encoder.is_none());

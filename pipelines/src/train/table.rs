@@ -227,6 +227,7 @@ pub const SETTINGS: &[Setting] = &[
         "[height, width] of the images in pixels, multiples of the patch (and, with an autoencoder, of its factor)"),
     row("model.patch", INTEGER, From(1.0), "Side of a patch, in pixels or latent cells"),
     row("model.overlap", SWITCH, Any, "Each patch, of an even side, predicts a square of twice its side; these are blended, without seams"),
+    row("model.pooled", SWITCH, Any, "The mean of the encoder's states of a caption acts on all blocks, as a class does, beside the states"),
     row("model.hidden", INTEGER, From(4.0), "Width of a token, a multiple of 4 and of `model.heads`"),
     row("model.depth", INTEGER, From(1.0), "Number of blocks"),
     row("model.heads", INTEGER, From(1.0), "Attention heads"),

@@ -78,7 +78,8 @@ impl Trajectories {
             _ if self.spec.prompts.is_empty() => Ok(self),
             (Some(reader), Some(input)) => {
                 let size = self.told_size(&model.config);
-                self.for_texts(Reads { reader, input, size }, None)
+                let pooled = model.config.net.dit.pools();
+                self.for_texts(Reads { reader, input, size, pooled }, None)
             }
             _ => Err(TextError::NoEncoder.into()),
         }

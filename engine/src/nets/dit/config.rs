@@ -399,6 +399,11 @@ impl DitConfig {
         Ok(())
     }
 
+    /// Whether it is told a text as one vector, too.
+    pub fn pools(&self) -> bool {
+        self.text.as_ref().is_some_and(|text| text.pooled.is_some())
+    }
+
     /// Whether image and text are attended to jointly.
     pub(crate) fn is_joint(&self) -> bool {
         self.text.as_ref().is_some_and(|text| text.attention == TextAttention::Joint)
