@@ -1,5 +1,6 @@
 //! Errors of this crate.
 
+mod faces;
 mod text;
 mod trajectories;
 pub(crate) mod values;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use crate::metadata::Used;
 use crate::model;
 
+pub use faces::FaceError;
 pub use text::TextError;
 pub use trajectories::TrajectoryError;
 use words::{fault, gigabytes, ids, listed, origin, similar, unreadable};
@@ -354,6 +356,9 @@ pub enum Error {
     /// A text, or what reads it.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// A face, or none.
+    #[error(transparent)]
+    Face(#[from] FaceError),
     /// A picture of another kind of model.
     #[error("{} was made from {found}, expected {expected}", path.display())]
     OtherTask {

@@ -27,6 +27,7 @@ pub mod device;
 mod differences;
 pub mod error;
 pub mod eval;
+pub mod faces;
 mod health;
 mod hooks;
 pub mod image;

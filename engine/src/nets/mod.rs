@@ -5,6 +5,7 @@ mod control;
 pub mod discriminator;
 mod dit;
 mod error;
+pub mod face;
 pub mod features;
 mod net;
 mod student;

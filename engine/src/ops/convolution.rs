@@ -30,20 +30,32 @@ fn plain_conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
     layer.forward(if double { module::interpolate(x, options) } else { x })
 }
 
-/// A convolution with one filter per channel and a bias, clipped to [0, 6], with the border that TensorFlow
-/// calls `same`.
+/// A convolution with one filter per channel and a bias, clipped to `limits` if there are any, with the border that
+/// TensorFlow calls `same`.
 ///
 /// # Shapes
 /// `x`: `[batch, height, width, channels]`, `weight`: `[kernel · kernel, channels]`, `bias`: `[channels]`,
 /// output: `[batch, height / stride, width / stride, channels]`, rounded up
-pub fn depthwise(x: Tensor<4>, weight: Tensor<2>, bias: Tensor<1>, stride: usize) -> Tensor<4> {
+pub fn depthwise(
+    x: Tensor<4>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    stride: usize,
+    limits: Option<[f32; 2]>,
+) -> Tensor<4> {
     if !available(&x) || !available(&weight) || x.is_autodiff() || weight.is_autodiff() {
-        return plain_depthwise(x, weight, bias, stride);
+        return plain_depthwise(x, weight, bias, stride, limits);
     }
-    device(channelwise::depthwise(&host(x), &host(weight), &host(bias), stride))
+    device(channelwise::depthwise(&host(x), &host(weight), &host(bias), stride, limits))
 }
 
-fn plain_depthwise(x: Tensor<4>, weight: Tensor<2>, bias: Tensor<1>, stride: usize) -> Tensor<4> {
+fn plain_depthwise(
+    x: Tensor<4>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    stride: usize,
+    limits: Option<[f32; 2]>,
+) -> Tensor<4> {
     let ([_, height, width, _], [taps, channels]) = (x.dims(), weight.dims());
     let kernel = taps.isqrt();
     let borders = [height, width].map(|side| Side::new(side, kernel, stride).border);
@@ -51,7 +63,11 @@ fn plain_depthwise(x: Tensor<4>, weight: Tensor<2>, bias: Tensor<1>, stride: usi
     let x = x.permute([0, 3, 1, 2]).pad([rows, columns], 0.0);
     let weight = weight.transpose().reshape([channels, 1, kernel, kernel]);
     let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], channels);
-    module::conv2d(x, weight, Some(bias), options).clamp(0.0, 6.0).permute([0, 2, 3, 1])
+    let y = module::conv2d(x, weight, Some(bias), options).permute([0, 2, 3, 1]);
+    match limits {
+        Some([low, high]) => y.clamp(low, high),
+        None => y,
+    }
 }
 
 /// Group norm, then SiLU.
@@ -146,9 +162,14 @@ mod tests {
         {
             let (x, weight) = (random([2, height, width, 19]), random([kernel * kernel, 19]));
             let bias = random([19]) + 1.0;
-            let found = depthwise(x.clone(), weight.clone(), bias.clone(), stride);
-            assert_eq!(found.dims(), [2, height.div_ceil(stride), width.div_ceil(stride), 19]);
-            assert!(difference(found, plain_depthwise(x, weight, bias, stride)) < 2e-6);
+            for limits in [Some([0.0, 6.0]), None] {
+                let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+                let found = depthwise(x.clone(), weight.clone(), bias.clone(), stride, limits);
+                assert_eq!(found.dims(), [2, height.div_ceil(stride), width.div_ceil(stride), 19]);
+                let expected =
+                    plain_depthwise(x.clone(), weight.clone(), bias.clone(), stride, limits);
+                assert!(difference(found, expected) < 2e-6);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 mod autoencoder;
 mod dit;
 mod efficientnet;
+mod face;
 mod lora;
 mod mp_dit;
 mod pixart;
@@ -11,6 +12,7 @@ mod text_encoder;
 pub use autoencoder::{autoencoder, autoencoder_tiny, is_autoencoder};
 pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
 pub use efficientnet::efficientnet_lite;
+pub use face::{face_detector, face_reader, face_recogniser};
 pub use lora::{Lora, LoraTerm, read_lora, write_lora};
 pub use mp_dit::mp_dit;
 pub use pixart::{pixart_diffusers, pixart_lora, pixart_original};

@@ -26,11 +26,11 @@ pub struct Unit {
 
 /// A convolution with a bias.
 #[derive(Debug, Clone)]
-pub(super) struct Folded {
+pub(in crate::nets) struct Folded {
     /// `[taps · in, out]`, of a filter per channel `[taps, out]`.
-    pub(super) weight: Tensor<2>,
+    pub(in crate::nets) weight: Tensor<2>,
     /// `[out]`.
-    pub(super) bias: Tensor<1>,
+    pub(in crate::nets) bias: Tensor<1>,
 }
 
 impl Unit {
@@ -68,7 +68,7 @@ impl Folded {
     ///
     /// # Shapes
     /// `[batch, height, width, taps · in]` to `[batch, height, width, out]`
-    pub(super) fn pointwise(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(in crate::nets) fn pointwise(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let x = x.reshape([batch, height * width, channels]);
         let y = ops::linear(x, self.weight.clone(), Some(self.bias.clone()), None);
@@ -81,7 +81,11 @@ impl Folded {
 ///
 /// # Shapes
 /// `[batch, height, width, channels]` to as many of `[batch, rows that fit, columns that fit, channels]`
-pub(super) fn windows(x: &Tensor<4>, [rows, columns]: [usize; 2], stride: usize) -> Vec<Tensor<4>> {
+pub(in crate::nets) fn windows(
+    x: &Tensor<4>,
+    [rows, columns]: [usize; 2],
+    stride: usize,
+) -> Vec<Tensor<4>> {
     let [_, height, width, _] = x.dims();
     let (down, across) = (height - rows + 1, width - columns + 1);
     let tap = |i: usize| {

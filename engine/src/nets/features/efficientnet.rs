@@ -126,7 +126,8 @@ impl FoldedBlock {
             None => x.clone(),
         };
         let Folded { weight, bias } = self.depthwise.clone();
-        let y = self.project.pointwise(ops::depthwise(inner, weight, bias, self.stride));
+        let y = ops::depthwise(inner, weight, bias, self.stride, Some([0.0, 6.0]));
+        let y = self.project.pointwise(y);
         if self.residual { y + x } else { y }
     }
 }

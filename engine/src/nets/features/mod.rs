@@ -1,6 +1,6 @@
 //! Classifiers whose features measure pictures.
 
-mod conv_norm;
+pub(super) mod conv_norm;
 mod efficientnet;
 pub mod inception;
 

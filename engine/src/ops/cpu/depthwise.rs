@@ -8,12 +8,13 @@ use super::math::simd;
 use crate::ops::convolution::Side;
 
 /// Convolution of `[batch, height, width, channels]` with filters `[kernel · kernel, channels]`, plus a bias,
-/// clipped to [0, 6]; `stride` apart, with as much zero border as TensorFlow's `same`.
+/// clipped to `limits`; `stride` apart, with as much zero border as TensorFlow's `same`.
 pub(in crate::ops) fn depthwise(
     x: &FlexTensor,
     weight: &FlexTensor,
     bias: &FlexTensor,
     stride: usize,
+    limits: Option<[f32; 2]>,
 ) -> FlexTensor {
     let [x, weight, bias] = [x, weight, bias].map(FlexTensor::to_contiguous);
     let [batch, height, width, channels]: [usize; 4] =
@@ -40,7 +41,9 @@ pub(in crate::ops) fn depthwise(
                             }
                         }
                     }
-                    out.iter_mut().for_each(|out| *out = out.clamp(0.0, 6.0));
+                    if let Some([low, high]) = limits {
+                        out.iter_mut().for_each(|out| *out = out.clamp(low, high));
+                    }
                 }
             },
         );
