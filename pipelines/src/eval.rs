@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
-use burn::tensor::{Device, Tensor, TensorData};
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::buffer::ConvertBuffer;
-use image::{RgbImage, RgbaImage};
+use burn::tensor::{Device, TensorData};
+use image::RgbImage;
 use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
 use pyrograph_engine::nets::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
@@ -23,11 +21,11 @@ use serde::Serialize;
 use crate::data::Dataset;
 use crate::error::words::counted;
 use crate::error::{Error, Result};
-use crate::image::{Drawn, to_images, to_tensor};
+use crate::image::{rgb_tensor, stretched, to_images};
 use crate::memory::{self, product};
 
 /// Side to which images are resized for EfficientNet-Lite0.
-const SIDE: usize = 128;
+const SIDE: u32 = 128;
 /// Bytes per pixel of an image on its way to the network: three values twice, and three bytes.
 const PIXEL: u64 = 27;
 /// Neighbours that make a neighbourhood for precision and recall.
@@ -122,15 +120,16 @@ impl FeatureNet {
         let of = |images: &[RgbImage]| -> Vec<Vec<f32>> {
             let features = match &self.net {
                 Net::EfficientNetLite0(net) => {
+                    let resized = |image: &RgbImage| stretched(image, SIDE, SIDE);
                     let resized: Vec<RgbImage> = images.iter().map(resized).collect();
-                    net.forward(tensor(&resized, &self.device))
+                    net.forward(rgb_tensor(&resized, &self.device))
                 }
                 Net::Inception(net) => {
                     // Between the four nearest pixels, as the published numbers were made.
                     let options = InterpolateOptions::new(InterpolateMode::Bilinear)
                         .with_align_corners(false)
                         .with_output_size([INCEPTION_SIDE; 2]);
-                    net.forward(interpolate(tensor(images, &self.device), options))
+                    net.forward(interpolate(rgb_tensor(images, &self.device), options))
                 }
             };
             let features: Vec<f32> = features.into_data().try_into_vec().expect("f32 features");
@@ -202,21 +201,6 @@ impl FeatureNet {
 pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Vec<RgbImage>> {
     let count = indices.len();
     to_images(data.pixels(indices, &vec![false; count], &vec![0; count], device))
-}
-
-fn resized(image: &RgbImage) -> RgbImage {
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    let mut resized = RgbImage::new(SIDE as u32, SIDE as u32);
-    Resizer::new().resize(image, &mut resized, &options).expect("both are RGB");
-    resized
-}
-
-/// Images of one size as `[images, 3, height, width]` in [-1, 1].
-fn tensor(images: &[RgbImage], device: &Device) -> Tensor<4> {
-    let rgba: Vec<RgbaImage> = images.iter().map(RgbImage::convert).collect();
-    let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
-    let drawn = rgba.iter().map(|image| Drawn { rgba: image, background: [255; 3], flip: false });
-    to_tensor(drawn, [height as usize, width as usize], device)
 }
 
 fn load<M: Module>(net: M, file: &Checkpoint, layout: &Layout, device: &Device) -> Result<M> {

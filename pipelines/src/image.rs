@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::buffer::ConvertBuffer;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ImageEncoder, ImageFormat, RgbImage, RgbaImage, imageops};
@@ -77,6 +78,22 @@ pub(crate) fn to_tensor<'a>(
         }
     }
     Tensor::from_data(TensorData::new(values, [count, 3, height, width]), device)
+}
+
+/// Pictures of one size, `[pictures, 3, height, width]` in [-1, 1].
+pub(crate) fn rgb_tensor(pictures: &[RgbImage], device: &Device) -> Tensor<4> {
+    let rgba: Vec<RgbaImage> = pictures.iter().map(RgbImage::convert).collect();
+    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+    let drawn = rgba.iter().map(|rgba| Drawn { rgba, background: [255; 3], flip: false });
+    to_tensor(drawn, [height as usize, width as usize], device)
+}
+
+/// A picture resized with antialiasing, whatever its aspect.
+pub(crate) fn stretched(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let mut resized = RgbImage::new(width, height);
+    Resizer::new().resize(picture, &mut resized, &options).expect("both are RGB");
+    resized
 }
 
 /// One picture with pixels in [-1, 1] on white, cut and resized to `[height, width]`, `[1, 3, height, width]`.

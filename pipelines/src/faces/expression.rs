@@ -7,8 +7,9 @@ use image::RgbImage;
 use pyrograph_engine::nets::face::{EXPRESSIONS, FaceReader, FoldedFaceReader, READER_SIDE};
 use pyrograph_weights::convert;
 
-use super::{Alignment, Face, Framing, look, values};
+use super::{Alignment, Face, Framing, values};
 use crate::error::Result;
+use crate::image::rgb_tensor;
 
 /// The reader of expressions, whose weights are not shipped: `face_expression_model` of face-api as safetensors.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Expressions {
     /// [`FaceError::Landmarks`](crate::error::FaceError::Landmarks).
     pub fn read(&self, photo: &RgbImage, face: &Face) -> Result<[f32; EXPRESSIONS.len()]> {
         let crop = Alignment::new(face, Framing::FACE, READER_SIDE)?.crop(photo);
-        let logits = self.reader.forward(look::tensor(&crop, &self.device));
+        let logits = self.reader.forward(rgb_tensor(&[crop], &self.device));
         Ok(values(activation::softmax(logits, 1)).try_into().expect("one face"))
     }
 }

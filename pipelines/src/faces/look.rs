@@ -1,13 +1,10 @@
 //! Photographs as the networks see them: squares of one size.
 
-use burn::tensor::{Device, Tensor};
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::buffer::ConvertBuffer;
-use image::{RgbImage, RgbaImage, imageops};
+use image::{RgbImage, imageops};
 use pyrograph_engine::nets::face::Bounds;
 
 use super::Point;
-use crate::image::{Drawn, to_tensor};
+use crate::image::stretched;
 
 /// A square with the whole photograph at its upper left.
 #[derive(Debug, Clone, Copy)]
@@ -107,15 +104,5 @@ fn resized(picture: &RgbImage, longest: usize) -> RgbImage {
     let (sides, scale) = ([picture.width(), picture.height()], scale(picture, longest));
     let scaled = |side: u32| (side as f32 * scale).round().clamp(1.0, longest as f32) as u32;
     let [width, height] = sides.map(scaled);
-    let mut small = RgbImage::new(width, height);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    Resizer::new().resize(picture, &mut small, &options).expect("both are RGB");
-    small
-}
-
-/// `[1, 3, height, width]` in [-1, 1].
-pub(super) fn tensor(picture: &RgbImage, device: &Device) -> Tensor<4> {
-    let (rgba, size): (RgbaImage, _) = (picture.convert(), [picture.height(), picture.width()]);
-    let drawn = Drawn { rgba: &rgba, background: [255; 3], flip: false };
-    to_tensor(std::iter::once(drawn), size.map(|side| side as usize), device)
+    stretched(picture, width, height)
 }

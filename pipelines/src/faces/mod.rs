@@ -35,6 +35,7 @@ use pyrograph_engine::nets::face::{
 use pyrograph_weights::{Checkpoint, FloatDtype, Layout, convert};
 
 use crate::error::{FaceError, Result};
+use crate::image::rgb_tensor;
 use crate::model;
 
 pub use align::{Alignment, Framing, Similarity};
@@ -156,7 +157,7 @@ impl Faces {
         let mut faces = Vec::new();
         for look in LOOKS {
             let square = look.square(photo);
-            let answers = self.detector.forward(look::tensor(&square, &self.device));
+            let answers = self.detector.forward(rgb_tensor(&[square], &self.device));
             let cells = answers.dims()[1];
             for found in face::found(&values(answers), cells, self.limits.score) {
                 let bounds = look.in_photo(found.bounds, photo);
@@ -206,7 +207,7 @@ impl Faces {
     /// [`FaceError::Landmarks`].
     pub fn descriptor(&self, photo: &RgbImage, face: &Face) -> Result<[f32; DESCRIPTOR]> {
         let crop = Alignment::new(face, Framing::FACE, RECOGNISER_SIDE)?.crop(photo);
-        let descriptor = self.recogniser.forward(look::tensor(&crop, &self.device));
+        let descriptor = self.recogniser.forward(rgb_tensor(&[crop], &self.device));
         Ok(values(descriptor).try_into().expect("one descriptor"))
     }
 
@@ -214,7 +215,9 @@ impl Faces {
     fn landmarks(&self, photo: &RgbImage, bounds: Bounds) -> Option<[Point; LANDMARKS]> {
         let inside = look::inside(bounds, photo)?;
         let square = look::centred(photo, inside, READER_SIDE);
-        let answers = values(self.reader.forward(look::tensor(&square.picture, &self.device)));
+        let answers = values(
+            self.reader.forward(rgb_tensor(std::slice::from_ref(&square.picture), &self.device)),
+        );
         let mut points = answers.as_chunks::<2>().0.iter().map(|point| square.in_photo(*point));
         let landmarks = std::array::from_fn(|_| points.next().unwrap_or([f32::NAN; 2]));
         landmarks.as_flattened().iter().all(|value| value.is_finite()).then_some(landmarks)

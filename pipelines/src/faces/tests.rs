@@ -83,7 +83,7 @@ fn assert_answers(net: &str, part: [u32; 2], answer: impl Fn(&RgbImage) -> Vec<f
 }
 
 fn seen(picture: &RgbImage) -> Tensor<4> {
-    look::tensor(picture, &Device::flex())
+    rgb_tensor(std::slice::from_ref(picture), &Device::flex())
 }
 
 #[test]

@@ -296,8 +296,7 @@ mod tests {
         let scene = Scene { look: "ahead", expression: "eyes closed", ..scene };
         assert_eq!(
             prompt(&traits, &scene),
-            "portrait of an old bald man with dark skin and closed eyes, facing left, dim light, on an orange background"
-                .replace("dark skin and closed eyes", "closed eyes and dark skin")
+            "portrait of an old bald man with closed eyes and dark skin, facing left, dim light, on an orange background"
         );
     }
 

@@ -131,7 +131,6 @@ fn a_view_survives_its_list() {
     assert_eq!(serde_json::from_str::<View>(&text).unwrap(), view);
 }
 
-/// 9.8 and 9.9 of the portrait spec.
 #[test]
 fn the_metric_tells_people_apart() {
     let report = evaluated(&head(), &Protocol::default()).unwrap();

@@ -194,10 +194,8 @@ impl Dit {
         patch: usize,
         after_block: AfterBlock<'_>,
     ) -> Tensor<4> {
-        let [_, _, height, width] = x.dims();
         let call = Call { patch, caches: &mut [], keep: false, residuals: &[], after_block };
-        let encoded = self.encode(x, time, told, call);
-        self.decode(encoded, [height, width], patch, None)
+        self.called(x, time, told, call)
     }
 
     /// [`Dit::forward`] with something added to the tokens, those of panels included, before the first block, and after
@@ -213,9 +211,19 @@ impl Dit {
         patch: usize,
         residuals: &[Tensor<3>],
     ) -> Tensor<4> {
-        let [_, _, height, width] = x.dims();
         let after_block: AfterBlock<'_> = &mut |_, tokens| tokens;
         let call = Call { patch, caches: &mut [], keep: false, residuals, after_block };
+        self.called(x, time, told, call)
+    }
+
+    fn called(
+        &self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        told: &Conditioning,
+        call: Call<'_>,
+    ) -> Tensor<4> {
+        let ([_, _, height, width], patch) = (x.dims(), call.patch);
         let encoded = self.encode(x, time, told, call);
         self.decode(encoded, [height, width], patch, None)
     }

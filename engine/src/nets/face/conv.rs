@@ -115,21 +115,3 @@ pub(super) fn convolve(layer: &Folded, x: &Tensor<4>, kernel: usize, stride: usi
 pub(super) fn bordered(x: Tensor<4>, before: usize, after: usize) -> Tensor<4> {
     x.pad([(0, 0), (before, after), (before, after), (0, 0)], 0.0)
 }
-
-/// Largest of each square window, over all places where it fits.
-///
-/// # Shapes
-/// `[batch, height, width, channels]` to `[batch, _, _, channels]`
-pub(super) fn largest(x: &Tensor<4>, kernel: usize, stride: usize) -> Tensor<4> {
-    let windows = windows(x, [kernel; 2], stride).into_iter();
-    windows.reduce(|a, b| a.max_pair(b)).expect("a kernel of one place or more")
-}
-
-/// The mean over all places.
-///
-/// # Shapes
-/// `[batch, height, width, channels]` to `[batch, channels]`
-pub(super) fn mean(x: Tensor<4>) -> Tensor<2> {
-    let [batch, rows, columns, channels] = x.dims();
-    x.reshape([batch, rows * columns, channels]).mean_dim(1).squeeze_dim(1)
-}

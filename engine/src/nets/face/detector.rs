@@ -5,9 +5,9 @@ use burn::tensor::activation::leaky_relu;
 use burn::tensor::{Device, Tensor};
 
 use super::boxes::ANCHORS;
-use super::conv::{Conv, FoldedSeparable, Separable, convolve, largest, seen};
+use super::conv::{Conv, FoldedSeparable, Separable, convolve, seen};
 use crate::layers::Init;
-use crate::nets::features::conv_norm::Folded;
+use crate::nets::features::conv_norm::{Folded, largest};
 
 /// Pixels of a cell: the side of a picture must be a multiple.
 pub const DETECTOR_STEP: usize = 32;

@@ -3,9 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use super::conv::{Conv, FoldedSeparable, MEAN, Separable, bordered, convolve, mean, seen};
+use super::conv::{Conv, FoldedSeparable, MEAN, Separable, bordered, convolve, seen};
 use crate::layers::{Fresh, Init};
-use crate::nets::features::conv_norm::Folded;
+use crate::nets::features::conv_norm::{Folded, mean};
 use crate::ops;
 
 /// Side of the pictures that it was trained on.

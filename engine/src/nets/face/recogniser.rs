@@ -4,9 +4,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use super::conv::{Conv, MEAN, bordered, convolve, largest, mean, seen};
+use super::conv::{Conv, MEAN, bordered, convolve, seen};
 use crate::layers::{Fresh, Init};
-use crate::nets::features::conv_norm::{Folded, windows};
+use crate::nets::features::conv_norm::{Folded, largest, mean, windows};
 use crate::ops;
 
 /// Side of the pictures that it was trained on.

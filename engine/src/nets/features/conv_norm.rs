@@ -96,3 +96,21 @@ pub(in crate::nets) fn windows(
     };
     (0..rows * columns).map(tap).collect()
 }
+
+/// Largest of each square window, over all places where it fits.
+///
+/// # Shapes
+/// `[batch, height, width, channels]` to `[batch, rows that fit, columns that fit, channels]`
+pub(in crate::nets) fn largest(x: &Tensor<4>, kernel: usize, stride: usize) -> Tensor<4> {
+    let windows = windows(x, [kernel; 2], stride).into_iter();
+    windows.reduce(|a, b| a.max_pair(b)).expect("a kernel of one place or more")
+}
+
+/// The mean over all places.
+///
+/// # Shapes
+/// `[batch, height, width, channels]` to `[batch, channels]`
+pub(in crate::nets) fn mean(x: Tensor<4>) -> Tensor<2> {
+    let [batch, rows, columns, channels] = x.dims();
+    x.reshape([batch, rows * columns, channels]).mean_dim(1).squeeze_dim(1)
+}

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::conv_norm::{Folded, Unit, windows};
+use super::conv_norm::{Folded, Unit, mean, windows};
 use crate::layers::Init;
 use crate::ops;
 
@@ -112,9 +112,7 @@ impl FoldedEfficientNet {
         let padded = x.permute([0, 2, 3, 1]).pad([(0, 0), (0, 1), (0, 1), (0, 0)], 0.0);
         let x = relu6(self.stem.pointwise(Tensor::cat(windows(&padded, [3, 3], 2), 3)));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
-        let x = relu6(self.head.pointwise(x));
-        let [batch, rows, columns, channels] = x.dims();
-        x.reshape([batch, rows * columns, channels]).mean_dim(1).squeeze_dim(1)
+        mean(relu6(self.head.pointwise(x)))
     }
 }
 

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::conv_norm::{Folded, Unit, windows};
+use super::conv_norm::{Folded, Unit, largest, mean, windows};
 use crate::layers::Init;
 
 /// Side of the images it was trained on.
@@ -219,14 +219,13 @@ impl FoldedInception {
                         sum.reduce(|a, b| a + b).expect("nine")
                             / count.reduce(|a, b| a + b).expect("nine")
                     }
-                    Largest => largest(&bordered(x, [3, 3], f32::NEG_INFINITY), 1),
-                    Smaller => largest(&x, 2),
+                    Largest => largest(&bordered(x, [3, 3], f32::NEG_INFINITY), 3, 1),
+                    Smaller => largest(&x, 3, 2),
                 }));
             }
             x = Tensor::cat(parts, 3);
         }
-        let [batch, height, width, channels] = x.dims();
-        x.reshape([batch, height * width, channels]).mean_dim(1).squeeze_dim(1)
+        mean(x)
     }
 }
 
@@ -247,8 +246,4 @@ fn bordered(x: Tensor<4>, [rows, columns]: [usize; 2], value: f32) -> Tensor<4> 
         (0, 0) => x,
         (down, across) => x.pad([(0, 0), (down, down), (across, across), (0, 0)], value),
     }
-}
-
-fn largest(x: &Tensor<4>, stride: usize) -> Tensor<4> {
-    windows(x, [3, 3], stride).into_iter().reduce(|a, b| a.max_pair(b)).expect("nine")
 }
