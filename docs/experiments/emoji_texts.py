@@ -1,10 +1,10 @@
 """Makes a folder of captioned pictures for `pyrograph train text` from a sheet of transparent emoji.
 
-    python emoji_texts.py SHEET.png LIST.jsonl OUTPUT
+    python emoji_texts.py SHEET.png LIST.jsonl concepts.txt OUTPUT
 
-SHEET holds pictures of 64x64 in rows of 108, LIST a line for each: index, style, label, concept, group, tone, tags. Every picture
-is laid several times on a background of a named colour, in different sizes and places, each with captions that say what there is
-to see. Some pairs of a concept and a style are kept out of OUTPUT/train and put into OUTPUT/held_out.
+SHEET holds pictures of 64x64 in rows of 108, LIST a line for each: index, style, label, concept, group, tone, tags; concepts.txt
+names the concepts to show. Every picture is laid several times on a background of a named colour, each time with captions that say
+what there is to see. Some pairs of a concept and a style are kept out of OUTPUT/train and put into OUTPUT/held_out.
 
 Needs numpy and Pillow.
 """
@@ -18,7 +18,7 @@ import random
 import numpy as np
 from PIL import Image
 
-SIDE, COLUMNS = 64, 108
+SIDE, INNER, COLUMNS = 64, 56, 108
 TONES = {1: "light", 2: "medium-light", 3: "medium", 4: "medium-dark", 5: "dark"}
 STYLES = {
     "3d": ["3d", "3d render", "glossy 3d"],
@@ -38,34 +38,20 @@ BACKGROUNDS = {
     "purple": (150, 104, 200),
     "pink": (246, 170, 196),
 }
-# What is shown: things of every day, and of people those that show a tone of skin. A small network that is trained for some
-# hours learns some thousands of pictures well, or all of them badly.
-SHOWN = {
-    "mammals", "birds", "bugs", "marine life", "reptiles", "amphibians", "flowers", "other plants",
-    "fruit", "vegetables", "sweets & candy", "drink", "cooked / prepared",
-    "smiling", "affectionate", "with hats", "with glasses", "cat faces", "monkey faces", "costumed & creatures", "hearts",
-    "negative", "sleepy", "with tongue",
-    "ground transportation", "air transportation", "water transportation", "buildings", "weather",
-    "sports", "games & hobbies", "events & holidays", "musical instruments", "books & paper", "phone", "computer",
-    "people", "fingers closed", "hands",
-}
 # Copies of each picture: people and all others.
 PEOPLE, OTHERS = 1, 6
 WHITE = 0.45
 HELD_OUT = 150
 
 
-def laid(picture, colour, scale, shift):
-    """A transparent picture, made smaller and moved, on a colour."""
-    side = round(SIDE * scale)
+def laid(picture, colour):
+    """A transparent picture in the middle of a colour."""
     data = np.asarray(picture, np.float32) / 255
     data = np.concatenate([data[..., :3] * data[..., 3:], data[..., 3:]], -1)
     image = Image.fromarray((data * 255 + 0.5).astype(np.uint8), "RGBA")
-    image = np.asarray(image.resize((side, side), Image.LANCZOS), np.float32)
-    canvas = np.zeros((SIDE, SIDE, 4), np.float32)
-    top, left = ((SIDE - side) // 2 + moved for moved in shift)
-    top, left = (min(max(at, 0), SIDE - side) for at in (top, left))
-    canvas[top : top + side, left : left + side] = image
+    image = np.asarray(image.resize((INNER, INNER), Image.LANCZOS), np.float32)
+    canvas, border = np.zeros((SIDE, SIDE, 4), np.float32), (SIDE - INNER) // 2
+    canvas[border : border + INNER, border : border + INNER] = image
     alpha = canvas[..., 3:] / 255
     return np.clip(canvas[..., :3] + (1 - alpha) * np.array(colour), 0, 255).round().astype(np.uint8)
 
@@ -122,6 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sheet")
     parser.add_argument("list")
+    parser.add_argument("concepts", type=pathlib.Path)
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--level", type=int, default=6, help="compression of the PNG files, 0 to 9")
@@ -136,7 +123,10 @@ def main():
         styles.setdefault(row["concept"], set()).add(row["style"])
     several = sorted(concept for concept, own in styles.items() if len(own) >= 3)
     kept_out = {(concept, rng.choice(sorted(styles[concept]))) for concept in rng.sample(several, HELD_OUT)}
-    rows = [row for row in rows if row["subgroup"] in SHOWN]
+    shown = asked.concepts.read_text().splitlines()
+    if unknown := sorted(set(shown) - set(styles)):
+        parser.error(f"no pictures of {', '.join(unknown)}")
+    rows = [row for row in rows if row["concept"] in shown]
     lists = {"train": [], "held_out": []}
     for part in lists:
         (asked.output / part).mkdir(parents=True, exist_ok=True)
@@ -147,8 +137,7 @@ def main():
         copies = 1 if part == "held_out" else PEOPLE if row["group"] == "people & body" else OTHERS
         for copy in range(copies):
             background = "white" if rng.random() < WHITE else rng.choice(sorted(BACKGROUNDS))
-            shift = (rng.randint(-3, 3), rng.randint(-3, 3))
-            image = laid(picture, shade(rng, background), rng.uniform(0.8, 1.0), shift)
+            image = laid(picture, shade(rng, background))
             name = f"{row['index']:05}-{copy}.png"
             Image.fromarray(image).save(asked.output / part / name, compress_level=asked.level)
             tone = f" with {TONES[row['tone']]} skin" if row["tone"] else ""

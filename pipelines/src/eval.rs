@@ -83,13 +83,7 @@ impl FeatureNet {
                 let fresh = Inception::new(device);
                 Net::Inception(load(fresh, &checkpoint, &inception_layout(), device)?.folded())
             }
-            false => {
-                let (fresh, layout) =
-                    (EfficientNetLite0::new(device), convert::efficientnet_lite());
-                Net::EfficientNetLite0(Box::new(
-                    load(fresh, &checkpoint, &layout, device)?.folded(),
-                ))
-            }
+            false => Net::EfficientNetLite0(Box::new(efficient_net(&checkpoint, device)?)),
         };
         Ok(Self { net, fingerprint: checkpoint.fingerprint(), device: device.clone() })
     }
@@ -201,6 +195,15 @@ impl FeatureNet {
 pub fn pictures(data: &Dataset, indices: &[usize], device: &Device) -> Result<Vec<RgbImage>> {
     let count = indices.len();
     to_images(data.pixels(indices, &vec![false; count], &vec![0; count], device))
+}
+
+/// EfficientNet-Lite0 with the weights of a file.
+///
+/// # Errors
+/// A file of anything else.
+pub(crate) fn efficient_net(file: &Checkpoint, device: &Device) -> Result<FoldedEfficientNet> {
+    let (fresh, layout) = (EfficientNetLite0::new(device), convert::efficientnet_lite());
+    Ok(load(fresh, file, &layout, device)?.folded())
 }
 
 fn load<M: Module>(net: M, file: &Checkpoint, layout: &Layout, device: &Device) -> Result<M> {

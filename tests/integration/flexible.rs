@@ -128,6 +128,7 @@ fn distilling_adapters_leaves_the_base_bit_for_bit() {
             condition_dropout: 0.1,
             target: Target::Native,
             weighting: Default::default(),
+            perceptual: None,
         };
         let mut trainer = Trainer::new(flexible.freeze_native(), trainer_config());
         let names = params::names(&trainer.model);

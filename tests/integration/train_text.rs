@@ -390,6 +390,7 @@ fn the_command_trains_goes_on_and_starts_from_a_model() {
         "captions.tokens=2",
         "model.pooled=true",
         "weighting=\"velocity\"",
+        "perceptual.weight=0.5",
     ]);
     let said = said.reported();
     assert!(said.contains("10 images with 4 captions"), "{said}");

@@ -27,6 +27,11 @@ impl Level {
         (self.alpha / self.sigma).ln()
     }
 
+    /// `sigma / (alpha + sigma)`: the noise level in the form of a flow, in \[0, 1\].
+    pub fn noise_share(&self) -> f64 {
+        self.sigma / (self.alpha + self.sigma)
+    }
+
     /// `sigma / alpha`: the noise level in variance-exploding form.
     pub fn ve_sigma(&self) -> f64 {
         self.sigma / self.alpha

@@ -6,8 +6,9 @@ use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
 
 use super::available;
-use super::cpu::bridge::{device, host};
-use super::cpu::{conv, depthwise as channelwise};
+use super::cpu::bridge::{device, host, run};
+use super::cpu::conv;
+use super::cpu::depthwise::Depthwise;
 
 /// A convolution of 3 x 3 with a border of zeros, of an image that may be doubled in size first; with `rounds` of numbers
 /// rounded to bf16, where the CPU has tile units for them.
@@ -43,10 +44,23 @@ pub fn depthwise(
     stride: usize,
     limits: Option<[f32; 2]>,
 ) -> Tensor<4> {
-    if !available(&x) || !available(&weight) || x.is_autodiff() || weight.is_autodiff() {
+    if !available(&x) || !available(&weight) {
         return plain_depthwise(x, weight, bias, stride, limits);
     }
-    device(channelwise::depthwise(&host(x), &host(weight), &host(bias), stride, limits))
+    // The backward pass of clipping needs what was clipped.
+    let (within, after) = match x.is_autodiff() || weight.is_autodiff() {
+        true => (None, limits),
+        false => (limits, None),
+    };
+    let inputs = vec![x.into(), weight.into(), bias.into()];
+    clipped(run(Depthwise { stride, limits: within }, inputs), after)
+}
+
+fn clipped(y: Tensor<4>, limits: Option<[f32; 2]>) -> Tensor<4> {
+    match limits {
+        Some([low, high]) => y.clamp(low, high),
+        None => y,
+    }
 }
 
 fn plain_depthwise(
@@ -63,11 +77,7 @@ fn plain_depthwise(
     let x = x.permute([0, 3, 1, 2]).pad([rows, columns], 0.0);
     let weight = weight.transpose().reshape([channels, 1, kernel, kernel]);
     let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], channels);
-    let y = module::conv2d(x, weight, Some(bias), options).permute([0, 2, 3, 1]);
-    match limits {
-        Some([low, high]) => y.clamp(low, high),
-        None => y,
-    }
+    clipped(module::conv2d(x, weight, Some(bias), options).permute([0, 2, 3, 1]), limits)
 }
 
 /// Group norm, then SiLU.
@@ -111,9 +121,23 @@ impl Side {
     /// The places of a filter within the image, and what they lie on, for one place of the output.
     #[inline(always)]
     pub(super) fn taps(self, at: usize, stride: usize) -> impl Iterator<Item = (usize, usize)> {
-        let first = at * stride;
-        let of = move |tap: usize| Some((tap, (first + tap).checked_sub(self.border[0])?));
-        (0..self.kernel).filter_map(of).filter(move |(_, x)| *x < self.side)
+        (0..self.kernel).filter_map(move |tap| Some((tap, self.under(at, tap, stride)?)))
+    }
+
+    /// What one place of a filter lies on, for one place of the output.
+    #[inline(always)]
+    pub(super) fn under(self, at: usize, tap: usize, stride: usize) -> Option<usize> {
+        (at * stride + tap).checked_sub(self.border[0]).filter(|x| *x < self.side)
+    }
+
+    /// The places of a filter that lie on one place of the input, and the place of the output for which they do.
+    #[inline(always)]
+    pub(super) fn places(self, x: usize, stride: usize) -> impl Iterator<Item = (usize, usize)> {
+        let of = move |tap: usize| {
+            let first = (x + self.border[0]).checked_sub(tap)?;
+            first.is_multiple_of(stride).then_some((tap, first / stride))
+        };
+        (0..self.kernel).filter_map(of).filter(move |(_, at)| *at < self.out)
     }
 }
 
@@ -121,7 +145,7 @@ impl Side {
 mod tests {
     use super::*;
     use crate::ops::cpu::mixed;
-    use crate::ops::testing::difference;
+    use crate::ops::testing::{compare, difference};
     use crate::testing::random;
     use burn::tensor::Device;
 
@@ -170,6 +194,30 @@ mod tests {
                     plain_depthwise(x.clone(), weight.clone(), bias.clone(), stride, limits);
                 assert!(difference(found, expected) < 2e-6);
             }
+            let [rows, columns] = [height, width].map(|side| side.div_ceil(stride));
+            let flat = |y: Tensor<4>| y.reshape([2, rows * columns, 19]);
+            let inputs = [
+                x.reshape([2, height * width, 19]),
+                weight.reshape([1, kernel * kernel, 19]),
+                bias.reshape([1, 1, 19]),
+            ];
+            let given = |inputs: &[Tensor<3>]| {
+                let [x, weight, bias] = [0, 1, 2].map(|i| inputs[i].clone());
+                let x = x.reshape([2, height, width, 19]);
+                (x, weight.reshape([kernel * kernel, 19]), bias.reshape([19]))
+            };
+            let limits = Some([0.0, 6.0]);
+            compare(
+                &inputs,
+                |inputs| {
+                    let (x, weight, bias) = given(inputs);
+                    flat(depthwise(x, weight, bias, stride, limits))
+                },
+                |inputs| {
+                    let (x, weight, bias) = given(inputs);
+                    flat(plain_depthwise(x, weight, bias, stride, limits))
+                },
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::perceptual::Perceptual;
 use crate::diffusion::{Level, Process};
 use crate::nets::{Conditioning, Dit};
 use crate::random::Generator;
@@ -56,8 +57,7 @@ impl Weighting {
         match self {
             Self::Output => 1.0,
             Self::Velocity => {
-                let noise = level.sigma / (level.alpha + level.sigma);
-                process.prediction.coefficients(level).c_out / noise.max(LEAST_NOISE)
+                process.prediction.coefficients(level).c_out / level.noise_share().max(LEAST_NOISE)
             }
         }
     }
@@ -74,6 +74,8 @@ pub struct Denoising {
     pub target: Target,
     /// What `w` is.
     pub weighting: Weighting,
+    /// What is added for pictures that differ to the eye.
+    pub perceptual: Option<Perceptual>,
 }
 
 impl Denoising {
@@ -114,13 +116,23 @@ impl Denoising {
             net.forward(input, time, &told, net.config().patch).autodiff()
         };
         let target = match &self.target {
-            Target::Data => (clean - x_t * scale(&|l| c(l).c_skip)) * scale(&|l| 1.0 / c(l).c_out),
+            Target::Data => {
+                (clean.clone() - x_t.clone() * scale(&|l| c(l).c_skip))
+                    * scale(&|l| 1.0 / c(l).c_out)
+            }
             Target::Native => native(&net.valid()),
             Target::Teacher(teacher) => native(teacher),
         };
         let compared = target.dims()[1];
-        let error = output.narrow(1, 0, compared) - target;
-        (error * scale(&|l| self.weighting.factor(&self.process, l))).square().mean()
+        let output = output.narrow(1, 0, compared);
+        let error = output.clone() - target;
+        let loss = (error * scale(&|l| self.weighting.factor(&self.process, l))).square().mean();
+        let Some(perceptual) = &self.perceptual else { return loss };
+        let estimate = x_t * scale(&|l| c(l).c_skip) + output * scale(&|l| c(l).c_out);
+        match perceptual.term(estimate, clean, &levels) {
+            Some(term) => loss + term,
+            None => loss,
+        }
     }
 }
 
@@ -157,8 +169,13 @@ mod tests {
             let loss = |weighting: Weighting| -> f32 {
                 let process =
                     Process::new(schedule.clone(), Prediction::Clean, TimeInput::LogSigma);
-                let objective =
-                    Denoising { process, condition_dropout: 0.0, target: Target::Data, weighting };
+                let objective = Denoising {
+                    process,
+                    condition_dropout: 0.0,
+                    target: Target::Data,
+                    weighting,
+                    perceptual: None,
+                };
                 objective.loss(&net, &batch, 2, &mut Generator::new(5)).into_scalar()
             };
             let found = loss(Weighting::Velocity) / loss(Weighting::Output);

@@ -5,11 +5,13 @@ mod denoising;
 pub mod ema;
 pub mod optimizer;
 pub mod params;
+mod perceptual;
 pub mod trainer;
 mod trajectory;
 
 pub use denoising::{Batch, Denoising, Target, Weighting};
 pub use ema::{Average, Reconstruction, Snapshot, WIDTH_LIMIT, reconstruct};
 pub use optimizer::{AdamW, Decay, LearningRate};
+pub use perceptual::Perceptual;
 pub use trainer::{Gradients, Precision, StepReport, Trainer, TrainerConfig};
 pub use trajectory::{Past, StudentBatch, regression, step_errors};

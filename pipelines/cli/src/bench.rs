@@ -318,6 +318,7 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
         condition_dropout: 0.1,
         target: Target::Data,
         weighting: Weighting::default(),
+        perceptual: None,
     };
     let clean = input(&config, args.batch, bench.device).autodiff();
     let told = |class: usize| Conditioning::classes(&vec![class; args.batch], bench.device);

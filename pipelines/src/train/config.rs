@@ -15,6 +15,7 @@ use pyrograph_engine::train::{
 use serde::{Deserialize, Serialize};
 
 use super::lora::LoraShape;
+use super::perceptual::PerceptualShape;
 use super::shape::{Condition, ModelShape};
 use super::student::{Adversarial, StudentShape};
 use super::table;
@@ -68,6 +69,8 @@ pub struct TrainConfig {
     pub skip_damaged: bool,
     /// How much errors count at each noise level.
     pub weighting: Weighting,
+    /// A pull towards pictures that look right, beside the squared error.
+    pub perceptual: Option<PerceptualShape>,
     /// Learning rate.
     pub learning_rate: LearningRate,
     /// Decay of Adam's moments.
@@ -172,6 +175,7 @@ impl Default for TrainConfig {
             background: Background::default(),
             skip_damaged: false,
             weighting: Weighting::Output,
+            perceptual: None,
             learning_rate: LearningRate {
                 peak: 0.03,
                 warmup: 100,
@@ -302,6 +306,7 @@ impl TrainConfig {
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
             ("weighting", self.weighting != plain.weighting),
+            ("perceptual", self.perceptual.is_some()),
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
             ("lora", self.lora.is_some()),

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use pyrograph_engine::nets::{Dit, Net, Tuned, Vae};
-use pyrograph_engine::train::{Batch, Denoising, Gradients, Target, Trainer};
+use pyrograph_engine::train::{Batch, Denoising, Gradients, Perceptual, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
 use super::adopt::Adopted;
@@ -93,6 +93,7 @@ impl<M: Denoises> DenoisingLearner<M> {
             condition_dropout: config.label_dropout,
             target: if adapters { Target::Native } else { Target::Data },
             weighting: config.weighting,
+            perceptual: perceptual(config, &mut sources, device)?,
         };
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;
@@ -141,6 +142,18 @@ impl<M: Denoises> DenoisingLearner<M> {
         });
         gradients
     }
+}
+
+/// The term of a classifier in the loss, if there is one; the classifier is added to the run's `sources`.
+fn perceptual(
+    config: &TrainConfig,
+    sources: &mut Sources,
+    device: &Device,
+) -> Result<Option<Perceptual>> {
+    let Some(shape) = &config.perceptual else { return Ok(None) };
+    let (perceptual, fingerprint) = shape.open(device)?;
+    sources.insert("perceptual.net".to_owned(), fingerprint.into());
+    Ok(Some(perceptual))
 }
 
 /// Refuses images that have no captions for a model of texts, or captions alone for one of classes.

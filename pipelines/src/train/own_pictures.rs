@@ -99,6 +99,7 @@ impl OwnPictures {
             condition_dropout: config.label_dropout,
             target: Target::Teacher(Box::new(teacher.valid())),
             weighting: config.weighting,
+            perceptual: None,
         };
         let mut trainer = Trainer::new(net, settings);
         let order = Order::new(self.pictures, self.seed);

@@ -87,6 +87,9 @@ impl Start {
             None => config.net(channels, size, told(width, 1))?,
         };
         check_lora(config, &net)?;
+        if let Some(perceptual) = &config.perceptual {
+            perceptual.check(config, net.adapter_rank().is_some())?;
+        }
         check_use(config, &net, device)?;
         Ok(Self { init, channels, size, text })
     }

@@ -33,11 +33,12 @@ impl TrainConfig {
     /// Every path.
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self { data, trajectories, vae, text_encoder, tokenizer, .. } = self;
-        let Self { init, student, adversarial, .. } = self;
+        let Self { init, student, adversarial, perceptual, .. } = self;
         let student = student.as_mut().and_then(|student| student.init.as_mut());
         let real = adversarial.as_mut().map(|adversarial| &mut adversarial.data);
         let own = [data, trajectories, vae, text_encoder, tokenizer, init].into_iter().flatten();
-        own.chain(student).chain(real)
+        let classifier = perceptual.as_mut().and_then(|perceptual| perceptual.net.as_mut());
+        own.chain(student).chain(real).chain(classifier)
     }
 
     /// Says, before any work, which path leads nowhere.
@@ -63,6 +64,9 @@ impl TrainConfig {
         }
         if let Some(adversarial) = &mut self.adversarial {
             adversarial.data = PathBuf::new();
+        }
+        if let Some(perceptual) = &mut self.perceptual {
+            perceptual.net = None;
         }
         self
     }

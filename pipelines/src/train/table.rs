@@ -186,6 +186,10 @@ pub const SETTINGS: &[Setting] = &[
     row("weighting", NAME, OneOf(&["output", "velocity"]),
         "How much errors count at each noise level: as in the network's output, or as in the velocity that follows, which is \
          much more at low noise"),
+    row("perceptual.weight", NUMBER, Above(0.0),
+        "Weight of the distance between estimated and true picture in the features of a classifier, beside the loss [1]"),
+    row("perceptual.below", NUMBER, Within(0.0, 1.0), "Share of noise, σ / (α + σ), below which it counts [0.4]"),
+    row("perceptual.net", PATH, Any, "Weights of the classifier, EfficientNet-Lite0; without, the shipped ones"),
     row("learning_rate.peak", NUMBER, Above(0.0),
         "Highest learning rate; from a model 0.01 where weights are normalised, else 0.0001"),
     row("learning_rate.warmup", INTEGER, From(0.0), "Steps in which it rises from 0"),

@@ -64,6 +64,11 @@ impl Unit {
 }
 
 impl Folded {
+    /// The same on an autodiff device, without gradients of its own.
+    pub(super) fn autodiff(self) -> Self {
+        Self { weight: self.weight.autodiff(), bias: self.bias.autodiff() }
+    }
+
     /// The convolution with a kernel over [`windows`] of the input, or of 1 x 1 over the input itself.
     ///
     /// # Shapes

@@ -106,13 +106,42 @@ impl FoldedEfficientNet {
     /// # Shapes
     /// `x`: `[batch, 3, height, width]` in [-1, 1], both even, output: `[batch, 1280]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let last = self.stages(x).last().expect("seven stages");
+        mean(relu6(self.head.pointwise(last)))
+    }
+
+    /// What each of the seven stages gives, one after the other, as far as is asked for.
+    ///
+    /// # Shapes
+    /// `x`: `[batch, 3, height, width]` in [-1, 1], both even, outputs: `[batch, rows, columns, channels]`, of half the
+    /// height and width or less
+    pub fn stages(&self, x: Tensor<4>) -> impl Iterator<Item = Tensor<4>> {
         // The network was trained on (value - 127) / 128 of values from 0 to 255.
         let x = x * (127.5 / 128.0) + 0.5 / 128.0;
         // Windows of 3 x 3, 2 apart, with a row and a column of zeros at the end.
         let padded = x.permute([0, 2, 3, 1]).pad([(0, 0), (0, 1), (0, 1), (0, 0)], 0.0);
-        let x = relu6(self.stem.pointwise(Tensor::cat(windows(&padded, [3, 3], 2), 3)));
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
-        mean(relu6(self.head.pointwise(x)))
+        let stem = relu6(self.stem.pointwise(Tensor::cat(windows(&padded, [3, 3], 2), 3)));
+        let mut left = self.blocks.iter();
+        STAGES.iter().scan(stem, move |x, stage| {
+            let blocks = left.by_ref().take(stage[4]);
+            *x = blocks.fold(x.clone(), |x, block| block.forward(x));
+            Some(x.clone())
+        })
+    }
+
+    /// The same for images whose gradients are recorded; its own weights have none.
+    pub fn autodiff(self) -> Self {
+        let block = |block: FoldedBlock| FoldedBlock {
+            expand: block.expand.map(Folded::autodiff),
+            depthwise: block.depthwise.autodiff(),
+            project: block.project.autodiff(),
+            ..block
+        };
+        Self {
+            stem: self.stem.autodiff(),
+            blocks: self.blocks.into_iter().map(block).collect(),
+            head: self.head.autodiff(),
+        }
     }
 }
 
