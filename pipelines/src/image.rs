@@ -11,6 +11,7 @@ use image::codecs::webp::WebPEncoder;
 use image::{ImageEncoder, ImageFormat, RgbImage, RgbaImage, imageops};
 use pyrograph_weights::{check_writable, folder_of, write_whole};
 
+use crate::decode;
 use crate::error::{Error, Result};
 use crate::metadata::exif;
 
@@ -170,6 +171,14 @@ fn resized(pixels: Tensor<4>, axis: usize, all: usize, range: std::ops::Range<us
     shape[axis] = shares.len();
     let share = Tensor::from_data(TensorData::new(shares, shape), &device);
     low.clone() + (high - low) * share
+}
+
+/// `[height, width]` of the picture in a file, upright.
+///
+/// # Errors
+/// A file that cannot be read, that is no PNG, JPEG or WebP, or too large; damaged pixels are found later.
+pub fn picture_size(path: &Path) -> Result<[usize; 2]> {
+    decode::size(path)
 }
 
 /// Refuses a picture of a single colour, which is how broken models and drivers show.

@@ -40,6 +40,7 @@ pub mod model;
 pub mod patches;
 pub mod pipeline;
 pub mod plot;
+pub mod portrait;
 pub mod prompt;
 pub mod request;
 pub mod settings;
@@ -53,7 +54,9 @@ pub mod trajectories;
 pub use device::{DeviceChoice, Hooks};
 pub use error::{Error, Result};
 pub use model::WeightType;
-pub use pipeline::{ClassPipeline, Generated, Made, OpenOptions, Pipeline, Progress, TextPipeline};
+pub use pipeline::{
+    ClassPipeline, Generated, Made, OpenOptions, Pipeline, PortraitPipeline, Progress, TextPipeline,
+};
 pub use request::{Guidance, Noise, Picture, Request, StartPicture};
 
 /// The crates that types of this one come from.

@@ -24,6 +24,7 @@ mod model_folders;
 mod parity;
 mod picture;
 mod pixart;
+mod portraits;
 mod pytorch;
 mod readme;
 mod recipes;

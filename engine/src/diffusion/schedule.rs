@@ -315,6 +315,16 @@ impl NoiseSchedule {
         }
     }
 
+    /// The level of least noise that a network of the schedule knows.
+    pub fn quietest(&self) -> Level {
+        match *self {
+            Self::Edm { sigma_min, .. } => {
+                Level { alpha: 1.0, sigma: sigma_min, timestep: sigma_min.ln() / 4.0 }
+            }
+            _ => self.level(0.0).expect("a first timestep"),
+        }
+    }
+
     /// A random level for training, drawn uniformly over time, or as the schedule says.
     pub fn training_level(&self, random: &mut Generator) -> Level {
         match *self {

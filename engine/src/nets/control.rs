@@ -50,7 +50,7 @@ impl Control {
         net.states_of(&self.blocks, x, time, told, patch)
     }
 
-    /// What states are worth to the network, for [`Dit::forward_controlled`]; those of several branches can be added.
+    /// What states are worth to the network, for [`Conditioning::control`]; those of several branches can be added.
     ///
     /// # Panics
     /// Unless there is a state for each link.
@@ -112,8 +112,8 @@ mod tests {
         }
         let (x, at) = (images(7), || time([30.0, 700.0]));
         let plain = net.forward(x.clone(), at(), &told(6), 2);
-        let residuals = control.residuals(states, 1.0);
-        let found = net.forward_controlled(x, at(), &told(6), 2, &residuals);
+        let told = Conditioning { control: control.residuals(states, 1.0), ..told(6) };
+        let found = net.forward(x, at(), &told, 2);
         assert_eq!(worst(&found, &plain), 0.0);
     }
 
@@ -126,7 +126,8 @@ mod tests {
         let (x, at) = (images(7), || time([30.0, 700.0]));
         let plain = net.forward(x.clone(), at(), &told(6), 2);
         let steered = |residuals: &[Tensor<3>]| {
-            net.forward_controlled(x.clone(), at(), &told(6), 2, residuals)
+            let told = Conditioning { control: residuals.to_vec(), ..told(6) };
+            net.forward(x.clone(), at(), &told, 2)
         };
         let full = control.residuals(states(&control, &net, 6), 1.0);
         for count in 0..=full.len() {
@@ -156,9 +157,8 @@ mod tests {
         let slopes = |control: &Control| {
             let autodiff = net.clone().no_grad();
             let states = states(control, &autodiff, 6);
-            let residuals = control.residuals(states, 1.0);
-            let at = time([30.0, 700.0]);
-            let y = autodiff.forward_controlled(images(7), at, &told(6), 2, &residuals);
+            let told = Conditioning { control: control.residuals(states, 1.0), ..told(6) };
+            let y = autodiff.forward(images(7), time([30.0, 700.0]), &told, 2);
             let gradients = y.square().sum().backward();
             let size = |x: Tensor<2>| {
                 x.grad(&gradients).map_or(0.0, |slope| slope.abs().max().into_scalar::<f32>())

@@ -7,6 +7,7 @@ mod dit;
 mod error;
 pub mod face;
 pub mod features;
+mod ic_portrait;
 mod net;
 mod student;
 pub mod text_encoder;
@@ -25,6 +26,7 @@ pub use error::ConfigError;
 pub use features::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
 };
+pub use ic_portrait::{IcPortrait, IcPortraitConfig, Sight, Steered};
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
 pub use text_encoder::{Places, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream};

@@ -97,7 +97,10 @@ impl Denoising {
             false => image,
         };
         let chosen: Vec<usize> = (0..count).map(told_or_null).collect();
-        let told = batch.told.clone().followed_by(batch.null.clone()).select(&chosen);
+        let told = match self.condition_dropout > 0.0 {
+            true => batch.told.clone().followed_by(batch.null.clone()).select(&chosen),
+            false => batch.told.clone(),
+        };
         let z = random.normal(count * channels * height * width);
         let z =
             Tensor::<4>::from_data(TensorData::new(z, [count, channels, height, width]), &device);

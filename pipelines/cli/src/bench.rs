@@ -18,7 +18,7 @@ use pyrograph::engine::train::{
 };
 use pyrograph::model::{self, Model};
 use pyrograph::pipeline::Pipeline;
-use pyrograph::task::{ClassTask, Task, TextTask};
+use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::train::TrainConfig;
 use pyrograph::weights::FloatDtype;
 use pyrograph::{Guidance, Request, WeightType, memory};
@@ -232,6 +232,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
         }),
         size: config.sized.then(|| Tensor::ones([batch, 3], device)),
         panels: Vec::new(),
+        control: Vec::new(),
     };
     for patch in config.patches() {
         let flops = config.flops(config.size, patch, tokens) * batch as f64;
@@ -256,7 +257,11 @@ fn encode(bench: &Timer<'_>, path: &Path) -> anyhow::Result<()> {
     bench.report("encode", None, || Ok(reader.read_once(&texts, tokens)?))
 }
 
-fn generate<T: Task>(bench: &Timer<'_>, path: &Path, prompt: T::Prompt) -> anyhow::Result<()> {
+fn generate<T: PromptTask>(
+    bench: &Timer<'_>,
+    path: &Path,
+    prompt: T::Prompt,
+) -> anyhow::Result<()> {
     let args = bench.args;
     let pipeline = Pipeline::<T>::new(open(path, args, bench.device)?, bench.device)?;
     let request = Request {

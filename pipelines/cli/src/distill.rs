@@ -9,7 +9,7 @@ use indicatif::{HumanBytes, HumanDuration};
 use pyrograph::engine::diffusion::{Sampler, parse_sampler};
 use pyrograph::engine::nets::Points;
 use pyrograph::pipeline::Pipeline;
-use pyrograph::task::{ClassTask, Task, TextTask};
+use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::train::{Run, RunFolder, TrainConfig, check_student};
 use pyrograph::trajectories::{Recorder, Trajectories, TrajectorySpec};
 use pyrograph::weights::check_writable;
@@ -216,7 +216,7 @@ pub(crate) fn run(args: &Distill, common: &Common) -> anyhow::Result<()> {
     }
 }
 
-fn only_record<T: Task>(
+fn only_record<T: PromptTask>(
     model: &Path,
     output: &Path,
     recording: &Recording,
@@ -260,7 +260,7 @@ impl Started {
 }
 
 /// Records and trains in one folder.
-fn both<T: Task>(args: &Distill, started: Started, common: &Common) -> anyhow::Result<()> {
+fn both<T: PromptTask>(args: &Distill, started: Started, common: &Common) -> anyhow::Result<()> {
     let Started { model, output, mut config, stored } = started;
     config.check_paths()?;
     let resume = args.run.is_resumed();
@@ -289,7 +289,7 @@ fn both<T: Task>(args: &Distill, started: Started, common: &Common) -> anyhow::R
     train(folder, config, common)
 }
 
-fn teacher<T: Task>(model: &Path, common: &Common) -> anyhow::Result<Pipeline<T>> {
+fn teacher<T: PromptTask>(model: &Path, common: &Common) -> anyhow::Result<Pipeline<T>> {
     let notify = |notice| common.tell(&notice);
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
@@ -297,7 +297,7 @@ fn teacher<T: Task>(model: &Path, common: &Common) -> anyhow::Result<Pipeline<T>
 }
 
 /// Records what is missing.
-fn record<T: Task>(
+fn record<T: PromptTask>(
     recorder: &Recorder<'_, T>,
     folder: &Path,
     common: &Common,
@@ -328,7 +328,7 @@ fn record<T: Task>(
 
 impl Recording {
     /// What to record of a teacher: what was `recorded` before, or else the defaults, with what these options say.
-    fn spec<T: Task>(
+    fn spec<T: PromptTask>(
         &self,
         pipeline: &Pipeline<T>,
         recorded: Option<TrajectorySpec>,
@@ -374,7 +374,7 @@ impl Recording {
 }
 
 /// What is recorded of a teacher where nothing is said.
-fn fresh<T: Task>(pipeline: &Pipeline<T>) -> anyhow::Result<TrajectorySpec> {
+fn fresh<T: PromptTask>(pipeline: &Pipeline<T>) -> anyhow::Result<TrajectorySpec> {
     let mut settings = pipeline.config().defaults.settings(0);
     if !settings.sampler.is_deterministic() {
         (settings.sampler, settings.spacing) = (Sampler::Ddim { eta: 0.0 }, None);

@@ -16,7 +16,7 @@ use pyrograph::engine::diffusion::parse_sampler;
 use pyrograph::eval::{FeatureNet, Nearest, compare, pictures};
 use pyrograph::image::{check_output_path, contact_sheet, write_image};
 use pyrograph::pipeline::{Compute, Pipeline};
-use pyrograph::task::Task;
+use pyrograph::task::PromptTask;
 use pyrograph::{ClassPipeline, Error, OpenOptions, Request, WeightType};
 use serde_json::json;
 
@@ -142,7 +142,11 @@ pub(crate) struct Judged {
 }
 
 impl Judged {
-    pub(crate) fn open<T: Task>(&self, model: &Path, on: &Opened) -> anyhow::Result<Pipeline<T>> {
+    pub(crate) fn open<T: PromptTask>(
+        &self,
+        model: &Path,
+        on: &Opened,
+    ) -> anyhow::Result<Pipeline<T>> {
         let options = OpenOptions { dtype: self.dtype, ..OpenOptions::default() };
         let pipeline = Pipeline::open_on(model, on, &options)?;
         crate::memory::give_back(self.dtype);
@@ -310,7 +314,7 @@ fn write_pairs(
 
 impl Making {
     /// How, without the prompts.
-    fn request<T: Task>(&self, pipeline: &Pipeline<T>) -> anyhow::Result<Request<T::Prompt>> {
+    fn request<T: PromptTask>(&self, pipeline: &Pipeline<T>) -> anyhow::Result<Request<T::Prompt>> {
         let config = pipeline.config();
         let mut request = Request {
             seed: self.seed,
@@ -366,7 +370,7 @@ pub(crate) fn make<T>(
 
 /// Makes images of these prompts, as `request` says, and hands them on, batch by batch; returns what that gave, something
 /// for each, and the seconds that one image took.
-pub(crate) fn make_all<K: Task, T>(
+pub(crate) fn make_all<K: PromptTask, T>(
     pipeline: &Pipeline<K>,
     request: &Request<K::Prompt>,
     prompts: &[K::Prompt],

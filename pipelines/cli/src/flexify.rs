@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify};
 use pyrograph::model::{self, Model, Parts};
-use pyrograph::task::{ClassTask, Task, TextTask};
+use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::train::{OwnPictures, OwnProgress};
 use pyrograph::weights::FloatDtype;
 
@@ -164,7 +164,7 @@ fn extend(mut model: Model, flexible: Flexible) -> anyhow::Result<Model> {
 }
 
 /// The model with further sizes that it learned from itself.
-fn distill<T: Task>(
+fn distill<T: PromptTask>(
     own: OwnPictures,
     model: Model,
     prompts: &[T::Prompt],

@@ -87,9 +87,19 @@ const GENERATE: &[Heading] = &[
 ];
 
 /// Headings of the options of single commands.
-const HEADINGS: [(&str, &[Heading]); 12] = [
+const HEADINGS: [(&str, &[Heading]); 14] = [
     ("generate class", GENERATE),
     ("generate text", GENERATE),
+    (
+        "generate portrait",
+        &[
+            ("Model", &["model", "base"]),
+            ("Pictures", &["profile", "reference", "count", "seed"]),
+            ("Sampling", &["steps", "sampler", "cfg_scale", "batch_size"]),
+            ("Output", &["output"]),
+        ],
+    ),
+    ("train control", &[TRAINING]),
     ("train class", &[TRAINING]),
     ("train text", &[TRAINING]),
     ("train lora", &[TRAINING]),
@@ -109,7 +119,7 @@ const HEADINGS: [(&str, &[Heading]); 12] = [
 ];
 
 /// Examples of commands.
-const EXAMPLES: [(&str, &[&str]); 20] = [
+const EXAMPLES: [(&str, &[&str]); 22] = [
     (
         "generate class",
         &[
@@ -149,6 +159,19 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
         &[
             "distill -m DiT-XL-2-256 -o runs/student -n 20000",
             "generate class -m runs/student/model --class 207",
+        ],
+    ),
+    (
+        "generate portrait",
+        &[
+            "generate portrait --profile me.png --reference evening.png -m runs/control --base runs/heads -n 4 -o \"%02d.png\"",
+        ],
+    ),
+    (
+        "train control",
+        &[
+            "train control -m runs/heads --data people --steps 200 -o runs/matching",
+            "train control -m runs/heads --data people --matching runs/matching --steps 10000",
         ],
     ),
     ("distill record", &["distill record -m emoji-class -o trajectories --worker 0/4"]),

@@ -100,6 +100,8 @@ enum Generate {
     Class(Box<generate::Class>),
     /// Images of texts
     Text(Box<generate::Text>),
+    /// Portraits of a person, in the light and pose of another picture
+    Portrait(Box<generate::Portrait>),
 }
 
 #[derive(Subcommand)]
@@ -110,6 +112,8 @@ enum Train {
     Text(train::Text),
     /// A LoRA of a model, on a few images
     Lora(train::Lora),
+    /// Branches that steer a model to portraits of people, on several pictures of each
+    Control(train::Control),
     /// Average the weights of a finished run with another width
     Average(train::AverageArgs),
 }
@@ -185,9 +189,11 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(Generate::Class(class)) => generate::run(class.as_ref(), &cli.common),
         Command::Generate(Generate::Text(text)) => generate::run(text.as_ref(), &cli.common),
+        Command::Generate(Generate::Portrait(args)) => generate::portrait(args, &cli.common),
         Command::Train(Train::Class(class)) => train::class(class, &cli.common),
         Command::Train(Train::Text(text)) => train::text(text, &cli.common),
         Command::Train(Train::Lora(lora)) => train::lora(lora, &cli.common),
+        Command::Train(Train::Control(control)) => train::control(control, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
         Command::Distill(distill) => distill::run(distill, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),

@@ -16,7 +16,7 @@ use pyrograph::text::read_text;
 use pyrograph::train::{Averaged, Event, Line, Run, RunFolder, SETTINGS, TrainConfig, reconstruct};
 use pyrograph::weights::{FloatDtype, check_target};
 
-pub(crate) use images::{Class, Lora, Text, class, lora, text};
+pub(crate) use images::{Class, Control, Lora, Text, class, control, lora, text};
 
 use crate::bench::peak_memory;
 use crate::common::{Common, interrupted, whole};

@@ -26,7 +26,7 @@ use crate::model::WeightType;
 use crate::pipeline::{Compute, Pipeline};
 use crate::request::{Noise, Picture, Request};
 use crate::settings::Settings;
-use crate::task::Task;
+use crate::task::PromptTask;
 
 /// Keyword of a [`Record`] in a picture.
 const KEY: &str = "pyrograph";
@@ -248,7 +248,7 @@ impl Record {
     ///
     /// # Errors
     /// See [`Pipeline::resolve`]; files that cannot be read.
-    pub fn of<T: Task>(pipeline: &Pipeline<T>, request: &Request<T::Prompt>) -> Result<Self> {
+    pub fn of<T: PromptTask>(pipeline: &Pipeline<T>, request: &Request<T::Prompt>) -> Result<Self> {
         let origin = pipeline.origin();
         let settings = pipeline.resolve(request)?;
         let (classes, texts) = match T::asked(request.prompts.clone()) {
@@ -314,7 +314,7 @@ impl Record {
     ///
     /// # Errors
     /// [`Error::OtherTask`] for a picture of another kind of model.
-    pub fn request<T: Task>(&self, path: &Path) -> Result<Request<T::Prompt>> {
+    pub fn request<T: PromptTask>(&self, path: &Path) -> Result<Request<T::Prompt>> {
         let prompts = |asked: &Asked| {
             T::prompts(asked).ok_or_else(|| Error::OtherTask {
                 path: path.to_owned(),

@@ -5,10 +5,12 @@ mod compute;
 mod job;
 mod memory;
 mod open;
+mod portrait;
 mod run;
 
 pub use compute::Compute;
 pub use open::{OpenOptions, Origin};
+pub use portrait::PortraitPipeline;
 
 use std::ops::ControlFlow;
 
@@ -25,7 +27,7 @@ use crate::labels::Labels;
 use crate::model::{Model, ModelConfig};
 use crate::request::Request;
 use crate::settings::Settings;
-use crate::task::{ClassTask, Task, TextTask};
+use crate::task::{ClassTask, PromptTask, Task, TextTask};
 use crate::threads;
 
 /// Makes images of what its task is asked.
@@ -142,15 +144,21 @@ impl Decoder<'_> {
     }
 }
 
-impl<T: Task> Pipeline<T> {
+impl<T: PromptTask> Pipeline<T> {
     /// Wraps an opened model.
     ///
     /// # Errors
     /// A model of another task.
     pub fn new(model: Model, device: &Device) -> Result<Self> {
-        let task = T::of(&model, device)?;
+        Ok(Self::with_task(T::of(&model, device)?, model, device))
+    }
+}
+
+impl<T: Task> Pipeline<T> {
+    /// A model at a task that was made for it.
+    pub(crate) fn with_task(task: T, model: Model, device: &Device) -> Self {
         let Model { net, vae, config, .. } = model;
-        Ok(Self {
+        Self {
             task,
             net: net.folded(),
             adapters: Adapters::default(),
@@ -159,7 +167,7 @@ impl<T: Task> Pipeline<T> {
             guide: None,
             device: device.clone(),
             origin: Origin::default(),
-        })
+        }
     }
 
     /// Guides by a second, weaker model instead of by the absence of a prompt (autoguidance, Karras et al. 2024).

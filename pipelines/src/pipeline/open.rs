@@ -8,8 +8,8 @@ use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
 use crate::metadata::{Used, base_name};
-use crate::model::{self, Parts, Recognised, Source, WeightType};
-use crate::task::Task;
+use crate::model::{self, Model, Parts, Source, WeightType};
+use crate::task::PromptTask;
 use crate::threads;
 
 /// How to open a model; by default, in f32 on a GPU if there is one.
@@ -54,7 +54,7 @@ pub struct Origin {
     pub device: String,
 }
 
-impl<T: Task> Pipeline<T> {
+impl<T: PromptTask> Pipeline<T> {
     /// Opens a model: a bundle, a diffusers folder, a checkpoint file, or a shipped model by its name.
     ///
     /// # Errors
@@ -75,44 +75,50 @@ impl<T: Task> Pipeline<T> {
         options: &OpenOptions<'_>,
     ) -> Result<Self> {
         threads::start(options.threads)?;
-        let (device, OpenOptions { dtype, vae, guide, hooks, .. }) = (&on.device, options);
-        let parts = Parts {
-            vae: vae.as_deref(),
-            text_encoder: options.text_encoder.as_deref(),
-            tokenizer: options.tokenizer.as_deref(),
-        };
-        let load = |recognised: Recognised| {
-            recognised.load(*dtype, device, &mut |notice| hooks.notify(notice))
-        };
+        let (device, hooks) = (&on.device, &options.hooks);
         let path = model::find(model.as_ref())?;
         work_on(device, || {
-            let recognised = model::recognise_with(&path, parts)?;
-            let weights = |source: &Source| source.checkpoint.fingerprint();
-            let origin = Origin {
-                name: base_name(&path),
-                kind: recognised.kind.clone(),
-                weights: weights(&recognised.net),
-                dtype: *dtype,
-                vae: recognised.vae.as_ref().map(|source| Used {
-                    file: vae.as_deref().map(base_name),
-                    fingerprint: Some(weights(source)),
-                }),
-                text_encoder: parts
-                    .text_encoder
-                    .zip(recognised.text.as_ref())
-                    .map(|(path, text)| Used::weights(path, weights(&text.encoder.source))),
-                guide: None,
-                device: on.to_string(),
-            };
-            let mut pipeline = Self { origin, ..Self::new(load(recognised)?, device)? };
-            if let Some(guide) = guide {
+            let (model, origin) = read(&path, on, options)?;
+            let mut pipeline = Self { origin, ..Self::new(model, device)? };
+            if let Some(guide) = &options.guide {
                 let path = model::find(guide)?;
                 let guide = model::recognise(&path)?;
                 let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
-                pipeline = pipeline.with_guide(load(guide)?)?;
+                let notify = &mut |notice| hooks.notify(notice);
+                pipeline = pipeline.with_guide(guide.load(options.dtype, device, notify)?)?;
                 pipeline.origin.guide = Some(used);
             }
             Ok(pipeline)
         })
     }
+}
+
+/// The model at a path, and where it comes from; a guide is not looked at.
+pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Result<(Model, Origin)> {
+    let OpenOptions { dtype, vae, hooks, .. } = options;
+    let parts = Parts {
+        vae: vae.as_deref(),
+        text_encoder: options.text_encoder.as_deref(),
+        tokenizer: options.tokenizer.as_deref(),
+    };
+    let recognised = model::recognise_with(path, parts)?;
+    let weights = |source: &Source| source.checkpoint.fingerprint();
+    let origin = Origin {
+        name: base_name(path),
+        kind: recognised.kind.clone(),
+        weights: weights(&recognised.net),
+        dtype: *dtype,
+        vae: recognised.vae.as_ref().map(|source| Used {
+            file: vae.as_deref().map(base_name),
+            fingerprint: Some(weights(source)),
+        }),
+        text_encoder: parts
+            .text_encoder
+            .zip(recognised.text.as_ref())
+            .map(|(path, text)| Used::weights(path, weights(&text.encoder.source))),
+        guide: None,
+        device: on.to_string(),
+    };
+    let model = recognised.load(*dtype, &on.device, &mut |notice| hooks.notify(notice))?;
+    Ok((model, origin))
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use pyrograph_engine::nets::Conditioning;
 
-use super::{Task, Told};
+use super::{PromptTask, Task, Told};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::metadata::Asked;
@@ -33,13 +33,6 @@ impl ClassTask {
 impl Task for ClassTask {
     type Prompt = usize;
 
-    fn of(model: &Model, device: &Device) -> Result<Self> {
-        let ModelConfig { net, labels, .. } = &model.config;
-        let (classes, labels) = (net.dit.classes, labels.clone());
-        model.config.check_classes()?;
-        Ok(Self { classes, labels, device: device.clone() })
-    }
-
     fn check(&self, request: &Request<usize>) -> Result<()> {
         let Request { prompts, negative, .. } = request;
         let of_texts =
@@ -63,6 +56,15 @@ impl Task for ClassTask {
         let null = classes.len();
         classes.push(request.negative.unwrap_or(self.classes));
         Ok(Told { table: Conditioning::classes(&classes, &self.device), images, null })
+    }
+}
+
+impl PromptTask for ClassTask {
+    fn of(model: &Model, device: &Device) -> Result<Self> {
+        let ModelConfig { net, labels, .. } = &model.config;
+        let (classes, labels) = (net.dit.classes, labels.clone());
+        model.config.check_classes()?;
+        Ok(Self { classes, labels, device: device.clone() })
     }
 
     fn asked(prompts: Vec<usize>) -> Asked {

@@ -1,9 +1,11 @@
 //! Kinds of models: what they are asked, and what their networks are told of it.
 
 mod class;
+mod portrait;
 mod text;
 
 pub use class::ClassTask;
+pub use portrait::{Portrait, PortraitTask};
 pub use text::TextTask;
 
 use std::ops::Range;
@@ -21,12 +23,6 @@ use crate::settings::Settings;
 pub trait Task: Send + Sync + Sized {
     /// What one image is asked by.
     type Prompt: Clone + Send + Sync;
-
-    /// The task of a model, with what it needs on `device`.
-    ///
-    /// # Errors
-    /// A model of another kind.
-    fn of(model: &Model, device: &Device) -> Result<Self>;
 
     /// Finds out, before any work, whether the model knows what it is asked.
     ///
@@ -55,6 +51,15 @@ pub trait Task: Send + Sync + Sized {
     /// # Errors
     /// A device that fails, files that can no longer be read.
     fn told(&self, request: &Request<Self::Prompt>, size: [usize; 2]) -> Result<Told>;
+}
+
+/// A kind of model that needs nothing beside it, and is asked by what a picture can keep.
+pub trait PromptTask: Task {
+    /// The task of a model, with what it needs on `device`.
+    ///
+    /// # Errors
+    /// A model of another kind.
+    fn of(model: &Model, device: &Device) -> Result<Self>;
 
     /// Prompts as a picture keeps them.
     fn asked(prompts: Vec<Self::Prompt>) -> Asked;

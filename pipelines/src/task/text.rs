@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use pyrograph_engine::nets::Conditioning;
 
-use super::{Task, Told};
+use super::{PromptTask, Task, Told};
 use crate::error::{Error, Result, TextError};
 use crate::metadata::Asked;
 use crate::model::text::{TextInput, side_by_side, told_size};
@@ -66,21 +66,6 @@ impl TextTask {
 impl Task for TextTask {
     type Prompt = String;
 
-    fn of(model: &Model, device: &Device) -> Result<Self> {
-        let net = &model.config.net.dit;
-        match (&model.text, &model.config.text) {
-            (Some(reader), Some(input)) if net.classes == 0 => Ok(Self {
-                reader: reader.clone(),
-                input: input.clone(),
-                sized: net.sized,
-                pooled: net.pools(),
-                device: device.clone(),
-            }),
-            (None, Some(_)) => Err(TextError::NoEncoder.into()),
-            _ => Err(Error::Task { found: model.config.told(), expected: "texts" }),
-        }
-    }
-
     fn check(&self, request: &Request<String>) -> Result<()> {
         // What can be wrong with a text is found when it is cut into tokens.
         self.cut(request).map(drop)
@@ -119,6 +104,23 @@ impl Task for TextTask {
         let text = Some(side_by_side(states, self.pooled, &self.device));
         let table = Conditioning { text, size, ..Conditioning::default() };
         Ok(Told { table, images, null: 0 })
+    }
+}
+
+impl PromptTask for TextTask {
+    fn of(model: &Model, device: &Device) -> Result<Self> {
+        let net = &model.config.net.dit;
+        match (&model.text, &model.config.text) {
+            (Some(reader), Some(input)) if net.classes == 0 => Ok(Self {
+                reader: reader.clone(),
+                input: input.clone(),
+                sized: net.sized,
+                pooled: net.pools(),
+                device: device.clone(),
+            }),
+            (None, Some(_)) => Err(TextError::NoEncoder.into()),
+            _ => Err(Error::Task { found: model.config.told(), expected: "texts" }),
+        }
     }
 
     fn asked(prompts: Vec<String>) -> Asked {

@@ -212,6 +212,7 @@ pub(super) fn prepare<'a>(
     let mut tensors = match learner {
         Learner::Denoising(learner) => tensors(&learner.trainer, ""),
         Learner::Lora(learner) => tensors(&learner.trainer, ""),
+        Learner::Control(learner) => tensors(&learner.trainer, ""),
         Learner::Student(learner) => tensors(&learner.trainer, ""),
     };
     tensors.extend(frozen(learner.trunk()));
@@ -329,6 +330,7 @@ impl Whole {
         match learner {
             Learner::Denoising(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Lora(learner) => restore(&mut learner.trainer, "", file, step, device)?,
+            Learner::Control(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Student(learner) => {
                 restore(&mut learner.trainer, "", file, step, device)?;
                 if let Some(critic) = &mut learner.critic {

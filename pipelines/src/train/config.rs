@@ -14,6 +14,7 @@ use pyrograph_engine::train::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::control::ControlShape;
 use super::lora::LoraShape;
 use super::perceptual::PerceptualShape;
 use super::shape::{Condition, ModelShape};
@@ -90,6 +91,8 @@ pub struct TrainConfig {
     pub patches: Vec<PatchPhase>,
     /// The LoRA to make of the model that the run starts from, in place of another model.
     pub lora: Option<LoraShape>,
+    /// The branches to make that steer the model that the run starts from.
+    pub control: Option<ControlShape>,
     /// The few-step student to make of the model that the run starts from.
     pub student: Option<StudentShape>,
     /// What judges the student's images beside.
@@ -189,6 +192,7 @@ impl Default for TrainConfig {
             init: None,
             patches: Vec::new(),
             lora: None,
+            control: None,
             student: None,
             adversarial: None,
             seed: 0,
@@ -239,6 +243,16 @@ impl TrainConfig {
         Ok(Self { lora: Some(LoraShape::default()), ..base })
     }
 
+    /// The recipe of branches that steer the model at `model`.
+    ///
+    /// # Errors
+    /// If there is no model.
+    pub fn steering(self, model: PathBuf) -> Result<Self> {
+        let base = self.starting_from(model)?;
+        let averages = vec![Average::Power(0.05)];
+        Ok(Self { control: Some(ControlShape::default()), averages, ..base })
+    }
+
     /// The same run on a model's weights: its shape, process and defaults are the model's, and the learning rate is
     /// 1e-4, or a hundred times that for a magnitude-preserving model, whose weights are of unit size.
     ///
@@ -267,8 +281,9 @@ impl TrainConfig {
     /// What the run learns of its images beside their pixels.
     pub fn annotation(&self) -> Annotation {
         match self.text_encoder {
-            Some(_) => Annotation::Captions,
-            None => Annotation::Classes,
+            // People, whatever the model is told.
+            Some(_) if self.control.is_none() => Annotation::Captions,
+            _ => Annotation::Classes,
         }
     }
 
@@ -310,6 +325,7 @@ impl TrainConfig {
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
             ("lora", self.lora.is_some()),
+            ("control", self.control.is_some()),
             ("sample_prompts", !self.sample_prompts.is_empty() && model.text.is_none()),
             ("flip", self.flip != plain.flip && !images),
             ("augment", !self.augment.is_nothing() && !images),
@@ -443,7 +459,10 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             clip: (self.clip > 0.0).then_some(self.clip),
             averages: self.averages.clone(),
-            forced_normalization: net.magnitude.forced_normalization && self.lora.is_none(),
+            // What stays as it is stays so to the bit.
+            forced_normalization: net.magnitude.forced_normalization
+                && self.lora.is_none()
+                && self.control.is_none(),
             precision: self.precision,
         }
     }

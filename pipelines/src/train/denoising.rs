@@ -145,7 +145,7 @@ impl<M: Denoises> DenoisingLearner<M> {
 }
 
 /// The term of a classifier in the loss, if there is one; the classifier is added to the run's `sources`.
-fn perceptual(
+pub(super) fn perceptual(
     config: &TrainConfig,
     sources: &mut Sources,
     device: &Device,

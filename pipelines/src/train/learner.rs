@@ -8,6 +8,7 @@ use pyrograph_engine::train::{Gradients, StepReport};
 
 use super::checkpoint::Whole;
 use super::config::TrainConfig;
+use super::control::ControlLearner;
 use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
@@ -15,6 +16,7 @@ use super::outline::Outline;
 use super::streams::Streams;
 use crate::data::{Dataset, Notice};
 use crate::error::Result;
+use crate::portrait::Branches;
 
 /// A network in training, its data and its loss.
 #[expect(clippy::large_enum_variant, reason = "there is one per run")]
@@ -23,6 +25,8 @@ pub(super) enum Learner {
     Denoising(DenoisingLearner<Dit>),
     /// Of which only a LoRA learns, on images.
     Lora(DenoisingLearner<Tuned>),
+    /// Of which only branches learn that steer it, on pairs of images.
+    Control(ControlLearner),
     /// On the trajectories of its teacher.
     Student(StudentLearner),
 }
@@ -39,6 +43,10 @@ pub(super) fn on_images(
     device: &Device,
 ) -> Result<(Learner, Outline)> {
     let (learner, outline) = match &config.lora {
+        None if config.control.is_some() => {
+            let (own, outline) = ControlLearner::new(folder, config, data, resumed, device)?;
+            (Learner::Control(own), outline)
+        }
         None => {
             let (own, outline) = DenoisingLearner::new(folder, config, data, resumed, device, Ok)?;
             (Learner::Denoising(own), outline)
@@ -81,6 +89,10 @@ impl Learner {
                 let own = learner.gradients(indices, streams, config, device);
                 Ok(Computed { own, critic: None })
             }
+            Self::Control(learner) => {
+                let own = learner.gradients(indices, streams, config, device);
+                Ok(Computed { own, critic: None })
+            }
             Self::Student(learner) => learner.compute(indices, streams, config, device),
         }
     }
@@ -90,6 +102,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => learner.trainer.apply(own),
             Self::Lora(learner) => learner.trainer.apply(own),
+            Self::Control(learner) => learner.trainer.apply(own),
             Self::Student(learner) => {
                 if let (Some(heads), Some(gradients)) = (&mut learner.critic, critic) {
                     heads.trainer.apply(gradients);
@@ -104,6 +117,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => learner.data.len(),
             Self::Lora(learner) => learner.data.len(),
+            Self::Control(learner) => learner.data.len(),
             Self::Student(learner) => learner.trajectories.spec().count,
         }
     }
@@ -113,6 +127,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => learner.trainer.step,
             Self::Lora(learner) => learner.trainer.step,
+            Self::Control(learner) => learner.trainer.step,
             Self::Student(learner) => learner.trainer.step,
         }
     }
@@ -122,6 +137,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => learner.trainer.model.clone().into(),
             Self::Lora(learner) => learner.trainer.model.bound().into(),
+            Self::Control(learner) => learner.trainer.model.net.clone().into(),
             Self::Student(learner) => learner.trainer.model.clone().into(),
         }
     }
@@ -131,6 +147,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &learner.trainer.model,
             Self::Lora(learner) => &learner.trainer.model.net,
+            Self::Control(learner) => &learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk(),
         }
     }
@@ -140,6 +157,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &mut learner.trainer.model,
             Self::Lora(learner) => &mut learner.trainer.model.net,
+            Self::Control(learner) => &mut learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk_mut(),
         }
     }
@@ -147,8 +165,16 @@ impl Learner {
     /// What judges a student, if anything.
     pub(super) fn critic(&self) -> Option<&Critic> {
         match self {
-            Self::Denoising(_) | Self::Lora(_) => None,
+            Self::Denoising(_) | Self::Lora(_) | Self::Control(_) => None,
             Self::Student(learner) => learner.critic.as_ref(),
+        }
+    }
+
+    /// Branches with the weights of average number `index`, off the autodiff device, if those are what learns.
+    pub(super) fn branches(&self, index: usize) -> Option<Branches> {
+        match self {
+            Self::Control(learner) => Some(learner.averaged(index)),
+            Self::Denoising(_) | Self::Lora(_) | Self::Student(_) => None,
         }
     }
 
@@ -157,6 +183,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &learner.notices,
             Self::Lora(learner) => &learner.notices,
+            Self::Control(learner) => &learner.notices,
             Self::Student(learner) => {
                 learner.critic.as_ref().map_or(&[], |critic| critic.notices())
             }
@@ -168,6 +195,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &learner.trainer.averages,
             Self::Lora(learner) => &learner.trainer.averages,
+            Self::Control(learner) => &learner.trainer.averages,
             Self::Student(learner) => &learner.trainer.averages,
         }
     }
@@ -177,6 +205,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => learner.trainer.averaged(index).into(),
             Self::Lora(learner) => learner.trainer.averaged(index).bound().into(),
+            Self::Control(learner) => learner.trainer.averaged(index).net.into(),
             Self::Student(learner) => learner.trainer.averaged(index).into(),
         }
     }

@@ -5,6 +5,7 @@ mod adopt;
 mod average;
 mod checkpoint;
 mod config;
+mod control;
 mod critic;
 mod denoising;
 mod distillation;
@@ -39,6 +40,7 @@ use pyrograph_weights::FloatDtype;
 pub use adopt::Adopted;
 pub use average::{Averaged, reconstruct};
 pub use config::{CaptionShape, PatchPhase, TrainConfig};
+pub use control::ControlShape;
 pub use distillation::check_student;
 pub use folder::RunFolder;
 pub use log::Line;
@@ -60,6 +62,7 @@ use learner::Learner;
 use log::Log;
 use lora::LORA;
 use outline::Outline;
+use samples::Product;
 use watch::Watched;
 
 /// What a running training reports.
@@ -160,7 +163,7 @@ impl Run {
                 (Learner::Student(learner), outline)
             }
         };
-        samples::check(&outline, outline.with(learner.averaged(0)), device)?;
+        samples::check(&outline, product(&outline, &learner), device)?;
         match &whole {
             Some(whole) => whole.restore(&mut learner, device)?,
             None => checkpoint::remove_snapshots(path)?,
@@ -289,7 +292,7 @@ impl Run {
         self.learner.averages().first().into_iter().flatten().map(|value| value.dims()[0]).sum()
     }
 
-    /// Where what it makes is: a model, or a LoRA.
+    /// Where what it makes is: a model, branches, or a LoRA.
     pub fn product(&self) -> PathBuf {
         let name = if self.config.lora.is_some() { LORA } else { MODEL };
         self.folder().join(name)
@@ -304,6 +307,7 @@ impl Run {
             Learner::Lora(learner) => {
                 lora::write(&self.product(), &learner.trainer.averaged(0))?;
             }
+            Learner::Control(learner) => learner.averaged(0).save(&self.product())?,
             _ => self.averaged(0).save_lean(&self.product(), FloatDtype::F16)?,
         }
         let _ = observe(Event::Wrote(&checkpoint.write()?));
@@ -319,7 +323,8 @@ impl Run {
         }
         let path = samples::path(self.folder(), self.step());
         let ask = &mut || observe(Event::Working);
-        let flow = samples::write(&path, &self.outline, self.averaged(0), &self.device, ask)?;
+        let product = product(&self.outline, &self.learner);
+        let flow = samples::write(&path, &self.outline, product, &self.device, ask)?;
         if flow.is_continue() {
             let _ = observe(Event::Wrote(&path));
         }
@@ -330,6 +335,11 @@ impl Run {
     pub fn averaged(&self, index: usize) -> Model {
         self.outline.with(self.learner.averaged(index))
     }
+}
+
+/// What a learner has made so far.
+fn product(outline: &Outline, learner: &Learner) -> Product {
+    Product { model: outline.with(learner.averaged(0)), branches: learner.branches(0) }
 }
 
 /// What a run learns from.

@@ -1,5 +1,6 @@
 //! What a run knows from the start.
 
+use image::RgbImage;
 use pyrograph_engine::nets::{Net, Vae};
 
 use super::adopt::Adopted;
@@ -13,6 +14,8 @@ pub(super) struct Outline {
     pub(super) text: Option<TextReader>,
     /// What sample grids of a model of texts show.
     pub(super) prompts: Vec<String>,
+    /// What those of branches are made from: a profile and a reference of each person, one after the other.
+    pub(super) portraits: Vec<RgbImage>,
     pub(super) sources: Sources,
     /// Which of its classes come from the model that the run starts from.
     pub(super) adopted: Option<Adopted>,
@@ -21,8 +24,9 @@ pub(super) struct Outline {
 impl Outline {
     /// That of a model of classes that is made from nothing.
     pub(super) fn new(config: ModelConfig, vae: Option<Vae>) -> Self {
-        let (text, prompts) = (None, Vec::new());
-        Self { config, vae, text, prompts, sources: Sources::new(), adopted: None }
+        let (prompts, portraits) = (Vec::new(), Vec::new());
+        let (text, adopted) = (None, None);
+        Self { config, vae, text, prompts, portraits, sources: Sources::new(), adopted }
     }
 
     /// The model of a network.

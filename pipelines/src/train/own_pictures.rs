@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::pipeline::Pipeline;
 use crate::request::Request;
-use crate::task::{Task, Told};
+use crate::task::{PromptTask, Told};
 
 /// Pictures per step.
 const BATCH: usize = 16;
@@ -54,7 +54,7 @@ impl OwnPictures {
     /// # Errors
     /// A few-step student, sizes that do not go with the model, no prompts or such that it does not know, a loss that is
     /// not finite, and [`Error::Cancelled`] if `observe` breaks.
-    pub fn teach<T: Task>(
+    pub fn teach<T: PromptTask>(
         self,
         model: Model,
         prompts: &[T::Prompt],

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use image::RgbImage;
@@ -11,9 +12,10 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::image::{contact_sheet, write_image};
 use crate::model::Model;
-use crate::pipeline::{ClassPipeline, Pipeline, TextPipeline};
-use crate::request::Request;
-use crate::task::Task;
+use crate::pipeline::{ClassPipeline, Pipeline, PortraitPipeline, TextPipeline};
+use crate::portrait::Branches;
+use crate::request::{Picture, Request};
+use crate::task::{Portrait, PortraitTask, Task};
 
 /// Folder of the grids in that of a run.
 pub(super) const SAMPLES: &str = "samples";
@@ -22,6 +24,8 @@ pub(super) const SAMPLES: &str = "samples";
 const SHOWN: usize = 16;
 /// Images of each.
 const PER_PROMPT: usize = 4;
+/// Portraits of each person, beside their profile and the reference.
+const PER_PERSON: usize = 2;
 
 /// Where the grid of a step is, in the folder of its run, `run`.
 pub(super) fn path(run: &Path, step: u64) -> PathBuf {
@@ -47,20 +51,46 @@ fn request<P: Clone>(prompts: impl IntoIterator<Item = P>) -> Request<P> {
     Request::new(rows.flatten())
 }
 
-/// What is done with a pipeline of either kind.
+/// Two images of each person.
+fn portraits(pictures: &[RgbImage]) -> Vec<Portrait> {
+    let whole = |picture: &RgbImage| Arc::new(Picture::Pixels(picture.clone()));
+    let pairs = pictures.chunks_exact(2).map(|pair| Portrait {
+        profile: whole(&pair[0]),
+        reference: whole(&pair[1]),
+        seed: 0,
+    });
+    pairs.flat_map(|portrait| vec![portrait; PER_PERSON]).collect()
+}
+
+/// What a run makes.
+pub(super) struct Product {
+    pub(super) model: Model,
+    /// What steers it, if that is what is trained.
+    pub(super) branches: Option<Branches>,
+}
+
+/// What is done with a pipeline of any kind.
 enum Sampled {
     Classes(Box<ClassPipeline>, Request<usize>),
     Texts(Box<TextPipeline>, Request<String>),
+    Portraits(Box<PortraitPipeline>, Request<Portrait>),
 }
 
 impl Sampled {
-    fn new(outline: &Outline, model: Model, device: &Device) -> Result<Self> {
-        Ok(match outline.text {
-            Some(_) => {
+    fn new(outline: &Outline, product: Product, device: &Device) -> Result<Self> {
+        let Product { model, branches } = product;
+        Ok(match (branches, &outline.text) {
+            (Some(branches), _) => {
+                let task = PortraitTask::of_any(&model, branches, device)?;
+                let pipeline = PortraitPipeline::with_task(task, model, device);
+                let request = Request::new(portraits(&outline.portraits));
+                Self::Portraits(pipeline.into(), request)
+            }
+            (None, Some(_)) => {
                 let prompts = outline.prompts.iter().cloned();
                 Self::Texts(TextPipeline::new(model, device)?.into(), request(prompts))
             }
-            None => {
+            (None, None) => {
                 let pipeline = ClassPipeline::new(model, device)?;
                 let request = request(0..pipeline.classes().min(SHOWN));
                 Self::Classes(pipeline.into(), request)
@@ -73,8 +103,9 @@ impl Sampled {
 ///
 /// # Errors
 /// Settings that the model cannot follow, prompts that it cannot read.
-pub(super) fn check(outline: &Outline, model: Model, device: &Device) -> Result<()> {
-    match Sampled::new(outline, model, device)? {
+pub(super) fn check(outline: &Outline, product: Product, device: &Device) -> Result<()> {
+    match Sampled::new(outline, product, device)? {
+        Sampled::Portraits(pipeline, request) => pipeline.resolve(&request).map(drop),
         Sampled::Classes(pipeline, request) => pipeline.resolve(&request).map(drop),
         Sampled::Texts(pipeline, request) => pipeline.resolve(&request).map(drop),
     }
@@ -92,15 +123,25 @@ fn images<T: Task>(
     Ok(pipeline.sketch(request, &mut |_| ask())?.images)
 }
 
+/// What portraits were made from, and they.
+fn beside(from: &[RgbImage], made: Vec<RgbImage>) -> Vec<RgbImage> {
+    let people = from.chunks_exact(2).zip(made.chunks_exact(PER_PERSON));
+    people.flat_map(|(from, made)| [from, made].concat()).collect()
+}
+
 /// Writes the grid of a model to `path`, always from the same noise, unless `ask` breaks.
 pub(super) fn write(
     path: &Path,
     outline: &Outline,
-    model: Model,
+    product: Product,
     device: &Device,
     ask: &mut Ask<'_>,
 ) -> Result<ControlFlow<()>> {
-    let made = match Sampled::new(outline, model, device)? {
+    let made = match Sampled::new(outline, product, device)? {
+        Sampled::Portraits(pipeline, request) => {
+            let made = images(&pipeline, &request, ask);
+            made.map(|made| beside(&outline.portraits, made))
+        }
         Sampled::Classes(pipeline, request) => images(&pipeline, &request, ask),
         Sampled::Texts(pipeline, request) => images(&pipeline, &request, ask),
     };

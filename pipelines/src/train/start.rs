@@ -87,6 +87,9 @@ impl Start {
             None => config.net(channels, size, told(width, 1))?,
         };
         check_lora(config, &net)?;
+        if let Some(control) = &config.control {
+            control.check(config)?;
+        }
         if let Some(perceptual) = &config.perceptual {
             perceptual.check(config, net.adapter_rank().is_some())?;
         }

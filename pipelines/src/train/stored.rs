@@ -33,12 +33,13 @@ impl TrainConfig {
     /// Every path.
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self { data, trajectories, vae, text_encoder, tokenizer, .. } = self;
-        let Self { init, student, adversarial, perceptual, .. } = self;
+        let Self { init, student, adversarial, perceptual, control, .. } = self;
         let student = student.as_mut().and_then(|student| student.init.as_mut());
         let real = adversarial.as_mut().map(|adversarial| &mut adversarial.data);
         let own = [data, trajectories, vae, text_encoder, tokenizer, init].into_iter().flatten();
         let classifier = perceptual.as_mut().and_then(|perceptual| perceptual.net.as_mut());
-        own.chain(student).chain(real).chain(classifier)
+        let matching = control.as_mut().and_then(|control| control.matching.as_mut());
+        own.chain(student).chain(real).chain(classifier).chain(matching)
     }
 
     /// Says, before any work, which path leads nowhere.
@@ -64,6 +65,9 @@ impl TrainConfig {
         }
         if let Some(adversarial) = &mut self.adversarial {
             adversarial.data = PathBuf::new();
+        }
+        if let Some(control) = &mut self.control {
+            control.matching = None;
         }
         if let Some(perceptual) = &mut self.perceptual {
             perceptual.net = None;

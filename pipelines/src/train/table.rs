@@ -273,6 +273,18 @@ pub const SETTINGS: &[Setting] = &[
     row("lora.layers", LIST, Any,
         "LoRA: what it changes of every block, of attention, cross, mlp, modulation [\"attention\", \"cross\", \"mlp\"]"),
 
+    row("control.matching", PATH, Any,
+        "Branches: folder of those that find matches, beside which the ones of the appearance are trained; without, the first"),
+    row("control.depth", INTEGER, From(1.0), "Branches: their blocks, copies of the first ones of the model [3]"),
+    row("control.panel", SWITCH, Any, "Branches: the model itself sees the profile, too [false]"),
+    row("control.hidden", NUMBER, Within(0.0, 1.0), "Branches: share of a reference that is hidden [0.8]"),
+    row("control.cell", INTEGER, From(1.0), "Branches: side of the cells that are hidden, in pixels or latent cells [1]"),
+    row("control.profile_dropout", NUMBER, Within(0.0, 1.0),
+        "Branches: share of black profiles, which makes guidance towards the person possible [0.1]"),
+    row("control.reference_dropout", NUMBER, Within(0.0, 1.0),
+        "Branches: share of references that are hidden as a whole, for guidance towards light and pose [0.1]"),
+    row("control.prompt", NAME, Any, "Branches: what a model of texts is told of every picture [nothing]"),
+
     row("student.steps", INTEGER, Within(1.0, 8.0), "Few-step student: its steps, a divisor of the recorded points"),
     row("student.patches", LIST, From(1.0), "Patch size of each step; none are the model's own"),
     row("student.history", NAME, OneOf(&["all", "previous", "noise", "newest"]), "Earlier points that a step sees"),

@@ -17,12 +17,12 @@ use crate::error::{Error, Result, TrajectoryError};
 use crate::lock::Lock;
 use crate::pipeline::{Pipeline, Progress};
 use crate::request::Request;
-use crate::task::Task;
+use crate::task::PromptTask;
 
 /// Records the trajectories of a teacher in a folder. Several recorders can share a folder, each with its
 /// own part of the shards.
 #[derive(Debug)]
-pub struct Recorder<'a, T: Task> {
+pub struct Recorder<'a, T: PromptTask> {
     folder: &'a Path,
     pipeline: &'a Pipeline<T>,
     /// What images are asked by, in turn.
@@ -35,7 +35,7 @@ pub struct Recorder<'a, T: Task> {
 }
 
 /// What images are asked by, in turn.
-fn prompts<T: Task>(spec: &TrajectorySpec) -> Result<Vec<T::Prompt>, TrajectoryError> {
+fn prompts<T: PromptTask>(spec: &TrajectorySpec) -> Result<Vec<T::Prompt>, TrajectoryError> {
     let asked = spec.asked();
     T::prompts(&asked).ok_or_else(|| TrajectoryError::OtherTask { expected: asked.kind() })
 }
@@ -51,7 +51,7 @@ pub struct Estimate {
     pub time: Duration,
 }
 
-impl<'a, T: Task> Recorder<'a, T> {
+impl<'a, T: PromptTask> Recorder<'a, T> {
     /// Prepares the shards `worker[0], worker[0] + worker[1], ..` of a set; those that are there already
     /// are kept.
     ///

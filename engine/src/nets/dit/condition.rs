@@ -21,6 +21,9 @@ pub struct Conditioning {
     pub size: Option<Tensor<2>>,
     /// Further images that the tokens of the image attend to, and they to it.
     pub panels: Vec<Panel>,
+    /// What branches add to the tokens of the image and the panels before the first block, and after as many blocks as
+    /// there is more (see [`Control`](crate::nets::Control)): each `[batch, tokens, hidden]`, of one patch size.
+    pub control: Vec<Tensor<3>>,
 }
 
 /// An encoded text.
@@ -81,6 +84,7 @@ impl Conditioning {
             text: self.text.as_ref().map(text),
             size: self.size.as_ref().map(|size| size.clone().select(0, at.clone())),
             panels: self.panels.iter().map(panel).collect(),
+            control: self.control.iter().map(|part| part.clone().select(0, at.clone())).collect(),
         }
     }
 
@@ -97,6 +101,8 @@ impl Conditioning {
             }
         }
         assert_eq!(self.panels.len(), other.panels.len(), "panels of two conditions");
+        assert_eq!(self.control.len(), other.control.len(), "control of two conditions");
+        let control = self.control.into_iter().zip(other.control);
         Self {
             class: both(self.class, other.class, "a class", |a, b| Tensor::cat(vec![a, b], 0)),
             text: both(self.text, other.text, "a text", |a, b| Text {
@@ -113,6 +119,7 @@ impl Conditioning {
                 .zip(other.panels)
                 .map(|(a, b)| a.followed_by(b))
                 .collect(),
+            control: control.map(|(a, b)| Tensor::cat(vec![a, b], 0)).collect(),
         }
     }
 
@@ -132,6 +139,7 @@ impl Conditioning {
             text: self.text.as_ref().map(text),
             size: self.size.clone().map(Tensor::without_autodiff),
             panels: self.panels.iter().map(panel).collect(),
+            control: self.control.iter().map(|part| part.clone().without_autodiff()).collect(),
         }
     }
 }

@@ -51,8 +51,6 @@ pub(crate) struct Call<'a> {
     pub(crate) caches: &'a mut [KvCache],
     /// Whether the caches take up the tokens of this call.
     pub(crate) keep: bool,
-    /// Added to the tokens before the first block, then to those after each.
-    pub(crate) residuals: &'a [Tensor<3>],
     /// See [`AfterBlock`].
     pub(crate) after_block: AfterBlock<'a>,
 }
@@ -194,25 +192,7 @@ impl Dit {
         patch: usize,
         after_block: AfterBlock<'_>,
     ) -> Tensor<4> {
-        let call = Call { patch, caches: &mut [], keep: false, residuals: &[], after_block };
-        self.called(x, time, told, call)
-    }
-
-    /// [`Dit::forward`] with something added to the tokens, those of panels included, before the first block, and after
-    /// as many blocks as there is more: see [`Control`](crate::nets::Control).
-    ///
-    /// # Shapes
-    /// `residuals`: each `[batch, tokens, hidden]`
-    pub fn forward_controlled(
-        &self,
-        x: Tensor<4>,
-        time: Tensor<1>,
-        told: &Conditioning,
-        patch: usize,
-        residuals: &[Tensor<3>],
-    ) -> Tensor<4> {
-        let after_block: AfterBlock<'_> = &mut |_, tokens| tokens;
-        let call = Call { patch, caches: &mut [], keep: false, residuals, after_block };
+        let call = Call { patch, caches: &mut [], keep: false, after_block };
         self.called(x, time, told, call)
     }
 
@@ -236,19 +216,19 @@ impl Dit {
         told: &Conditioning,
         call: Call<'_>,
     ) -> Encoded {
-        let Call { patch, caches, keep, residuals, after_block } = call;
+        let Call { patch, caches, keep, after_block } = call;
         let (mut tokens, mut pass) = self.enter(x, time, told, patch);
-        let joined = |tokens: Tensor<3>, residual: Option<&Tensor<3>>| match residual {
-            Some(residual) => tokens + residual.clone(),
+        let steered = |tokens: Tensor<3>, at: usize| match told.control.get(at) {
+            Some(control) => tokens + control.clone().cast(self.dtype()),
             None => tokens,
         };
-        tokens = joined(tokens, residuals.first());
+        tokens = steered(tokens, 0);
         for (i, block) in self.blocks.iter().enumerate() {
             let attend = match caches.get_mut(i) {
                 Some(cache) => Attend::Cached { cache, keep },
                 None => Attend::Full,
             };
-            let after = joined(pass.through(i, block, tokens, attend), residuals.get(i + 1));
+            let after = steered(pass.through(i, block, tokens, attend), i + 1);
             tokens = after_block(i, after);
         }
         let Pass { condition, counts, .. } = pass;

@@ -242,7 +242,6 @@ impl Student {
             patch: config.patches[step],
             caches: memory.caches.as_mut_slice(),
             keep,
-            residuals: &[],
             after_block: &mut |_, tokens| tokens,
         };
         let encoded = self.trunk.encode(x, time, told, call);

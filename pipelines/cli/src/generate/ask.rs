@@ -7,7 +7,7 @@ use pyrograph::engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, pars
 use pyrograph::metadata::Used;
 use pyrograph::pipeline::Pipeline;
 use pyrograph::settings::Defaults;
-use pyrograph::task::Task;
+use pyrograph::task::{PromptTask, Task};
 use pyrograph::{Noise, Picture, Request, StartPicture};
 
 use super::args::Images;
@@ -62,7 +62,7 @@ pub(super) fn request<K: Kind>(
 }
 
 /// Refuses options that would change nothing.
-fn effective<T: Task>(
+fn effective<T: PromptTask>(
     args: &Images,
     request: &Request<T::Prompt>,
     pipeline: &Pipeline<T>,
@@ -92,7 +92,7 @@ fn effective<T: Task>(
 }
 
 /// The seed asked for; -1 is random.
-fn seed(asked: i128) -> anyhow::Result<u64> {
+pub(super) fn seed(asked: i128) -> anyhow::Result<u64> {
     if asked == -1 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let random =

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use pyrograph::engine::random::SplitMix64;
 use pyrograph::pipeline::Pipeline;
-use pyrograph::task::{ClassTask, Task, TextTask};
+use pyrograph::task::{ClassTask, PromptTask, Task, TextTask};
 use pyrograph::{ClassPipeline, OpenOptions, Request, TextPipeline};
 
 use super::args::Images;
@@ -30,7 +30,7 @@ const FAST_MODEL: &str = "emoji-4step";
 /// A kind of images.
 pub(crate) trait Kind {
     /// What the library does for it.
-    type Task: Task;
+    type Task: PromptTask;
 
     /// The options that all kinds have.
     fn images(&self) -> &Images;

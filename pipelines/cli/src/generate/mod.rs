@@ -5,6 +5,7 @@ mod ask;
 mod earlier;
 mod kinds;
 mod output;
+mod portrait;
 
 use std::time::Instant;
 
@@ -12,13 +13,14 @@ use anyhow::anyhow;
 use pyrograph::image::{is_output_pattern, write_image};
 use pyrograph::metadata::{AdapterRecord, Record};
 use pyrograph::pipeline::Pipeline;
-use pyrograph::task::Task;
+use pyrograph::task::PromptTask;
 use pyrograph::{Error, OpenOptions, Progress, Request};
 
 use args::Images;
 use earlier::Earlier;
 pub(crate) use kinds::{Class, DEFAULT_MODEL, Kind, Text};
 use output::{Output, square};
+pub(crate) use portrait::{Portrait, portrait};
 
 use crate::common::{Common, interrupted};
 use crate::interrupt;
@@ -95,7 +97,7 @@ fn open<K: Kind>(
 }
 
 /// Puts on the adapters asked for, or those of an earlier picture.
-fn put_on<T: Task>(
+fn put_on<T: PromptTask>(
     args: &Images,
     earlier: Option<&Earlier>,
     pipeline: &mut Pipeline<T>,
@@ -134,7 +136,7 @@ fn named_again(error: &Error, adapters: &[AdapterRecord]) -> anyhow::Error {
 }
 
 /// Makes the images with a progress bar over all steps, each written as soon as it is there.
-fn generate<T: Task>(
+fn generate<T: PromptTask>(
     args: &Images,
     pipeline: &Pipeline<T>,
     request: &Request<T::Prompt>,

@@ -13,7 +13,7 @@ use pyrograph::image::{
 };
 use pyrograph::metadata::Record;
 use pyrograph::pipeline::Pipeline;
-use pyrograph::task::Task;
+use pyrograph::task::PromptTask;
 use pyrograph::weights::{folder_of, write_safetensors};
 use pyrograph::{Made, memory};
 
@@ -26,7 +26,7 @@ const GAP: u32 = 2;
 /// A picture of all images is written anew after a batch, if it was not for so long.
 const REST: Duration = Duration::from_secs(2);
 /// Bad images that are named.
-const NAMED: usize = 10;
+pub(super) const NAMED: usize = 10;
 
 /// Checks, before any work, that the outputs can be written and take the place of no input, nor of each other.
 pub(super) fn check(args: &Images) -> anyhow::Result<()> {
@@ -74,7 +74,7 @@ pub(super) struct Output<'a, T> {
     written: Instant,
 }
 
-impl<'a, T: Task> Output<'a, T> {
+impl<'a, T: PromptTask> Output<'a, T> {
     /// Checks, before any work, all that will be written.
     pub(super) fn new(
         args: &'a Images,
@@ -343,13 +343,13 @@ impl<'a, T: Task> Output<'a, T> {
 }
 
 /// Where a path leads, whatever way it is written.
-fn place(path: &Path) -> PathBuf {
+pub(super) fn place(path: &Path) -> PathBuf {
     let folder = folder_of(path).canonicalize().unwrap_or_else(|_| folder_of(path).to_owned());
     path.file_name().map_or(folder.clone(), |name| folder.join(name))
 }
 
 /// A folder in the place of a file; whether files can be written there is seen with the first.
-fn check_folder_of_first(index: usize, path: &Path) -> anyhow::Result<()> {
+pub(super) fn check_folder_of_first(index: usize, path: &Path) -> anyhow::Result<()> {
     match index == 0 || path.is_dir() {
         true => Ok(check_folder_of(path)?),
         false => Ok(()),

@@ -92,6 +92,28 @@ pub(crate) struct Lora {
     help_settings: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct Control {
+    /// The model: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    model: Option<PathBuf>,
+    /// Folder with one sub-folder for each person, of two or more pictures
+    #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
+    data: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoints, log, samples and the branches [default: runs/control]
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Branches that find matches, from an earlier run: those of the appearance are trained beside them [default: the first
+    /// are trained]
+    #[arg(long, value_name = "FOLDER")]
+    matching: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Explain every setting of --config and --set
+    #[arg(long)]
+    help_settings: bool,
+}
+
 /// A run on images, as it is asked for.
 struct OnImages<'a> {
     kind: Kind,
@@ -109,6 +131,7 @@ enum Kind {
     Class,
     Text,
     Lora,
+    Control,
 }
 
 impl Kind {
@@ -118,6 +141,7 @@ impl Kind {
             Self::Class => "runs/class",
             Self::Text => "runs/text",
             Self::Lora => "runs/lora",
+            Self::Control => "runs/control",
         }
     }
 }
@@ -149,6 +173,7 @@ impl OnImages<'_> {
                 let base = TrainConfig { vae, text_encoder, ..TrainConfig::default() };
                 let base = match self.kind {
                     Kind::Lora => base.tuning(model.clone())?,
+                    Kind::Control => base.steering(model.clone())?,
                     Kind::Class | Kind::Text => base.starting_from(model.clone())?,
                 };
                 config = settle(&base)?;
@@ -169,7 +194,15 @@ impl OnImages<'_> {
         let stored = run.stored(output)?;
         let config = self.settings(stored.as_ref(), common)?;
         let annotation = config.annotation();
+        let of_branches = config.control.is_some();
         match (self.kind, annotation, &config.lora) {
+            (Kind::Control, ..) if !of_branches && stored.is_some() => {
+                bail!("{}: the run makes no branches", output.display())
+            }
+            (Kind::Control, ..) if !of_branches => bail!("no model: name one with --model"),
+            (Kind::Class | Kind::Text | Kind::Lora, ..) if of_branches => {
+                bail!("control is set: train branches with `pyrograph train control`")
+            }
             (Kind::Text, Annotation::Classes, _) => {
                 bail!("no text encoder: name one with --text-encoder")
             }
@@ -230,6 +263,18 @@ pub(crate) fn text(args: &Text, common: &Common) -> anyhow::Result<()> {
     let further = args.reader.overrides(&args.data, common)?;
     let (output, init) = (args.output.as_deref(), args.init.as_deref());
     OnImages { kind: Kind::Text, output, init, run: &args.run, further }.start(common)
+}
+
+pub(crate) fn control(args: &Control, common: &Common) -> anyhow::Result<()> {
+    if args.help_settings {
+        return print_settings();
+    }
+    // The folder of a run stands for what it made.
+    let made = |folder: &PathBuf| Some(folder.join("model")).filter(|model| model.is_dir());
+    let matching = args.matching.as_ref().map(|folder| made(folder).unwrap_or(folder.clone()));
+    let further = path_settings(&[("data", &args.data), ("control.matching", &matching)])?;
+    let (output, init) = (args.output.as_deref(), args.model.as_deref());
+    OnImages { kind: Kind::Control, output, init, run: &args.run, further }.start(common)
 }
 
 pub(crate) fn lora(args: &Lora, common: &Common) -> anyhow::Result<()> {

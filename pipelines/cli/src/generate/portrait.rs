@@ -1,0 +1,163 @@
+//! `pyrograph generate portrait`.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{bail, ensure};
+use clap::Args;
+use pyrograph::image::{check_format, check_output_path, output_path, picture_size, write_image};
+use pyrograph::pipeline::PortraitPipeline;
+use pyrograph::request::MAX_IMAGES;
+use pyrograph::task::Portrait as Asked;
+use pyrograph::{Guidance, Made, OpenOptions, Picture, Request};
+
+use super::ask;
+use super::output::{NAMED, check_folder_of_first, place};
+use crate::common::{Common, counted, interrupted, parse_steps, whole};
+use crate::interrupt;
+
+/// What was typed after `pyrograph generate portrait`.
+#[derive(Args)]
+pub(crate) struct Portrait {
+    /// Picture of the person
+    #[arg(long, value_name = "PICTURE")]
+    profile: PathBuf,
+    /// Picture whose light and pose the portrait has
+    #[arg(long, value_name = "PICTURE")]
+    reference: PathBuf,
+    /// Branches that `train control` made: their folder, or that of the run
+    #[arg(long, short, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The model that they steer: bundle, diffusers folder, checkpoint file, or the name of a shipped model
+    #[arg(long, value_name = "MODEL")]
+    base: PathBuf,
+    /// Number of portraits
+    #[arg(long, short = 'n', default_value = "1", value_parser = whole(1, MAX_IMAGES))]
+    count: usize,
+    /// Seed of the first portrait, and of what is hidden of the reference; portrait i has seed + i; -1 is random
+    #[arg(long, short, default_value = "-1", allow_hyphen_values = true)]
+    seed: i128,
+    /// Sampling steps [default: the model's]
+    #[arg(long, value_parser = parse_steps)]
+    steps: Option<usize>,
+    /// Guidance scale towards the person, light and pose, 1 is none [default: the model's]
+    #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
+    cfg_scale: Option<f64>,
+    /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
+    #[arg(long, visible_alias = "sampling-method")]
+    sampler: Option<String>,
+    /// Portraits per network call
+    #[arg(long, value_parser = whole(1, MAX_IMAGES))]
+    batch_size: Option<usize>,
+    /// Output file; with `%03d` or `{seed}`, which are filled in, one for each portrait. No settings are stored in it
+    #[arg(long, short, default_value = "portrait.png")]
+    output: PathBuf,
+}
+
+impl Portrait {
+    fn request(&self) -> anyhow::Result<Request<Asked>> {
+        let seed = ask::seed(self.seed)?;
+        let read = |path: &PathBuf| Arc::new(Picture::File(path.clone()));
+        let asked = Asked { profile: read(&self.profile), reference: read(&self.reference), seed };
+        let sampler = self.sampler.as_deref().map(str::parse).transpose()?;
+        let guidance = Guidance { scale: self.cfg_scale, ..Guidance::default() };
+        let (steps, batch) = (self.steps, self.batch_size);
+        let prompts = vec![asked; self.count];
+        Ok(Request { seed, steps, sampler, guidance, batch, ..Request::new(prompts) })
+    }
+
+    fn path(&self, index: usize, seed: u64) -> PathBuf {
+        let seed = seed.wrapping_add(index as u64);
+        output_path(&self.output, index, self.count, seed, "portrait")
+    }
+
+    /// Checks, before any work, that all can be written, and takes the place of no input.
+    fn check_output(&self, seed: u64, [height, width]: [usize; 2]) -> anyhow::Result<()> {
+        for index in 0..self.count {
+            let path = self.path(index, seed);
+            check_format(&path, [width, height].map(|side| side as u64), &[])?;
+            check_folder_of_first(index, &path)?;
+            for (option, input) in [("--profile", &self.profile), ("--reference", &self.reference)]
+            {
+                ensure!(
+                    place(&path) != place(input),
+                    "{}: --output would take the place of {option}",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
+    check_output_path(&args.output)?;
+    for input in [&args.profile, &args.reference] {
+        picture_size(input)?;
+    }
+    let base = common.find(&args.base)?;
+    let branches = match args.model.join("model").is_dir() {
+        true => args.model.join("model"),
+        false => args.model.clone(),
+    };
+    let opened = common.open()?;
+    let notify = |notice| common.tell(&notice);
+    let mut options = OpenOptions::default();
+    options.hooks.notify = Some(&notify);
+    let pipeline = PortraitPipeline::with_branches(&branches, &base, &opened, &options)?;
+    let request = args.request()?;
+    let settings = pipeline.resolve(&request)?;
+    args.check_output(request.seed, pipeline.image_size(&settings))?;
+    let steps = pipeline.taken(&request)?;
+    let all = (args.count.div_ceil(settings.batch) * steps) as u64;
+    let bar = common.progress_bar(all, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
+    let (started, mut bad, mut written) = (Instant::now(), Vec::new(), Ok(()));
+    let on_step = &mut |_: pyrograph::Progress<'_>| {
+        bar.inc(1);
+        interrupted()
+    };
+    let made = pipeline.each(&request, on_step, &mut |Made { index, image, .. }| {
+        let _saved = interrupt::hold();
+        let path = args.path(index, request.seed);
+        let said = match image {
+            Ok(image) => {
+                written = write_image(&path, &image, &[]);
+                serde_json::json!({ "index": index, "file": path.to_string_lossy() })
+            }
+            Err(error) => {
+                bad.push(error.to_string());
+                serde_json::json!({ "index": index, "error": error.to_string() })
+            }
+        };
+        if written.is_err() {
+            return ControlFlow::Break(());
+        }
+        bar.suspend(|| match said.get("file") {
+            _ if common.json => println!("{said}"),
+            Some(_) if !common.quiet => println!("{}", path.display()),
+            _ => (),
+        });
+        interrupted()
+    });
+    bar.finish_and_clear();
+    written?;
+    made?;
+    common.say(&format!(
+        "{}, seed {}, {} of {}, cfg {}, {:.1} s",
+        counted(args.count - bad.len(), "portrait", "portraits"),
+        request.seed,
+        counted(steps, "step", "steps"),
+        settings.sampler,
+        settings.guidance.scale,
+        started.elapsed().as_secs_f64(),
+    ));
+    match bad.len() {
+        0 => Ok(()),
+        count => {
+            let named = bad[..count.min(NAMED)].join("; ");
+            bail!("{count} of {} portraits are missing: {named}", args.count)
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Portraits of a person.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use image::buffer::ConvertBuffer;
+use pyrograph_engine::nets::{Conditioning, Dit};
+
+use super::{Task, Told};
+use crate::decode::decode;
+use crate::error::{Error, Result};
+use crate::image::picture_tensor;
+use crate::model::Model;
+use crate::portrait::{self, Branches};
+use crate::request::{Picture, Request};
+
+/// What a portrait is made from.
+#[derive(Debug, Clone)]
+pub struct Portrait {
+    /// Who it shows.
+    pub profile: Arc<Picture>,
+    /// Whose light and pose it has.
+    pub reference: Arc<Picture>,
+    /// Determines what is hidden of the reference.
+    pub seed: u64,
+}
+
+impl Portrait {
+    /// Whether both are made from the same.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.profile, &other.profile)
+            && Arc::ptr_eq(&self.reference, &other.reference)
+            && self.seed == other.seed
+    }
+}
+
+/// Portraits of a person, from a profile and a reference (IC-Portrait, Yang et al. 2025).
+#[derive(Debug, Clone)]
+pub struct PortraitTask {
+    model: Model,
+    net: Dit,
+    branches: Branches,
+    /// Of one portrait, but for its pictures.
+    told: Conditioning,
+    device: Device,
+}
+
+impl PortraitTask {
+    /// Portraits by the branches of a model.
+    ///
+    /// # Errors
+    /// A few-step student, branches that have only learnt to find matches.
+    pub(crate) fn new(model: &Model, branches: Branches, device: &Device) -> Result<Self> {
+        if branches.net.appearance.is_none() {
+            let reason = "the branches find matches so far: train those of the appearance, too";
+            return Err(Error::Config { reason: reason.into() });
+        }
+        Self::of_any(model, branches, device)
+    }
+
+    /// The same while the branches are trained.
+    pub(crate) fn of_any(model: &Model, branches: Branches, device: &Device) -> Result<Self> {
+        let told = portrait::told(model, &branches.config.prompt, device)?;
+        let net = model.net.trunk().clone();
+        Ok(Self { model: model.clone(), net, branches, told, device: device.clone() })
+    }
+
+    /// A picture as the model makes them, `[1, channels, height, width]`.
+    fn read(&self, picture: &Picture, size: [usize; 2]) -> Result<Tensor<4>> {
+        let pixels = match picture {
+            Picture::File(path) => picture_tensor(&decode(path)?, size, &self.device),
+            Picture::Pixels(pixels) => picture_tensor(&pixels.convert(), size, &self.device),
+            Picture::Latent(latent) => return Ok(latent.clone().to_device(&self.device)),
+        };
+        Ok(match &self.model.vae {
+            Some(vae) => vae.scale(vae.encode(pixels).mean),
+            None => pixels,
+        })
+    }
+
+    /// What the network is told of what the branches see.
+    fn steered(&self, profile: Tensor<4>, reference: Tensor<4>, seed: u64) -> Conditioning {
+        let sight = self.branches.sight(&self.model, profile, reference, seed);
+        self.branches.net.told(&self.net, &sight, self.told.clone(), self.branches.config.patch)
+    }
+}
+
+impl Task for PortraitTask {
+    type Prompt = Portrait;
+
+    fn check(&self, request: &Request<Portrait>) -> Result<()> {
+        let unread = [
+            ("a negative prompt", request.negative.is_some()),
+            ("raw prompt", request.raw_prompt),
+            ("tokens of a text", request.tokens.is_some()),
+            ("patch sizes", request.patches.is_some()),
+        ];
+        match unread.into_iter().find(|(_, given)| *given) {
+            Some((what, _)) => {
+                let (found, expected) = ("given".into(), "none for portraits".into());
+                Err(Error::Setting { what, found, expected })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Guidance goes away from a portrait of nobody, of whose light and pose nothing is known.
+    fn told(&self, request: &Request<Portrait>, size: [usize; 2]) -> Result<Told> {
+        let mut different: Vec<&Portrait> = Vec::new();
+        let mut images = Vec::with_capacity(request.prompts.len());
+        for prompt in &request.prompts {
+            let known = different.iter().position(|other| other.is(prompt));
+            images.push(known.unwrap_or(different.len()));
+            different.extend(known.is_none().then_some(prompt));
+        }
+        let mut table: Option<Conditioning> = None;
+        let mut shape = None;
+        for Portrait { profile, reference, seed } in &different {
+            let (profile, reference) = (self.read(profile, size)?, self.read(reference, size)?);
+            shape = Some(profile.dims());
+            let told = self.steered(profile, reference, *seed);
+            table = Some(match table {
+                Some(table) => table.followed_by(told),
+                None => told,
+            });
+        }
+        let (Some(table), Some(shape)) = (table, shape) else { return Err(Error::NoPrompts) };
+        let hidden = self.branches.config.mask(self.model.vae.is_some()).hidden;
+        let nothing = Tensor::full(shape, hidden, &self.device);
+        let table = table.followed_by(self.steered(nothing.clone(), nothing, 0));
+        Ok(Told { table, images, null: different.len() })
+    }
+}

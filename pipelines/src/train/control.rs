@@ -1,0 +1,289 @@
+//! Runs that teach branches to steer a model, which itself stays as it is: pairs of pictures of people.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use pyrograph_engine::nets::{
+    Conditioning, IcPortrait, IcPortraitConfig, Net, Sight, Steered, Vae,
+};
+use pyrograph_engine::random::Generator;
+use pyrograph_engine::train::{Batch, Denoising, Gradients, Pairs, Target, Trainer};
+use pyrograph_weights::FloatDtype;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::Whole;
+use super::config::TrainConfig;
+use super::denoising::perceptual;
+use super::identity::Sources;
+use super::outline::Outline;
+use super::start::Start;
+use super::streams::Streams;
+use crate::data::{Annotation, Dataset, Encoder, Notice};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::portrait::{self, Branches, PortraitConfig};
+
+/// Branches to train (IC-Portrait, Yang et al. 2025).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlShape {
+    /// Folder of branches that find matches, which stay as they are while those of the appearance are trained; without, the
+    /// first are trained.
+    pub matching: Option<PathBuf>,
+    /// Blocks of a branch.
+    pub depth: usize,
+    /// Whether the model itself sees the profile, too.
+    pub panel: bool,
+    /// Share of a reference that is hidden.
+    pub hidden: f64,
+    /// Side of the cells that are hidden, in pixels or latent cells.
+    pub cell: usize,
+    /// Share of the examples whose profile is black.
+    pub profile_dropout: f64,
+    /// Share of the examples whose reference is hidden as a whole.
+    pub reference_dropout: f64,
+    /// What a model of texts is told of every picture.
+    pub prompt: String,
+}
+
+impl Default for ControlShape {
+    fn default() -> Self {
+        Self {
+            matching: None,
+            depth: 3,
+            panel: false,
+            hidden: 0.8,
+            cell: 1,
+            profile_dropout: 0.1,
+            reference_dropout: 0.1,
+            prompt: String::new(),
+        }
+    }
+}
+
+impl ControlShape {
+    /// Refuses settings that such a run does not read, and a start from nothing.
+    pub(super) fn check(&self, config: &TrainConfig) -> Result<()> {
+        let plain = TrainConfig::default();
+        let fault = |reason: String| Err(Error::Config { reason });
+        let unread = [
+            ("lora", config.lora.is_some()),
+            ("label_dropout", config.label_dropout != plain.label_dropout),
+            ("patches", config.patches != plain.patches),
+            ("flip", config.flip),
+            ("sample_prompts", !config.sample_prompts.is_empty()),
+            ("snapshot_every", config.snapshot_every > 0),
+        ];
+        if let Some((key, _)) = unread.into_iter().find(|(_, set)| *set) {
+            return fault(format!("{key} is set, training branches does not read it"));
+        }
+        if config.init.is_none() {
+            return fault("control is set, and there is no init, the model to steer".into());
+        }
+        Ok(())
+    }
+
+    /// Those that the run starts with.
+    fn branches(
+        &self,
+        model: &Model,
+        base: String,
+        sources: &mut Sources,
+        device: &Device,
+    ) -> Result<Branches> {
+        let Net::Dit(net) = &model.net else {
+            return Err(Error::Config { reason: "a few-step student is not steered".into() });
+        };
+        let Self { depth, panel, hidden, cell, .. } = *self;
+        let blocks = net.config().depth;
+        if !(1..=blocks).contains(&depth) {
+            let reason = format!("control.depth is {depth}, expected 1 to {blocks}");
+            return Err(Error::Config { reason });
+        }
+        let appearance = self.matching.is_some();
+        let config = PortraitConfig {
+            branches: IcPortraitConfig { depth, appearance, panel },
+            base,
+            patch: net.config().patch,
+            hidden,
+            cell,
+            prompt: self.prompt.clone(),
+        };
+        let mut fresh = IcPortrait::new(net, config.branches, device);
+        let Some(path) = &self.matching else { return Ok(Branches::new(fresh, config)) };
+        let found = Branches::open(path, net, &config.base, device)?;
+        let learnt = found.net.matching.blocks.len();
+        if learnt != depth {
+            let reason = format!("control.depth is {depth}, {} has {learnt}", path.display());
+            return Err(Error::Config { reason });
+        }
+        sources.insert("control.matching".to_owned(), found.fingerprint.into());
+        fresh.matching = found.net.matching;
+        Ok(Branches::new(fresh, config))
+    }
+}
+
+/// Which images show the same person, by its class.
+struct People(Vec<Vec<usize>>);
+
+impl People {
+    /// # Errors
+    /// A person of whom there is one picture.
+    fn new(data: &Dataset) -> Result<Self> {
+        let mut of: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        (0..data.len()).for_each(|image| of.entry(data.label(image)).or_default().push(image));
+        let of: Vec<Vec<usize>> = of.into_values().collect();
+        match of.iter().find(|images| images.len() < 2) {
+            None => Ok(Self(of)),
+            Some(images) => {
+                let name = &data.classes()[data.label(images[0])];
+                Err(Error::Config { reason: format!("one picture of `{name}`, a pair needs two") })
+            }
+        }
+    }
+
+    /// Another picture of the same person.
+    fn partner(&self, person: usize, image: usize, random: &mut Generator) -> usize {
+        let others: Vec<usize> =
+            self.0[person].iter().copied().filter(|other| *other != image).collect();
+        others[(random.uniform() * others.len() as f64) as usize]
+    }
+
+    /// Two pictures of some people, spread over all.
+    fn shown(&self, count: usize) -> Vec<[usize; 2]> {
+        let count = count.min(self.0.len());
+        let person = |i: usize| &self.0[i * self.0.len() / count];
+        (0..count).map(|i| [person(i)[0], person(i)[1]]).collect()
+    }
+}
+
+/// Branches in training, and the people that they learn from.
+pub(super) struct ControlLearner {
+    pub(super) trainer: Trainer<Steered>,
+    pub(super) data: Dataset,
+    people: People,
+    pairs: Pairs,
+    loss: Denoising,
+    /// Of one picture, but for the pair.
+    told: Conditioning,
+    config: PortraitConfig,
+    pub(super) notices: Vec<Notice>,
+}
+
+/// People in a sample sheet.
+const SHOWN: usize = 8;
+
+impl ControlLearner {
+    /// Fresh branches, or one beside those that find matches, in a run that goes on from `resumed`; latents are kept in
+    /// `folder`.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the model or the checkpoint, a person of whom there is one picture.
+    pub(super) fn new(
+        folder: &Path,
+        config: &TrainConfig,
+        data: Dataset,
+        resumed: Option<&Whole>,
+        device: &Device,
+    ) -> Result<(Self, Outline)> {
+        let fault = |reason: &str| Error::Config { reason: reason.into() };
+        let shape = config.control.as_ref().expect("a run of branches");
+        let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
+        let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
+        let mut sources = Sources::from([("data".to_owned(), data.identity())]);
+        if let Some(encoder) = &encoder {
+            sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
+        }
+        let start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
+        if let Some(text) = &start.text {
+            sources.insert("text_encoder".to_owned(), text.fingerprint()?.into());
+        }
+        if data.annotation() != Annotation::Classes {
+            return Err(fault("the images have captions, expected a folder for each person"));
+        }
+        let recognised = start.init.ok_or_else(|| fault("no model to steer"))?;
+        let base = recognised.net.checkpoint.fingerprint();
+        sources.insert("init".to_owned(), base.clone().into());
+        let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+        let model = Model { vae: vae.clone(), ..model };
+        let branches = shape.branches(&model, base, &mut sources, device)?;
+        let told = portrait::told(&model, &shape.prompt, device)?;
+        let loss = Denoising {
+            process: model.config.process.clone(),
+            condition_dropout: 0.0,
+            target: Target::Data,
+            weighting: config.weighting,
+            perceptual: perceptual(config, &mut sources, device)?,
+        };
+        if let Some(whole) = resumed {
+            whole.check(config, &sources)?;
+        }
+        let people = People::new(&data)?;
+        let data = data.for_training(false, config.augment, encoder, folder, device)?;
+        let autodiff = device.clone().autodiff();
+        let net = model.net.trunk().clone().fork(&autodiff);
+        let steered = Steered::new(net, branches.net.fork(&autodiff));
+        let trainer = Trainer::new(steered, config.trainer(&model.config.net.dit));
+        let shown = people.shown(SHOWN);
+        let pairs = Pairs {
+            mask: branches.config.mask(vae.is_some()),
+            profile_dropout: shape.profile_dropout,
+            reference_dropout: shape.reference_dropout,
+        };
+        let outline = Outline {
+            text: model.text,
+            sources,
+            portraits: data.pictures(&shown.concat())?,
+            ..Outline::new(model.config, vae)
+        };
+        let config = branches.config;
+        let notices = Vec::new();
+        Ok((Self { trainer, data, people, pairs, loss, told, config, notices }, outline))
+    }
+
+    /// The gradients of a step on images of these numbers, each with another one of the same person.
+    pub(super) fn gradients(
+        &self,
+        indices: &[usize],
+        streams: Streams,
+        config: &TrainConfig,
+        device: &Device,
+    ) -> Gradients {
+        let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
+        let (gradients, _) = self.trainer.gradients(config.micro_batches, |steered, i| {
+            let mut random = streams.part(i as u64);
+            let batch = self.batch(steered, parts[i], &mut random, device);
+            (self.loss.loss(&steered.net, &batch, self.config.patch, &mut random), ())
+        });
+        gradients
+    }
+
+    fn batch(
+        &self,
+        steered: &Steered,
+        targets: &[usize],
+        random: &mut Generator,
+        device: &Device,
+    ) -> Batch {
+        let partner = |&image: &usize| self.people.partner(self.data.label(image), image, random);
+        let partners: Vec<usize> = targets.iter().map(partner).collect();
+        let profile = self.data.batch(&partners, random, device).clean;
+        let clean = self.data.batch(targets, random, device).clean;
+        let sight = self.pairs.sight(profile, clean.clone(), &self.loss.process, random);
+        let sight = Sight {
+            profile: sight.profile.autodiff(),
+            reference: sight.reference.autodiff(),
+            ..sight
+        };
+        let told = self.told.select(&vec![0; targets.len()]);
+        let told = steered.branches.told(&steered.net, &sight, told, self.config.patch);
+        Batch { clean: clean.autodiff(), null: told.clone(), told }
+    }
+
+    /// The branches with the weights of average number `index`, off the autodiff device.
+    pub(super) fn averaged(&self, index: usize) -> Branches {
+        Branches::new(self.trainer.averaged(index).branches, self.config.clone())
+    }
+}

@@ -1,0 +1,220 @@
+//! Branches that steer a model to portraits, from their training to pictures.
+
+use std::fs;
+use std::path::Path;
+
+use image::RgbaImage;
+
+use crate::command::TestCommand;
+use crate::util::{text, write_pictures};
+
+/// Side of the pictures.
+const SIDE: u32 = 8;
+/// People.
+const HUES: usize = 36;
+/// Two of them, whom nobody is trained on.
+const UNSEEN: [usize; 2] = [9, 24];
+
+/// People are colours, their pose is the half of the picture where they stand.
+fn person(hue: usize, pose: u32, [x, y]: [u32; 2]) -> [u8; 4] {
+    let colour = |phase: usize| {
+        let angle = (hue as f64 / HUES as f64 + phase as f64 / 3.0) * std::f64::consts::TAU;
+        (128.0 + 110.0 * angle.cos()) as u8
+    };
+    let stands = if pose.is_multiple_of(2) { x < SIDE / 2 } else { x >= SIDE / 2 };
+    // No two pictures of a person are the same.
+    let shade = (pose * 7 + y) as u8 % 20;
+    match stands {
+        true => [colour(0), colour(1), colour(2), 255].map(|value| value.max(shade)),
+        false => [shade, shade, shade, 255],
+    }
+}
+
+/// Five pictures of each, those of two others apart.
+fn people(folder: &Path) {
+    let hues: Vec<usize> = (0..HUES).filter(|hue| !UNSEEN.contains(hue)).collect();
+    let names: Vec<String> = hues.iter().map(|hue| format!("person {hue}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    write_pictures(&folder.join("people"), &names, |class, i, at| person(hues[class], i, at));
+    for hue in UNSEEN {
+        for pose in 0..2 {
+            let picture =
+                RgbaImage::from_fn(SIDE, SIDE, |x, y| image::Rgba(person(hue, pose, [x, y])));
+            picture.save(folder.join(format!("{hue}-{pose}.png"))).expect("written");
+        }
+    }
+}
+
+/// Mean colours of the two halves of a picture.
+fn halves(path: &Path) -> [[f64; 3]; 2] {
+    let picture = image::open(path).expect("a picture").to_rgb8();
+    [0, SIDE / 2].map(|left| {
+        let mut sum = [0.0; 3];
+        for y in 0..SIDE {
+            for x in left..left + SIDE / 2 {
+                let pixel = picture.get_pixel(x, y).0;
+                sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += f64::from(value));
+            }
+        }
+        sum.map(|sum| sum / f64::from(SIDE * SIDE / 2))
+    })
+}
+
+fn apart(a: [f64; 3], b: [f64; 3]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+}
+
+const MODEL: &str = "sample_every=0\nlog_every=20\nbatch=16\nmicro_batches=2\n\
+                     learning_rate={peak=0.003,warmup=20,decay={kind=\"cosine\"}}\nlabel_dropout=0.5\n\
+                     [model]\nkind=\"dit\"\nsize=[8,8]\npatch=2\nhidden=48\ndepth=3\nheads=2\n";
+
+/// A model of the people in `base`, then branches for it in `matching` and `control`.
+fn trained(folder: &Path) {
+    people(folder);
+    fs::write(folder.join("base.toml"), MODEL).expect("written");
+    let command = |args: &[&str]| TestCommand::new(folder, args).on_cpu();
+    command(&["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"])
+        .args(["--steps", "500"])
+        .reported();
+    let control = |args: &[&str]| {
+        let train = ["train", "control", "-m", "base", "--data", "people", "--batch", "16"];
+        command(&train).args(args).args(["--lr", "0.003"]).settings(&["control.depth=2"])
+    };
+    let matching = ["-o", "matching", "--steps", "100"];
+    let said = control(&matching).settings(&["sample_every=100"]).reported();
+    assert!(said.contains("170 images in 34 classes") && said.contains("trains "), "{said}");
+    assert!(folder.join("matching/samples/0000100.png").exists());
+    let appearance = ["-o", "control", "--matching", "matching", "--steps", "1000"];
+    control(&appearance).settings(&["sample_every=0"]).reported();
+}
+
+/// Nobody that was trained on: who it is comes from the profile, where they stand from the reference.
+#[test]
+fn a_portrait_shows_the_person_of_the_profile_in_the_pose_of_the_reference() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    trained(folder.path());
+
+    let weights = fs::read(at("base/model/dit.safetensors")).expect("weights");
+    let make = |profile: &str, reference: &str, file: &str| {
+        let asked = ["generate", "portrait", "--profile", profile, "--reference", reference];
+        command(&asked)
+            .args(["-m", "control", "--base", "base", "--seed", "4", "--steps", "10"])
+            .args(["--cfg-scale", "1", "-o", file])
+            .succeeded()
+    };
+    let colours = UNSEEN.map(|hue| halves(&at(&format!("{hue}-0.png")))[0]);
+    for (own, other) in [(0, 1), (1, 0)] {
+        for pose in 0..2 {
+            let (profile, reference) =
+                (format!("{}-0.png", UNSEEN[own]), format!("{}-{pose}.png", UNSEEN[other]));
+            let file = format!("{own}{pose}.png");
+            assert_eq!(make(&profile, &reference, &file).trim(), file);
+            let found = halves(&at(&file));
+            let stands = found[pose];
+            let (near, far) = (apart(stands, colours[own]), apart(stands, colours[other]));
+            assert!(
+                near < 75.0 && far > 2.0 * near,
+                "{file}: {stands:?}, {near} of own, {far} of other"
+            );
+            let empty = found[1 - pose];
+            assert!(empty.iter().all(|value| *value < 80.0), "{file}: {empty:?}");
+        }
+    }
+    // The same again, to the bit, and nothing told of anybody.
+    let read = |file: &str| fs::read(at(file)).expect("a picture");
+    make("9-0.png", "24-1.png", "again.png");
+    assert_eq!(read("again.png"), read("01.png"));
+    assert!(!String::from_utf8_lossy(&read("01.png")).contains("9-0"));
+    assert_eq!(fs::read(at("base/model/dit.safetensors")).expect("weights"), weights);
+    refused(folder.path());
+}
+
+fn refused(folder: &Path) {
+    let at = |name: &str| folder.join(name);
+    let command = |args: &[&str]| TestCommand::new(folder, args).on_cpu();
+    let make = |args: &[&str]| {
+        let asked = ["generate", "portrait", "--reference", "24-0.png", "-o", "x.png"];
+        command(&asked).args(args).failed()
+    };
+    let whole = |changed: [&'static str; 3]| {
+        let [profile, model, base] = changed;
+        make(&["--profile", profile, "-m", model, "--base", base])
+    };
+    let error = whole(["9-0.png", "matching", "base"]);
+    assert!(error.contains("the branches find matches so far"), "{error}");
+    let error = whole(["9-0.png", "base", "base"]);
+    assert!(error.contains("family `class`, expected portrait"), "{error}");
+    let error = whole(["9-0.png", "control", "emoji-class"]);
+    assert!(error.contains("made for the network "), "{error}");
+    let error = whole(["none.png", "control", "base"]);
+    assert!(error.contains("none.png"), "{error}");
+    fs::write(at("broken.png"), "no picture").expect("written");
+    let error = whole(["broken.png", "control", "base"]);
+    assert!(error.contains("broken.png"), "{error}");
+    let own = ["generate", "portrait", "--profile", "9-0.png", "--reference", "24-0.png"];
+    let own = command(&own).args(["-m", "control", "--base", "base", "-o", "9-0.png"]).failed();
+    assert!(own.contains("--output would take the place of --profile"), "{own}");
+    assert!(!at("x.png").exists());
+
+    let train = |settings: &[&str]| {
+        let train = ["train", "control", "-m", "base", "--data", "people", "-o", "x"];
+        command(&train).settings(settings).failed()
+    };
+    for (setting, part) in [
+        ("control.depth=4", "control.depth is 4, expected 1 to 3"),
+        ("control.prompt=\"a face\"", "the model is told classes"),
+        ("label_dropout=0.3", "label_dropout is set, training branches does not read it"),
+        ("flip=true", "flip is set, training branches does not read it"),
+        ("control.hidden=1.5", "control.hidden is 1.5"),
+        ("control.matching=\"none\"", "none"),
+    ] {
+        let error = train(&[setting]);
+        assert!(error.contains(part), "{setting}: {error}");
+    }
+    let class = ["train", "class", "--data", "people", "--init", "base", "-o", "x"];
+    let error = command(&class).settings(&["control.depth=1"]).failed();
+    assert!(error.contains("train branches with `pyrograph train control`"), "{error}");
+    fs::create_dir(at("people/alone")).expect("created");
+    fs::copy(at("9-0.png"), at("people/alone/1.png")).expect("copied");
+    let error = train(&[]);
+    assert!(error.contains("one picture of `alone`, a pair needs two"), "{error}");
+    fs::remove_dir_all(at("people/alone")).expect("removed");
+    assert!(!at("x").join("checkpoints").exists());
+}
+
+/// A run in two parts ends where one without a break does, in both stages.
+#[test]
+fn branches_go_on_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    people(folder.path());
+    fs::write(at("base.toml"), MODEL).expect("written");
+    let base = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
+    command(&base).args(["--steps", "5"]).reported();
+    let weights =
+        |run: &str| fs::read(at(run).join("model/branches.safetensors")).expect("weights");
+    let mut before: Option<String> = None;
+    for stage in ["matching", "appearance"] {
+        let run = |name: &str, steps: &str| {
+            let train = ["train", "control", "-m", "base", "--data", "people", "--batch", "16"];
+            let command = command(&train).args(["-o", name, "--steps", steps]);
+            let command =
+                command.settings(&["sample_every=0", "learning_rate.decay.kind=\"constant\""]);
+            match &before {
+                None => command.reported(),
+                Some(matching) => command.args(["--matching", matching]).reported(),
+            }
+        };
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{stage} {name}"));
+        run(&whole, "6");
+        run(&parts, "4");
+        assert_ne!(weights(&whole), weights(&parts));
+        let said = command(&["train", "control", "--resume", &parts, "--steps", "6"]).reported();
+        assert!(said.contains("resumed at step 4"), "{said}");
+        assert_eq!(weights(&whole), weights(&parts), "{stage}");
+        before = Some(text(Path::new(&whole)).to_owned());
+    }
+}
