@@ -181,6 +181,21 @@ pub fn picture_size(path: &Path) -> Result<[usize; 2]> {
     decode::size(path)
 }
 
+/// The picture in a file, upright, on white where it is transparent.
+///
+/// # Errors
+/// As [`picture_size`], and damaged pixels.
+pub fn read_picture(path: &Path) -> Result<RgbImage> {
+    let rgba = decode::decode(path)?;
+    let (width, height) = rgba.dimensions();
+    let white = |value: u8, alpha: u8| {
+        ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
+    };
+    let pixels = rgba.as_raw().as_chunks::<4>().0.iter();
+    let rgb = pixels.flat_map(|&[r, g, b, alpha]| [r, g, b].map(|value| white(value, alpha)));
+    Ok(RgbImage::from_raw(width, height, rgb.collect()).expect("three values a pixel"))
+}
+
 /// Refuses a picture of a single colour, which is how broken models and drivers show.
 pub fn check_picture(index: usize, picture: &RgbImage) -> Result<()> {
     let mut pixels = picture.pixels();

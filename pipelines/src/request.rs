@@ -90,6 +90,9 @@ pub struct Guidance {
     /// Extrapolation factor; 1 is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// See [`GuidanceSettings::light`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub light: Option<f64>,
     /// Channels that are guided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<GuidedChannels>,
@@ -194,7 +197,8 @@ impl<P> Request<P> {
 
     /// An image per prompt with complete settings.
     pub fn with(prompts: impl IntoIterator<Item = P>, settings: &Settings) -> Self {
-        let GuidanceSettings { scale, channels, interval, rescale } = settings.guidance.clone();
+        let GuidanceSettings { scale, light, channels, interval, rescale } =
+            settings.guidance.clone();
         Self {
             seed: settings.seed,
             size: settings.size,
@@ -206,6 +210,7 @@ impl<P> Request<P> {
             spacing: settings.spacing.clone(),
             guidance: Guidance {
                 scale: Some(scale),
+                light,
                 channels: Some(channels),
                 interval: interval.or(Some(Guidance::EVERYWHERE)),
                 rescale: Some(rescale),
@@ -223,7 +228,7 @@ impl<P> Request<P> {
             (None, None) => defaults.spacing.clone(),
             (_, spacing) => spacing.clone(),
         };
-        let Guidance { scale, channels, interval, rescale } = self.guidance;
+        let Guidance { scale, light, channels, interval, rescale } = self.guidance;
         Settings {
             seed: self.seed,
             steps: self.steps.unwrap_or(defaults.steps),
@@ -231,6 +236,7 @@ impl<P> Request<P> {
             spacing,
             guidance: GuidanceSettings {
                 scale: scale.unwrap_or(defaults.cfg_scale),
+                light,
                 channels: channels.unwrap_or(defaults.cfg_channels),
                 interval: interval
                     .or(defaults.cfg_interval)
@@ -273,8 +279,9 @@ mod tests {
     #[test]
     fn what_is_left_open_is_the_models() {
         let settings = Request::<usize>::new([1]).settings(&defaults());
-        let GuidanceSettings { scale, channels, interval, rescale } = settings.guidance.clone();
-        assert_eq!((settings.steps, scale, rescale), (20, 1.6, 0.0));
+        let GuidanceSettings { scale, light, channels, interval, rescale } =
+            settings.guidance.clone();
+        assert_eq!((settings.steps, scale, light, rescale), (20, 1.6, None, 0.0));
         assert_eq!((channels, interval), (GuidedChannels::First(3), Some([0.1, 2.0])));
         assert_eq!(settings.spacing, Some(Spacing::Karras { rho: 7.0 }));
         // Complete settings stay what they are, whatever the model.

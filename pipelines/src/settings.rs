@@ -56,8 +56,11 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuidanceSettings {
-    /// Extrapolation factor; 1 is none.
+    /// Extrapolation factor; 1 is none. Of portraits, towards the person.
     pub scale: f64,
+    /// Of portraits, the factor towards light and pose; `None` is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub light: Option<f64>,
     /// Channels that are guided.
     pub channels: GuidedChannels,
     /// Noise levels, as variance-exploding σ, above the first and up to the second at which guidance
@@ -89,13 +92,28 @@ pub(crate) fn at_least_one(what: &'static str) -> Error {
 }
 
 impl GuidanceSettings {
+    /// The factors of each part of a condition, the strongest first; one if all are the same.
+    pub(crate) fn scales(&self) -> Vec<f64> {
+        match self.light.filter(|light| *light != self.scale) {
+            Some(light) => vec![self.scale, light],
+            None => vec![self.scale],
+        }
+    }
+
     fn check(&self, channels: usize) -> Result<()> {
         let fault = |reason| Err(Error::Guidance { reason });
-        let Self { scale, interval, rescale, .. } = self;
+        let Self { scale, light, interval, rescale, .. } = self;
         let setting =
             |what, found: String, expected: String| Err(Error::Setting { what, found, expected });
         if !scale.is_finite() {
             return setting("cfg scale", scale.to_string(), "a finite number".into());
+        }
+        if let Some(light) = light.filter(|light| !light.is_finite()) {
+            return setting(
+                "cfg scale towards the light",
+                light.to_string(),
+                "a finite number".into(),
+            );
         }
         if !(0.0..=1.0).contains(rescale) {
             return setting("cfg rescale", rescale.to_string(), "0 to 1".into());

@@ -119,8 +119,8 @@ fn guided_output(folder: &Path, case: &Case) {
     let null = vec![model.config.net.dit.classes; half];
     let bind = |classes: &[usize]| DitDenoiser::new(model.net.trunk(), process, told(classes));
     let mut guided = Guided {
-        pair: Together { main: bind(labels), both: bind(&[labels, &null].concat()) },
-        scale: 4.0,
+        estimates: Together { main: bind(labels), all: bind(&[labels, &null].concat()), count: 2 },
+        scales: vec![4.0],
         channels: GuidedChannels::First(3),
         interval: None,
         rescale: 0.0,

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use image::RgbaImage;
+use image::{RgbImage, RgbaImage, imageops};
 
 use crate::command::TestCommand;
-use crate::util::{text, write_pictures};
+use crate::util::{fixtures, text, write_pictures};
 
 /// Side of the pictures.
 const SIDE: u32 = 8;
@@ -122,6 +122,7 @@ fn a_portrait_shows_the_person_of_the_profile_in_the_pose_of_the_reference() {
             assert!(empty.iter().all(|value| *value < 80.0), "{file}: {empty:?}");
         }
     }
+    scales(folder.path());
     // The same again, to the bit, and nothing told of anybody.
     let read = |file: &str| fs::read(at(file)).expect("a picture");
     make("9-0.png", "24-1.png", "again.png");
@@ -129,6 +130,28 @@ fn a_portrait_shows_the_person_of_the_profile_in_the_pose_of_the_reference() {
     assert!(!String::from_utf8_lossy(&read("01.png")).contains("9-0"));
     assert_eq!(fs::read(at("base/model/dit.safetensors")).expect("weights"), weights);
     refused(folder.path());
+}
+
+/// Each part of the condition has a scale that acts, and scales of 1 are none.
+fn scales(folder: &Path) {
+    let make = |scales: &[&str]| {
+        let asked = ["generate", "portrait", "--profile", "9-0.png", "--reference", "24-1.png"];
+        let command = TestCommand::new(folder, asked).on_cpu();
+        let command =
+            command.args(["-m", "control", "--base", "base", "--seed", "4", "--steps", "4"]);
+        command.args(scales).args(["-o", "scaled.png"]).succeeded();
+        fs::read(folder.join("scaled.png")).expect("a picture")
+    };
+    let plain = make(&["--cfg-scale", "1"]);
+    assert_eq!(make(&["--cfg-scale", "1", "--cfg-light", "1"]), plain);
+    let both = make(&["--cfg-scale", "3"]);
+    assert_eq!(make(&["--cfg-scale", "3", "--cfg-light", "3"]), both);
+    let person = make(&["--cfg-scale", "3", "--cfg-light", "1"]);
+    let light = make(&["--cfg-scale", "1", "--cfg-light", "3"]);
+    let made = [&plain, &both, &person, &light];
+    for (i, a) in made.iter().enumerate() {
+        assert!(made[..i].iter().all(|b| a != b), "{i}");
+    }
 }
 
 fn refused(folder: &Path) {
@@ -217,4 +240,63 @@ fn branches_go_on_bit_for_bit() {
         assert_eq!(weights(&whole), weights(&parts), "{stage}");
         before = Some(text(Path::new(&whole)).to_owned());
     }
+}
+
+/// The face of a photograph gives place to the portrait's; all around it is as before.
+#[test]
+fn a_portrait_is_put_into_a_photograph() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    people(folder.path());
+    fs::write(at("base.toml"), MODEL).expect("written");
+    let base = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
+    command(&base).args(["--steps", "60"]).reported();
+    let control = ["train", "control", "-m", "base", "--data", "people", "--steps", "1"];
+    for (run, more) in [("matching", vec![]), ("control", vec!["--matching", "matching"])] {
+        let settings = ["batch=2", "sample_every=0"];
+        command(&control).args(more).args(["-o", run]).settings(&settings).reported();
+    }
+
+    let head = |i: usize| {
+        let path = fixtures().join(format!("faces/head-{i}.png"));
+        image::open(path).expect("a fixture").to_rgb8()
+    };
+    let mut crowd = RgbImage::from_pixel(600, 400, image::Rgb([90, 110, 130]));
+    for (i, side, x) in [(1, 160, 40), (0, 180, 330)] {
+        let filter = imageops::FilterType::CatmullRom;
+        imageops::replace(&mut crowd, &imageops::resize(&head(i), side, side, filter), x, 120);
+    }
+    crowd.save(at("crowd.png")).expect("written");
+    head(2).save(at("profile.png")).expect("written");
+    let make = |more: &[&str]| {
+        let asked = ["generate", "portrait", "-m", "control", "--base", "base", "--photos"];
+        command(&asked).args(["--seed", "1", "--steps", "2"]).args(more)
+    };
+    let whole = ["--profile", "profile.png", "--reference", "crowd.png"];
+    for (face, [left, right]) in [("1", [330, 510]), ("2", [40, 200])] {
+        make(&whole).args(["--face", face, "-o", "made.png"]).succeeded();
+        let made = image::open(at("made.png")).expect("a picture").to_rgb8();
+        assert_eq!(made.dimensions(), crowd.dimensions());
+        let changed = |x: u32, y: u32| made.get_pixel(x, y) != crowd.get_pixel(x, y);
+        let places = (0..600).flat_map(|x| (0..400).map(move |y| (x, y)));
+        let changed: Vec<_> = places.filter(|&(x, y)| changed(x, y)).collect();
+        let inside = |&(x, y): &(u32, u32)| (left..right).contains(&x) && (120..300).contains(&y);
+        assert!(changed.len() > 1000 && changed.iter().all(inside), "{}", changed.len());
+    }
+    let failed = |more: &[&str]| make(more).args(["-o", "x.png"]).failed();
+    let error = failed(&[&whole[..], &["--face", "3"]].concat());
+    assert!(error.contains("crowd.png: face 3 asked for, of 2"), "{error}");
+    let plain = RgbImage::from_fn(300, 200, |x, y| image::Rgb([x as u8, y as u8, 90]));
+    plain.save(at("landscape.png")).expect("written");
+    let error = failed(&["--profile", "landscape.png", "--reference", "crowd.png"]);
+    assert!(error.contains("landscape.png: no face found in 300x200 pixels"), "{error}");
+    fs::write(at("broken.png"), &fs::read(at("crowd.png")).expect("bytes")[..500])
+        .expect("written");
+    let error = failed(&["--profile", "profile.png", "--reference", "broken.png"]);
+    assert!(error.contains("broken.png"), "{error}");
+    let misused = ["--profile", "a", "--reference", "b", "-m", "c", "--base", "d", "--face", "2"];
+    let misused = command(&["generate", "portrait"]).args(misused).misused();
+    assert!(misused.contains("--photos"), "{misused}");
+    assert!(!at("x.png").exists());
 }

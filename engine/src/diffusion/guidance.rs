@@ -16,19 +16,19 @@ pub enum GuidedChannels {
     First(usize),
 }
 
-/// Two estimates of the same images.
-pub trait Pair {
+/// Several estimates of the same images.
+pub trait Estimates {
     /// The one to improve.
     ///
     /// # Shapes
     /// `[batch, channels, height, width]` to the same
     fn main(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised;
 
-    /// That one, and the one to move away from.
+    /// That one, and those to move away from, each weaker than the one before.
     ///
     /// # Shapes
-    /// `[batch, channels, height, width]` to the same, twice
-    fn both(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> [Denoised; 2];
+    /// `[batch, channels, height, width]` to the same, for each
+    fn all(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Vec<Denoised>;
 }
 
 /// Two denoisers, each asked on its own.
@@ -40,56 +40,60 @@ pub struct Apart<M, G> {
     pub guide: G,
 }
 
-/// One network under two conditions, asked once for both.
+/// One network under several conditions, asked once for all.
 #[derive(Debug, Clone)]
 pub struct Together<D> {
     /// Bound to the condition to improve.
     pub main: D,
-    /// Bound to both conditions: those of the guide behind those of `main`.
-    pub both: D,
+    /// Bound to all conditions: those of `main`, then those to move away from.
+    pub all: D,
+    /// Number of these.
+    pub count: usize,
 }
 
-impl<M: Denoiser, G: Denoiser> Pair for Apart<M, G> {
+impl<M: Denoiser, G: Denoiser> Estimates for Apart<M, G> {
     fn main(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
         self.main.denoise(x_t, level, step)
     }
 
-    fn both(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> [Denoised; 2] {
-        [self.main.denoise(x_t.clone(), level, step), self.guide.denoise(x_t, level, step)]
+    fn all(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Vec<Denoised> {
+        vec![self.main.denoise(x_t.clone(), level, step), self.guide.denoise(x_t, level, step)]
     }
 }
 
-impl<D: Denoiser> Pair for Together<D> {
+impl<D: Denoiser> Estimates for Together<D> {
     fn main(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
         self.main.denoise(x_t, level, step)
     }
 
-    fn both(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> [Denoised; 2] {
+    fn all(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Vec<Denoised> {
         let batch = x_t.dims()[0];
-        let twice = Tensor::cat(vec![x_t.clone(), x_t], 0); // [2 · batch, channels, height, width]
-        let both = self.both.denoise(twice, level, step);
-        [0, batch].map(|first| {
-            let part = |x: &Tensor<4>| x.clone().narrow(0, first, batch);
+        let repeated = Tensor::cat(vec![x_t; self.count], 0); // [count · batch, channels, height, width]
+        let all = self.all.denoise(repeated, level, step);
+        let of = |i: usize| {
+            let part = |x: &Tensor<4>| x.clone().narrow(0, i * batch, batch);
             Denoised {
-                clean: part(&both.clean),
+                clean: part(&all.clean),
                 unclipped: None,
-                variance: both.variance.as_ref().map(part),
+                variance: all.variance.as_ref().map(part),
             }
-        })
+        };
+        (0..self.count).map(of).collect()
     }
 }
 
-/// `guide + scale · (main − guide)`: a denoiser built from two.
+/// `xₙ + Σ scaleᵢ · (xᵢ − xᵢ₊₁)`: a denoiser built from several, of which the first is the one to improve.
 ///
-/// With a null condition on the guide this is classifier-free guidance (Ho & Salimans 2022); with a smaller or
-/// less trained network it is autoguidance (Karras et al. 2024). With `scale = 1`, or outside `interval`, the
-/// result is `main` exactly and the guide is not asked.
+/// Of two, with a null condition on the second, this is classifier-free guidance (Ho & Salimans 2022); with a smaller or
+/// less trained network it is autoguidance (Karras et al. 2024). Of three, each told less than the one before, every part of
+/// the condition has a scale of its own (InstructPix2Pix, Brooks et al. 2023). With scales of 1, or outside `interval`,
+/// the result is the first exactly and the others are not asked.
 #[derive(Debug, Clone)]
 pub struct Guided<P> {
-    /// The two denoisers.
-    pub pair: P,
-    /// Extrapolation factor.
-    pub scale: f64,
+    /// The denoisers.
+    pub estimates: P,
+    /// Extrapolation factors: from each to the one before.
+    pub scales: Vec<f64>,
     /// Channels that are guided; the others are those of `main`.
     pub channels: GuidedChannels,
     /// Noise levels σ (variance-exploding) above the first and up to the second at which guidance acts
@@ -100,16 +104,20 @@ pub struct Guided<P> {
     pub rescale: f64,
 }
 
-impl<P: Pair> Denoiser for Guided<P> {
+impl<P: Estimates> Denoiser for Guided<P> {
     fn denoise(&mut self, x_t: Tensor<4>, level: &Level, step: usize) -> Denoised {
         let sigma = level.ve_sigma();
         let inside = self.interval.is_none_or(|[low, high]| low < sigma && sigma <= high);
-        if self.scale == 1.0 || !inside {
-            return self.pair.main(x_t, level, step);
+        if self.scales.iter().all(|scale| *scale == 1.0) || !inside {
+            return self.estimates.main(x_t, level, step);
         }
-        let [main, guide] = self.pair.both(x_t.clone(), level, step);
-        let guide = guide.clean;
-        let mut clean = guide.clone() + (main.clean.clone() - guide) * self.scale;
+        let mut all = self.estimates.all(x_t.clone(), level, step);
+        let weakest = all[all.len() - 1].clean.clone();
+        let steps = all.windows(2).zip(&self.scales).rev();
+        let mut clean = steps.fold(weakest, |sum, (pair, scale)| {
+            sum + (pair[0].clean.clone() - pair[1].clean.clone()) * *scale
+        });
+        let main = all.swap_remove(0);
         if self.rescale > 0.0 && level.alpha > 0.0 {
             clean = self.rescaled(clean, &main.clean, x_t, level);
         }
@@ -166,8 +174,8 @@ mod tests {
     fn guided(scale: f64) -> Guided<Apart<Constant, Constant>> {
         let constant = || Constant(random(), 0);
         Guided {
-            pair: Apart { main: constant(), guide: constant() },
-            scale,
+            estimates: Apart { main: constant(), guide: constant() },
+            scales: vec![scale],
             channels: GuidedChannels::All,
             interval: None,
             rescale: 0.0,
@@ -186,28 +194,62 @@ mod tests {
     fn scale_one_is_main_and_the_guide_rests() {
         let mut guided = guided(1.0);
         let clean = guided.denoise(random(), &level(2.0), 0).clean;
-        assert!(same(clean, guided.pair.main.0.clone()));
-        assert_eq!(guided.pair.guide.1, 0);
+        assert!(same(clean, guided.estimates.main.0.clone()));
+        assert_eq!(guided.estimates.guide.1, 0);
     }
 
     #[test]
     fn two_conditions_together_give_the_same() {
         let apart = &mut guided(3.0);
-        let Apart { main, guide } = &apart.pair;
+        let Apart { main, guide } = &apart.estimates;
         let both = Tensor::cat(vec![main.0.clone(), guide.0.clone()], 0);
         let mut together = Guided {
-            pair: Together { main: Constant(main.0.clone(), 0), both: Constant(both, 0) },
-            scale: apart.scale,
+            estimates: Together {
+                main: Constant(main.0.clone(), 0),
+                all: Constant(both, 0),
+                count: 2,
+            },
+            scales: apart.scales.clone(),
             channels: apart.channels,
             interval: None,
             rescale: 0.0,
         };
         let clean = together.denoise(random(), &level(1.0), 0).clean;
         assert!(same(clean, apart.denoise(random(), &level(1.0), 0).clean));
-        assert_eq!((together.pair.main.1, together.pair.both.1), (0, 1));
-        together.scale = 1.0;
+        assert_eq!((together.estimates.main.1, together.estimates.all.1), (0, 1));
+        together.scales = vec![1.0];
         let main = together.denoise(random(), &level(1.0), 0).clean;
-        assert!(same(main, together.pair.main.0.clone()));
+        assert!(same(main, together.estimates.main.0.clone()));
+    }
+
+    /// `v₀₀ + l (v₀ₗ − v₀₀) + p (vₚₗ − v₀ₗ)`; with equal scales the one in the middle has no say.
+    #[test]
+    fn every_part_of_a_condition_has_its_scale() {
+        let estimates = [0, 1, 2].map(|_| random());
+        let of = |scales: [f64; 2]| {
+            let all = Tensor::cat(estimates.to_vec(), 0);
+            let mut guided = Guided {
+                estimates: Together {
+                    main: Constant(estimates[0].clone(), 0),
+                    all: Constant(all, 0),
+                    count: 3,
+                },
+                scales: scales.to_vec(),
+                channels: GuidedChannels::All,
+                interval: None,
+                rescale: 0.0,
+            };
+            guided.denoise(random(), &level(1.0), 0).clean
+        };
+        let [main, middle, weakest] = estimates.clone();
+        assert!(same(of([1.0, 1.0]), main.clone()));
+        let close = |a: Tensor<4>, b: Tensor<4>| a.all_close(b, Some(1e-5), Some(1e-5));
+        let expected = weakest.clone()
+            + (middle.clone() - weakest.clone()) * 1.5
+            + (main.clone() - middle.clone()) * 3.0;
+        assert!(close(of([3.0, 1.5]), expected));
+        assert!(close(of([2.0, 2.0]), weakest.clone() + (main.clone() - weakest) * 2.0));
+        assert!(close(of([2.0, 1.0]), middle.clone() + (main - middle) * 2.0));
     }
 
     #[test]
@@ -216,7 +258,7 @@ mod tests {
         guided.interval = Some([1.0, 2.0]);
         for (sigma, calls) in [(1.0, 0), (1.5, 1), (2.0, 2), (2.1, 2)] {
             guided.denoise(random(), &level(sigma), 0);
-            assert_eq!(guided.pair.guide.1, calls, "{sigma}");
+            assert_eq!(guided.estimates.guide.1, calls, "{sigma}");
         }
     }
 
@@ -225,7 +267,7 @@ mod tests {
         let mut guided = guided(4.0);
         guided.channels = GuidedChannels::First(3);
         let clean = guided.denoise(random(), &level(1.0), 0).clean;
-        let main = guided.pair.main.0.clone();
+        let main = guided.estimates.main.0.clone();
         assert!(same(clean.clone().narrow(1, 3, 1), main.clone().narrow(1, 3, 1)));
         assert!(!same(clean.narrow(1, 0, 3), main.narrow(1, 0, 3)));
         guided.channels = GuidedChannels::All;
@@ -243,6 +285,6 @@ mod tests {
         guided.rescale = 1.0;
         let noise = |clean: Tensor<4>| (x_t.clone() - clean).reshape([2, -1]).var(1).sqrt();
         let clean = guided.denoise(x_t.clone(), &level, 0).clean;
-        assert!(noise(clean).all_close(noise(guided.pair.main.0.clone()), Some(1e-4), None));
+        assert!(noise(clean).all_close(noise(guided.estimates.main.0.clone()), Some(1e-4), None));
     }
 }

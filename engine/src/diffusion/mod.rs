@@ -18,7 +18,7 @@ pub mod schedule;
 pub use clip::{Clip, Clipped};
 pub use denoiser::{Denoised, Denoiser, Phased};
 pub use grid::{Clock, Grid, GridError, Spacing};
-pub use guidance::{Apart, Guided, GuidedChannels, Pair, Together};
+pub use guidance::{Apart, Estimates, Guided, GuidedChannels, Together};
 pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};

@@ -94,8 +94,11 @@ const HEADINGS: [(&str, &[Heading]); 14] = [
         "generate portrait",
         &[
             ("Model", &["model", "base"]),
-            ("Pictures", &["profile", "reference", "count", "seed"]),
-            ("Sampling", &["steps", "sampler", "cfg_scale", "batch_size"]),
+            (
+                "Pictures",
+                &["profile", "reference", "photos", "profile_face", "face", "count", "seed"],
+            ),
+            ("Sampling", &["steps", "sampler", "cfg_scale", "cfg_light", "batch_size"]),
             ("Output", &["output"]),
         ],
     ),

@@ -2,16 +2,15 @@
 //!
 //! ```no_run
 //! use pyrograph::burn::tensor::Device;
-//! use pyrograph::faces::{Alignment, Faces, Framing, Mask};
+//! use pyrograph::faces::{Faces, Photograph};
+//! use pyrograph::image::read_picture;
 //!
 //! let faces = Faces::open(&Device::flex())?;
-//! let photo = image::open("photo.jpg").expect("a photograph").to_rgb8();
-//! let found = faces.find(&photo);
-//! let face = faces.pick(&photo, &found, None)?; // the largest
-//! let place = Alignment::new(face, Framing::PORTRAIT, 512)?;
-//! let crop = place.crop(&photo);
+//! let photo = read_picture("photo.jpg".as_ref())?;
+//! let photo = Photograph::new(photo, &faces, None, 512)?; // the largest face
+//! let crop = photo.crop();
 //! // ... change the crop ...
-//! let changed = place.paste_back(&photo, &crop, &Mask::of_face(face, &place, Mask::FEATHER)?)?;
+//! let changed = photo.with_face(&crop)?;
 //! # Ok::<(), pyrograph::Error>(())
 //! ```
 
@@ -19,6 +18,7 @@ mod align;
 mod expression;
 mod look;
 mod mask;
+mod photograph;
 mod sample;
 #[cfg(test)]
 mod tests;
@@ -42,6 +42,7 @@ pub use align::{Alignment, Framing, Similarity};
 pub use expression::Expressions;
 use look::Look;
 pub use mask::Mask;
+pub use photograph::Photograph;
 
 /// The shipped networks.
 const DETECTOR: &str = "face/detector.safetensors";

@@ -185,7 +185,8 @@ prop_compose! {
         interval in perhaps([typed(0, 3), typed(3, 9)]),
         channels in perhaps(1usize..=3),
     ) -> Guidance {
-        Guidance { scale, rescale, interval, channels: channels.map(GuidedChannels::First) }
+        let channels = channels.map(GuidedChannels::First);
+        Guidance { scale, light: None, rescale, interval, channels }
     }
 }
 

@@ -140,6 +140,7 @@ impl<T: Task> Pipeline<T> {
         }
         self.task.check(request)?;
         settings.check(self.trunk().channels)?;
+        self.check_light(&settings)?;
         if request.previews == Some(0) {
             return Err(at_least_one("steps between previews"));
         }
@@ -149,6 +150,18 @@ impl<T: Task> Pipeline<T> {
         self.check_picture(request)?;
         let plan = self.plan(request, &settings)?;
         Ok((settings, plan))
+    }
+
+    /// Light and pose have a scale of their own where they are told apart.
+    fn check_light(&self, settings: &Settings) -> Result<()> {
+        match settings.guidance.light {
+            Some(light) if self.task.scales() == 1 || self.guide.is_some() => Err(Error::Setting {
+                what: "cfg scale towards the light",
+                found: light.to_string(),
+                expected: "none but for portraits, guided by the model itself".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// A student has its steps, and guidance inside them.

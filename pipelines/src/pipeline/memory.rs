@@ -19,8 +19,9 @@ impl<T: Task> Pipeline<T> {
         let net = self.trunk();
         let batch = settings.batch.min(request.prompts.len());
         let [_, channels, height, width] = self.shape(batch, settings)?;
-        let calls = match (&self.guide, settings.guidance.scale == 1.0) {
-            (None, false) => 2,
+        let scales = settings.guidance.scales();
+        let calls = match (&self.guide, scales == [1.0]) {
+            (None, false) => scales.len() + 1,
             _ => 1,
         };
         let network = memory::network(net, calls * batch, [height, width]);

@@ -5,9 +5,10 @@ use std::ops::{ControlFlow, Range};
 use burn::tensor::Tensor;
 use pyrograph_engine::denoisers::{DitDenoiser, StudentDenoiser};
 use pyrograph_engine::diffusion::{
-    Apart, Clipped, Denoiser, Guided, Inpaint, NoiseSource, Pair, Phased, Process, Step, Together,
+    Apart, Clipped, Denoiser, Estimates, Guided, Inpaint, NoiseSource, Phased, Process, Step,
+    Together,
 };
-use pyrograph_engine::nets::{Dit, Net};
+use pyrograph_engine::nets::{Conditioning, Dit, Net};
 
 use super::job::{Job, Plan, Start};
 use super::{OnStep, Pipeline, Progress};
@@ -21,8 +22,8 @@ use crate::task::Task;
 pub(super) enum Call {
     /// The model's own network, with the prompts.
     Main,
-    /// The same for twice the images: with the prompts, and without.
-    Both,
+    /// The same for several times the images: with the prompts, and with less and less of them.
+    All,
     /// The weaker model to guide away from, with the prompts.
     Guide,
 }
@@ -100,7 +101,7 @@ impl<T: Task> Pipeline<T> {
     /// The networks bound to what they are told of some of the images.
     fn denoiser<'a>(&'a self, job: &'a Job, images: Range<usize>) -> Box<dyn Denoiser + 'a> {
         let count = images.len();
-        let told = job.told.of(images);
+        let told = job.told.of(images.clone());
         if let Net::Student(net) = &self.net {
             let student = StudentDenoiser::new(net, &self.config.process, told, &job.plan.grid);
             let [_, channels, height, width] = job.shape;
@@ -112,12 +113,13 @@ impl<T: Task> Pipeline<T> {
                 None => Box::new(student),
             };
         }
-        let null = job.told.null(count);
+        let scales = job.settings.guidance.scales().len();
+        let weaker = job.told.weaker(images, scales > 1);
         let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + 'a> {
             let (net, process) = self.network(call);
             let told = match call {
                 Call::Main | Call::Guide => told.clone(),
-                Call::Both => told.clone().followed_by(null.clone()),
+                Call::All => weaker.iter().cloned().fold(told.clone(), Conditioning::followed_by),
             };
             Box::new(DitDenoiser::new(net, process, told).at(patch))
         };
@@ -154,7 +156,8 @@ impl<T: Task> Pipeline<T> {
         bind: &Bind<'a, '_>,
     ) -> Box<dyn Denoiser + 'a> {
         let main = bind(Call::Main, phase.main);
-        if guidance.scale == 1.0 {
+        let scales = guidance.scales();
+        if scales == [1.0] {
             return main;
         }
         match &self.guide {
@@ -163,15 +166,15 @@ impl<T: Task> Pipeline<T> {
                 let patch =
                     if other.patches().contains(&phase.guide) { phase.guide } else { other.patch };
                 let guide = bind(Call::Guide, patch);
-                guided(guidance, guidance.scale, Apart { main, guide })
+                guided(guidance, scales, Apart { main, guide })
             }
             None if phase.main != phase.guide => {
                 let guide = bind(Call::Main, phase.guide);
-                guided(guidance, phase.scale(guidance.scale), Apart { main, guide })
+                guided(guidance, vec![phase.scale(guidance.scale)], Apart { main, guide })
             }
             None => {
-                let both = bind(Call::Both, phase.main);
-                guided(guidance, guidance.scale, Together { main, both })
+                let (all, count) = (bind(Call::All, phase.main), scales.len() + 1);
+                guided(guidance, scales, Together { main, all, count })
             }
         }
     }
@@ -179,9 +182,9 @@ impl<T: Task> Pipeline<T> {
 
 fn guided<'a>(
     settings: &GuidanceSettings,
-    scale: f64,
-    pair: impl Pair + 'a,
+    scales: Vec<f64>,
+    estimates: impl Estimates + 'a,
 ) -> Box<dyn Denoiser + 'a> {
     let GuidanceSettings { channels, interval, rescale, .. } = *settings;
-    Box::new(Guided { pair, scale, channels, interval, rescale })
+    Box::new(Guided { estimates, scales, channels, interval, rescale })
 }

@@ -53,9 +53,9 @@ impl Task for ClassTask {
     fn told(&self, request: &Request<usize>, _: [usize; 2]) -> Result<Told> {
         let mut classes = request.prompts.clone();
         let images = (0..classes.len()).collect();
-        let null = classes.len();
+        let weaker = vec![vec![classes.len(); classes.len()]];
         classes.push(request.negative.unwrap_or(self.classes));
-        Ok(Told { table: Conditioning::classes(&classes, &self.device), images, null })
+        Ok(Told { table: Conditioning::classes(&classes, &self.device), images, weaker })
     }
 }
 

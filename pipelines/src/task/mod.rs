@@ -30,6 +30,11 @@ pub trait Task: Send + Sync + Sized {
     /// A prompt that it does not know, a setting that would change nothing.
     fn check(&self, request: &Request<Self::Prompt>) -> Result<()>;
 
+    /// Parts of the condition that have a guidance scale of their own.
+    fn scales(&self) -> usize {
+        1
+    }
+
     /// The size that images are made at, `[height, width]` in latent cells, where it is not the one asked for; `size` is
     /// the latter, in pixels.
     fn made_at(&self, size: [usize; 2], settings: &Settings) -> Option<[usize; 2]> {
@@ -75,8 +80,8 @@ pub struct Told {
     pub table: Conditioning,
     /// Entry of each image.
     pub images: Vec<usize>,
-    /// Entry of what guidance goes away from.
-    pub null: usize,
+    /// Entries of what guidance goes away from, of each image: one less told after the other, the last ones nothing.
+    pub weaker: Vec<Vec<usize>>,
 }
 
 impl Told {
@@ -91,8 +96,17 @@ impl Told {
         self.table.select(&entries)
     }
 
-    /// What guidance of so many images goes away from.
-    pub(crate) fn null(&self, images: usize) -> Conditioning {
-        self.table.select(&vec![self.null; images])
+    /// What guidance of some of the images goes away from: all that is less told, or the last alone.
+    pub(crate) fn weaker(&self, images: Range<usize>, all: bool) -> Vec<Conditioning> {
+        let last = self.weaker.len() - 1;
+        let layers = &self.weaker[if all { 0 } else { last }..];
+        layers.iter().map(|entries| self.table.select(&entries[images.clone()])).collect()
+    }
+
+    /// What the images of these numbers are told where they are told nothing.
+    pub(crate) fn null(&self, images: &[usize]) -> Conditioning {
+        let last = &self.weaker[self.weaker.len() - 1];
+        let entries: Vec<usize> = images.iter().map(|&image| last[image]).collect();
+        self.table.select(&entries)
     }
 }

@@ -104,7 +104,13 @@ impl Task for PortraitTask {
         }
     }
 
-    /// Guidance goes away from a portrait of nobody, of whose light and pose nothing is known.
+    /// The person, and light and pose.
+    fn scales(&self) -> usize {
+        2
+    }
+
+    /// Guidance goes away from a portrait of nobody in that light and pose, and then from one of nobody, of whose light and
+    /// pose nothing is known.
     fn told(&self, request: &Request<Portrait>, size: [usize; 2]) -> Result<Told> {
         let mut different: Vec<&Portrait> = Vec::new();
         let mut images = Vec::with_capacity(request.prompts.len());
@@ -113,21 +119,22 @@ impl Task for PortraitTask {
             images.push(known.unwrap_or(different.len()));
             different.extend(known.is_none().then_some(prompt));
         }
-        let mut table: Option<Conditioning> = None;
-        let mut shape = None;
+        let hidden = self.branches.config.mask(self.model.vae.is_some()).hidden;
+        let mut told = Vec::with_capacity(2 * different.len() + 1);
+        let mut shape = [0; 4];
         for Portrait { profile, reference, seed } in &different {
             let (profile, reference) = (self.read(profile, size)?, self.read(reference, size)?);
-            shape = Some(profile.dims());
-            let told = self.steered(profile, reference, *seed);
-            table = Some(match table {
-                Some(table) => table.followed_by(told),
-                None => told,
-            });
+            shape = profile.dims();
+            let nobody = Tensor::full(shape, hidden, &self.device);
+            told.push(self.steered(profile, reference.clone(), *seed));
+            told.push(self.steered(nobody, reference, *seed));
         }
-        let (Some(table), Some(shape)) = (table, shape) else { return Err(Error::NoPrompts) };
-        let hidden = self.branches.config.mask(self.model.vae.is_some()).hidden;
         let nothing = Tensor::full(shape, hidden, &self.device);
-        let table = table.followed_by(self.steered(nothing.clone(), nothing, 0));
-        Ok(Told { table, images, null: different.len() })
+        told.push(self.steered(nothing.clone(), nothing, 0));
+        let table = told.into_iter().reduce(Conditioning::followed_by).ok_or(Error::NoPrompts)?;
+        let nothing = vec![2 * different.len(); images.len()];
+        let nobody = images.iter().map(|image| 2 * image + 1).collect();
+        let images = images.iter().map(|image| 2 * image).collect();
+        Ok(Told { table, images, weaker: vec![nobody, nothing] })
     }
 }

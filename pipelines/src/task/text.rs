@@ -103,7 +103,8 @@ impl Task for TextTask {
         let states = self.reader.read(&texts, self.limit(request))?;
         let text = Some(side_by_side(states, self.pooled, &self.device));
         let table = Conditioning { text, size, ..Conditioning::default() };
-        Ok(Told { table, images, null: 0 })
+        let weaker = vec![vec![0; images.len()]];
+        Ok(Told { table, images, weaker })
     }
 }
 

@@ -113,7 +113,7 @@ impl OwnPictures {
                 let batch = Batch {
                     clean: select(&latents, parts[part]).autodiff(),
                     told: told.some(parts[part]),
-                    null: told.null(parts[part].len()),
+                    null: told.null(parts[part]),
                 };
                 (objective.loss(net, &batch, patch, &mut streams.part(part as u64)), ())
             });

@@ -1,13 +1,16 @@
 //! `pyrograph generate portrait`.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
-use pyrograph::image::{check_format, check_output_path, output_path, picture_size, write_image};
+use pyrograph::device::Opened;
+use pyrograph::faces::{Faces, Photograph};
+use pyrograph::image::{
+    check_format, check_output_path, output_path, picture_size, read_picture, write_image,
+};
 use pyrograph::pipeline::PortraitPipeline;
 use pyrograph::request::MAX_IMAGES;
 use pyrograph::task::Portrait as Asked;
@@ -27,6 +30,15 @@ pub(crate) struct Portrait {
     /// Picture whose light and pose the portrait has
     #[arg(long, value_name = "PICTURE")]
     reference: PathBuf,
+    /// Both are photographs: the faces in them are cut out, and the portrait's is put into the reference
+    #[arg(long)]
+    photos: bool,
+    /// Number of the face in the photograph of the person, the largest being 1 [default: 1]
+    #[arg(long, value_name = "N", requires = "photos", value_parser = whole(1, usize::MAX))]
+    profile_face: Option<usize>,
+    /// Number of the face in the reference, the largest being 1 [default: 1]
+    #[arg(long, value_name = "N", requires = "photos", value_parser = whole(1, usize::MAX))]
+    face: Option<usize>,
     /// Branches that `train control` made: their folder, or that of the run
     #[arg(long, short, value_name = "FOLDER")]
     model: PathBuf,
@@ -42,9 +54,12 @@ pub(crate) struct Portrait {
     /// Sampling steps [default: the model's]
     #[arg(long, value_parser = parse_steps)]
     steps: Option<usize>,
-    /// Guidance scale towards the person, light and pose, 1 is none [default: the model's]
-    #[arg(long, visible_aliases = ["guidance-scale", "guidance"])]
+    /// Guidance scale towards the person, 1 is none [default: the model's]
+    #[arg(long, visible_aliases = ["scale-profile", "guidance-scale", "guidance"])]
     cfg_scale: Option<f64>,
+    /// Guidance scale towards light and pose, 1 is none [default: that towards the person]
+    #[arg(long, visible_alias = "scale-light")]
+    cfg_light: Option<f64>,
     /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
     #[arg(long, visible_alias = "sampling-method")]
     sampler: Option<String>,
@@ -57,15 +72,36 @@ pub(crate) struct Portrait {
 }
 
 impl Portrait {
-    fn request(&self) -> anyhow::Result<Request<Asked>> {
+    fn request(&self, [profile, reference]: [Picture; 2]) -> anyhow::Result<Request<Asked>> {
         let seed = ask::seed(self.seed)?;
-        let read = |path: &PathBuf| Arc::new(Picture::File(path.clone()));
-        let asked = Asked { profile: read(&self.profile), reference: read(&self.reference), seed };
+        let asked = Asked { profile: profile.into(), reference: reference.into(), seed };
         let sampler = self.sampler.as_deref().map(str::parse).transpose()?;
-        let guidance = Guidance { scale: self.cfg_scale, ..Guidance::default() };
+        let guidance =
+            Guidance { scale: self.cfg_scale, light: self.cfg_light, ..Guidance::default() };
         let (steps, batch) = (self.steps, self.batch_size);
         let prompts = vec![asked; self.count];
         Ok(Request { seed, steps, sampler, guidance, batch, ..Request::new(prompts) })
+    }
+
+    /// The two photographs, if they are such.
+    fn photographs(
+        &self,
+        [height, width]: [usize; 2],
+        opened: &Opened,
+    ) -> anyhow::Result<Option<[Photograph; 2]>> {
+        if !self.photos {
+            return Ok(None);
+        }
+        ensure!(
+            height == width,
+            "--photos: the model makes images of {width}x{height}, not squares"
+        );
+        let faces = Faces::open(&opened.device)?;
+        let read = |path: &Path, number: Option<usize>| {
+            let photo = Photograph::new(read_picture(path)?, &faces, number, height);
+            photo.with_context(|| path.display().to_string())
+        };
+        Ok(Some([read(&self.profile, self.profile_face)?, read(&self.reference, self.face)?]))
     }
 
     fn path(&self, index: usize, seed: u64) -> PathBuf {
@@ -73,11 +109,11 @@ impl Portrait {
         output_path(&self.output, index, self.count, seed, "portrait")
     }
 
-    /// Checks, before any work, that all can be written, and takes the place of no input.
-    fn check_output(&self, seed: u64, [height, width]: [usize; 2]) -> anyhow::Result<()> {
+    /// Checks, before any work, that pictures of this width and height can be written, and take the place of no input.
+    fn check_output(&self, seed: u64, size: [u64; 2]) -> anyhow::Result<()> {
         for index in 0..self.count {
             let path = self.path(index, seed);
-            check_format(&path, [width, height].map(|side| side as u64), &[])?;
+            check_format(&path, size, &[])?;
             check_folder_of_first(index, &path)?;
             for (option, input) in [("--profile", &self.profile), ("--reference", &self.reference)]
             {
@@ -107,9 +143,18 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
     let pipeline = PortraitPipeline::with_branches(&branches, &base, &opened, &options)?;
-    let request = args.request()?;
+    let photos = args.photographs(pipeline.size(), &opened)?;
+    let pictures = match &photos {
+        Some(photos) => photos.each_ref().map(|photo| Picture::Pixels(photo.crop())),
+        None => [&args.profile, &args.reference].map(|path| Picture::File(path.clone())),
+    };
+    let request = args.request(pictures)?;
     let settings = pipeline.resolve(&request)?;
-    args.check_output(request.seed, pipeline.image_size(&settings))?;
+    let [height, width] = pipeline.image_size(&settings).map(|side| side as u64);
+    let reference = photos.as_ref().map(|[_, reference]| reference);
+    let size = reference.map(|photo| photo.picture().dimensions());
+    let size = size.map_or([width, height], |(width, height)| [width, height].map(u64::from));
+    args.check_output(request.seed, size)?;
     let steps = pipeline.taken(&request)?;
     let all = (args.count.div_ceil(settings.batch) * steps) as u64;
     let bar = common.progress_bar(all, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
@@ -121,7 +166,11 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     let made = pipeline.each(&request, on_step, &mut |Made { index, image, .. }| {
         let _saved = interrupt::hold();
         let path = args.path(index, request.seed);
-        let said = match image {
+        let whole = |image| match reference {
+            Some(photo) => photo.with_face(&image),
+            None => Ok(image),
+        };
+        let said = match image.and_then(whole) {
             Ok(image) => {
                 written = write_image(&path, &image, &[]);
                 serde_json::json!({ "index": index, "file": path.to_string_lossy() })

@@ -20,10 +20,11 @@ macro_rules! packed {
 }
 
 /// The files of each model; its description comes last, so that it is there only with all others.
-const MODELS: [(&str, &[Packed]); 3] = [
+const MODELS: [(&str, &[Packed]); 4] = [
     packed!("emoji-class", "dit.safetensors", "model.json"),
     packed!("emoji-4step", "dit.safetensors", "model.json"),
     packed!("efficientnet-lite0", "efficientnet_lite0.safetensors"),
+    packed!("face", "detector.safetensors", "landmarks.safetensors", "recogniser.safetensors"),
 ];
 
 /// The path of a shipped model, or of a file of one, in the user's cache folder, or in that of temporary files if that

@@ -1,0 +1,56 @@
+//! A photograph whose face is cut out, changed, and put back.
+
+use image::RgbImage;
+
+use super::{Alignment, Face, Faces, Framing, Mask};
+use crate::error::Result;
+
+/// A photograph, and the face in it that is worked on.
+#[derive(Debug, Clone)]
+pub struct Photograph {
+    picture: RgbImage,
+    face: Face,
+    place: Alignment,
+}
+
+impl Photograph {
+    /// The face of this number, from 1, or the largest, to be worked on in a square of `side` pixels.
+    ///
+    /// # Errors
+    /// [`FaceError`](crate::error::FaceError): no face, or none of this number; one that is too small or turned too far.
+    pub fn new(
+        picture: RgbImage,
+        faces: &Faces,
+        number: Option<usize>,
+        side: usize,
+    ) -> Result<Self> {
+        let found = faces.find(&picture);
+        let face = faces.pick(&picture, &found, number)?.clone();
+        let place = Alignment::new(&face, Framing::PORTRAIT, side)?;
+        Ok(Self { picture, face, place })
+    }
+
+    /// The photograph.
+    pub fn picture(&self) -> &RgbImage {
+        &self.picture
+    }
+
+    /// The face.
+    pub fn face(&self) -> &Face {
+        &self.face
+    }
+
+    /// The head upright, in a square.
+    pub fn crop(&self) -> RgbImage {
+        self.place.crop(&self.picture)
+    }
+
+    /// The photograph with the face of another square; pixels outside the face keep their bits.
+    ///
+    /// # Errors
+    /// A square of another side.
+    pub fn with_face(&self, crop: &RgbImage) -> Result<RgbImage> {
+        let mask = Mask::of_face(&self.face, &self.place, Mask::FEATHER)?;
+        self.place.paste_back(&self.picture, crop, &mask)
+    }
+}
