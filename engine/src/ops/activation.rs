@@ -20,6 +20,8 @@ pub enum Activation {
     GeluQuick,
     /// `max(x, 0)`.
     Relu,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
     /// `x · sigmoid(x)`.
     Silu,
     /// [`mp_silu`].
@@ -48,6 +50,7 @@ pub(super) fn plain<const D: usize>(x: Tensor<D>, activation: Activation) -> Ten
         Activation::Gelu => activation::gelu(x),
         Activation::GeluQuick => x.clone() * activation::sigmoid(x * QUICK_SLOPE),
         Activation::Relu => activation::relu(x),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
         Activation::GeluTanh => {
             let u = (x.clone().square() * (GELU_SLOPE * GELU_CUBIC) + GELU_SLOPE) * x.clone();
             x * activation::sigmoid(u)

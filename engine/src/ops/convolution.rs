@@ -5,6 +5,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
 
+use super::activation::Activation;
 use super::available;
 use super::cpu::bridge::{device, host, run};
 use super::cpu::conv;
@@ -31,8 +32,7 @@ fn plain_conv3x3(layer: &Conv2d, x: Tensor<4>, double: bool) -> Tensor<4> {
     layer.forward(if double { module::interpolate(x, options) } else { x })
 }
 
-/// A convolution with one filter per channel and a bias, clipped to `limits` if there are any, with the border that
-/// TensorFlow calls `same`.
+/// A convolution with one filter per channel, a bias and an activation, with the border that TensorFlow calls `same`.
 ///
 /// # Shapes
 /// `x`: `[batch, height, width, channels]`, `weight`: `[kernel · kernel, channels]`, `bias`: `[channels]`,
@@ -42,23 +42,23 @@ pub fn depthwise(
     weight: Tensor<2>,
     bias: Tensor<1>,
     stride: usize,
-    limits: Option<[f32; 2]>,
+    activation: Option<Activation>,
 ) -> Tensor<4> {
     if !available(&x) || !available(&weight) {
-        return plain_depthwise(x, weight, bias, stride, limits);
+        return plain_depthwise(x, weight, bias, stride, activation);
     }
-    // The backward pass of clipping needs what was clipped.
-    let (within, after) = match x.is_autodiff() || weight.is_autodiff() {
-        true => (None, limits),
-        false => (limits, None),
+    // The backward pass needs the activation's input, which a fused one does not keep.
+    let (fused, after) = match x.is_autodiff() || weight.is_autodiff() {
+        true => (None, activation),
+        false => (activation, None),
     };
     let inputs = vec![x.into(), weight.into(), bias.into()];
-    clipped(run(Depthwise { stride, limits: within }, inputs), after)
+    activated(run(Depthwise { stride, activation: fused }, inputs), after)
 }
 
-fn clipped(y: Tensor<4>, limits: Option<[f32; 2]>) -> Tensor<4> {
-    match limits {
-        Some([low, high]) => y.clamp(low, high),
+fn activated(y: Tensor<4>, activation: Option<Activation>) -> Tensor<4> {
+    match activation {
+        Some(activation) => activation.forward(y),
         None => y,
     }
 }
@@ -68,7 +68,7 @@ fn plain_depthwise(
     weight: Tensor<2>,
     bias: Tensor<1>,
     stride: usize,
-    limits: Option<[f32; 2]>,
+    activation: Option<Activation>,
 ) -> Tensor<4> {
     let ([_, height, width, _], [taps, channels]) = (x.dims(), weight.dims());
     let kernel = taps.isqrt();
@@ -77,7 +77,7 @@ fn plain_depthwise(
     let x = x.permute([0, 3, 1, 2]).pad([rows, columns], 0.0);
     let weight = weight.transpose().reshape([channels, 1, kernel, kernel]);
     let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], channels);
-    clipped(module::conv2d(x, weight, Some(bias), options).permute([0, 2, 3, 1]), limits)
+    activated(module::conv2d(x, weight, Some(bias), options).permute([0, 2, 3, 1]), activation)
 }
 
 /// Group norm, then SiLU.
@@ -186,12 +186,12 @@ mod tests {
         {
             let (x, weight) = (random([2, height, width, 19]), random([kernel * kernel, 19]));
             let bias = random([19]) + 1.0;
-            for limits in [Some([0.0, 6.0]), None] {
+            for activation in [Some(Activation::Relu6), None] {
                 let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
-                let found = depthwise(x.clone(), weight.clone(), bias.clone(), stride, limits);
+                let found = depthwise(x.clone(), weight.clone(), bias.clone(), stride, activation);
                 assert_eq!(found.dims(), [2, height.div_ceil(stride), width.div_ceil(stride), 19]);
                 let expected =
-                    plain_depthwise(x.clone(), weight.clone(), bias.clone(), stride, limits);
+                    plain_depthwise(x.clone(), weight.clone(), bias.clone(), stride, activation);
                 assert!(difference(found, expected) < 2e-6);
             }
             let [rows, columns] = [height, width].map(|side| side.div_ceil(stride));
@@ -206,16 +206,16 @@ mod tests {
                 let x = x.reshape([2, height, width, 19]);
                 (x, weight.reshape([kernel * kernel, 19]), bias.reshape([19]))
             };
-            let limits = Some([0.0, 6.0]);
+            let activation = Some(Activation::Relu6);
             compare(
                 &inputs,
                 |inputs| {
                     let (x, weight, bias) = given(inputs);
-                    flat(depthwise(x, weight, bias, stride, limits))
+                    flat(depthwise(x, weight, bias, stride, activation))
                 },
                 |inputs| {
                     let (x, weight, bias) = given(inputs);
-                    flat(plain_depthwise(x, weight, bias, stride, limits))
+                    flat(plain_depthwise(x, weight, bias, stride, activation))
                 },
             );
         }

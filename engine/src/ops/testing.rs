@@ -5,11 +5,12 @@ use burn::tensor::Tensor;
 use super::Activation;
 use crate::testing::random;
 
-pub(super) const ACTIVATIONS: [Activation; 6] = [
+pub(super) const ACTIVATIONS: [Activation; 7] = [
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::GeluQuick,
     Activation::Relu,
+    Activation::Relu6,
     Activation::Silu,
     Activation::MpSilu,
 ];

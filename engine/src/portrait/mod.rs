@@ -1,6 +1,7 @@
 //! What portraits of a person are made with from one picture of them: what a reference tells of light and layout, and
 //! where its points are in the person's picture (IC-Portrait, Yang et al. 2025).
 
+pub mod conditions;
 mod mask;
 mod matching;
 

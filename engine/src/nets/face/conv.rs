@@ -86,7 +86,7 @@ impl FoldedSeparable {
     /// `[batch, height, width, in]` to `[batch, height / stride, width / stride, out]`, rounded up
     pub(super) fn forward(&self, x: Tensor<4>, stride: usize) -> Tensor<4> {
         let x = ops::depthwise(x, self.filters.clone(), self.none.clone(), stride, None);
-        self.pointwise.pointwise(x)
+        self.pointwise.pointwise(x, None)
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn seen(x: Tensor<4>, mean: [f64; 3]) -> Tensor<4> {
 /// # Shapes
 /// `[batch, height, width, in]` to `[batch, _, _, out]`
 pub(super) fn convolve(layer: &Folded, x: &Tensor<4>, kernel: usize, stride: usize) -> Tensor<4> {
-    layer.pointwise(Tensor::cat(windows(x, [kernel; 2], stride), 3))
+    layer.pointwise(Tensor::cat(windows(x, [kernel; 2], stride), 3), None)
 }
 
 /// The sides with zeros before and after.

@@ -79,7 +79,7 @@ impl FoldedFaceDetector {
         let x = self.layers.iter().fold(x, |x, layer| {
             leaky_relu(layer.forward(pooled(x, 2), 1), SLOPE) // [batch, side / 2, side / 2, width]
         });
-        self.head.pointwise(pooled(x, 1))
+        self.head.pointwise(pooled(x, 1), None)
     }
 }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, s};
 
 use crate::layers::{Fresh, Init};
-use crate::ops;
+use crate::ops::{self, Activation};
 
 /// ε of the batch norms.
 const EPSILON: f64 = 1e-3;
@@ -69,14 +69,18 @@ impl Folded {
         Self { weight: self.weight.autodiff(), bias: self.bias.autodiff() }
     }
 
-    /// The convolution with a kernel over [`windows`] of the input, or of 1 x 1 over the input itself.
+    /// The convolution with a kernel over [`windows`] of the input, or of 1 x 1 over the input itself, and an activation.
     ///
     /// # Shapes
     /// `[batch, height, width, taps · in]` to `[batch, height, width, out]`
-    pub(in crate::nets) fn pointwise(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(in crate::nets) fn pointwise(
+        &self,
+        x: Tensor<4>,
+        activation: Option<Activation>,
+    ) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let x = x.reshape([batch, height * width, channels]);
-        let y = ops::linear(x, self.weight.clone(), Some(self.bias.clone()), None);
+        let y = ops::linear(x, self.weight.clone(), Some(self.bias.clone()), activation);
         let outputs = y.dims()[2];
         y.reshape([batch, height, width, outputs])
     }

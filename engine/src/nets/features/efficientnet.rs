@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::conv_norm::{Folded, Unit, mean, windows};
 use crate::layers::Init;
-use crate::ops;
+use crate::ops::{self, Activation};
 
 /// Length of the features.
 pub const FEATURES: usize = 1280;
@@ -20,6 +20,8 @@ const STAGES: [[usize; 5]; 7] = [
     [6, 5, 2, 192, 4],
     [6, 3, 1, 320, 1],
 ];
+/// After all convolutions but the last one of each block.
+const RELU6: Option<Activation> = Some(Activation::Relu6);
 /// Width after the first convolution.
 const STEM: usize = 32;
 
@@ -107,7 +109,7 @@ impl FoldedEfficientNet {
     /// `x`: `[batch, 3, height, width]` in [-1, 1], both even, output: `[batch, 1280]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let last = self.stages(x).last().expect("seven stages");
-        mean(relu6(self.head.pointwise(last)))
+        mean(self.head.pointwise(last, RELU6))
     }
 
     /// What each of the seven stages gives, one after the other, as far as is asked for.
@@ -120,7 +122,7 @@ impl FoldedEfficientNet {
         let x = x * (127.5 / 128.0) + 0.5 / 128.0;
         // Windows of 3 x 3, 2 apart, with a row and a column of zeros at the end.
         let padded = x.permute([0, 2, 3, 1]).pad([(0, 0), (0, 1), (0, 1), (0, 0)], 0.0);
-        let stem = relu6(self.stem.pointwise(Tensor::cat(windows(&padded, [3, 3], 2), 3)));
+        let stem = self.stem.pointwise(Tensor::cat(windows(&padded, [3, 3], 2), 3), RELU6);
         let mut left = self.blocks.iter();
         STAGES.iter().scan(stem, move |x, stage| {
             let blocks = left.by_ref().take(stage[4]);
@@ -149,12 +151,12 @@ impl FoldedBlock {
     /// `[batch, height, width, channels]`
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let inner = match &self.expand {
-            Some(expand) => relu6(expand.pointwise(x.clone())),
+            Some(expand) => expand.pointwise(x.clone(), RELU6),
             None => x.clone(),
         };
         let Folded { weight, bias } = self.depthwise.clone();
-        let y = ops::depthwise(inner, weight, bias, self.stride, Some([0.0, 6.0]));
-        let y = self.project.pointwise(y);
+        let y = ops::depthwise(inner, weight, bias, self.stride, RELU6);
+        let y = self.project.pointwise(y, None);
         if self.residual { y + x } else { y }
     }
 }
@@ -169,8 +171,4 @@ impl Block {
             residual: self.residual,
         }
     }
-}
-
-fn relu6<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clamp(0.0, 6.0)
 }

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::conv_norm::{Folded, Unit, largest, mean, windows};
 use crate::layers::Init;
+use crate::ops::Activation;
 
 /// Side of the images it was trained on.
 pub const SIDE: usize = 299;
@@ -236,7 +237,7 @@ impl Folded {
             [1, 1] => x,
             _ => Tensor::cat(windows(&x, kernel, stride), 3),
         };
-        self.pointwise(x).clamp_min(0.0)
+        self.pointwise(x, Some(Activation::Relu))
     }
 }
 

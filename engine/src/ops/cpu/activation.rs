@@ -60,6 +60,7 @@ pub(in crate::ops) fn activate(activation: Activation, y: &mut [f32]) {
             }
             // What is no number stays none.
             Activation::Relu => y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y }),
+            Activation::Relu6 => y.iter_mut().for_each(|y| *y = y.clamp(0.0, 6.0)),
             Activation::GeluTanh => y.iter_mut().for_each(|y| *y = gelu(*y)),
             Activation::Silu => y.iter_mut().for_each(|y| *y *= sigmoid(*y)),
             Activation::MpSilu => y.iter_mut().for_each(|y| *y *= sigmoid(*y) * unit),
@@ -87,6 +88,11 @@ fn chain(activation: Activation, x: &[f32], gradient: &mut [f32]) {
             Activation::Relu => {
                 for (g, &x) in pairs {
                     *g *= if x > 0.0 { 1.0 } else { 0.0 };
+                }
+            }
+            Activation::Relu6 => {
+                for (g, &x) in pairs {
+                    *g *= if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 };
                 }
             }
             Activation::GeluTanh => {

@@ -3,9 +3,11 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::activation::activate;
 use super::bridge::Kernel;
 use super::buffers::{buffer, shape, tensor, values};
 use super::math::simd;
+use crate::ops::activation::Activation;
 use crate::ops::convolution::Side;
 
 /// Convolution of `[batch, height, width, channels]` with filters `[kernel · kernel, channels]`, plus a bias
@@ -14,8 +16,8 @@ use crate::ops::convolution::Side;
 pub(in crate::ops) struct Depthwise {
     /// Pixels from one place of the output to the next.
     pub(in crate::ops) stride: usize,
-    /// What the output is clipped to; not known to the backward pass.
-    pub(in crate::ops) limits: Option<[f32; 2]>,
+    /// Of the output; not known to the backward pass.
+    pub(in crate::ops) activation: Option<Activation>,
 }
 
 /// Sizes of an input, and its two sides.
@@ -121,12 +123,12 @@ impl Kernel for Depthwise {
                                 }
                             }
                         }
-                        if let Some([low, high]) = self.limits {
-                            out.iter_mut().for_each(|out| *out = out.clamp(low, high));
-                        }
                     }
                 },
             );
+            if let Some(activation) = self.activation {
+                activate(activation, out);
+            }
         });
         tensor(out, &[g.batch, rows, columns, channels])
     }
