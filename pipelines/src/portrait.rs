@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::denoisers::sight;
-use pyrograph_engine::nets::{Conditioning, Dit, IcPortrait, IcPortraitConfig, Net, Sight};
+use pyrograph_engine::nets::{
+    Conditioning, Dit, DitConfig, IcPortrait, IcPortraitConfig, Net, Sight,
+};
 use pyrograph_engine::portrait::CellMask;
 use pyrograph_weights::{Bundle, FloatDtype, Manifest, Part, read_manifest, save_bundle};
 use serde::{Deserialize, Serialize};
@@ -49,9 +50,32 @@ pub struct Branches {
 }
 
 impl PortraitConfig {
+    /// That of the branches in a folder, for a network of this fingerprint; the weights are not read.
+    ///
+    /// # Errors
+    /// No such folder, a broken one, one for another network.
+    pub(crate) fn read(path: &Path, net: &DitConfig, base: &str) -> Result<Self> {
+        let not = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
+        if !path.exists() {
+            return Err(Error::NoModel { path: path.to_owned() });
+        }
+        let manifest = read_manifest(path)?;
+        if manifest.family != FAMILY {
+            return Err(not(format!("family `{}`, expected {FAMILY}", manifest.family)));
+        }
+        let config: Self = serde_json::from_value(manifest.config)
+            .map_err(|source| Error::Json { path: path.join("model.json"), source })?;
+        if config.base != base {
+            let (found, expected) = (config.base, base);
+            return Err(not(format!("made for the network {found}, this one is {expected}")));
+        }
+        config.check(net).map_err(not)?;
+        Ok(config)
+    }
+
     /// Says what cannot be.
-    fn check(&self, net: &Dit) -> std::result::Result<(), String> {
-        let (blocks, patches) = (net.config().depth, net.config().patches());
+    fn check(&self, net: &DitConfig) -> std::result::Result<(), String> {
+        let (blocks, patches) = (net.depth, net.patches());
         let Self { branches, patch, hidden, cell, .. } = self;
         match () {
             () if !(1..=blocks).contains(&branches.depth) => {
@@ -84,23 +108,9 @@ impl Branches {
     /// Those of a folder, for the network `net` of this fingerprint.
     ///
     /// # Errors
-    /// No such folder, a broken one, one for another network.
+    /// As of [`PortraitConfig::read`], and broken weights.
     pub(crate) fn open(path: &Path, net: &Dit, base: &str, device: &Device) -> Result<Self> {
-        let not = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-        if !path.exists() {
-            return Err(Error::NoModel { path: path.to_owned() });
-        }
-        let manifest = read_manifest(path)?;
-        if manifest.family != FAMILY {
-            return Err(not(format!("family `{}`, expected {FAMILY}", manifest.family)));
-        }
-        let config: PortraitConfig = serde_json::from_value(manifest.config)
-            .map_err(|source| Error::Json { path: path.join("model.json"), source })?;
-        if config.base != base {
-            let (found, expected) = (config.base, base);
-            return Err(not(format!("made for the network {found}, this one is {expected}")));
-        }
-        config.check(net).map_err(not)?;
+        let config = PortraitConfig::read(path, net.config(), base)?;
         let bundle = Bundle::open(path)?;
         bundle.verify(PART)?;
         let fresh = IcPortrait::new(net, config.branches, device);
@@ -129,21 +139,26 @@ impl Branches {
         seed: u64,
     ) -> Sight {
         let mask = self.config.mask(model.vae.is_some());
-        sight(profile, mask.apply(reference, &[seed]), &model.config.process)
+        Sight::new(profile, mask.apply(reference, &[seed]), model.config.process.quiet())
     }
 }
 
 /// What a model is told of a portrait besides the pictures: the text of its branches, or no class.
 ///
 /// # Errors
-/// A student, a text that cannot be read, a text for a model of classes.
+/// A student, a text that cannot be read, a text for a model of classes, a process without a level of least noise.
 pub(crate) fn told(model: &Model, prompt: &str, device: &Device) -> Result<Conditioning> {
     let fault = |reason: String| Error::Config { reason };
     let Net::Dit(net) = &model.net else {
         return Err(fault("a few-step student makes no portraits".into()));
     };
-    let config = net.config();
+    let (config, process) = (net.config(), &model.config.process);
     model.config.check_trained()?;
+    if !process.quiet().1.is_finite() {
+        return Err(fault(
+            "the process has no level of least noise, at which pictures are seen".into(),
+        ));
+    }
     match config.classes {
         0 => {
             let task = TextTask::of(model, device)?;

@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph::model::Model;
 use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
-use pyrograph_engine::nets::Conditioning;
+use pyrograph_engine::nets::{Conditioning, Dit, DitConfig, IcPortrait, IcPortraitConfig, Sight};
+use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::util::{
-    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, tolerance,
+    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, opened,
+    tolerance,
 };
 
 fn open(path: &Path) -> Model {
@@ -105,6 +107,37 @@ fn original_dit_with_three_channel_guidance() {
         }
         guided_output(&folder, &case);
     }
+}
+
+/// Branches on the device under test, two portraits at once, against each alone on the CPU.
+#[test]
+fn portraits_are_steered_alike_on_every_device() {
+    let (host, device) = (Device::flex(), device());
+    let config = DitConfig { size: [16, 16], channels: 3, classes: 2, ..DitConfig::dit(32, 3, 2) };
+    let net = opened(config.init(1, &host));
+    let steps = IcPortraitConfig { depth: 2, appearance: true, panel: true };
+    let branches = opened(IcPortrait::new(&net, steps, &host));
+    let pictures = |seed: u64| {
+        let values = Generator::new(seed).normal(2 * 3 * 16 * 16);
+        Tensor::<4>::from_data(TensorData::new(values, [2, 3, 16, 16]), &host)
+    };
+    let [profile, reference, x] = [2, 3, 4].map(pictures);
+    let made = |net: &Dit, branches: &IcPortrait, images: [Tensor<4>; 3], class: &[usize]| {
+        let device = images[0].device();
+        let [profile, reference, x] = images;
+        let sight = Sight { profile, reference, time: 0.0 };
+        let told = Conditioning::classes(class, &device);
+        let told = branches.told(net, &sight, told, config.patch);
+        net.forward(x, Tensor::full([class.len()], 300.0, &device), &told, config.patch)
+    };
+    let alone = [0, 1].map(|i| {
+        let images = [&profile, &reference, &x].map(|images| images.clone().narrow(0, i, 1));
+        made(&net, &branches, images, &[i])
+    });
+    let images = [profile, reference, x].map(|images| images.to_device(&device));
+    let (net, branches) = (net.clone().fork(&device), branches.clone().fork(&device));
+    let found = made(&net, &branches, images, &[0, 1]);
+    assert_close("portraits", found, Tensor::cat(alone.to_vec(), 0), tolerance(1e-5));
 }
 
 /// The reference guides the first three channels of the noise with both halves at timestep 500.

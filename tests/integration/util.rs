@@ -10,7 +10,7 @@ use image::{RgbImage, Rgba, RgbaImage};
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::train::{Event, Run};
 use pyrograph_engine::device::{self, DeviceChoice};
-use pyrograph_engine::nets::{Dit, Net};
+use pyrograph_engine::nets::Net;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::params;
 use pyrograph_weights::{Checkpoint, FloatDtype};
@@ -223,7 +223,7 @@ pub fn train_until(run: &mut Run, stop: Option<u64>) -> ControlFlow<()> {
 }
 
 /// With the parameters that start as zero drawn at random.
-pub fn opened(net: Dit) -> Dit {
+pub fn opened<M: Module>(net: M) -> M {
     struct Open(Generator);
     impl ModuleMapper for Open {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

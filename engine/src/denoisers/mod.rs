@@ -6,11 +6,9 @@ mod student;
 pub use dit::DitDenoiser;
 pub use student::StudentDenoiser;
 
-use burn::tensor::Tensor;
-
 use crate::diffusion::{NoiseSchedule, Process, ProcessError, TimeInput};
 use crate::layers::TimeCode;
-use crate::nets::{DitConfig, Sight};
+use crate::nets::DitConfig;
 
 /// A network that does not go with a process.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -53,21 +51,6 @@ pub fn check(process: &Process, net: &DitConfig) -> Result<(), Misfit> {
         None => Err(Misfit::NoTimesteps { rows }),
         Some(timesteps) if rows < timesteps => Err(Misfit::Timesteps { rows, timesteps }),
         Some(_) => Ok(()),
-    }
-}
-
-/// What the branches of a portrait see: both pictures as a network of this process sees images of least noise.
-///
-/// # Shapes
-/// `profile`, `reference`: `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents, the second with most of it
-/// hidden
-pub fn sight(profile: Tensor<4>, reference: Tensor<4>, process: &Process) -> Sight {
-    let level = process.schedule.quietest();
-    let scale = process.prediction.coefficients(&level).c_in;
-    Sight {
-        profile: profile * scale,
-        reference: reference * scale,
-        time: process.time_input(&level),
     }
 }
 

@@ -79,6 +79,13 @@ impl Process {
         }
     }
 
+    /// What makes an input of an image without noise, by a factor, and what the network is told of it: at the level of least
+    /// noise that it knows.
+    pub fn quiet(&self) -> (f64, f64) {
+        let level = self.schedule.quietest();
+        (self.prediction.coefficients(&level).c_in, self.time_input(&level))
+    }
+
     /// Says what cannot work.
     ///
     /// # Errors

@@ -44,6 +44,12 @@ pub struct Sight {
 }
 
 impl Sight {
+    /// Of pictures, `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents; `scale` and `time` are those of
+    /// [`Process::quiet`](crate::diffusion::Process::quiet).
+    pub fn new(profile: Tensor<4>, reference: Tensor<4>, (scale, time): (f64, f64)) -> Self {
+        Self { profile: profile * scale, reference: reference * scale, time }
+    }
+
     fn panel(&self) -> Panel {
         let [.., width] = self.profile.dims();
         // Beside each other, so that the same place is not the first guess.

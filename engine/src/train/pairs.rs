@@ -2,7 +2,6 @@
 
 use burn::tensor::{Bool, Tensor, TensorData};
 
-use crate::denoisers::sight;
 use crate::diffusion::Process;
 use crate::nets::Sight;
 use crate::portrait::CellMask;
@@ -39,7 +38,9 @@ impl Pairs {
         let seeds: Vec<u64> =
             (0..count).map(|_| (random.uniform() * (1u64 << 52) as f64) as u64).collect();
         let reference = self.mask.apply(target, &seeds);
-        sight(self.hidden(profile, no_profile), self.hidden(reference, no_reference), process)
+        let (profile, reference) =
+            (self.hidden(profile, no_profile), self.hidden(reference, no_reference));
+        Sight::new(profile, reference, process.quiet())
     }
 
     /// The images, of some of which nothing is seen.

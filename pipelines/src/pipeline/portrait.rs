@@ -19,7 +19,7 @@ impl PortraitPipeline {
     /// Opens the branches in a folder, and the model that they were trained with.
     ///
     /// # Errors
-    /// Those of [`Pipeline::open`], branches of another model, weights in another type than f32.
+    /// Those of [`Pipeline::open`], branches of another model, weights in another type than f32, a guide.
     pub fn with_branches(
         branches: impl AsRef<Path>,
         model: impl AsRef<Path>,
@@ -29,6 +29,10 @@ impl PortraitPipeline {
         if options.dtype != WeightType::default() {
             let (found, expected) = (options.dtype.to_string(), "f32 for portraits".into());
             return Err(Error::Setting { what: "the type of the weights", found, expected });
+        }
+        if let Some(guide) = &options.guide {
+            let (found, expected) = (guide.display().to_string(), "none for portraits".into());
+            return Err(Error::Setting { what: "the model that guides", found, expected });
         }
         threads::start(options.threads)?;
         let (device, branches) = (&on.device, branches.as_ref());

@@ -22,7 +22,7 @@ use super::start::Start;
 use super::streams::Streams;
 use crate::data::{Annotation, Dataset, Encoder, Notice};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Recognised};
 use crate::portrait::{self, Branches, PortraitConfig};
 
 /// Branches to train (IC-Portrait, Yang et al. 2025).
@@ -64,8 +64,9 @@ impl Default for ControlShape {
 }
 
 impl ControlShape {
-    /// Refuses settings that such a run does not read, and a start from nothing.
-    pub(super) fn check(&self, config: &TrainConfig) -> Result<()> {
+    /// Refuses settings that such a run does not read, a start from nothing, and what does not go with the model `init`,
+    /// before any image is read.
+    pub(super) fn check(&self, config: &TrainConfig, init: Option<&Recognised>) -> Result<()> {
         let plain = TrainConfig::default();
         let fault = |reason: String| Err(Error::Config { reason });
         let unread = [
@@ -79,10 +80,26 @@ impl ControlShape {
         if let Some((key, _)) = unread.into_iter().find(|(_, set)| *set) {
             return fault(format!("{key} is set, training branches does not read it"));
         }
-        if config.init.is_none() {
+        let Some(init) = init else {
             return fault("control is set, and there is no init, the model to steer".into());
+        };
+        let (net, depth) = (&init.config.net.dit, self.depth);
+        if !(1..=net.depth).contains(&depth) {
+            return fault(format!("control.depth is {depth}, expected 1 to {}", net.depth));
         }
-        Ok(())
+        if net.classes > 0 && !self.prompt.is_empty() {
+            return fault(format!(
+                "control.prompt is {:?}, the model is told classes",
+                self.prompt
+            ));
+        }
+        let Some(path) = &self.matching else { return Ok(()) };
+        let base = init.net.checkpoint.fingerprint();
+        let learnt = PortraitConfig::read(path, net, &base)?.branches.depth;
+        match learnt == depth {
+            true => Ok(()),
+            false => fault(format!("control.depth is {depth}, {} has {learnt}", path.display())),
+        }
     }
 
     /// Those that the run starts with.
@@ -97,11 +114,6 @@ impl ControlShape {
             return Err(Error::Config { reason: "a few-step student is not steered".into() });
         };
         let Self { depth, panel, hidden, cell, .. } = *self;
-        let blocks = net.config().depth;
-        if !(1..=blocks).contains(&depth) {
-            let reason = format!("control.depth is {depth}, expected 1 to {blocks}");
-            return Err(Error::Config { reason });
-        }
         let appearance = self.matching.is_some();
         let config = PortraitConfig {
             branches: IcPortraitConfig { depth, appearance, panel },
@@ -114,11 +126,6 @@ impl ControlShape {
         let mut fresh = IcPortrait::new(net, config.branches, device);
         let Some(path) = &self.matching else { return Ok(Branches::new(fresh, config)) };
         let found = Branches::open(path, net, &config.base, device)?;
-        let learnt = found.net.matching.blocks.len();
-        if learnt != depth {
-            let reason = format!("control.depth is {depth}, {} has {learnt}", path.display());
-            return Err(Error::Config { reason });
-        }
         sources.insert("control.matching".to_owned(), found.fingerprint.into());
         fresh.matching = found.net.matching;
         Ok(Branches::new(fresh, config))

@@ -34,19 +34,22 @@ impl Default for PerceptualShape {
 }
 
 impl PerceptualShape {
+    fn path(&self) -> Result<PathBuf> {
+        model::find(self.net.as_deref().unwrap_or(Path::new(SHIPPED)))
+    }
+
     /// The term, and what its classifier is.
     ///
     /// # Errors
     /// A file of anything else than EfficientNet-Lite0.
     pub(super) fn open(&self, device: &Device) -> Result<(Perceptual, String)> {
-        let path = model::find(self.net.as_deref().unwrap_or(Path::new(SHIPPED)))?;
-        let file = Checkpoint::open(&path)?;
+        let file = Checkpoint::open(&self.path()?)?;
         let net = efficient_net(&file, device)?;
         Ok((Perceptual::new(net, self.weight, self.below), file.fingerprint()))
     }
 
-    /// Refuses a run whose pictures a classifier cannot look at; `learns_itself` are adapters, which learn from the model
-    /// itself.
+    /// Refuses a run whose pictures a classifier cannot look at, or without one; `learns_itself` are adapters, which learn
+    /// from the model itself.
     pub(super) fn check(&self, config: &TrainConfig, learns_itself: bool) -> Result<()> {
         let [height, width] = config.model.size;
         let reason = match () {
@@ -55,7 +58,7 @@ impl PerceptualShape {
             () if height % 2 + width % 2 > 0 => {
                 format!("model.size is {height}x{width}, expected even sides")
             }
-            () => return Ok(()),
+            () => return self.path().map(drop),
         };
         Err(Error::Config { reason: format!("perceptual is set, {reason}") })
     }

@@ -88,7 +88,7 @@ impl Start {
         };
         check_lora(config, &net)?;
         if let Some(control) = &config.control {
-            control.check(config)?;
+            control.check(config, init.as_ref())?;
         }
         if let Some(perceptual) = &config.perceptual {
             perceptual.check(config, net.adapter_rank().is_some())?;
