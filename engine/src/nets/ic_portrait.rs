@@ -264,7 +264,6 @@ mod tests {
         }
     }
 
-    /// The same picture twice, told as such by position alone, matches itself once positions weigh nothing.
     #[test]
     fn every_level_has_matches_in_the_profile() {
         let net = net();
@@ -306,7 +305,6 @@ mod tests {
             let gradients = params::gradients(&steered, &y.square().sum().backward());
             for (name, gradient) in names.iter().zip(gradients) {
                 let size: f32 = gradient.abs().max().into_scalar();
-                // The state after the last block of a branch goes through no further block.
                 assert!(size > 0.0, "{name}");
             }
         }

@@ -77,7 +77,7 @@ fn direction(x: Tensor<4>) -> Tensor<4> {
 
 #[cfg(test)]
 mod tests {
-    use burn::module::Module;
+    use burn::module::{Module, ModuleMapper, Param};
     use burn::tensor::Device;
 
     use super::*;
@@ -86,18 +86,14 @@ mod tests {
 
     fn perceptual(weight: f64) -> Perceptual {
         let net = EfficientNetLite0::new(&Device::flex()).map(&mut Draws::new(2, 0.3));
-        // Variances of batch norms are positive.
-        let net = EfficientNetLite0 { ..net }.map(&mut Positive);
-        Perceptual::new(net.folded(), weight, 0.4)
+        Perceptual::new(net.map(&mut Positive).folded(), weight, 0.4)
     }
 
+    /// Makes the variances of batch norms positive.
     struct Positive;
 
-    impl burn::module::ModuleMapper for Positive {
-        fn map_float<const D: usize>(
-            &mut self,
-            param: burn::module::Param<Tensor<D>>,
-        ) -> burn::module::Param<Tensor<D>> {
+    impl ModuleMapper for Positive {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             match D {
                 1 => param.map(|x| x.abs() + 0.5),
                 _ => param,

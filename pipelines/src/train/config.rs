@@ -153,17 +153,7 @@ impl Default for TrainConfig {
             model: ModelShape::default(),
             data: None,
             trajectories: None,
-            process: Process::new(
-                NoiseSchedule::Edm {
-                    sigma_min: 0.15,
-                    sigma_max: 40.0,
-                    rho: 7.0,
-                    log_mean: 0.4,
-                    log_std: 0.9,
-                },
-                Prediction::Clean,
-                TimeInput::LogSigma,
-            ),
+            process: process(),
             vae: None,
             text_encoder: None,
             tokenizer: None,
@@ -211,6 +201,18 @@ impl Default for TrainConfig {
             },
         }
     }
+}
+
+/// See [`TrainConfig::default`].
+fn process() -> Process {
+    let schedule = NoiseSchedule::Edm {
+        sigma_min: 0.15,
+        sigma_max: 40.0,
+        rho: 7.0,
+        log_mean: 0.4,
+        log_std: 0.9,
+    };
+    Process::new(schedule, Prediction::Clean, TimeInput::LogSigma)
 }
 
 impl TrainConfig {

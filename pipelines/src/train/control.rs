@@ -20,7 +20,7 @@ use super::identity::Sources;
 use super::outline::Outline;
 use super::start::Start;
 use super::streams::Streams;
-use crate::data::{Annotation, Dataset, Encoder, Notice};
+use crate::data::{Annotation, Dataset, Encoder};
 use crate::error::{Error, Result};
 use crate::model::{Model, Recognised};
 use crate::portrait::{self, Branches, PortraitConfig};
@@ -176,7 +176,6 @@ pub(super) struct ControlLearner {
     /// Of one picture, but for the pair.
     told: Conditioning,
     config: PortraitConfig,
-    pub(super) notices: Vec<Notice>,
 }
 
 /// People in a sample sheet.
@@ -246,8 +245,7 @@ impl ControlLearner {
             ..Outline::new(model.config, vae)
         };
         let config = branches.config;
-        let notices = Vec::new();
-        Ok((Self { trainer, data, people, pairs, loss, told, config, notices }, outline))
+        Ok((Self { trainer, data, people, pairs, loss, told, config }, outline))
     }
 
     /// The gradients of a step on images of these numbers, each with another one of the same person.

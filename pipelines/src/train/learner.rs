@@ -183,7 +183,7 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &learner.notices,
             Self::Lora(learner) => &learner.notices,
-            Self::Control(learner) => &learner.notices,
+            Self::Control(_) => &[],
             Self::Student(learner) => {
                 learner.critic.as_ref().map_or(&[], |critic| critic.notices())
             }
