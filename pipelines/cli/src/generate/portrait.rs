@@ -14,7 +14,7 @@ use pyrograph::image::{
 use pyrograph::pipeline::PortraitPipeline;
 use pyrograph::request::MAX_IMAGES;
 use pyrograph::task::Portrait as Asked;
-use pyrograph::{Guidance, Made, OpenOptions, Picture, Request};
+use pyrograph::{Guidance, Made, OpenOptions, Picture, Progress, Request};
 
 use super::ask;
 use super::output::{NAMED, check_folder_of_first, place};
@@ -128,6 +128,56 @@ impl Portrait {
     }
 }
 
+/// What becomes of the portraits of a run.
+struct Written<'a> {
+    args: &'a Portrait,
+    common: &'a Common,
+    seed: u64,
+    /// What they are put into.
+    reference: Option<&'a Photograph>,
+    /// What is wrong with some of them.
+    bad: Vec<String>,
+}
+
+impl Written<'_> {
+    /// Writes a portrait, and says so.
+    fn take(&mut self, Made { index, image, .. }: Made) -> anyhow::Result<()> {
+        let _saved = interrupt::hold();
+        let path = self.args.path(index, self.seed);
+        let whole = |image| match self.reference {
+            Some(photo) => photo.with_face(&image),
+            None => Ok(image),
+        };
+        let said = match image.and_then(whole) {
+            Ok(image) => {
+                write_image(&path, &image, &[])?;
+                if !self.common.json && !self.common.quiet {
+                    println!("{}", path.display());
+                }
+                serde_json::json!({ "index": index, "file": path.to_string_lossy() })
+            }
+            Err(error) => {
+                self.bad.push(error.to_string());
+                serde_json::json!({ "index": index, "error": error.to_string() })
+            }
+        };
+        if self.common.json {
+            println!("{said}");
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        match self.bad.len() {
+            0 => Ok(()),
+            count => {
+                let named = self.bad[..count.min(NAMED)].join("; ");
+                bail!("{count} of {} portraits are missing: {named}", self.args.count)
+            }
+        }
+    }
+}
+
 pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     check_output_path(&args.output)?;
     for input in [&args.profile, &args.reference] {
@@ -149,64 +199,48 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
         None => [&args.profile, &args.reference].map(|path| Picture::File(path.clone())),
     };
     let request = args.request(pictures)?;
-    let settings = pipeline.resolve(&request)?;
-    let [height, width] = pipeline.image_size(&settings).map(|side| side as u64);
+    let [height, width] = pipeline.size().map(|side| side as u64);
     let reference = photos.as_ref().map(|[_, reference]| reference);
     let size = reference.map(|photo| photo.picture().dimensions());
     let size = size.map_or([width, height], |(width, height)| [width, height].map(u64::from));
     args.check_output(request.seed, size)?;
-    let steps = pipeline.taken(&request)?;
-    let all = (args.count.div_ceil(settings.batch) * steps) as u64;
+    let written = Written { args, common, seed: request.seed, reference, bad: Vec::new() };
+    make(&pipeline, &request, written)
+}
+
+/// Makes the portraits with a progress bar over all steps, each written as soon as it is there.
+fn make(
+    pipeline: &PortraitPipeline,
+    request: &Request<Asked>,
+    mut written: Written<'_>,
+) -> anyhow::Result<()> {
+    let (settings, steps) = (pipeline.resolve(request)?, pipeline.taken(request)?);
+    let (common, count) = (written.common, written.args.count);
+    let all = (count.div_ceil(settings.batch) * steps) as u64;
     let bar = common.progress_bar(all, "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left");
-    let (started, mut bad, mut written) = (Instant::now(), Vec::new(), Ok(()));
-    let on_step = &mut |_: pyrograph::Progress<'_>| {
+    let (started, mut failed) = (Instant::now(), Ok(()));
+    let on_step = &mut |_: Progress<'_>| {
         bar.inc(1);
         interrupted()
     };
-    let made = pipeline.each(&request, on_step, &mut |Made { index, image, .. }| {
-        let _saved = interrupt::hold();
-        let path = args.path(index, request.seed);
-        let whole = |image| match reference {
-            Some(photo) => photo.with_face(&image),
-            None => Ok(image),
-        };
-        let said = match image.and_then(whole) {
-            Ok(image) => {
-                written = write_image(&path, &image, &[]);
-                serde_json::json!({ "index": index, "file": path.to_string_lossy() })
-            }
-            Err(error) => {
-                bad.push(error.to_string());
-                serde_json::json!({ "index": index, "error": error.to_string() })
-            }
-        };
-        if written.is_err() {
-            return ControlFlow::Break(());
+    let made = pipeline.each(request, on_step, &mut |made| {
+        failed = bar.suspend(|| written.take(made));
+        match failed {
+            Ok(()) => interrupted(),
+            Err(_) => ControlFlow::Break(()),
         }
-        bar.suspend(|| match said.get("file") {
-            _ if common.json => println!("{said}"),
-            Some(_) if !common.quiet => println!("{}", path.display()),
-            _ => (),
-        });
-        interrupted()
     });
     bar.finish_and_clear();
-    written?;
+    failed?;
     made?;
     common.say(&format!(
         "{}, seed {}, {} of {}, cfg {}, {:.1} s",
-        counted(args.count - bad.len(), "portrait", "portraits"),
-        request.seed,
+        counted(count - written.bad.len(), "portrait", "portraits"),
+        settings.seed,
         counted(steps, "step", "steps"),
         settings.sampler,
         settings.guidance.scale,
         started.elapsed().as_secs_f64(),
     ));
-    match bad.len() {
-        0 => Ok(()),
-        count => {
-            let named = bad[..count.min(NAMED)].join("; ");
-            bail!("{count} of {} portraits are missing: {named}", args.count)
-        }
-    }
+    written.finish()
 }
