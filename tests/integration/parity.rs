@@ -14,7 +14,7 @@ use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::util::{
-    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, opened,
+    Case, assert_close, assert_same_parameters, cases, device, files, json, open_changed, stirred,
     tolerance,
 };
 
@@ -114,9 +114,10 @@ fn original_dit_with_three_channel_guidance() {
 fn portraits_are_steered_alike_on_every_device() {
     let (host, device) = (Device::flex(), device());
     let config = DitConfig { size: [16, 16], channels: 3, classes: 2, ..DitConfig::dit(32, 3, 2) };
-    let net = opened(config.init(1, &host));
+    // Not so much that tokens become all alike, and matches are by chance.
+    let net = stirred(config.init(1, &host), 0.1);
     let steps = IcPortraitConfig { depth: 2, appearance: true, panel: true };
-    let branches = opened(IcPortrait::new(&net, steps, &host));
+    let branches = stirred(IcPortrait::new(&net, steps, &host), 0.1);
     let pictures = |seed: u64| {
         let values = Generator::new(seed).normal(2 * 3 * 16 * 16);
         Tensor::<4>::from_data(TensorData::new(values, [2, 3, 16, 16]), &host)

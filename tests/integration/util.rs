@@ -224,16 +224,21 @@ pub fn train_until(run: &mut Run, stop: Option<u64>) -> ControlFlow<()> {
 
 /// With the parameters that start as zero drawn at random.
 pub fn opened<M: Module>(net: M) -> M {
-    struct Open(Generator);
-    impl ModuleMapper for Open {
+    stirred(net, 0.5)
+}
+
+/// With random numbers of this standard deviation added to all parameters.
+pub fn stirred<M: Module>(net: M, std: f32) -> M {
+    struct Stir(Generator, f32);
+    impl ModuleMapper for Stir {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             param.map(|old| {
                 let noise = TensorData::new(self.0.normal(old.shape().num_elements()), old.shape());
-                old.clone() + Tensor::from_data(noise, &old.device()) * 0.5
+                old.clone() + Tensor::from_data(noise, &old.device()) * self.1
             })
         }
     }
-    net.map(&mut Open(Generator::new(7)))
+    net.map(&mut Stir(Generator::new(7), std))
 }
 
 /// Means of the first five and of the last five losses that a run has logged.

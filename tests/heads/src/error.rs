@@ -29,7 +29,7 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// A picture that could not be written.
+    /// A picture that could not be read or written.
     #[error("{}", path.display())]
     Picture {
         /// The file.
@@ -37,6 +37,32 @@ pub enum Error {
         /// Why.
         #[source]
         source: image::ImageError,
+    },
+    /// A picture of another size than was asked.
+    #[error("{}: is of {}x{} pixels, expected {expected}x{expected}", path.display(), found.0, found.1)]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its width and height.
+        found: (u32, u32),
+        /// What both should be.
+        expected: u32,
+    },
+    /// A list that holds no pairs, or a line of it that is none.
+    #[error("{}: {reason}", path.display())]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Portraits that could not be scored.
+    #[error("{} of {all} pictures are left out\n{}", reasons.len(), reasons.join("\n"))]
+    LeftOut {
+        /// Of each of these, the file and what is wrong.
+        reasons: Vec<String>,
+        /// How many there should be.
+        all: usize,
     },
 }
 

@@ -9,12 +9,13 @@ use clap::{Args, value_parser};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use pyrograph_heads::{
-    Error, Head, Identity, MOST_PIXELS, Random, Scene, Traits, View, caption, prompt, render,
+    Error, Head, Identity, MOST_PEOPLE, MOST_PIXELS, Random, Scene, Traits, View, caption, prompt,
+    render,
 };
 use rayon::prelude::*;
 use serde::Serialize;
 
-const SIDE: usize = 64;
+pub(crate) const SIDE: usize = 64;
 const HELD_OUT: u64 = 200;
 const HELD_OUT_VIEWS: u64 = 2;
 const CAPTIONS: usize = 4;
@@ -27,7 +28,7 @@ pub(crate) struct Captions {
     /// The folder to make, which may be there if it is empty.
     out: PathBuf,
     /// People in OUT/train.
-    #[arg(long, default_value_t = 4000, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 4000, value_parser = value_parser!(u64).range(1..=MOST_PEOPLE))]
     identities: u64,
     /// Pictures of each.
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u64).range(1..=1000))]
@@ -103,7 +104,7 @@ pub(crate) struct Views {
     /// The folder to make, which may be there if it is empty.
     out: PathBuf,
     /// People.
-    #[arg(long, default_value_t = 100, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u64).range(1..=MOST_PEOPLE))]
     identities: u64,
     /// Pictures of each.
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u64).range(1..=1000))]
@@ -164,7 +165,7 @@ impl Views {
 }
 
 /// Makes a folder, or accepts an empty one.
-fn claimed(folder: &Path) -> Result<(), Error> {
+pub(crate) fn claimed(folder: &Path) -> Result<(), Error> {
     let refused = |source| Error::File { path: folder.into(), source };
     match fs::read_dir(folder) {
         Ok(mut held) => match held.next() {
@@ -202,7 +203,7 @@ fn filled<T: Serialize + Send>(
     Ok(count)
 }
 
-fn saved(picture: &RgbImage, path: &Path, level: u8) -> Result<(), Error> {
+pub(crate) fn saved(picture: &RgbImage, path: &Path, level: u8) -> Result<(), Error> {
     let refused = |source| Error::File { path: path.into(), source };
     let mut file = BufWriter::new(File::create(path).map_err(refused)?);
     let encoder = PngEncoder::new_with_quality(

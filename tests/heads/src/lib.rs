@@ -2,7 +2,8 @@
 //!
 //! A [`Head`] is the model, an [`Identity`] a person, a [`View`] an expression with a pose and a light. [`render`] draws a
 //! [`Picture`], of which everything is known: colours without light, normals, distances, and the point of the surface that each pixel shows.
-//! So the correspondence between two pictures is exact ([`flow()`]).
+//! So the correspondence between two pictures is exact ([`flow()`]), and a portrait of one person after another's picture can be judged
+//! ([`Judge`]).
 
 mod error;
 mod flow;
@@ -12,6 +13,7 @@ mod light;
 mod metric;
 mod paint;
 mod picture;
+mod portrait;
 mod random;
 mod raster;
 mod shape;
@@ -26,6 +28,9 @@ pub use light::{angle, light_of};
 pub use metric::report::{Protocol, Report, evaluated};
 pub use metric::{Recogniser, similarity};
 pub use picture::{MOST_PIXELS, Picture, Sample, render};
+pub use portrait::judge::{Judge, Measure, Measured};
+pub use portrait::pair::{MOST_PEOPLE, Pair, Pairing};
+pub use portrait::scores::{Gap, Group, Interval, Scores};
 pub use random::Random;
 pub use view::{EXPRESSIONS, Light, View};
 pub use words::{Scene, caption, prompt};

@@ -40,7 +40,9 @@ pub fn light_of(picture: &RgbImage, known: &Picture) -> Option<[f32; 3]> {
 
 /// The angle between two directions of length 1, in degrees.
 pub fn angle(a: [f32; 3], b: [f32; 3]) -> f32 {
-    libm::acosf(V3::from(a).dot(&V3::from(b)).clamp(-1.0, 1.0)).to_degrees()
+    let (a, b) = (V3::from(a), V3::from(b));
+    // Exact near 0, where an arc cosine is not.
+    libm::atan2f(a.cross(&b).norm(), a.dot(&b)).to_degrees()
 }
 
 pub(crate) fn luminance([red, green, blue]: [f32; 3]) -> f32 {

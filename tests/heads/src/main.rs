@@ -1,6 +1,8 @@
 //! The command `heads`: folders of pictures of synthetic heads.
 
 mod folder;
+mod pairs;
+mod score;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -27,6 +29,10 @@ enum Work {
     Captions(folder::Captions),
     /// Several views of each person, with all that they were drawn from.
     Views(folder::Views),
+    /// Profiles, references, and the portraits of the person of one in the light and pose of the other.
+    Pairs(pairs::Pairs),
+    /// How good portraits of such pairs are.
+    Score(score::Score),
     /// How well the measure of likeness tells people apart, and what it feels.
     Metric(Metric),
 }
@@ -51,13 +57,16 @@ struct Metric {
 fn main() -> anyhow::Result<()> {
     let asked = Asked::parse();
     let head = Head::open(&asked.head)?;
-    let report = match asked.work {
-        Work::Captions(asked) => asked.make(&head)?,
-        Work::Views(asked) => asked.make(&head)?,
+    let (report, whole) = match asked.work {
+        Work::Captions(asked) => (asked.make(&head)?, Ok(())),
+        Work::Views(asked) => (asked.make(&head)?, Ok(())),
+        Work::Pairs(asked) => (asked.make(&head)?, Ok(())),
+        Work::Score(asked) => asked.make(&head)?,
         Work::Metric(Metric { yaw, tilted, expressions, seed }) => {
             let protocol = Protocol { yaw, tilted, expressions, seed, ..Protocol::default() };
-            evaluated(&head, &protocol).context("too few people")?.to_string()
+            (evaluated(&head, &protocol).context("too few people")?.to_string(), Ok(()))
         }
     };
-    Ok(std::io::stdout().write_all(report.as_bytes())?)
+    std::io::stdout().write_all(report.as_bytes())?;
+    Ok(whole?)
 }

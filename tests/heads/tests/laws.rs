@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use image::RgbImage;
-use pyrograph_heads::{HEAD, Head, Identity, Light, Protocol, Random, View, evaluated, render};
+use pyrograph_heads::{
+    HEAD, Head, Identity, Judge, Light, MOST_PEOPLE, Measure, Pair, Pairing, Protocol, Random,
+    Scores, View, evaluated, render,
+};
 
 fn head() -> Head {
     Head::open(HEAD).unwrap()
@@ -163,6 +168,117 @@ fn too_few_people_are_no_report() {
     assert!(evaluated(&head(), &few).is_none());
 }
 
+/// Pairs, and who judges portraits of them.
+struct Portraits {
+    head: &'static Head,
+    pairs: Vec<Pair>,
+    judge: Judge<'static>,
+}
+
+impl Portraits {
+    fn get() -> &'static Self {
+        static PORTRAITS: OnceLock<Portraits> = OnceLock::new();
+        PORTRAITS.get_or_init(|| {
+            let head: &Head = Box::leak(Box::new(head()));
+            let (tilted, expressions) = (false, false);
+            let asked =
+                Pairing { people: 12, references: 2, size: 64, tilted, expressions, seed: 3 };
+            let pairs = asked.pairs();
+            let judge = Judge::new(head, &pairs).unwrap();
+            Self { head, pairs, judge }
+        })
+    }
+
+    /// The means of one picture of each pair.
+    fn scored(&self, made: impl Fn(&Pair) -> RgbImage) -> impl Fn(Measure) -> f64 {
+        let measured: Vec<_> =
+            self.pairs.iter().map(|pair| Some(self.judge.measured(pair, &made(pair)))).collect();
+        let means = Scores::new(&self.pairs, &measured, None, 10).all.means;
+        move |measure| means[&measure].mean
+    }
+
+    fn drawn(&self, which: usize) -> impl Fn(Measure) -> f64 {
+        self.scored(move |pair| pair.pictures(self.head)[which].rgb.clone())
+    }
+}
+
+#[test]
+fn the_truth_is_the_best_portrait() {
+    let truth = Portraits::get().drawn(2);
+    assert!(truth(Measure::SimA) > 0.75 && truth(Measure::Rank1) > 0.85);
+    assert!(truth(Measure::SimB).abs() < 0.2 && truth(Measure::LitSide) == 1.0);
+    for measure in [Measure::Luminance, Measure::LightDirection, Measure::Chroma] {
+        assert_eq!(truth(measure), 0.0, "{measure}");
+    }
+}
+
+#[test]
+fn a_reference_is_another_person_in_the_right_light() {
+    let reference = Portraits::get().drawn(1);
+    assert!(reference(Measure::SimA) < 0.25 && reference(Measure::Rank1) == 0.0);
+    assert!(reference(Measure::SimB) > 0.999 && reference(Measure::LitSide) > 0.9);
+    assert!(reference(Measure::Luminance) > 0.03 && reference(Measure::Chroma) > 0.005);
+}
+
+#[test]
+fn a_profile_is_in_the_wrong_light() {
+    let profile = Portraits::get().drawn(0);
+    assert!(profile(Measure::Luminance) > 0.05 && profile(Measure::LightDirection) > 30.0);
+    assert!((0.2..0.8).contains(&profile(Measure::LitSide)));
+}
+
+#[test]
+fn a_profile_is_liker_the_nearer_the_pose() {
+    let portraits = Portraits::get();
+    let turned = |by: f32| {
+        let likeness = portraits.pairs.iter().step_by(2).map(|pair| {
+            let mut asked = pair.clone();
+            let front = &pair.profile_view;
+            asked.reference_view = View { yaw: front.yaw + by, ..front.clone() };
+            let [profile, ..] = asked.pictures(portraits.head);
+            portraits.judge.measured(&asked, &profile.rgb)[&Measure::SimA]
+        });
+        likeness.sum::<f64>() / 12.0
+    };
+    let [same, near, far] = [0.0, 8.0, 30.0].map(turned);
+    println!("{same} {near} {far}");
+    assert!(same > 0.85 && same > near + 0.1 && near > far + 0.1);
+}
+
+#[test]
+fn another_person_in_the_truth_is_less_alike() {
+    let portraits = Portraits::get();
+    let truth = portraits.drawn(2);
+    let swapped = portraits.scored(|pair| {
+        let other = MOST_PEOPLE + (pair.identity - MOST_PEOPLE + 1) % 12;
+        let other = Identity::numbered(portraits.head, pair.seed, other);
+        render(portraits.head, &other, &pair.reference_view, 64).rgb
+    });
+    assert!(swapped(Measure::SimA) < truth(Measure::SimA) - 0.5);
+    // So is light, as skins differ, but not where it comes from.
+    assert!(swapped(Measure::Luminance) > 0.03 && swapped(Measure::LitSide) > 0.9);
+}
+
+/// Neither can be asked for as many as would reach the numbers of pairs, and those of captions have streams of another kind.
+#[test]
+fn people_of_pairs_are_in_no_other_folder() {
+    let more = (MOST_PEOPLE + 1).to_string();
+    for folder in ["captions", "views"] {
+        assert!(refusal(&[folder, "/tmp/x", "--identities", &more]).contains(&more));
+    }
+    let drawn = |key: &[u64]| {
+        let mut random = Random::new(key);
+        [(); 4].map(|()| random.uniform(0.0, 1.0).to_bits())
+    };
+    let pairs = &Portraits::get().pairs;
+    let captioned = |part: u64| (0..2000).map(move |number| drawn(&[3, part, number]));
+    let captioned: BTreeSet<_> = (0..2).flat_map(captioned).collect();
+    for number in pairs.iter().flat_map(|pair| [pair.identity, pair.reference_identity]) {
+        assert!((MOST_PEOPLE..2 * MOST_PEOPLE).contains(&number));
+        assert!(!captioned.contains(&drawn(&[3, number])));
+    }
+}
+
 fn heads(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_heads")).args(arguments).output().unwrap()
 }
@@ -235,6 +351,93 @@ fn a_folder_of_captions_has_its_two_parts() {
     assert!(told["prompt"].as_str().unwrap().starts_with("portrait of "));
 }
 
+/// Makes a few small pairs.
+fn make_pairs(folder: &Path, seed: &str) {
+    let folder = folder.to_str().unwrap();
+    let few = ["--people", "3", "--references", "2", "--size", "32", "--seed", seed];
+    assert!(heads(&[&["pairs", folder][..], &few].concat()).status.success());
+}
+
+#[test]
+fn a_folder_of_pairs_can_be_drawn_again() {
+    let place = tempfile::tempdir().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| place.path().join(name));
+    make_pairs(&a, "5");
+    make_pairs(&b, "5");
+    make_pairs(&c, "6");
+    let list = |folder: &Path| fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
+    assert!(list(&a) == list(&b) && list(&a) != list(&c));
+    assert_eq!(fs::read_dir(&a).unwrap().count(), 7);
+    let head = head();
+    for (number, line) in list(&a).lines().enumerate() {
+        let below = format!("{number:03}");
+        let made = files(&a.join(&below));
+        assert!(
+            made.len() == 3 && made == files(&b.join(&below)) && made != files(&c.join(&below))
+        );
+        let pair: Pair = serde_json::from_str(line).unwrap();
+        assert_eq!(pair.output, format!("{below}/portrait.png"));
+        let drawn = pair.pictures(&head);
+        for (file, drawn) in [&pair.profile, &pair.reference, &pair.truth].iter().zip(drawn) {
+            assert!(image::open(a.join(file)).unwrap().into_rgb8() == drawn.rgb, "{file}");
+        }
+    }
+}
+
+/// The pictures are small enough for the limit, the list is not.
+#[cfg(unix)]
+#[test]
+fn pairs_that_cannot_be_written_leave_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let limited =
+        r#"trap "" XFSZ; ulimit -f 8; exec "$0" pairs "$1" --people 4 --references 8 --size 8"#;
+    let mut shell = Command::new("sh");
+    let output =
+        shell.args(["-c", limited, env!("CARGO_BIN_EXE_heads")]).arg(place.path()).output();
+    let output = output.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("pairs.jsonl"), "{said}");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+fn told(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn portraits_are_scored_without_those_that_are_missing() {
+    let place = tempfile::tempdir().unwrap();
+    make_pairs(place.path(), "7");
+    let folder = place.path().to_str().unwrap();
+    let against_itself =
+        ["score", folder, "--output", "truth.png", "--against", "truth.png", "--json"];
+    let output = heads(&against_itself);
+    assert!(output.status.success());
+    let whole = told(&output);
+    assert!(whole["pictures"] == 6 && whole["people"] == 3 && whole["luminance"]["mean"] == 0.0);
+    assert_eq!(whole["by_yaw_gap"].as_array().unwrap().len(), 3);
+    let zero = serde_json::json!({ "mean": 0.0, "low": 0.0, "high": 0.0 });
+    for measure in
+        ["sim_a", "sim_b", "rank_1", "luminance", "lit_side", "light_direction", "chroma"]
+    {
+        assert_eq!(whole["against"][measure], zero, "{measure}");
+    }
+
+    for at in [0, 1, 2, 3, 5] {
+        let at = place.path().join(format!("{at:03}"));
+        fs::copy(at.join("truth.png"), at.join("portrait.png")).unwrap();
+    }
+    RgbImage::new(48, 32).save(place.path().join("003/portrait.png")).unwrap();
+    let output = heads(&["score", folder, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(said.contains("2 of 6") && said.contains("004/portrait.png"), "{said}");
+    assert!(said.contains("003/portrait.png: is of 48x32 pixels, expected 32x32"), "{said}");
+    let some = told(&output);
+    assert!(some["pictures"] == 4 && some["against"].is_null());
+    assert_eq!(some["left_out"].as_array().unwrap().len(), 2);
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let place = tempfile::tempdir().unwrap();
@@ -247,6 +450,14 @@ fn what_is_wrong_is_named() {
     assert!(said.contains(file), "{said}");
     let said = refusal(&["views", &format!("{file}/below")]);
     assert!(said.contains(file), "{said}");
+    let said = refusal(&["pairs", full]);
+    assert!(said.contains(full) && said.contains("empty"), "{said}");
+    assert!(refusal(&["score", full]).contains("pairs.jsonl"));
+    for (text, reason) in [("", "no pairs"), ("{}\n", "line 1")] {
+        fs::write(place.path().join("pairs.jsonl"), text).unwrap();
+        let said = refusal(&["score", full]);
+        assert!(said.contains("pairs.jsonl") && said.contains(reason), "{said}");
+    }
     for head in [file, "/no/such/head"] {
         let said = refusal(&["--head", head, "metric"]);
         assert!(said.contains(head), "{said}");

@@ -15,6 +15,8 @@ const BLOCK: usize = 3;
 const LEFT: f32 = -0.66;
 const TOP: f32 = 7.72;
 const WIDTH: f32 = 1.32;
+/// How far to the front a point of the face is.
+const FRONT: f32 = 0.4;
 /// A point is read if its normal points this much at the viewer.
 const FACING: f32 = 0.25;
 /// Half a side of the squares in which contrast is normalised.
@@ -77,6 +79,12 @@ impl Grid {
         }
         read
     }
+}
+
+/// Whether the grid covers a point, given by where it is before a target moves it.
+pub(crate) fn is_inner_face(rest: V3) -> bool {
+    let (right, down) = (rest.x - LEFT, TOP - rest.y);
+    [right, down].iter().all(|way| (0.0..WIDTH).contains(way)) && rest.z > FRONT
 }
 
 /// The colour at a place, between the middles of pixels; none outside of the picture.

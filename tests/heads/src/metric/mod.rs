@@ -12,6 +12,7 @@ use nalgebra::{DMatrix, DVector};
 
 use crate::{Head, View};
 use features::Grid;
+pub(crate) use features::is_inner_face;
 
 /// Tells people apart.
 #[derive(Debug, Clone)]

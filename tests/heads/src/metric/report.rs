@@ -1,6 +1,7 @@
 //! How well people are told apart, and what the measure feels.
 
 use std::fmt;
+use std::ops::Range;
 
 use image::imageops::{FilterType, blur, resize};
 use image::{Rgb, RgbImage};
@@ -11,7 +12,7 @@ use super::{Recogniser, similarity};
 use crate::{Head, Identity, Light, Picture, Random, View, angle, light_of, render};
 
 /// Width and height of the pictures.
-const SIDE: usize = 64;
+pub(crate) const SIDE: usize = 64;
 
 /// Who is drawn, and how often.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +23,8 @@ pub struct Protocol {
     pub unseen: usize,
     /// Views of each; at least 2.
     pub views: usize,
+    /// Number of the first person.
+    pub first: u64,
     /// Largest yaw to both sides, in degrees.
     pub yaw: f32,
     /// Whether heads are also tilted: pitch to 15 degrees, roll to 8.
@@ -38,6 +41,7 @@ impl Default for Protocol {
             learned: 80,
             unseen: 30,
             views: 6,
+            first: 0,
             yaw: 28.0,
             tilted: false,
             expressions: false,
@@ -79,22 +83,8 @@ impl fmt::Display for Report {
 
 /// Learns to tell people apart, and tries it on others. None if the protocol has too few people.
 pub fn evaluated(head: &Head, protocol: &Protocol) -> Option<Report> {
-    let people = protocol.learned + protocol.unseen;
-    let draw = |person: usize| {
-        let identity = Identity::numbered(head, protocol.seed, person as u64);
-        let seen = |view: usize| {
-            let view = protocol.view(person, view);
-            (render(head, &identity, &view, SIDE), view)
-        };
-        let views: Vec<_> = (0..protocol.views).map(seen).collect();
-        (identity, views)
-    };
-    let drawn: Vec<_> = (0..people).into_par_iter().map(draw).collect();
-    let (learned, unseen) = drawn.split_at(protocol.learned);
-    let examples = learned.iter().enumerate().flat_map(|(person, (_, views))| {
-        views.iter().map(move |(picture, view)| (person, &picture.rgb, view))
-    });
-    let recogniser = Recogniser::fit(head, &examples.collect::<Vec<_>>())?;
+    let recogniser = protocol.recogniser(head)?;
+    let unseen = protocol.drawn(head, protocol.learned..protocol.learned + protocol.unseen);
     let codes: Vec<Vec<DVector<f64>>> = unseen
         .par_iter()
         .map(|(_, views)| {
@@ -124,9 +114,33 @@ pub fn evaluated(head: &Head, protocol: &Protocol) -> Option<Report> {
 }
 
 impl Protocol {
-    fn view(&self, person: usize, view: usize) -> View {
-        let mut random = Random::new(&[self.seed, person as u64, view as u64]);
-        let (mut view, _) = View::random(&mut random);
+    /// Learns from pictures of the people to learn from. None if they are too few.
+    pub fn recogniser(&self, head: &Head) -> Option<Recogniser> {
+        let learned = self.drawn(head, 0..self.learned);
+        let examples = learned.iter().enumerate().flat_map(|(person, (_, views))| {
+            views.iter().map(move |(picture, view)| (person, &picture.rgb, view))
+        });
+        Recogniser::fit(head, &examples.collect::<Vec<_>>())
+    }
+
+    /// People, and their views.
+    fn drawn(&self, head: &Head, people: Range<usize>) -> Vec<(Identity, Vec<(Picture, View)>)> {
+        let draw = |person: usize| {
+            let number = self.first + person as u64;
+            let identity = Identity::numbered(head, self.seed, number);
+            let seen = |view: usize| {
+                let view = self.view(&mut Random::new(&[self.seed, number, view as u64]));
+                (render(head, &identity, &view, SIDE), view)
+            };
+            let views = (0..self.views).map(seen).collect();
+            (identity, views)
+        };
+        people.into_par_iter().map(draw).collect()
+    }
+
+    /// A view, as free as this allows.
+    pub(crate) fn view(&self, random: &mut Random) -> View {
+        let (mut view, _) = View::random(random);
         view.yaw = random.uniform(-self.yaw, self.yaw);
         if !self.tilted {
             (view.pitch, view.roll) = (0.0, 0.0);

@@ -1,0 +1,5 @@
+//! Portraits, and how good they are: a person in the pose and light of another's picture, where the right answer can be drawn.
+
+pub(crate) mod judge;
+pub(crate) mod pair;
+pub(crate) mod scores;

@@ -1,0 +1,200 @@
+//! Pairs of pictures of two people, of which a portrait is asked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::shape::{V3, unit};
+use crate::{Head, Identity, Light, Picture, Protocol, Random, View, render};
+
+/// Most people in a folder of captions or views: their numbers are below this. The people of pairs are numbered from here, those from whom a
+/// [`Judge`](crate::Judge) learns from twice this.
+pub const MOST_PEOPLE: u64 = 1_000_000;
+/// Largest yaw of a reference and of a profile to both sides, in degrees.
+pub(super) const YAW: f32 = 35.0;
+const NEAR_FRONTAL: f32 = 10.0;
+/// How often a reference has strong light from one side.
+const ONE_SIDED: f32 = 0.5;
+
+/// Which pairs there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Pairing {
+    /// People of whom portraits are asked, from 2 to [`MOST_PEOPLE`].
+    pub people: u64,
+    /// References of each, which show others of these people.
+    pub references: u64,
+    /// Width and height of the pictures, from 1 to [`MOST_PIXELS`](crate::MOST_PIXELS).
+    pub size: u32,
+    /// Whether heads in references are also tilted: pitch to 15 degrees, roll to 8.
+    pub tilted: bool,
+    /// Whether faces in references have expressions.
+    pub expressions: bool,
+    /// The same seed makes the same pairs.
+    pub seed: u64,
+}
+
+/// A portrait that is asked: the person of the profile in the pose, light, expression and place of the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The file that shows the person, near frontal and in even light. This and the other files are relative to the folder.
+    pub profile: String,
+    /// The file that shows the other person in the view that is asked.
+    pub reference: String,
+    /// The file that shows the person so.
+    pub truth: String,
+    /// Where the portrait belongs.
+    pub output: String,
+    /// Width and height of all of them.
+    pub size: u32,
+    /// The people are `Identity::numbered(head, seed, identity)`.
+    pub seed: u64,
+    /// Who is in the profile.
+    pub identity: u64,
+    /// Who is in the reference.
+    pub reference_identity: u64,
+    /// The view of the profile.
+    pub profile_view: View,
+    /// The view of the reference and of the truth.
+    pub reference_view: View,
+}
+
+impl Pairing {
+    /// The pairs, those of a person one after another and with the same profile.
+    ///
+    /// # Panics
+    /// If there is one person only.
+    pub fn pairs(&self) -> Vec<Pair> {
+        (0..self.people * self.references).map(|number| self.pair(number)).collect()
+    }
+
+    fn pair(&self, number: u64) -> Pair {
+        let (person, reference) = (number / self.references, number % self.references);
+        let stream = |view: u64| Random::new(&[self.seed, MOST_PEOPLE + person, view]);
+        let mut random = stream(reference + 1);
+        let others: Vec<u64> = (0..self.people).filter(|other| *other != person).collect();
+        let file = |name: &str| format!("{number:03}/{name}.png");
+        Pair {
+            profile: file("profile"),
+            reference: file("reference"),
+            truth: file("truth"),
+            output: file("portrait"),
+            size: self.size,
+            seed: self.seed,
+            identity: MOST_PEOPLE + person,
+            reference_identity: MOST_PEOPLE + random.pick(&others),
+            profile_view: profile(&mut stream(0)),
+            reference_view: self.reference(&mut random),
+        }
+    }
+
+    fn reference(&self, random: &mut Random) -> View {
+        let (tilted, expressions) = (self.tilted, self.expressions);
+        let free = Protocol { yaw: YAW, tilted, expressions, ..Protocol::default() };
+        let view = free.view(random);
+        let light = if random.chance(ONE_SIDED) { one_sided(random) } else { view.light };
+        View { light, ..view }
+    }
+}
+
+fn profile(random: &mut Random) -> View {
+    let upright = Protocol { yaw: NEAR_FRONTAL, ..Protocol::default() };
+    View { light: even(random), ..upright.view(random) }
+}
+
+/// From near the camera, and much from all around.
+fn even(random: &mut Random) -> Light {
+    let power = random.uniform(0.9, 1.1);
+    let direction = V3::new(random.uniform(-0.3, 0.3), random.uniform(-0.1, 0.3), 1.0);
+    Light {
+        direction: unit(direction).into(),
+        strength: 0.55 * power,
+        ambient: 0.48 * power,
+        ..Light::random(random)
+    }
+}
+
+/// Strong, from the left or the right.
+fn one_sided(random: &mut Random) -> Light {
+    let side = *random.pick(&[-1.0, 1.0]);
+    let direction = V3::new(side, random.uniform(-0.2, 0.5), random.uniform(0.2, 0.6));
+    Light {
+        direction: unit(direction).into(),
+        strength: random.uniform(0.9, 1.1),
+        ambient: random.uniform(0.15, 0.25),
+        ..Light::random(random)
+    }
+}
+
+impl Pair {
+    /// The person, and the other one.
+    pub fn people(&self, head: &Head) -> [Identity; 2] {
+        [self.identity, self.reference_identity]
+            .map(|number| Identity::numbered(head, self.seed, number))
+    }
+
+    /// Draws profile, reference and truth.
+    ///
+    /// # Panics
+    /// If the size is 0 or above [`MOST_PIXELS`](crate::MOST_PIXELS).
+    pub fn pictures(&self, head: &Head) -> [Picture; 3] {
+        let [person, other] = self.people(head);
+        let Self { profile_view: front, reference_view: asked, .. } = self;
+        [(&person, front), (&other, asked), (&person, asked)]
+            .map(|(who, view)| render(head, who, view, self.size as usize))
+    }
+
+    /// Between the yaws of profile and reference, in degrees.
+    pub fn yaw_gap(&self) -> f32 {
+        (self.profile_view.yaw - self.reference_view.yaw).abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const SOME: Pairing =
+        Pairing { people: 12, references: 4, size: 64, tilted: false, expressions: false, seed: 2 };
+
+    #[test]
+    fn references_show_others_and_profiles_are_even() {
+        let pairs = SOME.pairs();
+        let neutral = View::default().units;
+        for pair in &pairs {
+            let Pair { profile_view: front, reference_view: asked, .. } = pair;
+            assert_ne!(pair.identity, pair.reference_identity);
+            assert!(front.yaw.abs() <= NEAR_FRONTAL && asked.yaw.abs() <= YAW);
+            assert!((front.pitch, front.roll, asked.pitch, asked.roll) == (0.0, 0.0, 0.0, 0.0));
+            assert!(front.units == neutral && asked.units == neutral);
+            assert!(front.light.direction[2] > 0.9 && front.light.ambient > 0.4);
+            assert!(asked.light.direction[2] >= 0.0);
+        }
+        let aside = |pair: &&Pair| pair.reference_view.light.direction[0].abs() > 0.75;
+        assert!((16..40).contains(&pairs.iter().filter(aside).count()));
+        let people: BTreeSet<u64> = pairs.iter().map(|pair| pair.identity).collect();
+        assert_eq!(people.len(), 12);
+        let profiles = pairs
+            .chunks(4)
+            .map(|own| own.iter().all(|one| one.profile_view == own[0].profile_view));
+        assert!(profiles.into_iter().all(|same| same));
+    }
+
+    #[test]
+    fn more_references_change_none() {
+        let more = Pairing { references: 5, ..SOME }.pairs();
+        for (at, pair) in SOME.pairs().iter().enumerate() {
+            let same = &more[at / 4 * 5 + at % 4];
+            assert_eq!(pair.reference_view, same.reference_view);
+            assert_eq!(pair.reference_identity, same.reference_identity);
+        }
+    }
+
+    #[test]
+    fn heads_are_tilted_and_have_expressions_only_if_asked() {
+        let free = Pairing { tilted: true, expressions: true, ..SOME }.pairs();
+        assert!(free.iter().all(|pair| pair.reference_view.pitch != 0.0));
+        let neutral = View::default().units;
+        assert!(free.iter().any(|pair| pair.reference_view.units != neutral));
+        assert!(free.iter().all(|pair| pair.profile_view.units == neutral));
+    }
+}
