@@ -68,14 +68,18 @@ const MODEL: &str = "sample_every=0\nlog_every=20\nbatch=16\nmicro_batches=2\n\
                      learning_rate={peak=0.003,warmup=20,decay={kind=\"cosine\"}}\nlabel_dropout=0.5\n\
                      [model]\nkind=\"dit\"\nsize=[8,8]\npatch=2\nhidden=48\ndepth=3\nheads=2\n";
 
-/// A model of the people in `base`, then branches for it in `matching` and `control`.
-fn trained(folder: &Path) {
+/// The people, and a model of them in `base`.
+fn base(folder: &Path, steps: &str) {
     people(folder);
     fs::write(folder.join("base.toml"), MODEL).expect("written");
+    let train = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
+    TestCommand::new(folder, train).on_cpu().args(["--steps", steps]).reported();
+}
+
+/// A model of the people in `base`, then branches for it in `matching` and `control`.
+fn trained(folder: &Path) {
+    base(folder, "500");
     let command = |args: &[&str]| TestCommand::new(folder, args).on_cpu();
-    command(&["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"])
-        .args(["--steps", "500"])
-        .reported();
     let control = |args: &[&str]| {
         let train = ["train", "control", "-m", "base", "--data", "people", "--batch", "16"];
         command(&train).args(args).args(["--lr", "0.003"]).settings(&["control.depth=2"])
@@ -213,10 +217,7 @@ fn branches_go_on_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
-    people(folder.path());
-    fs::write(at("base.toml"), MODEL).expect("written");
-    let base = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
-    command(&base).args(["--steps", "5"]).reported();
+    base(folder.path(), "5");
     let weights =
         |run: &str| fs::read(at(run).join("model/branches.safetensors")).expect("weights");
     let mut before: Option<String> = None;
@@ -248,10 +249,7 @@ fn a_portrait_is_put_into_a_photograph() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
-    people(folder.path());
-    fs::write(at("base.toml"), MODEL).expect("written");
-    let base = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
-    command(&base).args(["--steps", "60"]).reported();
+    base(folder.path(), "60");
     let control = ["train", "control", "-m", "base", "--data", "people", "--steps", "1"];
     for (run, more) in [("matching", vec![]), ("control", vec!["--matching", "matching"])] {
         let settings = ["batch=2", "sample_every=0"];

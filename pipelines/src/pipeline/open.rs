@@ -58,7 +58,7 @@ impl<T: PromptTask> Pipeline<T> {
     /// Opens a model: a bundle, a diffusers folder, a checkpoint file, or a shipped model by its name.
     ///
     /// # Errors
-    /// See [`device::open`], [`model::find`], [`model::recognise`] and [`Recognised::load`].
+    /// See [`device::open`], [`model::find`], [`model::recognise`] and [`Recognised::load`](model::Recognised::load).
     pub fn open(model: impl AsRef<Path>, options: &OpenOptions<'_>) -> Result<Self> {
         threads::start(options.threads)?;
         let opened = device::open(options.device, &options.hooks)?;
