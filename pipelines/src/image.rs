@@ -8,7 +8,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::buffer::ConvertBuffer;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{ImageEncoder, ImageFormat, RgbImage, RgbaImage, imageops};
+use image::{ImageEncoder, ImageFormat, RgbImage, Rgba, RgbaImage, imageops};
 use pyrograph_weights::{check_writable, folder_of, write_whole};
 
 use crate::decode;
@@ -187,13 +187,9 @@ pub fn picture_size(path: &Path) -> Result<[usize; 2]> {
 /// As [`picture_size`], and damaged pixels.
 pub fn read_picture(path: &Path) -> Result<RgbImage> {
     let rgba = decode::decode(path)?;
-    let (width, height) = rgba.dimensions();
-    let white = |value: u8, alpha: u8| {
-        ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
-    };
-    let pixels = rgba.as_raw().as_chunks::<4>().0.iter();
-    let rgb = pixels.flat_map(|&[r, g, b, alpha]| [r, g, b].map(|value| white(value, alpha)));
-    Ok(RgbImage::from_raw(width, height, rgb.collect()).expect("three values a pixel"))
+    let mut white = RgbaImage::from_pixel(rgba.width(), rgba.height(), Rgba([255; 4]));
+    imageops::overlay(&mut white, &rgba, 0, 0);
+    Ok(white.convert())
 }
 
 /// Refuses a picture of a single colour, which is how broken models and drivers show.

@@ -11,7 +11,7 @@ use pyrograph_weights::{Bundle, FloatDtype, Manifest, Part, read_manifest, save_
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::request::Request;
 use crate::task::{PromptTask, Task, TextTask};
 
@@ -50,15 +50,16 @@ pub struct Branches {
 }
 
 impl PortraitConfig {
-    /// That of the branches in a folder, for a network of this fingerprint; the weights are not read.
+    /// That of the branches in a folder, or in that of a run, for a network of this fingerprint; the weights are not read.
     ///
     /// # Errors
     /// No such folder, a broken one, one for another network.
     pub(crate) fn read(path: &Path, net: &DitConfig, base: &str) -> Result<Self> {
-        let not = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
         if !path.exists() {
             return Err(Error::NoModel { path: path.to_owned() });
         }
+        let path = &model::resolved(path)?;
+        let not = |reason: String| Error::NotAModel { path: path.clone(), reason };
         let manifest = read_manifest(path)?;
         if manifest.family != FAMILY {
             return Err(not(format!("family `{}`, expected {FAMILY}", manifest.family)));
@@ -111,7 +112,7 @@ impl Branches {
     /// As of [`PortraitConfig::read`], and broken weights.
     pub(crate) fn open(path: &Path, net: &Dit, base: &str, device: &Device) -> Result<Self> {
         let config = PortraitConfig::read(path, net.config(), base)?;
-        let bundle = Bundle::open(path)?;
+        let bundle = Bundle::open(model::resolved(path)?)?;
         bundle.verify(PART)?;
         let fresh = IcPortrait::new(net, config.branches, device);
         let fingerprint = bundle.checkpoint(PART)?.fingerprint();

@@ -2,11 +2,16 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use image::RgbImage;
+use image::buffer::ConvertBuffer;
 use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
+use pyrograph_engine::nets::Vae;
 use serde::{Deserialize, Serialize};
 
+use crate::decode::decode;
+use crate::error::{Error, Result};
+use crate::image::picture_tensor;
 use crate::patches::PatchPlan;
 use crate::settings::{Defaults, GuidanceSettings, Settings};
 
@@ -135,6 +140,44 @@ pub enum Picture {
     /// one channel from 0 to 1.
     #[serde(skip)]
     Latent(Tensor<4>),
+}
+
+impl Picture {
+    /// Its pixels, cut and resized to `size`, `[1, 3, height, width]` in [-1, 1], and what `convert` makes of them; of a
+    /// picture in the model's own space that alone.
+    pub(crate) fn read(
+        &self,
+        size: [usize; 2],
+        device: &Device,
+        convert: impl FnOnce(Tensor<4>) -> Tensor<4>,
+    ) -> Result<(Option<Tensor<4>>, Tensor<4>)> {
+        let pixels = match self {
+            Self::File(path) => picture_tensor(&decode(path)?, size, device),
+            Self::Pixels(pixels) => picture_tensor(&pixels.convert(), size, device),
+            Self::Latent(latent) => return Ok((None, latent.clone().to_device(device))),
+        };
+        Ok((Some(pixels.clone()), convert(pixels)))
+    }
+}
+
+/// What an autoencoder makes of pixels, as the network sees it; without one, the pixels.
+pub(crate) fn latent(vae: Option<&Vae>, pixels: Tensor<4>) -> Tensor<4> {
+    match vae {
+        Some(vae) => vae.scale(vae.encode(pixels).mean),
+        None => pixels,
+    }
+}
+
+/// Refuses a tensor of another shape.
+pub(crate) fn expect(
+    what: &'static str,
+    tensor: Tensor<4>,
+    expected: [usize; 4],
+) -> Result<Tensor<4>> {
+    match tensor.dims() {
+        found if found == expected => Ok(tensor),
+        found => Err(Error::Shape { what, expected, found }),
+    }
 }
 
 /// Noise from N(0, 1), `[images, channels, height, width]`; in memory it is not serialised.

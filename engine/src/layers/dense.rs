@@ -6,7 +6,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::init::{Fresh, Init};
 use super::lora::{Lora, LowRank};
 use crate::ops::magnitude::normalize;
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, activated};
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
 ///
@@ -238,11 +238,7 @@ fn joined<const D: usize>(
     x: Tensor<D>,
     activation: Option<Activation>,
 ) -> Tensor<D> {
-    let y = y + adapter.forward(x);
-    match activation {
-        Some(activation) => activation.forward(y),
-        None => y,
-    }
+    activated(y + adapter.forward(x), activation)
 }
 
 /// Brings every weight of a preserved [`Dense`] back to unit RMS per unit (forced weight

@@ -61,19 +61,21 @@ impl Control {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::nets::{DitConfig, Panel};
     use crate::testing::Draws;
 
-    const DEPTH: usize = 2;
+    pub(in crate::nets) const DEPTH: usize = 2;
 
-    fn net() -> Dit {
+    /// A tiny network of three blocks.
+    pub(in crate::nets) fn net() -> Dit {
         let base = DitConfig { size: [8, 8], classes: 3, ..DitConfig::dit(32, 3, 4) };
         base.init(0, &Device::flex()).map(&mut Draws::new(3, 0.2))
     }
 
-    fn images(seed: u64) -> Tensor<4> {
+    /// Two images for it.
+    pub(in crate::nets) fn images(seed: u64) -> Tensor<4> {
         Draws::new(seed, 1.0).tensor([2, 4, 8, 8])
     }
 

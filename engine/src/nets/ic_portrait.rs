@@ -183,20 +183,9 @@ impl Steered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nets::DitConfig;
+    use crate::nets::control::tests::{DEPTH, images, net};
     use crate::testing::Draws;
     use crate::train::params;
-
-    const DEPTH: usize = 2;
-
-    fn net() -> Dit {
-        let base = DitConfig { size: [8, 8], classes: 3, ..DitConfig::dit(32, 3, 4) };
-        base.init(0, &Device::flex()).map(&mut Draws::new(3, 0.2))
-    }
-
-    fn images(seed: u64) -> Tensor<4> {
-        Draws::new(seed, 1.0).tensor([2, 4, 8, 8])
-    }
 
     fn sight(profile: u64, reference: u64) -> Sight {
         Sight { profile: images(profile), reference: images(reference), time: 0.0 }

@@ -45,6 +45,26 @@ impl Activation {
     }
 }
 
+/// With an activation, if there is one.
+pub(crate) fn activated<const D: usize>(y: Tensor<D>, activation: Option<Activation>) -> Tensor<D> {
+    match activation {
+        Some(activation) => activation.forward(y),
+        None => y,
+    }
+}
+
+/// What of an activation is part of the operation before it, and what follows: where that is recorded, its backward
+/// pass needs the activation's input, which a fused one does not keep.
+pub(super) fn split(
+    activation: Option<Activation>,
+    recorded: bool,
+) -> (Option<Activation>, Option<Activation>) {
+    match recorded {
+        true => (None, activation),
+        false => (activation, None),
+    }
+}
+
 pub(super) fn plain<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     match activation {
         Activation::Gelu => activation::gelu(x),

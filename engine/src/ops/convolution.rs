@@ -5,7 +5,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
 
-use super::activation::Activation;
+use super::activation::{Activation, activated, split};
 use super::available;
 use super::cpu::bridge::{device, host, run};
 use super::cpu::conv;
@@ -47,20 +47,9 @@ pub fn depthwise(
     if !available(&x) || !available(&weight) {
         return plain_depthwise(x, weight, bias, stride, activation);
     }
-    // The backward pass needs the activation's input, which a fused one does not keep.
-    let (fused, after) = match x.is_autodiff() || weight.is_autodiff() {
-        true => (None, activation),
-        false => (activation, None),
-    };
+    let (fused, after) = split(activation, x.is_autodiff() || weight.is_autodiff());
     let inputs = vec![x.into(), weight.into(), bias.into()];
     activated(run(Depthwise { stride, activation: fused }, inputs), after)
-}
-
-fn activated(y: Tensor<4>, activation: Option<Activation>) -> Tensor<4> {
-    match activation {
-        Some(activation) => activation.forward(y),
-        None => y,
-    }
 }
 
 fn plain_depthwise(

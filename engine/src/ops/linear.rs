@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use super::activation::Activation;
+use super::activation::{Activation, activated, split};
 use super::available;
 use super::cpu::bridge::{Operand, device, host, run};
 use super::cpu::mixed::in_tiles;
@@ -58,20 +58,12 @@ pub fn linear<const D: usize>(
     if !(available(&x) && available(&weight)) {
         return plain(x, weight, bias, activation);
     }
-    // The backward pass needs the activation's input, which a fused one does not keep.
     let recorded = x.is_autodiff() || weight.is_autodiff();
-    let (fused, after) = match recorded {
-        true => (None, activation),
-        false => (activation, None),
-    };
+    let (fused, after) = split(activation, recorded);
     let mixed = recorded && MIXED.get();
     let mut inputs = vec![x.into(), weight.into()];
     inputs.extend(bias.map(Operand::from));
-    let y = run(cpu::linear::Linear { activation: fused, mixed }, inputs);
-    match after {
-        Some(activation) => activation.forward(y),
-        None => y,
-    }
+    activated(run(cpu::linear::Linear { activation: fused, mixed }, inputs), after)
 }
 
 fn plain<const D: usize>(

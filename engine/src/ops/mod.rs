@@ -20,6 +20,7 @@ mod rotary;
 mod testing;
 
 pub use activation::Activation;
+pub(crate) use activation::activated;
 pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention};
 pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]

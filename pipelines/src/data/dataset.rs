@@ -7,7 +7,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use image::RgbImage;
 use pyrograph_engine::nets::Conditioning;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::Batch;
@@ -20,7 +19,6 @@ use super::latents::{Encoder, Latents};
 use super::notice::{Notice, Skip};
 use super::pixels::{Background, Observe, Pixels, short};
 use crate::error::{Error, Result};
-use crate::image::to_images;
 use crate::labels::{composed, folded};
 
 /// Name of the file in the folder of a run that keeps what captions are to the network.
@@ -310,15 +308,6 @@ impl Dataset {
             [one] => *one,
             several => several[(random.uniform() * several.len() as f64) as usize],
         }
-    }
-
-    /// Some of the images as pictures, on their first background.
-    ///
-    /// # Errors
-    /// More than fits in memory.
-    pub(crate) fn pictures(&self, indices: &[usize]) -> Result<Vec<RgbImage>> {
-        let (flips, colours) = (vec![false; indices.len()], vec![0; indices.len()]);
-        to_images(self.pixels(indices, &flips, &colours, &Device::flex()))
     }
 
     /// Images with pixels in [-1, 1], `[batch, 3, height, width]`.

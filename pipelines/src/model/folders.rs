@@ -35,7 +35,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// A folder that holds several, or none.
-pub(super) fn resolved(path: &Path) -> Result<PathBuf> {
+pub(crate) fn resolved(path: &Path) -> Result<PathBuf> {
     let mut at = path.to_owned();
     for _ in 0..NESTED {
         if !at.is_dir()

@@ -19,6 +19,7 @@ pub mod text;
 pub mod text_encoder;
 mod weight_type;
 
+pub(crate) use folders::resolved;
 pub use reader::TextReader;
 pub use registry::{SHIPPED, find};
 pub use weight_type::WeightType;
@@ -182,7 +183,7 @@ fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     if !path.exists() {
         return Err(Error::NoModel { path: path.to_owned() });
     }
-    let path = &folders::resolved(path)?;
+    let path = &resolved(path)?;
     let recognised = if path.join("model.json").is_file() {
         native(path)?
     } else if path.is_dir() {

@@ -3,17 +3,14 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use image::buffer::ConvertBuffer;
 use pyrograph_engine::diffusion::{Grid, Sampler, Spacing};
 use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
 
 use super::Pipeline;
-use crate::decode::decode;
 use crate::error::{Error, Result};
-use crate::image::picture_tensor;
 use crate::patches::{PatchPlan, Phase};
-use crate::request::{Noise, Picture, Request, StartPicture};
+use crate::request::{Noise, Picture, Request, StartPicture, expect, latent};
 use crate::settings::{Settings, at_least_one};
 use crate::task::{Task, Told};
 
@@ -294,13 +291,12 @@ impl<T: Task> Pipeline<T> {
     ) -> Result<Start> {
         let factor = self.factor();
         let size = [height, width].map(|side| side * factor);
-        let (pixels, latent) = self.read(picture, size, |pixels| match &self.vae {
-            Some(vae) => vae.scale(vae.encode(pixels).mean),
-            None => pixels,
-        })?;
-        let picture = expect("the picture", latent, [1, channels, height, width])?;
-        let read = |mask| {
-            let (pixels, cells) = self.read(mask, size, |pixels| corners(light(pixels), factor))?;
+        let made = |pixels| latent(self.vae.as_ref(), pixels);
+        let (pixels, picture) = picture.read(size, &self.device, made)?;
+        let picture = expect("the picture", picture, [1, channels, height, width])?;
+        let read = |mask: &Picture| {
+            let made = |pixels| corners(light(pixels), factor);
+            let (pixels, cells) = mask.read(size, &self.device, made)?;
             let cells = expect("the mask", cells, [1, 1, height, width])?;
             Ok::<_, Error>((pixels.map_or_else(|| spread(cells.clone(), factor), light), cells))
         };
@@ -311,22 +307,6 @@ impl<T: Task> Pipeline<T> {
             _ => None,
         };
         Ok(Start { picture, mask, kept })
-    }
-
-    /// A picture of `size` in pixels, `[1, 3, height, width]` in [-1, 1], and what `convert` makes of them; of a picture
-    /// in the model's own space that alone.
-    fn read(
-        &self,
-        picture: &Picture,
-        size: [usize; 2],
-        convert: impl FnOnce(Tensor<4>) -> Tensor<4>,
-    ) -> Result<(Option<Tensor<4>>, Tensor<4>)> {
-        let pixels = match picture {
-            Picture::File(path) => picture_tensor(&decode(path)?, size, &self.device),
-            Picture::Pixels(pixels) => picture_tensor(&pixels.convert(), size, &self.device),
-            Picture::Latent(latent) => return Ok((None, latent.clone().to_device(&self.device))),
-        };
-        Ok((Some(pixels.clone()), convert(pixels)))
     }
 }
 
@@ -348,13 +328,6 @@ fn spread(cells: Tensor<4>, factor: usize) -> Tensor<4> {
     let cells: Tensor<6> = cells.reshape([1, 1, height, 1, width, 1]);
     let pixels = cells.expand([1, 1, height, factor, width, factor]);
     pixels.reshape([1, 1, height * factor, width * factor])
-}
-
-fn expect(what: &'static str, tensor: Tensor<4>, expected: [usize; 4]) -> Result<Tensor<4>> {
-    match tensor.dims() {
-        found if found == expected => Ok(tensor),
-        found => Err(Error::Shape { what, expected, found }),
-    }
 }
 
 impl Noise {

@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use image::buffer::ConvertBuffer;
-use pyrograph_engine::nets::{Conditioning, Dit};
+use pyrograph_engine::nets::Conditioning;
 
 use super::{Task, Told};
-use crate::decode::decode;
 use crate::error::{Error, Result};
-use crate::image::picture_tensor;
 use crate::model::Model;
 use crate::portrait::{self, Branches};
-use crate::request::{Picture, Request};
+use crate::request::{Picture, Request, expect, latent};
 
 /// What a portrait is made from.
 #[derive(Debug, Clone)]
@@ -38,7 +35,6 @@ impl Portrait {
 #[derive(Debug, Clone)]
 pub struct PortraitTask {
     model: Model,
-    net: Dit,
     branches: Branches,
     /// Of one portrait, but for its pictures.
     told: Conditioning,
@@ -61,27 +57,27 @@ impl PortraitTask {
     /// The same while the branches are trained.
     pub(crate) fn of_any(model: &Model, branches: Branches, device: &Device) -> Result<Self> {
         let told = portrait::told(model, &branches.config.prompt, device)?;
-        let net = model.net.trunk().clone();
-        Ok(Self { model: model.clone(), net, branches, told, device: device.clone() })
+        Ok(Self { model: model.clone(), branches, told, device: device.clone() })
     }
 
     /// A picture as the model makes them, `[1, channels, height, width]`.
     fn read(&self, picture: &Picture, size: [usize; 2]) -> Result<Tensor<4>> {
-        let pixels = match picture {
-            Picture::File(path) => picture_tensor(&decode(path)?, size, &self.device),
-            Picture::Pixels(pixels) => picture_tensor(&pixels.convert(), size, &self.device),
-            Picture::Latent(latent) => return Ok(latent.clone().to_device(&self.device)),
-        };
-        Ok(match &self.model.vae {
-            Some(vae) => vae.scale(vae.encode(pixels).mean),
-            None => pixels,
-        })
+        let vae = self.model.vae.as_ref();
+        let (_, latent) = picture.read(size, &self.device, |pixels| latent(vae, pixels))?;
+        let [height, width] = size.map(|side| side / vae.map_or(1, |vae| vae.config().factor()));
+        let channels = self.model.net.trunk().config().channels;
+        expect("the picture", latent, [1, channels, height, width])
     }
 
     /// What the network is told of what the branches see.
     fn steered(&self, profile: Tensor<4>, reference: Tensor<4>, seed: u64) -> Conditioning {
         let sight = self.branches.sight(&self.model, profile, reference, seed);
-        self.branches.net.told(&self.net, &sight, self.told.clone(), self.branches.config.patch)
+        self.branches.net.told(
+            self.model.net.trunk(),
+            &sight,
+            self.told.clone(),
+            self.branches.config.patch,
+        )
     }
 }
 

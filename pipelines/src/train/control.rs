@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::nets::{
-    Conditioning, IcPortrait, IcPortraitConfig, Net, Sight, Steered, Vae,
-};
+use pyrograph_engine::nets::{Conditioning, IcPortrait, IcPortraitConfig, Sight, Steered};
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Pairs, Target, Trainer};
 use pyrograph_weights::FloatDtype;
@@ -18,10 +16,11 @@ use super::config::TrainConfig;
 use super::denoising::perceptual;
 use super::identity::Sources;
 use super::outline::Outline;
-use super::start::Start;
+use super::start::Ground;
 use super::streams::Streams;
-use crate::data::{Annotation, Dataset, Encoder};
+use crate::data::{Annotation, Dataset};
 use crate::error::{Error, Result};
+use crate::eval::pictures;
 use crate::model::{Model, Recognised};
 use crate::portrait::{self, Branches, PortraitConfig};
 
@@ -110,9 +109,7 @@ impl ControlShape {
         sources: &mut Sources,
         device: &Device,
     ) -> Result<Branches> {
-        let Net::Dit(net) = &model.net else {
-            return Err(Error::Config { reason: "a few-step student is not steered".into() });
-        };
+        let net = model.net.trunk();
         let Self { depth, panel, hidden, cell, .. } = *self;
         let appearance = self.matching.is_some();
         let config = PortraitConfig {
@@ -196,16 +193,8 @@ impl ControlLearner {
     ) -> Result<(Self, Outline)> {
         let fault = |reason: &str| Error::Config { reason: reason.into() };
         let shape = config.control.as_ref().expect("a run of branches");
-        let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
-        let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
-        let mut sources = Sources::from([("data".to_owned(), data.identity())]);
-        if let Some(encoder) = &encoder {
-            sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
-        }
-        let start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
-        if let Some(text) = &start.text {
-            sources.insert("text_encoder".to_owned(), text.fingerprint()?.into());
-        }
+        let Ground { encoder, vae, mut sources, mut start } = Ground::new(config, &data, device)?;
+        let text = start.reader(&mut sources, device)?;
         if data.annotation() != Annotation::Classes {
             return Err(fault("the images have captions, expected a folder for each person"));
         }
@@ -213,7 +202,7 @@ impl ControlLearner {
         let base = recognised.net.checkpoint.fingerprint();
         sources.insert("init".to_owned(), base.clone().into());
         let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
-        let model = Model { vae: vae.clone(), ..model };
+        let model = Model { vae: vae.clone(), text: text.or(model.text), ..model };
         let branches = shape.branches(&model, base, &mut sources, device)?;
         let told = portrait::told(&model, &shape.prompt, device)?;
         let loss = Denoising {
@@ -241,7 +230,7 @@ impl ControlLearner {
         let outline = Outline {
             text: model.text,
             sources,
-            portraits: data.pictures(&shown.concat())?,
+            portraits: pictures(&data, &shown.concat(), &Device::flex())?,
             ..Outline::new(model.config, vae)
         };
         let config = branches.config;

@@ -15,9 +15,9 @@ use super::config::TrainConfig;
 use super::identity::Sources;
 use super::outline::Outline;
 use super::samples;
-use super::start::{Start, told};
+use super::start::{Ground, Start, told};
 use super::streams::Streams;
-use crate::data::{Annotation, Dataset, Encoder, Notice, Reads};
+use crate::data::{Annotation, Dataset, Notice, Reads};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::text::TextInput;
@@ -67,18 +67,9 @@ impl<M: Denoises> DenoisingLearner<M> {
         device: &Device,
         train: impl FnOnce(Dit) -> Result<M>,
     ) -> Result<(Self, Outline)> {
-        let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
-        let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
-        let mut sources = Sources::from([("data".to_owned(), data.identity())]);
-        if let Some(encoder) = &encoder {
-            sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
-        }
-        let mut start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
+        let Ground { encoder, vae, mut sources, mut start } = Ground::new(config, &data, device)?;
         check_annotation(&data, config)?;
-        let text = start.text.take().map(|text| text.open(device, &mut |_| ())).transpose()?;
-        if let Some(reader) = &text {
-            sources.insert("text_encoder".to_owned(), reader.source().fingerprint()?.into());
-        }
+        let text = start.reader(&mut sources, device)?;
         let told = (&data, text.as_ref());
         let (model, adopted) = initial(config, start, told, vae, &mut sources, device)?;
         let Model { net, vae, config: model, .. } = model;

@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use pyrograph_engine::nets::{DitConfig, VaeConfig};
+use pyrograph_engine::nets::{DitConfig, Vae, VaeConfig};
 
 use super::config::{CaptionShape, TrainConfig};
+use super::identity::Sources;
 use super::shape::Condition;
+use crate::data::{Dataset, Encoder};
 use crate::error::{Error, Result, TextError};
 use crate::model::text::TextSource;
-use crate::model::{Recognised, autoencoder_config, recognise};
+use crate::model::{Recognised, TextReader, autoencoder_config, recognise};
 
 /// The start of a run, but for its classes and all weights.
 pub(super) struct Start {
@@ -95,6 +97,50 @@ impl Start {
         }
         check_use(config, &net, device)?;
         Ok(Self { init, channels, size, text })
+    }
+}
+
+/// What a run on images stands on, all opened but the model that it starts from and what reads its captions.
+pub(super) struct Ground {
+    /// Makes latents of the images.
+    pub(super) encoder: Option<Encoder>,
+    /// Its autoencoder.
+    pub(super) vae: Option<Vae>,
+    pub(super) sources: Sources,
+    pub(super) start: Start,
+}
+
+impl Ground {
+    /// That of a run on these images.
+    ///
+    /// # Errors
+    /// Those of [`Start::new`], an autoencoder that cannot be opened.
+    pub(super) fn new(config: &TrainConfig, data: &Dataset, device: &Device) -> Result<Self> {
+        let encoder = config.vae.as_ref().map(|path| Encoder::open(path, device)).transpose()?;
+        let vae = encoder.as_ref().map(|encoder| encoder.vae.clone());
+        let mut sources = Sources::from([("data".to_owned(), data.identity())]);
+        if let Some(encoder) = &encoder {
+            sources.insert("vae".to_owned(), encoder.fingerprint.clone().into());
+        }
+        let start = Start::new(config, vae.as_ref().map(Vae::config), device)?;
+        Ok(Self { encoder, vae, sources, start })
+    }
+}
+
+impl Start {
+    /// What reads captions, if anything does; it is added to the `sources` of the run.
+    ///
+    /// # Errors
+    /// An encoder that cannot be opened.
+    pub(super) fn reader(
+        &mut self,
+        sources: &mut Sources,
+        device: &Device,
+    ) -> Result<Option<TextReader>> {
+        let Some(text) = self.text.take() else { return Ok(None) };
+        let reader = text.open(device, &mut |_| ())?;
+        sources.insert("text_encoder".to_owned(), reader.source().fingerprint()?.into());
+        Ok(Some(reader))
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 use super::config::DitConfig;
 use crate::layers::time::Table;
 use crate::layers::{Activation, Dense, Fresh, Init, Mlp, Residual, TimeCode, TimeEmbedder};
-use crate::ops::AttentionBias;
+use crate::ops::{AttentionBias, activated};
 
 /// The condition of a batch of images, one entry per image in every part.
 #[derive(Debug, Clone, Default)]
@@ -282,11 +282,7 @@ impl Embedder {
             (Some(_), None) => panic!("a network of sizes is told none"),
             (None, Some(_)) => panic!("a network without sizes is told one"),
         };
-        let condition = match self.activation {
-            Some(activation) => activation.forward(sum),
-            None => sum,
-        };
-        condition.unsqueeze_dim(1) // [batch, 1, hidden]
+        activated(sum, self.activation).unsqueeze_dim(1) // [batch, 1, hidden]
     }
 
     pub(super) fn folded(self) -> Self {

@@ -192,18 +192,8 @@ impl Dit {
         patch: usize,
         after_block: AfterBlock<'_>,
     ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
         let call = Call { patch, caches: &mut [], keep: false, after_block };
-        self.called(x, time, told, call)
-    }
-
-    fn called(
-        &self,
-        x: Tensor<4>,
-        time: Tensor<1>,
-        told: &Conditioning,
-        call: Call<'_>,
-    ) -> Tensor<4> {
-        let ([_, _, height, width], patch) = (x.dims(), call.patch);
         let encoded = self.encode(x, time, told, call);
         self.decode(encoded, [height, width], patch, None)
     }

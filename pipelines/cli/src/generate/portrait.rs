@@ -184,15 +184,11 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
         picture_size(input)?;
     }
     let base = common.find(&args.base)?;
-    let branches = match args.model.join("model").is_dir() {
-        true => args.model.join("model"),
-        false => args.model.clone(),
-    };
     let opened = common.open()?;
     let notify = |notice| common.tell(&notice);
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
-    let pipeline = PortraitPipeline::with_branches(&branches, &base, &opened, &options)?;
+    let pipeline = PortraitPipeline::with_branches(&args.model, &base, &opened, &options)?;
     let photos = args.photographs(pipeline.size(), &opened)?;
     let pictures = match &photos {
         Some(photos) => photos.each_ref().map(|photo| Picture::Pixels(photo.crop())),

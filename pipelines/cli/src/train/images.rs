@@ -269,10 +269,7 @@ pub(crate) fn control(args: &Control, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
-    // The folder of a run stands for what it made.
-    let made = |folder: &PathBuf| Some(folder.join("model")).filter(|model| model.is_dir());
-    let matching = args.matching.as_ref().map(|folder| made(folder).unwrap_or(folder.clone()));
-    let further = path_settings(&[("data", &args.data), ("control.matching", &matching)])?;
+    let further = path_settings(&[("data", &args.data), ("control.matching", &args.matching)])?;
     let (output, init) = (args.output.as_deref(), args.model.as_deref());
     OnImages { kind: Kind::Control, output, init, run: &args.run, further }.start(common)
 }
