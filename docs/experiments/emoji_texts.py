@@ -46,14 +46,13 @@ HELD_OUT = 150
 
 def laid(picture, colour):
     """A transparent picture in the middle of a colour."""
-    data = np.asarray(picture, np.float32) / 255
-    data = np.concatenate([data[..., :3] * data[..., 3:], data[..., 3:]], -1)
-    image = Image.fromarray((data * 255 + 0.5).astype(np.uint8), "RGBA")
-    image = np.asarray(image.resize((INNER, INNER), Image.LANCZOS), np.float32)
+    # Pillow weighs the colours by their opacity while it resizes, and undoes that after.
+    image = Image.fromarray(picture, "RGBA").resize((INNER, INNER), Image.LANCZOS)
+    image = np.asarray(image, np.float32)
     canvas, border = np.zeros((SIDE, SIDE, 4), np.float32), (SIDE - INNER) // 2
     canvas[border : border + INNER, border : border + INNER] = image
     alpha = canvas[..., 3:] / 255
-    return np.clip(canvas[..., :3] + (1 - alpha) * np.array(colour), 0, 255).round().astype(np.uint8)
+    return (canvas[..., :3] * alpha + (1 - alpha) * np.array(colour)).round().astype(np.uint8)
 
 
 def shade(rng, name):
