@@ -21,6 +21,8 @@
 
 pub mod adapter;
 pub mod adherence;
+pub mod branches;
+pub mod control;
 pub mod data;
 mod decode;
 pub mod device;
@@ -57,7 +59,7 @@ pub use model::WeightType;
 pub use pipeline::{
     ClassPipeline, Generated, Made, OpenOptions, Pipeline, PortraitPipeline, Progress, TextPipeline,
 };
-pub use request::{Guidance, Noise, Picture, Request, StartPicture};
+pub use request::{Controlled, Guidance, Noise, Picture, Request, StartPicture};
 
 /// The crates that types of this one come from.
 pub use {burn, pyrograph_engine as engine, pyrograph_weights as weights};

@@ -9,6 +9,7 @@ use pyrograph_engine::diffusion::{GuidedChannels, Sampler, Spacing};
 use pyrograph_engine::nets::Vae;
 use serde::{Deserialize, Serialize};
 
+use crate::control::ControlBranch;
 use crate::decode::decode;
 use crate::error::{Error, Result};
 use crate::image::picture_tensor;
@@ -69,6 +70,9 @@ pub struct Request<P> {
     /// Where to make something new, in white, and where to keep the picture, in black.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Picture>,
+    /// Pictures that control the images; what several add is summed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Controlled>,
     /// Replaces the noise of the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<Noise>,
@@ -124,6 +128,23 @@ pub struct StartPicture {
     /// begin, and comes back as it is where there are none. With a mask, a run of all steps begins with noise alone. A
     /// student takes the picture for its own first prediction instead, and has no strength.
     pub strength: Option<f64>,
+}
+
+/// A picture that controls all images of a request, through a branch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Controlled {
+    /// The branch.
+    pub branch: ControlBranch,
+    /// Cut and resized to the size of the images.
+    #[serde(flatten)]
+    pub picture: Picture,
+    /// Whether the picture is what the branch sees, such as outlines, and not one whose outlines are to be found.
+    #[serde(default)]
+    pub ready: bool,
+    /// Factor on all that the branch adds; 0 is as if it were not there.
+    pub scale: f64,
+    /// Shares of the steps after which it begins and ends to act, 0 to 1.
+    pub steps: [f64; 2],
 }
 
 /// A picture, as a file or in memory; what is in memory is not serialised.
@@ -231,6 +252,7 @@ impl<P> Request<P> {
             patches: None,
             picture: None,
             mask: None,
+            controls: Vec::new(),
             noise: None,
             batch: None,
             vae_tile: None,

@@ -8,6 +8,7 @@
 mod autoencoders;
 mod cli;
 mod command;
+mod controls;
 mod damage;
 mod distill;
 mod faults;

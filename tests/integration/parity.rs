@@ -9,7 +9,10 @@ use pyrograph::model::Model;
 use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
-use pyrograph_engine::nets::{Conditioning, Dit, DitConfig, IcPortrait, IcPortraitConfig, Sight};
+use pyrograph_engine::nets::{
+    Conditioning, Control, Dit, DitConfig, IcPortrait, IcPortraitConfig, Sight,
+};
+use pyrograph_engine::portrait::conditions::ControlKind;
 use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
@@ -139,6 +142,37 @@ fn portraits_are_steered_alike_on_every_device() {
     let (net, branches) = (net.clone().fork(&device), branches.clone().fork(&device));
     let found = made(&net, &branches, images, &[0, 1]);
     assert_close("portraits", found, Tensor::cat(alone.to_vec(), 0), tolerance(1e-5));
+}
+
+/// A branch on the device under test, by pictures for two images at once, against each alone on the CPU.
+#[test]
+fn pictures_control_alike_on_every_device() {
+    let (host, device) = (Device::flex(), device());
+    let config = DitConfig { size: [16, 16], channels: 3, classes: 2, ..DitConfig::dit(32, 3, 2) };
+    let net = stirred(config.init(1, &host), 0.1);
+    let branch = stirred(Control::new(&net, 2, &host), 0.1);
+    let process = pyrograph::train::TrainConfig::default().process;
+    let pictures = |seed: u64| {
+        let values = Generator::new(seed).normal(2 * 3 * 16 * 16);
+        Tensor::<4>::from_data(TensorData::new(values, [2, 3, 16, 16]), &host)
+    };
+    let [picture, x] = [2, 4].map(pictures);
+    let made = |net: &Dit, branch: &Control, [picture, x]: [Tensor<4>; 2], class: &[usize]| {
+        let device = x.device();
+        let seen = ControlKind::Edges.of(picture);
+        let nothing = Conditioning::classes(&vec![2; class.len()], &device);
+        let control = branch.of_picture(net, &process, seen, &nothing, config.patch);
+        let told = Conditioning { control, ..Conditioning::classes(class, &device) };
+        net.forward(x, Tensor::full([class.len()], 0.3, &device), &told, config.patch)
+    };
+    let alone = [0, 1].map(|i| {
+        let images = [&picture, &x].map(|images| images.clone().narrow(0, i, 1));
+        made(&net, &branch, images, &[i])
+    });
+    let images = [picture, x].map(|images| images.to_device(&device));
+    let (net, branch) = (net.clone().fork(&device), branch.clone().fork(&device));
+    let found = made(&net, &branch, images, &[0, 1]);
+    assert_close("controlled", found, Tensor::cat(alone.to_vec(), 0), tolerance(1e-5));
 }
 
 /// The reference guides the first three channels of the noise with both halves at timestep 500.

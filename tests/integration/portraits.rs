@@ -13,7 +13,7 @@ const SIDE: u32 = 8;
 /// People.
 const HUES: usize = 36;
 /// Two of them, whom nobody is trained on.
-const UNSEEN: [usize; 2] = [9, 24];
+pub(crate) const UNSEEN: [usize; 2] = [9, 24];
 
 /// People are colours, their pose is the half of the picture where they stand.
 fn person(hue: usize, pose: u32, [x, y]: [u32; 2]) -> [u8; 4] {
@@ -46,7 +46,7 @@ fn people(folder: &Path) {
 }
 
 /// Mean colours of the two halves of a picture.
-fn halves(path: &Path) -> [[f64; 3]; 2] {
+pub(crate) fn halves(path: &Path) -> [[f64; 3]; 2] {
     let picture = image::open(path).expect("a picture").to_rgb8();
     [0, SIDE / 2].map(|left| {
         let mut sum = [0.0; 3];
@@ -69,7 +69,7 @@ const MODEL: &str = "sample_every=0\nlog_every=20\nbatch=16\nmicro_batches=2\n\
                      [model]\nkind=\"dit\"\nsize=[8,8]\npatch=2\nhidden=48\ndepth=3\nheads=2\n";
 
 /// The people, and a model of them in `base`.
-fn base(folder: &Path, steps: &str) {
+pub(crate) fn base(folder: &Path, steps: &str) {
     people(folder);
     fs::write(folder.join("base.toml"), MODEL).expect("written");
     let train = ["train", "class", "--data", "people", "-o", "base", "--config", "base.toml"];
@@ -192,8 +192,11 @@ fn refused(folder: &Path) {
     for (setting, part) in [
         ("control.depth=4", "control.depth is 4, expected 1 to 3"),
         ("control.prompt=\"a face\"", "the model is told classes"),
-        ("label_dropout=0.3", "label_dropout is set, training branches does not read it"),
-        ("flip=true", "flip is set, training branches does not read it"),
+        (
+            "label_dropout=0.3",
+            "label_dropout is set, training branches that make portraits does not read it",
+        ),
+        ("flip=true", "flip is set, training branches that make portraits does not read it"),
         ("control.hidden=1.5", "control.hidden is 1.5"),
         ("control.matching=\"none\"", "none"),
     ] {

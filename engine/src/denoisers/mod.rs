@@ -3,7 +3,7 @@
 mod dit;
 mod student;
 
-pub use dit::DitDenoiser;
+pub use dit::{DitDenoiser, Steering};
 pub use student::StudentDenoiser;
 
 use crate::diffusion::{NoiseSchedule, Process, ProcessError, TimeInput};

@@ -4,7 +4,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::{Conditioning, Dit, DitBlock};
+use super::{Conditioning, Dit, DitBlock, DitConfig};
+use crate::diffusion::Process;
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Dense, Fresh, Init};
 
@@ -35,6 +36,15 @@ impl Control {
         }
     }
 
+    /// A branch of `depth` blocks with fresh weights, for those of a file.
+    ///
+    /// # Panics
+    /// As [`Control::new`].
+    pub fn fresh(config: &DitConfig, depth: usize, device: &Device) -> Self {
+        let config = DitConfig { depth: depth.min(config.depth), ..config.clone() };
+        Self::new(&config.init(0, device), depth, device)
+    }
+
     /// What the branch makes of an image and its panels: the tokens before its first block, and after each.
     ///
     /// # Shapes
@@ -50,6 +60,27 @@ impl Control {
         net.states_of(&self.blocks, x, time, told, patch)
     }
 
+    /// What a picture is worth to the network, for [`Conditioning::control`]; that of several branches can be added.
+    ///
+    /// The branch sees the picture alone, as an image of least noise, and is told what `told` says: it need not be asked
+    /// anew at every step, as a ControlNet is, which sees the noisy image, too (T2I-Adapter, Mou et al. 2023).
+    ///
+    /// # Shapes
+    /// `picture`: `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents
+    pub fn of_picture(
+        &self,
+        net: &Dit,
+        process: &Process,
+        picture: Tensor<4>,
+        told: &Conditioning,
+        patch: usize,
+    ) -> Vec<Tensor<3>> {
+        let (scale, time) = process.quiet();
+        let times = Tensor::full([picture.dims()[0]], time, &picture.device());
+        let states = self.states(net, picture * scale, times, told, patch);
+        self.residuals(states, 1.0)
+    }
+
     /// What states are worth to the network, for [`Conditioning::control`]; those of several branches can be added.
     ///
     /// # Panics
@@ -60,10 +91,26 @@ impl Control {
     }
 }
 
+/// A frozen network with branches that steer it, which alone are trained.
+#[derive(Module, Debug)]
+pub struct Steered<B: Module> {
+    /// The network, which stays as it is.
+    pub net: Dit,
+    /// What is trained, as far as it has gradients.
+    pub branches: B,
+}
+
+impl<B: Module> Steered<B> {
+    /// Freezes the network.
+    pub fn new(net: Dit, branches: B) -> Self {
+        Self { net: net.no_grad(), branches }
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::nets::{DitConfig, Panel};
+    use crate::nets::Panel;
     use crate::testing::Draws;
 
     pub(in crate::nets) const DEPTH: usize = 2;

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Conditioning, Control, Dit, Panel};
+use super::{Conditioning, Control, Dit, DitConfig, Panel};
 use crate::portrait::{best_matches, relocate};
 
 /// What determines an [`IcPortrait`] but its weights.
@@ -105,10 +105,27 @@ impl IcPortrait {
         Self { matching: branch(), appearance: config.appearance.then(branch), panel: config.panel }
     }
 
+    /// Branches with fresh weights, for those of a file.
+    ///
+    /// # Panics
+    /// As [`Control::new`].
+    pub fn fresh(net: &DitConfig, config: IcPortraitConfig, device: &Device) -> Self {
+        let branch = || Control::fresh(net, config.depth, device);
+        Self { matching: branch(), appearance: config.appearance.then(branch), panel: config.panel }
+    }
+
     /// What it was made from.
     pub fn config(&self) -> IcPortraitConfig {
         let (depth, appearance) = (self.matching.blocks.len(), self.appearance.is_some());
         IcPortraitConfig { depth, appearance, panel: self.panel }
+    }
+
+    /// With all frozen but the newest branch: that of the appearance if there is one, else the one that finds matches.
+    pub fn newest(self) -> Self {
+        match self.appearance {
+            None => self,
+            Some(_) => Self { matching: self.matching.no_grad(), ..self },
+        }
     }
 
     /// For each token of the reference the one of the profile that is most like it, by the features after each block of the
@@ -160,29 +177,10 @@ impl IcPortrait {
     }
 }
 
-/// A frozen network with branches, of which the newest is trained.
-#[derive(Module, Debug)]
-pub struct Steered {
-    /// The network, which stays as it is.
-    pub net: Dit,
-    /// The appearance branch if there is one, else the one that finds matches, alone has gradients.
-    pub branches: IcPortrait,
-}
-
-impl Steered {
-    /// Freezes all but the newest branch.
-    pub fn new(net: Dit, branches: IcPortrait) -> Self {
-        let branches = match branches.appearance {
-            None => branches,
-            Some(_) => IcPortrait { matching: branches.matching.no_grad(), ..branches },
-        };
-        Self { net: net.no_grad(), branches }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nets::Steered;
     use crate::nets::control::tests::{DEPTH, images, net};
     use crate::testing::Draws;
     use crate::train::params;
@@ -275,7 +273,7 @@ mod tests {
         let links = (DEPTH + 1) * (32 * 32 + 32);
         for appearance in [false, true] {
             let branches = with_links(fresh(&net, appearance, false), 0.1);
-            let steered = Steered::new(net.clone(), branches).train();
+            let steered = Steered::new(net.clone(), branches.newest()).train();
             let count: usize = params::values(&steered).iter().map(|value| value.dims()[0]).sum();
             assert_eq!(count, block + links);
             let names = params::names(&steered);

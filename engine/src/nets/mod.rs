@@ -14,7 +14,7 @@ pub mod text_encoder;
 pub mod vae;
 
 pub use adapter::{Adaptable, Adapter, Tuned};
-pub use control::Control;
+pub use control::{Control, Steered};
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{
@@ -26,7 +26,7 @@ pub use error::ConfigError;
 pub use features::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
 };
-pub use ic_portrait::{IcPortrait, IcPortraitConfig, Sight, Steered};
+pub use ic_portrait::{IcPortrait, IcPortraitConfig, Sight};
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
 pub use text_encoder::{Places, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream};

@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
+use serde::{Deserialize, Serialize};
 
 /// Shares of red, green and blue in the luminance of ITU-R BT.601.
 const SHARES: [f64; 3] = [0.299, 0.587, 0.114];
@@ -15,6 +16,49 @@ const DARKEST: f64 = 1e-3;
 const FACTORS: [f64; 2] = [0.15, 3.0];
 /// Difference of luminance across an edge, of 1, from which on it counts in full.
 const STRONG: f64 = 0.25;
+
+/// Width of a window over which light is blurred, as a share of the picture's.
+const WINDOW: f64 = 1.0 / 7.0;
+/// Least number of cells across a picture whose layout is kept.
+const CELLS: usize = 16;
+
+/// What of a picture controls another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlKind {
+    /// Outlines: [`edges`].
+    Edges,
+    /// Where it is light and dark: its blurred [`luminance`].
+    Luminance,
+    /// Colours and where they are: [`cells`], 16 or more across.
+    Tile,
+    /// All of it: a picture that was drawn to control.
+    Picture,
+}
+
+impl ControlKind {
+    /// What controls, of a picture, both `[batch, 3, height, width]` in [-1, 1].
+    pub fn of(self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, _, height, width] = x.dims();
+        let gray = |y: Tensor<4>| y.expand([batch, 3, height, width]);
+        match self {
+            Self::Edges => gray(edges(&x)),
+            Self::Luminance => gray(blurred(luminance(&x), window(width))),
+            Self::Tile => {
+                let side = height.min(width);
+                let divides = |cell: &usize| height % cell == 0 && width % cell == 0;
+                let cell = (1..=(side / CELLS).max(1)).rev().find(divides).unwrap_or(1);
+                cells(x, cell)
+            }
+            Self::Picture => x,
+        }
+    }
+}
+
+/// The odd number of pixels over which the light of a picture of this width is blurred: 9 of 64.
+pub fn window(width: usize) -> usize {
+    2 * (width as f64 * WINDOW / 2.0) as usize + 1
+}
 
 /// Luminance, `[batch, 1, height, width]` in [-1, 1].
 pub fn luminance(x: &Tensor<4>) -> Tensor<4> {
@@ -136,6 +180,21 @@ mod tests {
         let first = tiled.clone().narrow(2, 0, 1).narrow(3, 4, 1).expand([2, 3, 4, 4]);
         assert_eq!(worst(tiled.clone().narrow(2, 0, 4).narrow(3, 4, 4), first), 0.0);
         assert!(worst(cells(tiled.clone(), 4), tiled) < 1e-6);
+    }
+
+    #[test]
+    fn kinds_have_the_shape_of_the_picture_and_forget_the_rest() {
+        assert_eq!([window(64), window(48), window(512), window(8)], [9, 7, 73, 1]);
+        let x = random([2, 3, 32, 48]);
+        for kind in [ControlKind::Edges, ControlKind::Luminance, ControlKind::Tile] {
+            let found = kind.of(x.clone());
+            assert_eq!(found.dims(), x.dims(), "{kind:?}");
+            assert!(worst(found, x.clone()) > 0.1, "{kind:?}");
+        }
+        assert_eq!(worst(ControlKind::Picture.of(x.clone()), x.clone()), 0.0);
+        // 16 cells across the shorter side.
+        let tiles = ControlKind::Tile.of(x.clone());
+        assert_eq!(worst(tiles, cells(x, 2)), 0.0);
     }
 
     /// None in a flat picture, the same from all sides, and strong where dark meets light.

@@ -140,21 +140,21 @@ impl Common {
     }
 }
 
-/// A LoRA to put on.
+/// A LoRA to put on, or a branch.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Lora {
+pub(crate) struct Weighted {
     pub(crate) file: PathBuf,
     pub(crate) weight: f64,
 }
 
 /// Reads a file and a weight.
-pub(crate) fn parse_lora(text: &str) -> anyhow::Result<Lora> {
+pub(crate) fn parse_weighted(text: &str) -> anyhow::Result<Weighted> {
     // A colon can also be part of a path.
     let weighted =
         text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse().ok()?)));
     let (file, weight) = weighted.unwrap_or((text, 1.0));
     anyhow::ensure!(!file.is_empty(), "`{text}`, expected FILE or FILE:WEIGHT");
-    Ok(Lora { file: file.into(), weight })
+    Ok(Weighted { file: file.into(), weight })
 }
 
 /// The lines of a text, without blank ones.
@@ -193,9 +193,9 @@ mod tests {
             (r"C:\loras\a:2", r"C:\loras\a", 2.0),
         ];
         for (text, file, weight) in cases {
-            let expected = Lora { file: file.into(), weight };
-            assert_eq!(parse_lora(text).expect("a LoRA"), expected, "{text}");
+            let expected = Weighted { file: file.into(), weight };
+            assert_eq!(parse_weighted(text).expect("a LoRA"), expected, "{text}");
         }
-        assert!(parse_lora(":1").is_err());
+        assert!(parse_weighted(":1").is_err());
     }
 }

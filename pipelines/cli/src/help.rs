@@ -74,6 +74,7 @@ const GENERATE: &[Heading] = &[
         ],
     ),
     ("From a picture", &["init_image", "strength", "mask"]),
+    ("Controlled by a picture", &["control", "control_image", "control_steps", "control_ready"]),
     (
         "Sampling",
         &["steps", "sampler", "scheduler", "eta", "churn", "sigmas", "batch_size", "vae_tile"],
@@ -175,6 +176,8 @@ const EXAMPLES: [(&str, &[&str]); 22] = [
         &[
             "train control -m runs/heads --data people --steps 200 -o runs/matching",
             "train control -m runs/heads --data people --matching runs/matching --steps 10000",
+            "train control -m emoji-class --data emoji --kind edges -o runs/edges",
+            "generate class -m emoji-class --class cat --control runs/edges:0.8 --control-image sketch.png",
         ],
     ),
     ("distill record", &["distill record -m emoji-class -o trajectories --worker 0/4"]),

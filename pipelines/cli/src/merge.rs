@@ -9,7 +9,7 @@ use pyrograph::merge::{merge, merge_adapters};
 use pyrograph::model::{self, Model};
 use pyrograph::weights::FloatDtype;
 
-use crate::common::{Common, Lora, parse_lora};
+use crate::common::{Common, Weighted, parse_weighted};
 
 #[derive(Args)]
 pub(crate) struct Merge {
@@ -18,8 +18,8 @@ pub(crate) struct Merge {
     models: Vec<PathBuf>,
     /// LoRA file or folder to add to the weights of the one model, with its weight after a colon [default: 1]; can be given
     /// several times
-    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora, conflicts_with = "shares")]
-    lora: Vec<Lora>,
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_weighted, conflicts_with = "shares")]
+    lora: Vec<Weighted>,
     /// Share of each model, separated by commas [default: all alike]
     #[arg(long, value_delimiter = ',', value_name = "SHARE,..")]
     shares: Vec<f64>,

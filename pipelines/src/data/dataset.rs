@@ -47,7 +47,9 @@ pub struct Reading<'a> {
 /// Images in memory, resized to one size, with a class or captions each; for training on latents, with those too.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    pixels: Pixels,
+    pub(super) pixels: Pixels,
+    /// Of each image, from the folder on.
+    pub(super) files: Vec<PathBuf>,
     annotation: Annotation,
     /// What is known of each image, by its numbers among the names: its class, or its captions.
     told: Vec<Vec<usize>>,
@@ -111,8 +113,9 @@ impl Dataset {
         let damaged: HashSet<usize> = faults.iter().map(|(index, _)| *index).collect();
         faults.iter().for_each(|(index, _)| skipped.add(Skip::Damaged, folder, &paths[*index]));
         let whole = files.into_iter().enumerate().filter(|(index, _)| !damaged.contains(index));
-        let (told, columns): (Vec<Vec<String>>, Vec<_>) =
-            whole.map(|(_, Known { told, columns, .. })| (told, columns)).unzip();
+        let parts = |(_, Known { path, told, columns })| (inside(folder, path), (told, columns));
+        let (files, (told, columns)): (Vec<_>, (Vec<Vec<String>>, Vec<_>)) =
+            whole.map(parts).unzip();
         let mut names: Vec<String> = told.iter().flatten().cloned().collect();
         names.sort_by(|a, b| natural(a).cmp(&natural(b)));
         names.dedup();
@@ -126,6 +129,7 @@ impl Dataset {
         }
         Ok(Self {
             pixels,
+            files,
             annotation,
             told,
             null: names.len(),
@@ -151,6 +155,11 @@ impl Dataset {
     pub(crate) fn of_model(mut self, ids: &[usize], classes: usize) -> Self {
         self.told.iter_mut().flatten().for_each(|class| *class = ids[*class]);
         Self { null: classes, ..self }
+    }
+
+    /// The same of other pictures, one for each.
+    pub(super) fn with(&self, pixels: Pixels) -> Self {
+        Self { pixels, ..self.clone() }
     }
 
     /// What was not read, classes that are easily mistaken, and captions that are cut off.
@@ -277,19 +286,7 @@ impl Dataset {
     /// # Shapes
     /// `clean`: `[batch, 3, height, width]`, or `[batch, channels, height, width]` of the latents
     pub fn batch(&self, indices: &[usize], random: &mut Generator, device: &Device) -> Batch {
-        let flips: Vec<bool> =
-            indices.iter().map(|_| self.flip && random.uniform() < 0.5).collect();
-        let colours: Vec<usize> =
-            indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
-        let clean = match &self.latents {
-            Some(latents) => latents.batch(indices, &flips, random, device),
-            None if self.augment.is_nothing() => self.pixels(indices, &flips, &colours, device),
-            None => {
-                let places: Vec<Place> =
-                    indices.iter().map(|_| self.augment.draw(random)).collect();
-                self.pixels.placed(indices, &places, &flips, &colours, device)
-            }
-        };
+        let clean = self.clean(indices, random, device);
         let drawn: Vec<usize> = indices.iter().map(|&index| self.draw(index, random)).collect();
         let [told, null] = match (&self.captions, self.annotation) {
             (Some(captions), _) => captions.told(&drawn, device),
@@ -300,6 +297,28 @@ impl Dataset {
             }
         };
         Batch { clean, told, null }
+    }
+
+    /// The images of [`Dataset::batch`] alone.
+    pub(crate) fn clean(
+        &self,
+        indices: &[usize],
+        random: &mut Generator,
+        device: &Device,
+    ) -> Tensor<4> {
+        let flips: Vec<bool> =
+            indices.iter().map(|_| self.flip && random.uniform() < 0.5).collect();
+        let colours: Vec<usize> =
+            indices.iter().map(|_| (random.uniform() * COLOUR_DRAWS) as usize).collect();
+        match &self.latents {
+            Some(latents) => latents.batch(indices, &flips, random, device),
+            None if self.augment.is_nothing() => self.pixels(indices, &flips, &colours, device),
+            None => {
+                let places: Vec<Place> =
+                    indices.iter().map(|_| self.augment.draw(random)).collect();
+                self.pixels.placed(indices, &places, &flips, &colours, device)
+            }
+        }
     }
 
     /// What is told of an image: its class, or one of its captions.
@@ -324,6 +343,11 @@ impl Dataset {
     }
 }
 
+/// A path from a folder on.
+fn inside(folder: &Path, path: PathBuf) -> PathBuf {
+    path.strip_prefix(folder).map(Path::to_owned).unwrap_or(path)
+}
+
 /// What is wrong with some images of a folder, by their numbers.
 pub(super) fn unreadable(folder: &Path, paths: &[&Path], faults: Vec<(usize, Error)>) -> Error {
     let all = faults.len() == paths.len();
@@ -332,8 +356,7 @@ pub(super) fn unreadable(folder: &Path, paths: &[&Path], faults: Vec<(usize, Err
         // The path is said once.
         let before = format!("{}: ", paths[index].display());
         let reason = text.strip_prefix(&before).unwrap_or(&text).to_owned();
-        let path = paths[index].strip_prefix(folder).unwrap_or(paths[index]);
-        (path.to_owned(), reason)
+        (inside(folder, paths[index].to_owned()), reason)
     });
     Error::Unreadable { path: folder.to_owned(), faults: described.collect(), all }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::text::read_text;
 
 /// Extensions that are read.
-const READ: [&str; 6] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp"];
+pub(super) const READ: [&str; 6] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp"];
 /// Extensions of the text files beside pictures that hold their captions, one in a line.
 const CAPTIONS: [&str; 2] = ["txt", "caption"];
 /// Extensions of other pictures.

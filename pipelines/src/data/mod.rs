@@ -3,6 +3,7 @@
 
 mod augment;
 mod captions;
+mod controls;
 mod dataset;
 mod files;
 mod latents;

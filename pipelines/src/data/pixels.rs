@@ -13,7 +13,7 @@ use super::augment::Place;
 use crate::decode::decode;
 use crate::error::words::counted;
 use crate::error::{Error, Result};
-use crate::image::{Drawn, fit, to_tensor};
+use crate::image::{Drawn, fit, to_images, to_tensor};
 use crate::memory;
 
 /// Longest side of an image, in pixels.
@@ -118,6 +118,20 @@ impl Pixels {
         let faults = faults.into_iter().enumerate();
         let faults = faults.filter_map(|(index, fault)| Some((index, fault?))).collect();
         Ok((Self { size, rgba, background }, faults))
+    }
+
+    /// What `convert`, which keeps their shape, makes of all, each on the first background.
+    ///
+    /// # Errors
+    /// Pixels that are not finite.
+    pub(super) fn converted(&self, convert: impl Fn(Tensor<4>) -> Tensor<4>) -> Result<Self> {
+        let mut rgba = Vec::with_capacity(self.rgba.len());
+        for index in 0..self.len() {
+            let picture = convert(self.batch(&[index], &[false], &[0], &Device::flex()));
+            let pixels = to_images(picture)?.remove(0);
+            rgba.extend(pixels.pixels().flat_map(|pixel| [pixel[0], pixel[1], pixel[2], u8::MAX]));
+        }
+        Ok(Self { rgba, ..self.clone() })
     }
 
     /// `[height, width]` of each.

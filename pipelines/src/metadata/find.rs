@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{NoiseRecord, Record, Used};
-use crate::adapter;
+use super::{ControlRecord, NoiseRecord, Record, Used};
+use crate::control::ControlBranch;
 use crate::error::{Error, Result};
-use crate::model;
-use crate::request::{Noise, Picture, StartPicture};
+use crate::request::{Controlled, Noise, Picture, StartPicture};
+use crate::{adapter, branches, model};
 
 /// How deep in the folders is searched.
 const DEPTH: usize = 4;
@@ -118,6 +118,27 @@ impl Search {
     pub fn mask(&self, record: &Record) -> Result<Option<Picture>> {
         let mask = record.mask.as_ref().map(|mask| self.content("the mask", mask, &PICTURES));
         Ok(mask.transpose()?.map(Picture::File))
+    }
+
+    /// What controlled a picture, and the branches that see it.
+    ///
+    /// # Errors
+    /// As [`Search::picture`].
+    pub fn controls(&self, record: &Record) -> Result<Vec<Controlled>> {
+        let found = |control: &ControlRecord| {
+            let same = |path: &Path| branches::fingerprint(path).ok();
+            let others = self.entries(DEPTH).filter(|path| path.join("model.json").is_file());
+            let branch = self.weights("the branch", &control.branch, None, others, &same)?;
+            let picture = self.content("what controls", &control.picture, &PICTURES)?;
+            Ok(Controlled {
+                branch: ControlBranch::Folder(branch),
+                picture: Picture::File(picture),
+                ready: control.ready,
+                scale: control.scale,
+                steps: control.steps,
+            })
+        };
+        record.controls.iter().map(found).collect()
     }
 
     /// The noise of a record.

@@ -20,11 +20,13 @@ pub use parameters::Parameters;
 pub use texts::read;
 
 use crate::adapter::PutOn;
+use crate::branches;
+use crate::control::ControlBranch;
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::model::WeightType;
 use crate::pipeline::{Compute, Pipeline};
-use crate::request::{Noise, Picture, Request};
+use crate::request::{Controlled, Noise, Picture, Request, is_false};
 use crate::settings::Settings;
 use crate::task::PromptTask;
 
@@ -90,6 +92,37 @@ pub struct StartRecord {
     /// See [`StartPicture::strength`](crate::StartPicture::strength).
     #[serde(default)]
     pub strength: Option<f64>,
+}
+
+/// A picture that controls images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlRecord {
+    /// The branch that sees it.
+    pub branch: Used,
+    /// The picture.
+    pub picture: Used,
+    /// See [`Controlled::ready`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ready: bool,
+    /// See [`Controlled::scale`].
+    pub scale: f64,
+    /// See [`Controlled::steps`].
+    pub steps: [f64; 2],
+}
+
+impl ControlRecord {
+    fn of(control: &Controlled) -> Result<Self> {
+        let Controlled { branch, picture, ready, scale, steps } = control;
+        let branch = match branch {
+            ControlBranch::Folder(path) => Used::weights(path, branches::fingerprint(path)?),
+            ControlBranch::Open(branch) => {
+                Used { file: None, fingerprint: Some(branch.fingerprint.clone()) }
+            }
+        };
+        let picture = Used::picture(picture)?;
+        Ok(Self { branch, picture, ready: *ready, scale: *scale, steps: *steps })
+    }
 }
 
 /// Noise that replaces that of the seed.
@@ -186,6 +219,9 @@ pub struct Record {
     /// What was kept of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<Used>,
+    /// Pictures that controlled it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<ControlRecord>,
     /// Noise in place of the seed's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<NoiseRecord>,
@@ -274,6 +310,7 @@ impl Record {
             adapters: pipeline.adapters().iter().map(AdapterRecord::of).collect(),
             picture: picture.transpose()?,
             mask: request.mask.as_ref().map(Used::picture).transpose()?,
+            controls: request.controls.iter().map(ControlRecord::of).collect::<Result<_>>()?,
             noise: request.noise.as_ref().map(NoiseRecord::of).transpose()?,
             grid: None,
             compute: Some(pipeline.compute(request)?),

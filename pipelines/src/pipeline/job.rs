@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use pyrograph_engine::denoisers::Steering;
 use pyrograph_engine::diffusion::{Grid, Sampler, Spacing};
 use pyrograph_engine::nets::StudentConfig;
 use pyrograph_weights::Checkpoint;
@@ -29,6 +30,7 @@ pub(super) struct Job {
     pub(super) shape: [usize; 4],
     pub(super) plan: Plan,
     pub(super) start: Option<Start>,
+    pub(super) steering: Vec<Steering>,
     /// `[images, channels, height, width]`
     pub(super) noise: Option<Tensor<4>>,
 }
@@ -146,6 +148,7 @@ impl<T: Task> Pipeline<T> {
         }
         self.check_picture(request)?;
         let plan = self.plan(request, &settings)?;
+        self.check_controls(request, &plan)?;
         Ok((settings, plan))
     }
 
@@ -270,8 +273,10 @@ impl<T: Task> Pipeline<T> {
             None => None,
         };
         let size = [shape[2], shape[3]].map(|side| side * self.factor());
+        let told = self.task.told(request, size)?;
         Ok(Job {
-            told: self.task.told(request, size)?,
+            steering: self.steering(request, &told, shape, plan.grid.steps.len())?,
+            told,
             previews: request.previews,
             shape,
             plan,

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod compute;
+mod control;
 mod job;
 mod memory;
 mod open;

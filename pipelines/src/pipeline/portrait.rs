@@ -6,9 +6,9 @@ use pyrograph_engine::device::Opened;
 
 use super::open::{OpenOptions, read};
 use super::{Pipeline, work_on};
+use crate::branches::Branches;
 use crate::error::{Error, Result};
-use crate::model::{self, WeightType};
-use crate::portrait::Branches;
+use crate::model::{self, Model, WeightType};
 use crate::task::PortraitTask;
 use crate::threads;
 
@@ -39,7 +39,9 @@ impl PortraitPipeline {
         let path = model::find(model.as_ref())?;
         work_on(device, || {
             let (model, origin) = read(&path, on, options)?;
-            let net = model.net.trunk();
+            // Once, for what branches see and for what is made.
+            let model = Model { net: model.net.folded(), ..model };
+            let net = model.net.trunk().config();
             let branches = Branches::open(branches, net, &origin.weights, device)?;
             let task = PortraitTask::new(&model, branches, device)?;
             Ok(Self { origin, ..Self::with_task(task, model, device) })

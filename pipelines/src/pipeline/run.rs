@@ -121,7 +121,8 @@ impl<T: Task> Pipeline<T> {
                 Call::Main | Call::Guide => told.clone(),
                 Call::All => weaker.iter().cloned().fold(told.clone(), Conditioning::followed_by),
             };
-            Box::new(DitDenoiser::new(net, process, told).at(patch))
+            let steered = if matches!(call, Call::Guide) { &[][..] } else { &job.steering };
+            Box::new(DitDenoiser::new(net, process, told).at(patch).steered(steered))
         };
         let guided = self.phased(&job.settings.guidance, &job.plan, &bind);
         match self.config.process.clip {

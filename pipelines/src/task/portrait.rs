@@ -6,9 +6,10 @@ use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Conditioning;
 
 use super::{Task, Told};
+use crate::branches::Branches;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::portrait::{self, Branches};
+use crate::portrait::{self, PortraitConfig};
 use crate::request::{Picture, Request, expect, latent};
 
 /// What a portrait is made from.
@@ -35,7 +36,7 @@ impl Portrait {
 #[derive(Debug, Clone)]
 pub struct PortraitTask {
     model: Model,
-    branches: Branches,
+    branches: Branches<PortraitConfig>,
     /// Of one portrait, but for its pictures.
     told: Conditioning,
     device: Device,
@@ -46,7 +47,11 @@ impl PortraitTask {
     ///
     /// # Errors
     /// A few-step student, branches that have only learnt to find matches.
-    pub(crate) fn new(model: &Model, branches: Branches, device: &Device) -> Result<Self> {
+    pub(crate) fn new(
+        model: &Model,
+        branches: Branches<PortraitConfig>,
+        device: &Device,
+    ) -> Result<Self> {
         if branches.net.appearance.is_none() {
             let reason = "the branches find matches so far: train those of the appearance, too";
             return Err(Error::Config { reason: reason.into() });
@@ -55,7 +60,11 @@ impl PortraitTask {
     }
 
     /// The same while the branches are trained.
-    pub(crate) fn of_any(model: &Model, branches: Branches, device: &Device) -> Result<Self> {
+    pub(crate) fn of_any(
+        model: &Model,
+        branches: Branches<PortraitConfig>,
+        device: &Device,
+    ) -> Result<Self> {
         let told = portrait::told(model, &branches.config.prompt, device)?;
         Ok(Self { model: model.clone(), branches, told, device: device.clone() })
     }
@@ -90,6 +99,7 @@ impl Task for PortraitTask {
             ("raw prompt", request.raw_prompt),
             ("tokens of a text", request.tokens.is_some()),
             ("patch sizes", request.patches.is_some()),
+            ("a picture that controls", !request.controls.is_empty()),
         ];
         match unread.into_iter().find(|(_, given)| *given) {
             Some((what, _)) => {

@@ -213,6 +213,7 @@ pub(super) fn prepare<'a>(
         Learner::Denoising(learner) => tensors(&learner.trainer, ""),
         Learner::Lora(learner) => tensors(&learner.trainer, ""),
         Learner::Control(learner) => tensors(&learner.trainer, ""),
+        Learner::Portrait(learner) => tensors(&learner.trainer, ""),
         Learner::Student(learner) => tensors(&learner.trainer, ""),
     };
     tensors.extend(frozen(learner.trunk()));
@@ -331,6 +332,7 @@ impl Whole {
             Learner::Denoising(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Lora(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Control(learner) => restore(&mut learner.trainer, "", file, step, device)?,
+            Learner::Portrait(learner) => restore(&mut learner.trainer, "", file, step, device)?,
             Learner::Student(learner) => {
                 restore(&mut learner.trainer, "", file, step, device)?;
                 if let Some(critic) = &mut learner.critic {

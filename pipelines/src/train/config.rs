@@ -284,9 +284,16 @@ impl TrainConfig {
     pub fn annotation(&self) -> Annotation {
         match self.text_encoder {
             // People, whatever the model is told.
-            Some(_) if self.control.is_none() => Annotation::Captions,
+            Some(_) if self.control.as_ref().is_none_or(|own| own.kind.is_some()) => {
+                Annotation::Captions
+            }
             _ => Annotation::Classes,
         }
+    }
+
+    /// Whether something is trained that is beside a model, which stays as it is.
+    pub(super) fn keeps_model(&self) -> bool {
+        self.lora.is_some() || self.control.is_some()
     }
 
     /// Refuses settings of the network and the process that are not those of the model that the run starts from,
@@ -462,9 +469,7 @@ impl TrainConfig {
             clip: (self.clip > 0.0).then_some(self.clip),
             averages: self.averages.clone(),
             // What stays as it is stays so to the bit.
-            forced_normalization: net.magnitude.forced_normalization
-                && self.lora.is_none()
-                && self.control.is_none(),
+            forced_normalization: net.magnitude.forced_normalization && !self.keeps_model(),
             precision: self.precision,
         }
     }

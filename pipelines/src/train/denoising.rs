@@ -5,13 +5,16 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Dit, Net, Tuned, Vae};
+use pyrograph_engine::diffusion::Process;
+use pyrograph_engine::nets::{Control, Dit, Net, Steered, Tuned, Vae};
+use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Perceptual, Target, Trainer};
 use pyrograph_weights::FloatDtype;
 
 use super::adopt::Adopted;
 use super::checkpoint::Whole;
 use super::config::TrainConfig;
+use super::control::Beside;
 use super::identity::Sources;
 use super::outline::Outline;
 use super::samples;
@@ -27,6 +30,19 @@ use crate::model::{Model, ModelConfig, TextReader};
 pub(super) trait Denoises: Module + Send {
     /// The network as it denoises.
     fn net(&self) -> Cow<'_, Dit>;
+
+    /// What it is told of a batch of these images, by what stands `beside` them; `random` is as it was when the batch was
+    /// drawn.
+    fn steer(
+        &self,
+        beside: &Beside,
+        process: &Process,
+        (batch, indices): (Batch, &[usize]),
+        random: &mut Generator,
+    ) -> Batch {
+        let _ = (beside, process, indices, random);
+        batch
+    }
 }
 
 /// All of it.
@@ -43,11 +59,30 @@ impl Denoises for Tuned {
     }
 }
 
+/// Branches that see pictures beside the images.
+impl Denoises for Steered<Control> {
+    fn net(&self) -> Cow<'_, Dit> {
+        Cow::Borrowed(&self.net)
+    }
+
+    fn steer(
+        &self,
+        beside: &Beside,
+        process: &Process,
+        (batch, indices): (Batch, &[usize]),
+        random: &mut Generator,
+    ) -> Batch {
+        beside.steer(self, process, batch, indices, random)
+    }
+}
+
 /// A network that learns to denoise images.
 pub(super) struct DenoisingLearner<M> {
     pub(super) trainer: Trainer<M>,
     pub(super) data: Dataset,
     loss: Denoising,
+    /// What branches see.
+    pub(super) beside: Option<Beside>,
     /// What should be known of the captions.
     pub(super) notices: Vec<Notice>,
 }
@@ -86,17 +121,24 @@ impl<M: Denoises> DenoisingLearner<M> {
             weighting: config.weighting,
             perceptual: perceptual(config, &mut sources, device)?,
         };
+        let known = data.notices().len();
+        let (data, adopted) = match adopted {
+            Some(adopted) if config.keeps_model() => {
+                let ids = adopted.known("the model stays as it is, with its own classes")?;
+                (data.of_model(&ids, model.net.dit.classes), None)
+            }
+            adopted => (data, adopted),
+        };
+        let beside = match config.control.as_ref().and_then(|own| Some((own, own.kind?))) {
+            None => None,
+            Some((own, kind)) => {
+                let (shapes, from) = ((&model.net.dit, config), (&data, encoder.as_ref()));
+                Some(own.beside(kind, shapes, from, (folder, &mut sources), device)?)
+            }
+        };
         if let Some(whole) = resumed {
             whole.check(config, &sources)?;
         }
-        let known = data.notices().len();
-        let (data, adopted) = match (&config.lora, adopted) {
-            (Some(_), Some(adopted)) => {
-                let ids = adopted.known("a LoRA learns of the model's own classes")?;
-                (data.of_model(&ids, model.net.dit.classes), None)
-            }
-            (_, adopted) => (data, adopted),
-        };
         let mut data = data.for_training(config.flip, config.augment, encoder, folder, device)?;
         if let (Some(reader), Some(input)) = (&text, &model.text) {
             let size = model.net.dit.sized.then_some(config.model.size);
@@ -110,7 +152,11 @@ impl<M: Denoises> DenoisingLearner<M> {
             false => config.sample_prompts.clone(),
         };
         let outline = Outline { text, prompts, sources, adopted, ..Outline::new(model, vae) };
-        Ok((Self { trainer, data, loss, notices }, outline))
+        let outline = match &beside {
+            Some(beside) => outline.beside(beside, &data, config)?,
+            None => outline,
+        };
+        Ok((Self { trainer, data, loss, beside, notices }, outline))
     }
 
     /// The gradients of a step on images of these numbers.
@@ -121,13 +167,18 @@ impl<M: Denoises> DenoisingLearner<M> {
         config: &TrainConfig,
         device: &Device,
     ) -> Gradients {
-        let Self { trainer, data, loss, .. } = self;
+        let Self { trainer, data, loss, beside, .. } = self;
         let net = trainer.model.net();
         let patch = config.patch(net.config(), streams.step, streams.patch());
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
         let (gradients, _) = trainer.gradients(config.micro_batches, |net, i| {
             let mut random = streams.part(i as u64);
+            let mut again = random.clone();
             let batch = data.batch(parts[i], &mut random, device);
+            let batch = match beside {
+                Some(beside) => net.steer(beside, &loss.process, (batch, parts[i]), &mut again),
+                None => batch,
+            };
             let batch = Batch { clean: batch.clean.autodiff(), ..batch };
             (loss.loss(&net.net(), &batch, patch, &mut random), ())
         });
@@ -207,7 +258,7 @@ fn initial(
             .expect_same("a model with adapters learns patch sizes alone, for its own classes")?;
     }
     let net = match model.net {
-        Net::Dit(net) if !adopted.is_same() && config.lora.is_none() => {
+        Net::Dit(net) if !adopted.is_same() && !config.keeps_model() => {
             net.with_classes(&adopted.rows, config.seed).into()
         }
         net => net,
@@ -216,9 +267,9 @@ fn initial(
         net: net.config(),
         vae: latents.cloned(),
         defaults: config.defaults.clone(),
-        labels: match config.lora {
-            Some(_) => model.config.labels,
-            None => adopted.labels.clone(),
+        labels: match config.keeps_model() {
+            true => model.config.labels,
+            false => adopted.labels.clone(),
         },
         ..model.config
     };

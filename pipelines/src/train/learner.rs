@@ -2,31 +2,35 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::nets::{Dit, Net, Tuned};
+use pyrograph_engine::nets::{Control, Dit, Net, Steered, Tuned};
 use pyrograph_engine::train::{Gradients, StepReport};
 
 use super::checkpoint::Whole;
 use super::config::TrainConfig;
-use super::control::ControlLearner;
+use super::control::PortraitLearner;
 use super::critic::Critic;
 use super::denoising::DenoisingLearner;
 use super::distillation::StudentLearner;
 use super::outline::Outline;
 use super::streams::Streams;
+use crate::branches::Branches;
+use crate::control::ControlConfig;
 use crate::data::{Dataset, Notice};
 use crate::error::Result;
-use crate::portrait::Branches;
+use crate::portrait::PortraitConfig;
 
 /// A network in training, its data and its loss.
-#[expect(clippy::large_enum_variant, reason = "there is one per run")]
 pub(super) enum Learner {
     /// On images.
     Denoising(DenoisingLearner<Dit>),
     /// Of which only a LoRA learns, on images.
     Lora(DenoisingLearner<Tuned>),
-    /// Of which only branches learn that steer it, on pairs of images.
-    Control(ControlLearner),
+    /// Of which only a branch learns that steers it by pictures beside the images.
+    Control(DenoisingLearner<Steered<Control>>),
+    /// Of which only branches learn that make portraits, on pairs of images.
+    Portrait(PortraitLearner),
     /// On the trajectories of its teacher.
     Student(StudentLearner),
 }
@@ -43,10 +47,22 @@ pub(super) fn on_images(
     device: &Device,
 ) -> Result<(Learner, Outline)> {
     let (learner, outline) = match &config.lora {
-        None if config.control.is_some() => {
-            let (own, outline) = ControlLearner::new(folder, config, data, resumed, device)?;
-            (Learner::Control(own), outline)
-        }
+        None if let Some(control) = &config.control => match control.kind {
+            None => {
+                let (own, outline) = PortraitLearner::new(folder, config, data, resumed, device)?;
+                (Learner::Portrait(own), outline)
+            }
+            Some(_) => {
+                let steered = |net: Dit| {
+                    let branch = Control::new(&net, control.depth, device);
+                    let autodiff = device.clone().autodiff();
+                    Ok(Steered::new(net, branch.fork(&autodiff)))
+                };
+                let (own, outline) =
+                    DenoisingLearner::new(folder, config, data, resumed, device, steered)?;
+                (Learner::Control(own), outline)
+            }
+        },
         None => {
             let (own, outline) = DenoisingLearner::new(folder, config, data, resumed, device, Ok)?;
             (Learner::Denoising(own), outline)
@@ -59,6 +75,27 @@ pub(super) fn on_images(
         }
     };
     Ok((learner, outline))
+}
+
+/// Branches as a run makes them.
+pub(super) enum Made {
+    /// That see a picture.
+    Control(Branches<ControlConfig>),
+    /// That make portraits.
+    Portrait(Branches<PortraitConfig>),
+}
+
+impl Made {
+    /// Writes their folder.
+    ///
+    /// # Errors
+    /// A disk that refuses.
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        match self {
+            Self::Control(branches) => branches.save(path),
+            Self::Portrait(branches) => branches.save(path),
+        }
+    }
 }
 
 /// A step that was computed and not taken.
@@ -93,6 +130,10 @@ impl Learner {
                 let own = learner.gradients(indices, streams, config, device);
                 Ok(Computed { own, critic: None })
             }
+            Self::Portrait(learner) => {
+                let own = learner.gradients(indices, streams, config, device);
+                Ok(Computed { own, critic: None })
+            }
             Self::Student(learner) => learner.compute(indices, streams, config, device),
         }
     }
@@ -103,6 +144,7 @@ impl Learner {
             Self::Denoising(learner) => learner.trainer.apply(own),
             Self::Lora(learner) => learner.trainer.apply(own),
             Self::Control(learner) => learner.trainer.apply(own),
+            Self::Portrait(learner) => learner.trainer.apply(own),
             Self::Student(learner) => {
                 if let (Some(heads), Some(gradients)) = (&mut learner.critic, critic) {
                     heads.trainer.apply(gradients);
@@ -118,6 +160,7 @@ impl Learner {
             Self::Denoising(learner) => learner.data.len(),
             Self::Lora(learner) => learner.data.len(),
             Self::Control(learner) => learner.data.len(),
+            Self::Portrait(learner) => learner.data.len(),
             Self::Student(learner) => learner.trajectories.spec().count,
         }
     }
@@ -128,6 +171,7 @@ impl Learner {
             Self::Denoising(learner) => learner.trainer.step,
             Self::Lora(learner) => learner.trainer.step,
             Self::Control(learner) => learner.trainer.step,
+            Self::Portrait(learner) => learner.trainer.step,
             Self::Student(learner) => learner.trainer.step,
         }
     }
@@ -138,6 +182,7 @@ impl Learner {
             Self::Denoising(learner) => learner.trainer.model.clone().into(),
             Self::Lora(learner) => learner.trainer.model.bound().into(),
             Self::Control(learner) => learner.trainer.model.net.clone().into(),
+            Self::Portrait(learner) => learner.trainer.model.net.clone().into(),
             Self::Student(learner) => learner.trainer.model.clone().into(),
         }
     }
@@ -148,6 +193,7 @@ impl Learner {
             Self::Denoising(learner) => &learner.trainer.model,
             Self::Lora(learner) => &learner.trainer.model.net,
             Self::Control(learner) => &learner.trainer.model.net,
+            Self::Portrait(learner) => &learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk(),
         }
     }
@@ -158,6 +204,7 @@ impl Learner {
             Self::Denoising(learner) => &mut learner.trainer.model,
             Self::Lora(learner) => &mut learner.trainer.model.net,
             Self::Control(learner) => &mut learner.trainer.model.net,
+            Self::Portrait(learner) => &mut learner.trainer.model.net,
             Self::Student(learner) => learner.trainer.model.trunk_mut(),
         }
     }
@@ -165,15 +212,20 @@ impl Learner {
     /// What judges a student, if anything.
     pub(super) fn critic(&self) -> Option<&Critic> {
         match self {
-            Self::Denoising(_) | Self::Lora(_) | Self::Control(_) => None,
+            Self::Denoising(_) | Self::Lora(_) | Self::Control(_) | Self::Portrait(_) => None,
             Self::Student(learner) => learner.critic.as_ref(),
         }
     }
 
     /// Branches with the weights of average number `index`, off the autodiff device, if those are what learns.
-    pub(super) fn branches(&self, index: usize) -> Option<Branches> {
+    pub(super) fn branches(&self, index: usize) -> Option<Made> {
         match self {
-            Self::Control(learner) => Some(learner.averaged(index)),
+            Self::Control(learner) => {
+                let config = &learner.beside.as_ref().expect("pictures beside the images").config;
+                let net = learner.trainer.averaged(index).branches;
+                Some(Made::Control(Branches::new(net, config.clone())))
+            }
+            Self::Portrait(learner) => Some(Made::Portrait(learner.averaged(index))),
             Self::Denoising(_) | Self::Lora(_) | Self::Student(_) => None,
         }
     }
@@ -183,7 +235,8 @@ impl Learner {
         match self {
             Self::Denoising(learner) => &learner.notices,
             Self::Lora(learner) => &learner.notices,
-            Self::Control(_) => &[],
+            Self::Control(learner) => &learner.notices,
+            Self::Portrait(_) => &[],
             Self::Student(learner) => {
                 learner.critic.as_ref().map_or(&[], |critic| critic.notices())
             }
@@ -196,6 +249,7 @@ impl Learner {
             Self::Denoising(learner) => &learner.trainer.averages,
             Self::Lora(learner) => &learner.trainer.averages,
             Self::Control(learner) => &learner.trainer.averages,
+            Self::Portrait(learner) => &learner.trainer.averages,
             Self::Student(learner) => &learner.trainer.averages,
         }
     }
@@ -206,6 +260,7 @@ impl Learner {
             Self::Denoising(learner) => learner.trainer.averaged(index).into(),
             Self::Lora(learner) => learner.trainer.averaged(index).bound().into(),
             Self::Control(learner) => learner.trainer.averaged(index).net.into(),
+            Self::Portrait(learner) => learner.trainer.averaged(index).net.into(),
             Self::Student(learner) => learner.trainer.averaged(index).into(),
         }
     }

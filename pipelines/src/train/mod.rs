@@ -307,8 +307,10 @@ impl Run {
             Learner::Lora(learner) => {
                 lora::write(&self.product(), &learner.trainer.averaged(0))?;
             }
-            Learner::Control(learner) => learner.averaged(0).save(&self.product())?,
-            _ => self.averaged(0).save_lean(&self.product(), FloatDtype::F16)?,
+            learner => match learner.branches(0) {
+                Some(branches) => branches.save(&self.product())?,
+                None => self.averaged(0).save_lean(&self.product(), FloatDtype::F16)?,
+            },
         }
         let _ = observe(Event::Wrote(&checkpoint.write()?));
         Ok(())

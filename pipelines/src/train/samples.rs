@@ -7,14 +7,16 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use image::RgbImage;
 
+use super::learner::Made;
 use super::outline::Outline;
+use crate::branches::Branches;
+use crate::control::{ControlBranch, ControlConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::image::{contact_sheet, write_image};
 use crate::model::Model;
 use crate::pipeline::{ClassPipeline, Pipeline, PortraitPipeline, TextPipeline};
-use crate::portrait::Branches;
-use crate::request::{Picture, Request};
+use crate::request::{Controlled, Picture, Request};
 use crate::task::{Portrait, PortraitTask, Task};
 
 /// Folder of the grids in that of a run.
@@ -24,6 +26,8 @@ pub(super) const SAMPLES: &str = "samples";
 const SHOWN: usize = 16;
 /// Images of each.
 const PER_PROMPT: usize = 4;
+/// Images by each picture that a branch sees, beside it.
+const PER_PICTURE: usize = 3;
 /// Portraits of each person, beside their profile and the reference.
 const PER_PERSON: usize = 2;
 
@@ -66,34 +70,65 @@ fn portraits(pictures: &[RgbImage]) -> Vec<Portrait> {
 pub(super) struct Product {
     pub(super) model: Model,
     /// What steers it, if that is what is trained.
-    pub(super) branches: Option<Branches>,
+    pub(super) branches: Option<Made>,
+}
+
+/// Requests that a branch controls, each by one of the pictures that it sees, and asked one prompt in turn.
+fn controlled<P: Clone>(
+    outline: &Outline,
+    branch: &Branches<ControlConfig>,
+    prompts: &[P],
+) -> Vec<Request<P>> {
+    let request = |(picture, prompt): (&RgbImage, &P)| Request {
+        controls: vec![Controlled {
+            branch: ControlBranch::Open(branch.clone()),
+            picture: Picture::Pixels(picture.clone()),
+            ready: true,
+            scale: 1.0,
+            steps: [0.0, 1.0],
+        }],
+        ..Request::new(vec![prompt.clone(); PER_PICTURE])
+    };
+    outline.shown.iter().zip(prompts.iter().cycle()).map(request).collect()
 }
 
 /// What is done with a pipeline of any kind.
 enum Sampled {
-    Classes(Box<ClassPipeline>, Request<usize>),
-    Texts(Box<TextPipeline>, Request<String>),
-    Portraits(Box<PortraitPipeline>, Request<Portrait>),
+    Classes(Box<ClassPipeline>, Vec<Request<usize>>),
+    Texts(Box<TextPipeline>, Vec<Request<String>>),
+    Portraits(Box<PortraitPipeline>, Vec<Request<Portrait>>),
 }
 
 impl Sampled {
     fn new(outline: &Outline, product: Product, device: &Device) -> Result<Self> {
         let Product { model, branches } = product;
-        Ok(match (branches, &outline.text) {
-            (Some(branches), _) => {
+        let branch = match branches {
+            Some(Made::Portrait(branches)) => {
                 let task = PortraitTask::of_any(&model, branches, device)?;
                 let pipeline = PortraitPipeline::with_task(task, model, device);
-                let request = Request::new(portraits(&outline.portraits));
-                Self::Portraits(pipeline.into(), request)
+                let request = Request::new(portraits(&outline.shown));
+                return Ok(Self::Portraits(pipeline.into(), vec![request]));
             }
-            (None, Some(_)) => {
-                let prompts = outline.prompts.iter().cloned();
-                Self::Texts(TextPipeline::new(model, device)?.into(), request(prompts))
+            Some(Made::Control(branch)) => Some(branch),
+            None => None,
+        };
+        Ok(match &outline.text {
+            Some(_) => {
+                let pipeline = TextPipeline::new(model, device)?;
+                let (pipeline, prompts) = (pipeline.steered_by(&branch), &outline.prompts);
+                let requests = match &branch {
+                    Some(branch) => controlled(outline, branch, prompts),
+                    None => vec![request(prompts.iter().cloned())],
+                };
+                Self::Texts(pipeline.into(), requests)
             }
-            (None, None) => {
-                let pipeline = ClassPipeline::new(model, device)?;
-                let request = request(0..pipeline.classes().min(SHOWN));
-                Self::Classes(pipeline.into(), request)
+            None => {
+                let pipeline = ClassPipeline::new(model, device)?.steered_by(&branch);
+                let requests = match &branch {
+                    Some(branch) => controlled(outline, branch, &outline.classes),
+                    None => vec![request(0..pipeline.classes().min(SHOWN))],
+                };
+                Self::Classes(pipeline.into(), requests)
             }
         })
     }
@@ -104,29 +139,36 @@ impl Sampled {
 /// # Errors
 /// Settings that the model cannot follow, prompts that it cannot read.
 pub(super) fn check(outline: &Outline, product: Product, device: &Device) -> Result<()> {
+    fn all<T: Task>(pipeline: &Pipeline<T>, requests: &[Request<T::Prompt>]) -> Result<()> {
+        requests.iter().try_for_each(|request| pipeline.resolve(request).map(drop))
+    }
     match Sampled::new(outline, product, device)? {
-        Sampled::Portraits(pipeline, request) => pipeline.resolve(&request).map(drop),
-        Sampled::Classes(pipeline, request) => pipeline.resolve(&request).map(drop),
-        Sampled::Texts(pipeline, request) => pipeline.resolve(&request).map(drop),
+        Sampled::Portraits(pipeline, requests) => all(&pipeline, &requests),
+        Sampled::Classes(pipeline, requests) => all(&pipeline, &requests),
+        Sampled::Texts(pipeline, requests) => all(&pipeline, &requests),
     }
 }
 
 /// Asked after every step of the sampler.
 type Ask<'a> = dyn FnMut() -> ControlFlow<()> + Send + 'a;
 
-/// The images of a request. An untrained model may make constant pictures: they are shown, not refused.
+/// The images of some requests. An untrained model may make constant pictures: they are shown, not refused.
 fn images<T: Task>(
     pipeline: &Pipeline<T>,
-    request: &Request<T::Prompt>,
+    requests: &[Request<T::Prompt>],
     ask: &mut Ask<'_>,
 ) -> Result<Vec<RgbImage>> {
-    Ok(pipeline.sketch(request, &mut |_| ask())?.images)
+    let mut images = Vec::new();
+    for request in requests {
+        images.extend(pipeline.sketch(request, &mut |_| ask())?.images);
+    }
+    Ok(images)
 }
 
-/// What portraits were made from, and they.
-fn beside(from: &[RgbImage], made: Vec<RgbImage>) -> Vec<RgbImage> {
-    let people = from.chunks_exact(2).zip(made.chunks_exact(PER_PERSON));
-    people.flat_map(|(from, made)| [from, made].concat()).collect()
+/// What images were made from, `count` pictures at a time, and `made` images of these.
+fn beside(from: &[RgbImage], images: Vec<RgbImage>, count: usize, made: usize) -> Vec<RgbImage> {
+    let rows = from.chunks_exact(count).zip(images.chunks_exact(made));
+    rows.flat_map(|(from, made)| [from, made].concat()).collect()
 }
 
 /// Writes the grid of a model to `path`, always from the same noise, unless `ask` breaks.
@@ -137,16 +179,18 @@ pub(super) fn write(
     device: &Device,
     ask: &mut Ask<'_>,
 ) -> Result<ControlFlow<()>> {
+    let portraits = matches!(product.branches, Some(Made::Portrait(_)));
     let made = match Sampled::new(outline, product, device)? {
-        Sampled::Portraits(pipeline, request) => {
-            let made = images(&pipeline, &request, ask);
-            made.map(|made| beside(&outline.portraits, made))
-        }
-        Sampled::Classes(pipeline, request) => images(&pipeline, &request, ask),
-        Sampled::Texts(pipeline, request) => images(&pipeline, &request, ask),
+        Sampled::Portraits(pipeline, requests) => images(&pipeline, &requests, ask),
+        Sampled::Classes(pipeline, requests) => images(&pipeline, &requests, ask),
+        Sampled::Texts(pipeline, requests) => images(&pipeline, &requests, ask),
     };
     let images = match made {
-        Ok(images) => images,
+        Ok(images) if portraits => beside(&outline.shown, images, 2, PER_PERSON),
+        Ok(images) => match outline.shown.is_empty() {
+            true => images,
+            false => beside(&outline.shown, images, 1, PER_PICTURE),
+        },
         Err(Error::Cancelled) => return Ok(ControlFlow::Break(())),
         Err(error) => return Err(error),
     };

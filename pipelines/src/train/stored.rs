@@ -38,8 +38,9 @@ impl TrainConfig {
         let real = adversarial.as_mut().map(|adversarial| &mut adversarial.data);
         let own = [data, trajectories, vae, text_encoder, tokenizer, init].into_iter().flatten();
         let classifier = perceptual.as_mut().and_then(|perceptual| perceptual.net.as_mut());
-        let matching = control.as_mut().and_then(|control| control.matching.as_mut());
-        own.chain(student).chain(real).chain(classifier).chain(matching)
+        let steering = control.as_mut().map(|own| [&mut own.matching, &mut own.pictures]);
+        let steering = steering.into_iter().flatten().flatten();
+        own.chain(student).chain(real).chain(classifier).chain(steering)
     }
 
     /// Says, before any work, which path leads nowhere.
@@ -67,7 +68,7 @@ impl TrainConfig {
             adversarial.data = PathBuf::new();
         }
         if let Some(control) = &mut self.control {
-            control.matching = None;
+            (control.matching, control.pictures) = (None, None);
         }
         if let Some(perceptual) = &mut self.perceptual {
             perceptual.net = None;

@@ -273,6 +273,9 @@ pub const SETTINGS: &[Setting] = &[
     row("lora.layers", LIST, Any,
         "LoRA: what it changes of every block, of attention, cross, mlp, modulation [\"attention\", \"cross\", \"mlp\"]"),
 
+    row("control.kind", NAME, OneOf(&["edges", "luminance", "tile", "picture"]),
+        "Branches: what of a picture they see; without, they make portraits"),
+    row("control.pictures", PATH, Any, "Branches of the kind picture: folder of what they see, each under the name of its image"),
     row("control.matching", PATH, Any,
         "Branches: folder of those that find matches, beside which the ones of the appearance are trained; without, the first"),
     row("control.depth", INTEGER, From(1.0), "Branches: their blocks, copies of the first ones of the model [3]"),

@@ -7,7 +7,7 @@ use clap::Args;
 use pyrograph::WeightType;
 use pyrograph::request::MAX_IMAGES;
 
-use crate::common::{Lora, parse_lora, parse_steps, whole};
+use crate::common::{Weighted, parse_steps, parse_weighted, whole};
 
 /// Options of images of any kind.
 #[derive(Args)]
@@ -19,8 +19,8 @@ pub(crate) struct Images {
     #[arg(long)]
     pub(super) vae: Option<PathBuf>,
     /// LoRA file or folder to put on, with its weight after a colon [default: 1]; can be given several times
-    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_lora)]
-    pub(super) lora: Vec<Lora>,
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = parse_weighted)]
+    pub(super) lora: Vec<Weighted>,
     /// Number of images [default: one for each that is asked for]
     #[arg(long, short = 'n', value_parser = whole(1, MAX_IMAGES))]
     pub(super) count: Option<usize>,
@@ -69,6 +69,19 @@ pub(crate) struct Images {
     /// Picture that is white where to make something new, and black where to keep the one to start from
     #[arg(long)]
     pub(super) mask: Option<PathBuf>,
+    /// Branch that `train control` made for the model, its folder or that of the run, with its weight after a colon
+    /// [default: 1]; can be given several times
+    #[arg(long, value_name = "BRANCH[:WEIGHT]", value_parser = parse_weighted, requires = "control_image")]
+    pub(super) control: Vec<Weighted>,
+    /// Picture that a branch sees, one for each in turn
+    #[arg(long, value_name = "PICTURE")]
+    pub(super) control_image: Vec<PathBuf>,
+    /// Shares FROM,TO of the steps at which branches act [default: 0,1]
+    #[arg(long, value_name = "FROM,TO", value_parser = parse_interval)]
+    pub(super) control_steps: Option<[f64; 2]>,
+    /// The pictures are what the branches see, such as outlines, not ones whose outlines are to be found
+    #[arg(long)]
+    pub(super) control_ready: bool,
     /// Width in pixels [default: the model's]
     #[arg(long, short = 'W', value_parser = whole(1, usize::MAX))]
     pub(super) width: Option<usize>,

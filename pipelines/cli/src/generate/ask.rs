@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use pyrograph::control::ControlBranch;
 use pyrograph::engine::diffusion::{Churn, GuidedChannels, Sampler, Spacing, parse_sampler};
 use pyrograph::metadata::Used;
 use pyrograph::pipeline::Pipeline;
 use pyrograph::settings::Defaults;
 use pyrograph::task::{PromptTask, Task};
-use pyrograph::{Noise, Picture, Request, StartPicture};
+use pyrograph::{Controlled, Noise, Picture, Request, StartPicture};
 
 use super::args::Images;
 use super::earlier::Earlier;
@@ -54,6 +55,7 @@ pub(super) fn request<K: Kind>(
     effective(args, &request, pipeline)?;
 
     pictures(args, earlier, &mut request, common)?;
+    request.controls = controls(args, earlier)?;
     let images = noise(args, earlier, &mut request, common)?;
     if earlier.is_none() {
         request.prompts = kind.prompts(args.count.or(images), request.seed, pipeline)?;
@@ -199,6 +201,34 @@ fn pictures<P>(
         (None, None) => None,
     };
     Ok(())
+}
+
+/// What controls the images: asked for, or that of an earlier picture.
+fn controls(args: &Images, earlier: Option<&Earlier>) -> anyhow::Result<Vec<Controlled>> {
+    let Images { control, control_image, control_steps, control_ready, .. } = args;
+    let given = [control.len(), control_image.len()];
+    ensure!(given[0] == given[1], "{} --control and {} --control-image", given[0], given[1]);
+    let pairs = control.iter().zip(control_image);
+    let asked = pairs.map(|(branch, picture)| Controlled {
+        branch: ControlBranch::Folder(branch.file.clone()),
+        picture: Picture::File(picture.clone()),
+        ready: false,
+        scale: branch.weight,
+        steps: [0.0, 1.0],
+    });
+    let mut controls: Vec<Controlled> = asked.collect();
+    if let Some(Earlier { record, search, .. }) = earlier.filter(|_| controls.is_empty()) {
+        controls = search.controls(record)?;
+    }
+    let unread =
+        [("--control-steps", control_steps.is_some()), ("--control-ready", *control_ready)];
+    let option = unread.into_iter().find(|(_, given)| *given && controls.is_empty());
+    ensure!(option.is_none(), "{} has no effect without --control", option.unwrap_or_default().0);
+    for control in &mut controls {
+        control.ready |= control_ready;
+        control.steps = control_steps.unwrap_or(control.steps);
+    }
+    Ok(controls)
 }
 
 /// Noise in place of the seed's; returns how many images it is for, where that is left to it.

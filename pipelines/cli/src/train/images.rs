@@ -97,12 +97,20 @@ pub(crate) struct Control {
     /// The model: bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
     model: Option<PathBuf>,
-    /// Folder with one sub-folder for each person, of two or more pictures
+    /// Folder of images, with classes or captions as the model has; of branches that make portraits, one sub-folder for each
+    /// person, of two or more pictures
     #[arg(long, short, required_unless_present_any = ["resume", "config", "help_settings"])]
     data: Option<PathBuf>,
     /// Folder of the run: settings, checkpoints, log, samples and the branches [default: runs/control]
     #[arg(long, short)]
     output: Option<PathBuf>,
+    /// What a branch sees of a picture: edges, luminance, tile (colours in coarse cells), picture (one of --pictures)
+    /// [default: branches that make portraits]
+    #[arg(long, value_parser = ["edges", "luminance", "tile", "picture"])]
+    kind: Option<String>,
+    /// Folder of pictures that were drawn to control the images, each under the name of its image
+    #[arg(long, value_name = "FOLDER")]
+    pictures: Option<PathBuf>,
     /// Branches that find matches, from an earlier run: those of the appearance are trained beside them [default: the first
     /// are trained]
     #[arg(long, value_name = "FOLDER")]
@@ -269,7 +277,10 @@ pub(crate) fn control(args: &Control, common: &Common) -> anyhow::Result<()> {
     if args.help_settings {
         return print_settings();
     }
-    let further = path_settings(&[("data", &args.data), ("control.matching", &args.matching)])?;
+    let paths = [("data", &args.data), ("control.matching", &args.matching)];
+    let mut further = path_settings(&[paths[0], paths[1], ("control.pictures", &args.pictures)])?;
+    let drawn = args.pictures.is_some().then(|| "picture".to_owned());
+    further.extend(args.kind.clone().or(drawn).map(|kind| format!("control.kind={kind}")));
     let (output, init) = (args.output.as_deref(), args.model.as_deref());
     OnImages { kind: Kind::Control, output, init, run: &args.run, further }.start(common)
 }

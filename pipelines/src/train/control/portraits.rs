@@ -1,7 +1,7 @@
-//! Runs that teach branches to steer a model, which itself stays as it is: pairs of pictures of people.
+//! Runs that teach branches to make portraits, of pairs of pictures of people (IC-Portrait, Yang et al. 2025).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -9,106 +9,31 @@ use pyrograph_engine::nets::{Conditioning, IcPortrait, IcPortraitConfig, Sight, 
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Pairs, Target, Trainer};
 use pyrograph_weights::FloatDtype;
-use serde::{Deserialize, Serialize};
 
-use super::checkpoint::Whole;
-use super::config::TrainConfig;
-use super::denoising::perceptual;
-use super::identity::Sources;
-use super::outline::Outline;
-use super::start::Ground;
-use super::streams::Streams;
+use super::ControlShape;
+use crate::branches::Branches;
 use crate::data::{Annotation, Dataset};
 use crate::error::{Error, Result};
 use crate::eval::pictures;
-use crate::model::{Model, Recognised};
-use crate::portrait::{self, Branches, PortraitConfig};
-
-/// Branches to train (IC-Portrait, Yang et al. 2025).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ControlShape {
-    /// Folder of branches that find matches, which stay as they are while those of the appearance are trained; without, the
-    /// first are trained.
-    pub matching: Option<PathBuf>,
-    /// Blocks of a branch.
-    pub depth: usize,
-    /// Whether the model itself sees the profile, too.
-    pub panel: bool,
-    /// Share of a reference that is hidden.
-    pub hidden: f64,
-    /// Side of the cells that are hidden, in pixels or latent cells.
-    pub cell: usize,
-    /// Share of the examples whose profile is black.
-    pub profile_dropout: f64,
-    /// Share of the examples whose reference is hidden as a whole.
-    pub reference_dropout: f64,
-    /// What a model of texts is told of every picture.
-    pub prompt: String,
-}
-
-impl Default for ControlShape {
-    fn default() -> Self {
-        Self {
-            matching: None,
-            depth: 3,
-            panel: false,
-            hidden: 0.8,
-            cell: 1,
-            profile_dropout: 0.1,
-            reference_dropout: 0.1,
-            prompt: String::new(),
-        }
-    }
-}
+use crate::model::Model;
+use crate::portrait::{self, PortraitConfig};
+use crate::train::checkpoint::Whole;
+use crate::train::config::TrainConfig;
+use crate::train::denoising::perceptual;
+use crate::train::identity::Sources;
+use crate::train::outline::Outline;
+use crate::train::start::Ground;
+use crate::train::streams::Streams;
 
 impl ControlShape {
-    /// Refuses settings that such a run does not read, a start from nothing, and what does not go with the model `init`,
-    /// before any image is read.
-    pub(super) fn check(&self, config: &TrainConfig, init: Option<&Recognised>) -> Result<()> {
-        let plain = TrainConfig::default();
-        let fault = |reason: String| Err(Error::Config { reason });
-        let unread = [
-            ("lora", config.lora.is_some()),
-            ("label_dropout", config.label_dropout != plain.label_dropout),
-            ("patches", config.patches != plain.patches),
-            ("flip", config.flip),
-            ("sample_prompts", !config.sample_prompts.is_empty()),
-            ("snapshot_every", config.snapshot_every > 0),
-        ];
-        if let Some((key, _)) = unread.into_iter().find(|(_, set)| *set) {
-            return fault(format!("{key} is set, training branches does not read it"));
-        }
-        let Some(init) = init else {
-            return fault("control is set, and there is no init, the model to steer".into());
-        };
-        let (net, depth) = (&init.config.net.dit, self.depth);
-        if !(1..=net.depth).contains(&depth) {
-            return fault(format!("control.depth is {depth}, expected 1 to {}", net.depth));
-        }
-        if net.classes > 0 && !self.prompt.is_empty() {
-            return fault(format!(
-                "control.prompt is {:?}, the model is told classes",
-                self.prompt
-            ));
-        }
-        let Some(path) = &self.matching else { return Ok(()) };
-        let base = init.net.checkpoint.fingerprint();
-        let learnt = PortraitConfig::read(path, net, &base)?.branches.depth;
-        match learnt == depth {
-            true => Ok(()),
-            false => fault(format!("control.depth is {depth}, {} has {learnt}", path.display())),
-        }
-    }
-
     /// Those that the run starts with.
-    fn branches(
+    fn portraits(
         &self,
         model: &Model,
         base: String,
         sources: &mut Sources,
         device: &Device,
-    ) -> Result<Branches> {
+    ) -> Result<Branches<PortraitConfig>> {
         let net = model.net.trunk();
         let Self { depth, panel, hidden, cell, .. } = *self;
         let appearance = self.matching.is_some();
@@ -122,7 +47,8 @@ impl ControlShape {
         };
         let mut fresh = IcPortrait::new(net, config.branches, device);
         let Some(path) = &self.matching else { return Ok(Branches::new(fresh, config)) };
-        let found = Branches::open(path, net, &config.base, device)?;
+        let found: Branches<PortraitConfig> =
+            Branches::open(path, net.config(), &config.base, device)?;
         sources.insert("control.matching".to_owned(), found.fingerprint.into());
         fresh.matching = found.net.matching;
         Ok(Branches::new(fresh, config))
@@ -164,9 +90,9 @@ impl People {
 }
 
 /// Branches in training, and the people that they learn from.
-pub(super) struct ControlLearner {
-    pub(super) trainer: Trainer<Steered>,
-    pub(super) data: Dataset,
+pub(in crate::train) struct PortraitLearner {
+    pub(in crate::train) trainer: Trainer<Steered<IcPortrait>>,
+    pub(in crate::train) data: Dataset,
     people: People,
     pairs: Pairs,
     loss: Denoising,
@@ -178,13 +104,13 @@ pub(super) struct ControlLearner {
 /// People in a sample sheet.
 const SHOWN: usize = 8;
 
-impl ControlLearner {
+impl PortraitLearner {
     /// Fresh branches, or one beside those that find matches, in a run that goes on from `resumed`; latents are kept in
     /// `folder`.
     ///
     /// # Errors
     /// A configuration that does not fit the model or the checkpoint, a person of whom there is one picture.
-    pub(super) fn new(
+    pub(in crate::train) fn new(
         folder: &Path,
         config: &TrainConfig,
         data: Dataset,
@@ -203,7 +129,7 @@ impl ControlLearner {
         sources.insert("init".to_owned(), base.clone().into());
         let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
         let model = Model { vae: vae.clone(), text: text.or(model.text), ..model };
-        let branches = shape.branches(&model, base, &mut sources, device)?;
+        let branches = shape.portraits(&model, base, &mut sources, device)?;
         let told = portrait::told(&model, &shape.prompt, device)?;
         let loss = Denoising {
             process: model.config.process.clone(),
@@ -219,7 +145,7 @@ impl ControlLearner {
         let data = data.for_training(false, config.augment, encoder, folder, device)?;
         let autodiff = device.clone().autodiff();
         let net = model.net.trunk().clone().fork(&autodiff);
-        let steered = Steered::new(net, branches.net.fork(&autodiff));
+        let steered = Steered::new(net, branches.net.newest().fork(&autodiff));
         let trainer = Trainer::new(steered, config.trainer(&model.config.net.dit));
         let shown = people.shown(SHOWN);
         let pairs = Pairs {
@@ -230,7 +156,7 @@ impl ControlLearner {
         let outline = Outline {
             text: model.text,
             sources,
-            portraits: pictures(&data, &shown.concat(), &Device::flex())?,
+            shown: pictures(&data, &shown.concat(), &Device::flex())?,
             ..Outline::new(model.config, vae)
         };
         let config = branches.config;
@@ -238,7 +164,7 @@ impl ControlLearner {
     }
 
     /// The gradients of a step on images of these numbers, each with another one of the same person.
-    pub(super) fn gradients(
+    pub(in crate::train) fn gradients(
         &self,
         indices: &[usize],
         streams: Streams,
@@ -256,7 +182,7 @@ impl ControlLearner {
 
     fn batch(
         &self,
-        steered: &Steered,
+        steered: &Steered<IcPortrait>,
         targets: &[usize],
         random: &mut Generator,
         device: &Device,
@@ -277,7 +203,7 @@ impl ControlLearner {
     }
 
     /// The branches with the weights of average number `index`, off the autodiff device.
-    pub(super) fn averaged(&self, index: usize) -> Branches {
+    pub(in crate::train) fn averaged(&self, index: usize) -> Branches<PortraitConfig> {
         Branches::new(self.trainer.averaged(index).branches, self.config.clone())
     }
 }
