@@ -20,6 +20,8 @@ pub struct Adapter {
     alpha: Option<f64>,
     fingerprint: String,
     ranks: [usize; 2],
+    /// Fingerprint of the only network that it is for, if it says so.
+    base: Option<String>,
     terms: Arc<nets::Adapter>,
 }
 
@@ -69,26 +71,46 @@ impl Adapter {
         let config = net.config();
         let steps = config.student.as_ref().map_or(1, |student| student.steps());
         let layouts = layouts(&config.dit, steps);
-        let Lora { terms: read, alpha_assumed } =
+        let Lora { terms: read, alpha_assumed, token, base } =
             read_lora(&checkpoint, &layouts, &net.layer_widths(), alpha)?;
         if alpha_assumed {
             notify(Notice::AlphaAssumed { file: path.to_owned() });
         }
         let ranks = read.iter().map(|term| term.down.shape()[1]);
         let ranks = [ranks.clone().min(), ranks.max()].map(Option::unwrap_or_default);
-        let tensor = |data: TensorData| Tensor::from_data(data, device);
-        let mut terms = nets::Adapter::default();
+        let tensor = |data: TensorData| Tensor::<2>::from_data(data, device);
+        let hidden = config.dit.hidden;
+        if let Some(token) = token.as_ref().filter(|token| token.shape()[1] != hidden) {
+            let (path, found) = (path.to_owned(), token.shape()[1]);
+            return Err(Error::NotAModel {
+                path,
+                reason: format!("a token of width {found}, the model has {hidden}"),
+            });
+        }
+        let mut terms = nets::Adapter { token: token.map(tensor), ..nets::Adapter::default() };
         for LoraTerm { layer, down, up, start } in read {
             let term = LowRank { down: tensor(down), up: tensor(up), start };
             terms.terms.entry(layer).or_default().push(term);
         }
         let fingerprint = checkpoint.fingerprint();
-        Ok(Self { path: path.to_owned(), alpha, fingerprint, ranks, terms: Arc::new(terms) })
+        let (path, terms) = (path.to_owned(), Arc::new(terms));
+        Ok(Self { path, alpha, fingerprint, ranks, base, terms })
     }
 
     /// The file or folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Refuses an adapter of a person for a network of another fingerprint.
+    pub(crate) fn check_base(&self, weights: &str) -> Result<()> {
+        match &self.base {
+            Some(base) if base != weights => Err(Error::NotAModel {
+                path: self.path.clone(),
+                reason: format!("made for the network {base}, this one is {weights}"),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// What replaced the file's own alpha.
@@ -143,6 +165,12 @@ impl Adapters {
     /// All that are on.
     pub fn list(&self) -> &[PutOn] {
         &self.on
+    }
+
+    /// What stands for the people of all that are on, `[1, hidden]`.
+    pub(crate) fn token(&self) -> Option<Tensor<2>> {
+        let own = |on: &PutOn| Some(on.adapter.terms.token.clone()? * on.weight);
+        self.on.iter().filter_map(own).reduce(|sum, token| sum + token)
     }
 
     /// Puts one more on; the same adapter may be on several times.

@@ -70,6 +70,10 @@ pub fn merge_adapters(
         Ok((Adapter::open(path, &model.net, None, device, notify)?, *weight))
     };
     let opened = adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
+    if let Some((person, _)) = opened.iter().find(|(own, _)| own.terms().token.is_some()) {
+        let reason = "an adapter of a person is put on a model, and not merged with it".into();
+        return Err(Error::NotAModel { path: person.path().to_owned(), reason });
+    }
     let terms: Vec<_> = opened.iter().map(|(adapter, weight)| (adapter.terms(), *weight)).collect();
     model.net.merge(&terms)?;
     Ok(model)

@@ -23,6 +23,7 @@ mod lora;
 mod metrics;
 mod model_folders;
 mod parity;
+mod people;
 mod picture;
 mod pixart;
 mod portraits;

@@ -9,14 +9,14 @@ use crate::command::TestCommand;
 use crate::util::{fixtures, text, write_pictures};
 
 /// Side of the pictures.
-const SIDE: u32 = 8;
+pub(crate) const SIDE: u32 = 8;
 /// People.
 const HUES: usize = 36;
 /// Two of them, whom nobody is trained on.
 pub(crate) const UNSEEN: [usize; 2] = [9, 24];
 
 /// People are colours, their pose is the half of the picture where they stand.
-fn person(hue: usize, pose: u32, [x, y]: [u32; 2]) -> [u8; 4] {
+pub(crate) fn person(hue: usize, pose: u32, [x, y]: [u32; 2]) -> [u8; 4] {
     let colour = |phase: usize| {
         let angle = (hue as f64 / HUES as f64 + phase as f64 / 3.0) * std::f64::consts::TAU;
         (128.0 + 110.0 * angle.cos()) as u8
@@ -31,7 +31,7 @@ fn person(hue: usize, pose: u32, [x, y]: [u32; 2]) -> [u8; 4] {
 }
 
 /// Five pictures of each, those of two others apart.
-fn people(folder: &Path) {
+pub(crate) fn people(folder: &Path) {
     let hues: Vec<usize> = (0..HUES).filter(|hue| !UNSEEN.contains(hue)).collect();
     let names: Vec<String> = hues.iter().map(|hue| format!("person {hue}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -60,11 +60,11 @@ pub(crate) fn halves(path: &Path) -> [[f64; 3]; 2] {
     })
 }
 
-fn apart(a: [f64; 3], b: [f64; 3]) -> f64 {
+pub(crate) fn apart(a: [f64; 3], b: [f64; 3]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
-const MODEL: &str = "sample_every=0\nlog_every=20\nbatch=16\nmicro_batches=2\n\
+pub(crate) const MODEL: &str = "sample_every=0\nlog_every=20\nbatch=16\nmicro_batches=2\n\
                      learning_rate={peak=0.003,warmup=20,decay={kind=\"cosine\"}}\nlabel_dropout=0.5\n\
                      [model]\nkind=\"dit\"\nsize=[8,8]\npatch=2\nhidden=48\ndepth=3\nheads=2\n";
 

@@ -230,6 +230,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
             padding: None,
             pooled: text.pooled.map(|width| Tensor::zeros([batch, width], device)),
         }),
+        token: None,
         size: config.sized.then(|| Tensor::ones([batch, 3], device)),
         panels: Vec::new(),
         control: Vec::new(),

@@ -88,7 +88,7 @@ const GENERATE: &[Heading] = &[
 ];
 
 /// Headings of the options of single commands.
-const HEADINGS: [(&str, &[Heading]); 14] = [
+const HEADINGS: [(&str, &[Heading]); 15] = [
     ("generate class", GENERATE),
     ("generate text", GENERATE),
     (
@@ -99,8 +99,32 @@ const HEADINGS: [(&str, &[Heading]); 14] = [
                 "Pictures",
                 &["profile", "reference", "photos", "profile_face", "face", "count", "seed"],
             ),
+            (
+                "Of a person who was learnt",
+                &[
+                    "adapter",
+                    "edges",
+                    "luminance",
+                    "tile",
+                    "face_mask",
+                    "class",
+                    "prompt",
+                    "shading",
+                    "paste",
+                    "harmonization",
+                    "adapter_scale",
+                    "inner_edges",
+                ],
+            ),
             ("Sampling", &["steps", "sampler", "cfg_scale", "cfg_light", "batch_size"]),
-            ("Output", &["output"]),
+            ("Output", &["output", "stages"]),
+        ],
+    ),
+    (
+        "portrait fit",
+        &[
+            ("Learning", &["steps", "rank", "batch", "lr", "prior", "prior_images", "seed"]),
+            ("Output", &["output", "overwrite"]),
         ],
     ),
     ("train control", &[TRAINING]),
@@ -123,7 +147,7 @@ const HEADINGS: [(&str, &[Heading]); 14] = [
 ];
 
 /// Examples of commands.
-const EXAMPLES: [(&str, &[&str]); 22] = [
+const EXAMPLES: [(&str, &[&str]); 23] = [
     (
         "generate class",
         &[
@@ -178,6 +202,14 @@ const EXAMPLES: [(&str, &[&str]); 22] = [
             "train control -m runs/heads --data people --matching runs/matching --steps 10000",
             "train control -m emoji-class --data emoji --kind edges -o runs/edges",
             "generate class -m emoji-class --class cat --control runs/edges:0.8 --control-image sketch.png",
+        ],
+    ),
+    (
+        "portrait fit",
+        &[
+            "portrait fit --photos me/ -m runs/heads -o me.safetensors",
+            "generate portrait --adapter me.safetensors --reference evening.jpg --photos --base runs/heads --edges runs/edges --luminance runs/luminance --tile runs/tile",
+            "generate class -m runs/heads --class 0 --lora me.safetensors",
         ],
     ),
     ("distill record", &["distill record -m emoji-class -o trajectories --worker 0/4"]),

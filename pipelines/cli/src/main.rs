@@ -19,6 +19,7 @@ mod interrupt;
 mod memory;
 mod merge;
 mod patches;
+mod portrait;
 mod probe;
 mod silence;
 mod sweep;
@@ -52,6 +53,9 @@ enum Command {
     /// Train a model from a folder of images
     #[command(subcommand)]
     Train(Train),
+    /// Learn a person from photos
+    #[command(subcommand)]
+    Portrait(portrait::Portraits),
     /// Make a few-step student of a model: record its trajectories, train the student on them
     Distill(Box<distill::Distill>),
     /// Show what a model or a weight file holds
@@ -112,7 +116,7 @@ enum Train {
     Text(train::Text),
     /// A LoRA of a model, on a few images
     Lora(train::Lora),
-    /// Branches that steer a model to portraits of people, on several pictures of each
+    /// Branches that steer a model by a picture, or to portraits of people
     Control(train::Control),
     /// Average the weights of a finished run with another width
     Average(train::AverageArgs),
@@ -195,6 +199,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(Train::Lora(lora)) => train::lora(lora, &cli.common),
         Command::Train(Train::Control(control)) => train::control(control, &cli.common),
         Command::Train(Train::Average(average)) => train::average(average, &cli.common),
+        Command::Portrait(portraits) => portrait::run(portraits, &cli.common),
         Command::Distill(distill) => distill::run(distill, &cli.common),
         Command::Inspect(inspect) => inspect::run(inspect, &cli.common),
         Command::Convert(convert) => convert::run(convert, &cli.common),

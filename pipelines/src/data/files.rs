@@ -197,7 +197,7 @@ fn check_parts(root: &Path, files: &[Known]) -> Result<()> {
 }
 
 /// The pictures in a folder and all folders in it, in the order of paths; each folder is read once.
-fn pictures(folder: &Path, root: &Path, skipped: &mut Skipped) -> Result<Vec<PathBuf>> {
+pub(super) fn pictures(folder: &Path, root: &Path, skipped: &mut Skipped) -> Result<Vec<PathBuf>> {
     let above = canonical(root)?;
     let mut seen: HashSet<PathBuf> = above.ancestors().map(Path::to_owned).collect();
     if folder == root {

@@ -20,10 +20,11 @@ pub use notice::{Notice, Skip};
 pub use order::Order;
 pub use pixels::{Background, Observe};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::decode;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use notice::Skipped;
 
 /// What is known of the images of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +43,18 @@ impl Annotation {
             Self::Classes => "class",
             Self::Captions => "caption",
         }
+    }
+}
+
+/// Files of the pictures in a folder and in those in it, in the order of paths.
+///
+/// # Errors
+/// A folder that cannot be read, or without pictures.
+pub(crate) fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let found = files::pictures(folder, folder, &mut Skipped::default())?;
+    match found.is_empty() {
+        true => Err(Error::Dataset { path: folder.to_owned(), reason: "no pictures".into() }),
+        false => Ok(found),
     }
 }
 

@@ -45,12 +45,19 @@ impl Photograph {
         self.place.crop(&self.picture)
     }
 
+    /// Where the face is in the square, fading over a `feather`, a share of its side.
+    ///
+    /// # Errors
+    /// See [`Mask::of_face`].
+    pub fn mask(&self, feather: f64) -> Result<Mask> {
+        Mask::of_face(&self.face, &self.place, feather)
+    }
+
     /// The photograph with the face of another square; pixels outside the face keep their bits.
     ///
     /// # Errors
     /// A square of another side.
     pub fn with_face(&self, crop: &RgbImage) -> Result<RgbImage> {
-        let mask = Mask::of_face(&self.face, &self.place, Mask::FEATHER)?;
-        self.place.paste_back(&self.picture, crop, &mask)
+        self.place.paste_back(&self.picture, crop, &self.mask(Mask::FEATHER)?)
     }
 }

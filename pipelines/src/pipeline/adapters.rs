@@ -26,14 +26,16 @@ impl<T: Task> Pipeline<T> {
     /// Reads a LoRA for the network; see [`Adapter::open`]. It is not put on yet.
     ///
     /// # Errors
-    /// As there.
+    /// As there; an adapter of a person that was made for another model.
     pub fn adapter(
         &self,
         path: impl AsRef<Path>,
         alpha: Option<f64>,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Adapter> {
-        Adapter::open(path.as_ref(), &self.net, alpha, &self.device, notify)
+        let adapter = Adapter::open(path.as_ref(), &self.net, alpha, &self.device, notify)?;
+        adapter.check_base(&self.origin.weights)?;
+        Ok(adapter)
     }
 
     /// Puts an adapter on the network, beside those that are on; a guide model has none.

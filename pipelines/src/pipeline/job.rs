@@ -274,6 +274,10 @@ impl<T: Task> Pipeline<T> {
         };
         let size = [shape[2], shape[3]].map(|side| side * self.factor());
         let told = self.task.told(request, size)?;
+        let told = match self.adapters.token() {
+            Some(token) => told.with_token(&token),
+            None => told,
+        };
         Ok(Job {
             steering: self.steering(request, &told, shape, plan.grid.steps.len())?,
             told,

@@ -10,7 +10,7 @@ pub use text::TextTask;
 
 use std::ops::Range;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Conditioning;
 
 use crate::error::Result;
@@ -59,7 +59,7 @@ pub trait Task: Send + Sync + Sized {
 }
 
 /// A kind of model that needs nothing beside it, and is asked by what a picture can keep.
-pub trait PromptTask: Task {
+pub trait PromptTask: Task + Clone {
     /// The task of a model, with what it needs on `device`.
     ///
     /// # Errors
@@ -85,6 +85,25 @@ pub struct Told {
 }
 
 impl Told {
+    /// The same with what stands for a person, `[1, hidden]`, on the images, and on nothing that guidance goes away from.
+    pub(crate) fn with_token(self, token: &Tensor<2>) -> Self {
+        let Conditioning { class, text, .. } = &self.table;
+        let count = match (class, text) {
+            (Some(ids), _) => ids.dims()[0],
+            (None, Some(text)) => text.tokens.dims()[0],
+            (None, None) => return self,
+        };
+        let [_, hidden] = token.dims();
+        let with = |token: Tensor<2>| Conditioning {
+            token: Some(token.expand([count, hidden])),
+            ..self.table.clone()
+        };
+        // Where a person is asked for and nothing else, both are one entry so far.
+        let table = with(token.clone()).followed_by(with(token.zeros_like()));
+        let apart = |entries: &Vec<usize>| entries.iter().map(|entry| count + entry).collect();
+        Self { table, images: self.images.clone(), weaker: self.weaker.iter().map(apart).collect() }
+    }
+
     /// Of some of the images.
     pub(crate) fn of(&self, images: Range<usize>) -> Conditioning {
         self.table.select(&self.images[images])

@@ -124,7 +124,8 @@ impl<M: Denoises> DenoisingLearner<M> {
         let known = data.notices().len();
         let (data, adopted) = match adopted {
             Some(adopted) if config.keeps_model() => {
-                let ids = adopted.known("the model stays as it is, with its own classes")?;
+                let what = if config.lora.is_some() { "a LoRA" } else { "a branch" };
+                let ids = adopted.known(&format!("{what} learns of the model's own classes"))?;
                 (data.of_model(&ids, model.net.dit.classes), None)
             }
             adopted => (data, adopted),

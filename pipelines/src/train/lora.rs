@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Adaptable, Dit, DitConfig, TextAttention, TextConfig, Tuned};
-use pyrograph_weights::convert::{LoraTerm, write_lora};
+use pyrograph_engine::nets::{
+    Adaptable, Adapter, Dit, DitConfig, TextAttention, TextConfig, Tuned,
+};
+use pyrograph_weights::convert::{LoraTerm, PersonParts, write_lora};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::layouts;
@@ -38,7 +40,7 @@ impl LoraShape {
     ///
     /// # Errors
     /// A part that no layer has, but for `cross` of a network that reads no text; a rank that is too high.
-    pub(super) fn layers(&self, net: &DitConfig) -> Result<Vec<String>> {
+    pub(crate) fn layers(&self, net: &DitConfig) -> Result<Vec<String>> {
         let fault = |reason: String| Err(Error::Config { reason });
         if !(1..=net.hidden).contains(&self.rank) {
             return fault(format!("lora.rank is {}, expected 1 to {}", self.rank, net.hidden));
@@ -69,21 +71,23 @@ impl LoraShape {
     }
 
     /// A network with fresh matrices.
-    pub(super) fn tuned(&self, net: Dit, seed: u64, device: &Device) -> Result<Tuned> {
+    pub(crate) fn tuned(&self, net: Dit, seed: u64, device: &Device) -> Result<Tuned> {
         let layers = self.layers(net.config())?;
         Ok(Tuned::new(net, layers, self.rank, seed, &device.clone().autodiff())?)
     }
 }
 
-/// Writes the LoRA of a network in training.
+/// Writes the LoRA of a network in training; one with a token, of a person, is for the network `base` alone.
 ///
 /// # Errors
 /// A file that cannot be written.
-pub(super) fn write(path: &Path, tuned: &Tuned) -> Result<()> {
+pub(crate) fn write(path: &Path, tuned: &Tuned, base: &str) -> Result<()> {
     let config = tuned.net.config();
     // Networks that only we have go by our names.
     let layout = &layouts(config, 1)[if config.bias { DIFFUSERS } else { OWN }];
-    let terms = tuned.adapter().terms.into_iter().flat_map(|(layer, terms)| {
+    let Adapter { terms, token } = tuned.adapter();
+    let person = token.map(|token| PersonParts { token: token.into_data(), base: base.to_owned() });
+    let terms = terms.into_iter().flat_map(|(layer, terms)| {
         terms.into_iter().map(move |term| LoraTerm {
             layer: layer.clone(),
             down: term.down.into_data(),
@@ -91,5 +95,5 @@ pub(super) fn write(path: &Path, tuned: &Tuned) -> Result<()> {
             start: term.start,
         })
     });
-    Ok(write_lora(path, layout, &terms.collect::<Vec<_>>())?)
+    Ok(write_lora(path, layout, &terms.collect::<Vec<_>>(), person)?)
 }

@@ -305,7 +305,7 @@ impl Run {
         let checkpoint = checkpoint::prepare(self.folder(), &self.config, sources, &self.learner)?;
         match &self.learner {
             Learner::Lora(learner) => {
-                lora::write(&self.product(), &learner.trainer.averaged(0))?;
+                lora::write(&self.product(), &learner.trainer.averaged(0), "")?;
             }
             learner => match learner.branches(0) {
                 Some(branches) => branches.save(&self.product())?,

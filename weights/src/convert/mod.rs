@@ -13,7 +13,7 @@ pub use autoencoder::{autoencoder, autoencoder_tiny, is_autoencoder};
 pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
 pub use efficientnet::efficientnet_lite;
 pub use face::{face_detector, face_reader, face_recogniser};
-pub use lora::{Lora, LoraTerm, read_lora, write_lora};
+pub use lora::{Lora, LoraTerm, PersonParts, read_lora, write_lora};
 pub use mp_dit::mp_dit;
 pub use pixart::{pixart_diffusers, pixart_lora, pixart_original};
 pub use text_encoder::{clip, t5};

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 pub use tuned::Tuned;
 
+use burn::tensor::Tensor;
+
 use super::{Dit, DitBlock, Embedder, Head, Mode, Net, Student};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Dense, LowRank, Mlp, Modulation};
@@ -15,6 +17,8 @@ use crate::layers::{Attention, Dense, LowRank, Mlp, Modulation};
 pub struct Adapter {
     /// By the layer's name, as in [`Adaptable::linear_layers`].
     pub terms: BTreeMap<String, Vec<LowRank>>,
+    /// For [`Conditioning::token`](super::Conditioning::token), `[1, hidden]`; it acts where that is set to it.
+    pub token: Option<Tensor<2>>,
 }
 
 /// A network on which adapters can be put.

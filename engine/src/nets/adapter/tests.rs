@@ -88,7 +88,7 @@ fn adapter(net: &mut impl Adaptable, seed: u64) -> Adapter {
         let terms = vec![term(0, outputs), term(outputs / 3, outputs / 3)];
         (name, terms)
     });
-    Adapter { terms: terms.collect() }
+    Adapter { terms: terms.collect(), token: None }
 }
 
 /// The product of a term's matrices in its place, `[in, out]`.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
-use burn::tensor::Device;
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
 
 use super::{Adaptable, Adapter};
 use crate::error::{Error, Result};
-use crate::layers::{Init, Lora, LowRank};
+use crate::layers::{Fresh, Init, Lora, LowRank};
 use crate::nets::Dit;
 
 /// A frozen network with an adapter for some of its linear layers, which alone is trained.
@@ -17,6 +17,8 @@ pub struct Tuned {
     pub net: Dit,
     /// In the order of `layers`.
     pub loras: Vec<Lora>,
+    /// What stands for a person, `[1, hidden]`, at first zero: see [`Adapter::token`].
+    pub token: Option<Param<Tensor<2>>>,
     /// Names of the layers that have one, as in [`Adaptable::linear_layers`].
     #[module(skip)]
     layers: Vec<String>,
@@ -42,7 +44,14 @@ impl Tuned {
             Ok(Lora::new(inputs, outputs, rank, &init))
         };
         let loras = layers.iter().map(fresh).collect::<Result<_>>()?;
-        Ok(Self { net: net.no_grad(), loras, layers })
+        Ok(Self { net: net.no_grad(), loras, token: None, layers })
+    }
+
+    /// The same with a token for a person.
+    pub fn with_token(self, device: &Device) -> Self {
+        let hidden = self.net.config().hidden;
+        let token = Init::new(0, device).param(Fresh::Constant(0.0), [1, hidden]);
+        Self { token: Some(token), ..self }
     }
 
     /// The network with its adapters on.
@@ -63,6 +72,7 @@ impl Tuned {
             let [down, up] = [&lora.down, &lora.up].map(|param| param.val().without_autodiff());
             (name.clone(), vec![LowRank { down, up, start: 0 }])
         });
-        Adapter { terms: terms.collect() }
+        let token = self.token.as_ref().map(|token| token.val().without_autodiff());
+        Adapter { terms: terms.collect(), token }
     }
 }

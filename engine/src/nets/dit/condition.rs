@@ -16,6 +16,9 @@ pub struct Conditioning {
     pub class: Option<Tensor<1, Int>>,
     /// A text. Only and always of a network that reads one.
     pub text: Option<Text>,
+    /// Who or what is shown, as a [person's adapter](crate::nets::Adapter) has learnt it: added to the condition vector,
+    /// `[batch, hidden]`.
+    pub token: Option<Tensor<2>>,
     /// Height and width of the image in pixels, and the first over the second, `[batch, 3]` (PixArt-α). Only and always
     /// of a network that [is told](super::DitConfig::sized).
     pub size: Option<Tensor<2>>,
@@ -82,6 +85,7 @@ impl Conditioning {
         Self {
             class: self.class.as_ref().map(|ids| ids.clone().select(0, at.clone())),
             text: self.text.as_ref().map(text),
+            token: self.token.as_ref().map(|token| token.clone().select(0, at.clone())),
             size: self.size.as_ref().map(|size| size.clone().select(0, at.clone())),
             panels: self.panels.iter().map(panel).collect(),
             control: self.control.iter().map(|part| part.clone().select(0, at.clone())).collect(),
@@ -112,6 +116,7 @@ impl Conditioning {
                     Tensor::cat(vec![a, b], 0)
                 }),
             }),
+            token: both(self.token, other.token, "a token", |a, b| Tensor::cat(vec![a, b], 0)),
             size: both(self.size, other.size, "a size", |a, b| Tensor::cat(vec![a, b], 0)),
             panels: self
                 .panels
@@ -137,6 +142,7 @@ impl Conditioning {
         Self {
             class: self.class.clone(),
             text: self.text.as_ref().map(text),
+            token: self.token.clone().map(Tensor::without_autodiff),
             size: self.size.clone().map(Tensor::without_autodiff),
             panels: self.panels.iter().map(panel).collect(),
             control: self.control.iter().map(|part| part.clone().without_autodiff()).collect(),
@@ -281,6 +287,10 @@ impl Embedder {
             (None, None) => sum,
             (Some(_), None) => panic!("a network of sizes is told none"),
             (None, Some(_)) => panic!("a network without sizes is told one"),
+        };
+        let sum = match &told.token {
+            Some(token) => sum.clone() + token.clone().cast(FloatDType::from(sum.dtype())),
+            None => sum,
         };
         activated(sum, self.activation).unsqueeze_dim(1) // [batch, 1, hidden]
     }

@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod earlier;
 mod kinds;
+mod mega;
 mod output;
 mod portrait;
 

@@ -17,6 +17,7 @@ use pyrograph::task::Portrait as Asked;
 use pyrograph::{Guidance, Made, OpenOptions, Picture, Progress, Request};
 
 use super::ask;
+use super::mega::{self, Mega};
 use super::output::{NAMED, check_folder_of_first, place};
 use crate::common::{Common, counted, interrupted, parse_steps, whole};
 use crate::interrupt;
@@ -25,47 +26,49 @@ use crate::interrupt;
 #[derive(Args)]
 pub(crate) struct Portrait {
     /// Picture of the person
-    #[arg(long, value_name = "PICTURE")]
-    profile: PathBuf,
+    #[arg(long, value_name = "PICTURE", required_unless_present = "adapter")]
+    profile: Option<PathBuf>,
     /// Picture whose light and pose the portrait has
     #[arg(long, value_name = "PICTURE")]
-    reference: PathBuf,
+    pub(super) reference: PathBuf,
     /// Both are photographs: the faces in them are cut out, and the portrait's is put into the reference
     #[arg(long)]
-    photos: bool,
+    pub(super) photos: bool,
     /// Number of the face in the photograph of the person, the largest being 1 [default: 1]
     #[arg(long, value_name = "N", requires = "photos", value_parser = whole(1, usize::MAX))]
     profile_face: Option<usize>,
     /// Number of the face in the reference, the largest being 1 [default: 1]
     #[arg(long, value_name = "N", requires = "photos", value_parser = whole(1, usize::MAX))]
-    face: Option<usize>,
+    pub(super) face: Option<usize>,
     /// Branches that `train control` made: their folder, or that of the run
-    #[arg(long, short, value_name = "FOLDER")]
-    model: PathBuf,
+    #[arg(long, short, value_name = "FOLDER", required_unless_present = "adapter")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) mega: Mega,
     /// The model that they steer: bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, value_name = "MODEL")]
-    base: PathBuf,
+    pub(super) base: PathBuf,
     /// Number of portraits
     #[arg(long, short = 'n', default_value = "1", value_parser = whole(1, MAX_IMAGES))]
-    count: usize,
+    pub(super) count: usize,
     /// Seed of the first portrait, and of what is hidden of the reference; portrait i has seed + i; -1 is random
     #[arg(long, short, default_value = "-1", allow_hyphen_values = true)]
-    seed: i128,
+    pub(super) seed: i128,
     /// Sampling steps [default: the model's]
     #[arg(long, value_parser = parse_steps)]
-    steps: Option<usize>,
+    pub(super) steps: Option<usize>,
     /// Guidance scale towards the person, 1 is none [default: the model's]
     #[arg(long, visible_aliases = ["scale-profile", "guidance-scale", "guidance"])]
-    cfg_scale: Option<f64>,
+    pub(super) cfg_scale: Option<f64>,
     /// Guidance scale towards light and pose, 1 is none [default: that towards the person]
     #[arg(long, visible_alias = "scale-light")]
     cfg_light: Option<f64>,
     /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
     #[arg(long, visible_alias = "sampling-method")]
-    sampler: Option<String>,
+    pub(super) sampler: Option<String>,
     /// Portraits per network call
     #[arg(long, value_parser = whole(1, MAX_IMAGES))]
-    batch_size: Option<usize>,
+    pub(super) batch_size: Option<usize>,
     /// Output file; with `%03d` or `{seed}`, which are filled in, one for each portrait. No settings are stored in it
     #[arg(long, short, default_value = "portrait.png")]
     output: PathBuf,
@@ -101,21 +104,28 @@ impl Portrait {
             let photo = Photograph::new(read_picture(path)?, &faces, number, height);
             photo.with_context(|| path.display().to_string())
         };
-        Ok(Some([read(&self.profile, self.profile_face)?, read(&self.reference, self.face)?]))
+        Ok(Some([read(self.profile()?, self.profile_face)?, read(&self.reference, self.face)?]))
     }
 
-    fn path(&self, index: usize, seed: u64) -> PathBuf {
+    fn profile(&self) -> anyhow::Result<&Path> {
+        self.profile.as_deref().context("no picture of the person: name one with --profile")
+    }
+
+    pub(super) fn path(&self, index: usize, seed: u64) -> PathBuf {
         let seed = seed.wrapping_add(index as u64);
         output_path(&self.output, index, self.count, seed, "portrait")
     }
 
     /// Checks, before any work, that pictures of this width and height can be written, and take the place of no input.
-    fn check_output(&self, seed: u64, size: [u64; 2]) -> anyhow::Result<()> {
+    pub(super) fn check_output(&self, seed: u64, size: [u64; 2]) -> anyhow::Result<()> {
         for index in 0..self.count {
             let path = self.path(index, seed);
             check_format(&path, size, &[])?;
             check_folder_of_first(index, &path)?;
-            for (option, input) in [("--profile", &self.profile), ("--reference", &self.reference)]
+            let inputs =
+                [("--profile", self.profile.as_ref()), ("--reference", Some(&self.reference))];
+            for (option, input) in
+                inputs.into_iter().filter_map(|(option, input)| Some((option, input?)))
             {
                 ensure!(
                     place(&path) != place(input),
@@ -180,19 +190,23 @@ impl Written<'_> {
 
 pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     check_output_path(&args.output)?;
-    for input in [&args.profile, &args.reference] {
+    for input in args.profile.iter().chain([&args.reference]) {
         picture_size(input)?;
     }
+    if let Some(adapter) = &args.mega.adapter {
+        return mega::run(args, adapter, common);
+    }
+    let branches = args.model.as_ref().context("no branches: name them with --model")?;
     let base = common.find(&args.base)?;
     let opened = common.open()?;
     let notify = |notice| common.tell(&notice);
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
-    let pipeline = PortraitPipeline::with_branches(&args.model, &base, &opened, &options)?;
+    let pipeline = PortraitPipeline::with_branches(branches, &base, &opened, &options)?;
     let photos = args.photographs(pipeline.size(), &opened)?;
     let pictures = match &photos {
         Some(photos) => photos.each_ref().map(|photo| Picture::Pixels(photo.crop())),
-        None => [&args.profile, &args.reference].map(|path| Picture::File(path.clone())),
+        None => [args.profile()?, &args.reference].map(|path| Picture::File(path.to_owned())),
     };
     let request = args.request(pictures)?;
     let [height, width] = pipeline.size().map(|side| side as u64);

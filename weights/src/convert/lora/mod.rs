@@ -9,7 +9,7 @@ mod alpha;
 mod tests;
 mod write;
 
-pub use write::write_lora;
+pub use write::{PersonParts, write_lora};
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,6 +33,11 @@ const DOTTED: [&str; 7] = [
 ];
 /// Before the name of a layer with `_` in place of every dot.
 const UNDERSCORED: [&str; 3] = ["lora_unet_", "lora_transformer_", "lycoris_"];
+
+/// Name of the tensor that stands for a person in a file of ours.
+const TOKEN: &str = "pyrograph.token";
+/// Key of the metadata that names the only network that a file is for, by its fingerprint.
+const BASE: &str = "pyrograph.base";
 
 /// What a tensor is to its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +85,10 @@ pub struct Lora {
     pub terms: Vec<LoraTerm>,
     /// Whether the file says nowhere what alpha is, so that it was taken for the rank.
     pub alpha_assumed: bool,
+    /// Of a person's adapter: what stands for the person in the condition vector, `[1, hidden]`.
+    pub token: Option<TensorData>,
+    /// Fingerprint of the only network that it is for, if it says so.
+    pub base: Option<String>,
 }
 
 /// `x · down · up`, added to some outputs of a layer.
@@ -154,7 +163,23 @@ pub fn read_lora(
     }
     read.sort_by_key(|(layer, term)| (*layer, term.start));
     let terms = read.into_iter().map(|(_, term)| term).collect();
-    Ok(Lora { terms, alpha_assumed })
+    let base = checkpoint.metadata().get(BASE).cloned();
+    Ok(Lora { terms, alpha_assumed, token: token(checkpoint)?, base })
+}
+
+/// What stands for a person.
+fn token(checkpoint: &Checkpoint) -> Result<Option<TensorData>> {
+    if !checkpoint.tensors().contains_key(TOKEN) {
+        return Ok(None);
+    }
+    let (values, shape) = checkpoint.read_f32(TOKEN)?;
+    match (shape.as_slice(), values.iter().all(|value| value.is_finite())) {
+        ([1, _], true) => Ok(Some(TensorData::new(values, shape))),
+        ([1, _], false) => Err(fault(checkpoint, format!("`{TOKEN}` holds NaN or infinity"))),
+        (found, _) => {
+            Err(fault(checkpoint, format!("`{TOKEN}` of {found:?}, expected [1, hidden]")))
+        }
+    }
 }
 
 /// The tensors of every foreign layer by its name in the file, complete and of the right shapes.
@@ -164,7 +189,7 @@ fn matched<'a>(
 ) -> Result<BTreeMap<&'a str, Found<'a>>> {
     let mut mismatch = Mismatch::default();
     let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
-    for (key, info) in checkpoint.tensors() {
+    for (key, info) in checkpoint.tensors().iter().filter(|(key, _)| *key != TOKEN) {
         let split = SUFFIXES.iter().find_map(|(end, role)| Some((key.strip_suffix(end)?, role)));
         let Some((name, role)) = split.filter(|(name, _)| places.contains_key(*name)) else {
             mismatch.unused.push(key.clone());

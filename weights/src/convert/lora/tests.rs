@@ -303,9 +303,9 @@ fn what_is_written_comes_back() {
                 start: 0,
             })
             .collect();
-        write_lora(&path, layout, &terms).expect("written");
+        write_lora(&path, layout, &terms, None).expect("written");
         let file = Checkpoint::open(&path).expect("a file");
-        let Lora { terms: read, alpha_assumed } =
+        let Lora { terms: read, alpha_assumed, .. } =
             read_lora(&file, &layouts, &layers, None).expect("a LoRA");
         assert!(!alpha_assumed, "{}", layout.name);
         for term in &terms {
@@ -333,6 +333,7 @@ fn what_is_written_comes_back() {
         up: matrix(1, &[RANK, HIDDEN]),
         start: 0,
     };
-    let error = write_lora(&path, &layouts[1], &[patch]).expect_err("a convolution").to_string();
+    let error =
+        write_lora(&path, &layouts[1], &[patch], None).expect_err("a convolution").to_string();
     assert!(error.contains("patch"), "{error}");
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use serde_json::json;
 
-use super::LoraTerm;
 use super::alpha::METADATA;
+use super::{BASE, LoraTerm, TOKEN};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Rule, Transform};
 use crate::write_safetensors;
@@ -15,12 +15,26 @@ use crate::write_safetensors;
 /// Before the names of layers.
 const PREFIX: &str = "transformer.";
 
+/// Of a person's adapter what other LoRA files do not have.
+#[derive(Debug, Clone)]
+pub struct PersonParts {
+    /// See [`Lora::token`](super::Lora::token).
+    pub token: TensorData,
+    /// See [`Lora::base`](super::Lora::base).
+    pub base: String,
+}
+
 /// Writes a LoRA file: terms of one rank for all outputs of their layers, under the names that `layout` has for the
 /// layers, with alpha equal to the rank.
 ///
 /// # Errors
 /// A layer that the layout does not have, or not as a plain linear layer; a file that cannot be written.
-pub fn write_lora(path: &Path, layout: &Layout, terms: &[LoraTerm]) -> Result<()> {
+pub fn write_lora(
+    path: &Path,
+    layout: &Layout,
+    terms: &[LoraTerm],
+    person: Option<PersonParts>,
+) -> Result<()> {
     let mut tensors: Vec<(String, TensorData)> = Vec::new();
     let mut modules = Vec::new();
     let rank = terms.first().map_or(0, |term| term.down.shape()[1]);
@@ -49,10 +63,14 @@ pub fn write_lora(path: &Path, layout: &Layout, terms: &[LoraTerm]) -> Result<()
         setting("lora_alpha"): rank,
         setting("target_modules"): modules,
     });
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         (METADATA.to_owned(), settings.to_string()),
         ("format".to_owned(), "pt".to_owned()),
     ]);
+    if let Some(PersonParts { token, base }) = person {
+        tensors.push((TOKEN.to_owned(), token));
+        metadata.insert(BASE.to_owned(), base);
+    }
     write_safetensors(path, &tensors, &metadata)
 }
 
