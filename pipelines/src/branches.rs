@@ -62,6 +62,9 @@ pub(crate) fn read<C: BranchConfig>(path: &Path, net: &DitConfig, base: &str) ->
     }
     let path = &model::resolved(path)?;
     let not = |reason: String| Error::NotAModel { path: path.clone(), reason };
+    if !path.join("model.json").is_file() {
+        return Err(not("no branches, whose folder has a model.json".into()));
+    }
     let manifest = read_manifest(path)?;
     if manifest.family != C::FAMILY {
         return Err(not(format!("family `{}`, expected {}", manifest.family, C::FAMILY)));

@@ -1,11 +1,11 @@
 //! Branches that make portraits with a model (IC-Portrait, Yang et al. 2025).
 
-use burn::tensor::{Device, Tensor};
-use pyrograph_engine::nets::{Conditioning, DitConfig, IcPortrait, IcPortraitConfig, Net, Sight};
+use burn::tensor::Device;
+use pyrograph_engine::nets::{Conditioning, DitConfig, IcPortrait, IcPortraitConfig, Net};
 use pyrograph_engine::portrait::CellMask;
 use serde::{Deserialize, Serialize};
 
-use crate::branches::{BranchConfig, Branches};
+use crate::branches::BranchConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::request::Request;
@@ -62,21 +62,6 @@ impl PortraitConfig {
     pub(crate) fn mask(&self, latents: bool) -> CellMask {
         let hidden = if latents { 0.0 } else { -1.0 };
         CellMask { ratio: self.hidden, cell: self.cell, hidden }
-    }
-}
-
-impl Branches<PortraitConfig> {
-    /// What they see of a profile and a reference, `[1, channels, height, width]` each, as the model makes images, a part
-    /// of the second hidden by a seed.
-    pub(crate) fn sight(
-        &self,
-        model: &Model,
-        profile: Tensor<4>,
-        reference: Tensor<4>,
-        seed: u64,
-    ) -> Sight {
-        let mask = self.config.mask(model.vae.is_some());
-        Sight::new(profile, mask.apply(reference, &[seed]), model.config.process.quiet())
     }
 }
 

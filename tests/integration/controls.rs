@@ -12,7 +12,7 @@ use pyrograph::control::ControlBranch;
 
 use crate::command::TestCommand;
 use crate::portraits::{UNSEEN, base, halves};
-use crate::util::text;
+use crate::util::{text, write_pictures};
 
 /// How much lighter the left half of a picture is than the right one.
 fn left(path: &Path) -> f64 {
@@ -175,6 +175,24 @@ fn a_branch_learns_from_pictures_that_were_drawn() {
     assert!(error.contains("control.pictures"), "{error}");
 }
 
+/// Of a model with several patch sizes, a branch sees and steers at the model's own.
+#[test]
+fn a_branch_of_a_flexible_model_steers_at_one_patch_size() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    write_pictures(&folder.path().join("data"), &["cat"], |_, i, [x, y]| {
+        [(20 * x) as u8, (30 * y) as u8, (40 * i) as u8, 255]
+    });
+    let train = ["train", "control", "-m", "emoji-class", "--data", "data", "--kind", "tile"];
+    let options = ["--steps", "4", "--batch", "2", "-o", "branch"];
+    command(&train).args(options).settings(&["sample_every=0"]).reported();
+    let asked = ["generate", "class", "-c", "cat", "--steps", "4", "-o", "made.png"];
+    let control = ["--control", "branch", "--control-image", "data/cat/0.png"];
+    command(&asked).args(control).reported();
+    let error = command(&asked).args(control).args(["--compute", "60%"]).failed();
+    assert!(error.contains("a branch at patch size 8, the steps at 16"), "{error}");
+}
+
 #[test]
 fn what_a_branch_does_not_go_with_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -201,6 +219,7 @@ fn what_a_branch_does_not_go_with_is_refused() {
     for (args, part) in [
         (vec!["-m", "base", "--control", "matching"], "family `portrait`, expected control"),
         (vec!["-m", "base", "--control", "none"], "none"),
+        (vec!["-m", "base", "--control", "people"], "a folder with neither model.json"),
         (vec!["-m", "base"], "0 --control and 1 --control-image"),
         (vec!["-m", "base", "--control", "branch:inf"], "the scale of a control inf"),
         (

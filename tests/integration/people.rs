@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use burn::tensor::TensorData;
 use image::{Rgb, RgbImage};
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::command::TestCommand;
 use crate::portraits::{MODEL, SIDE, UNSEEN, apart, halves, people, person};
@@ -86,8 +88,30 @@ fn a_person_is_learnt_from_photos_and_put_into_a_picture() {
     );
     make("off", &["--lora", "me.safetensors:0"]);
     assert_eq!(halves(&at("off-3.png")), halves(&at("stranger-3.png")));
+    // Without the token nobody in particular is meant, and the prior has kept strangers strangers; without it all are the person.
+    let alone = ["--steps", "150", "--lr", "0.02", "--prior", "0", "--seed", "1"];
+    fit(folder.path(), "alone.safetensors").args(alone).reported();
+    let [kept, lost] = ["me.safetensors", "alone.safetensors"].map(|file| {
+        without_token(&at(file), &at("bare.safetensors"));
+        make("bare", &["--lora", "bare.safetensors"])
+    });
+    assert!(mean(&kept) > 0.7 * mean(&strangers) && mean(&lost) < 50.0, "{kept:?}, {lost:?}");
     stages(folder.path(), own);
     refused(folder.path());
+}
+
+/// The LoRA of a person alone.
+fn without_token(file: &Path, bare: &Path) {
+    let file = Checkpoint::open(file).expect("a file");
+    let names = file.tensors().keys().filter(|name| *name != "pyrograph.token");
+    let tensors: Vec<(String, TensorData)> = names
+        .map(|name| {
+            let (values, shape) = file.read_f32(name).expect("values");
+            (name.clone(), TensorData::new(values, shape))
+        })
+        .collect();
+    assert_eq!(tensors.len() + 1, file.tensors().len());
+    write_safetensors(bare, &tensors, file.metadata()).expect("written");
 }
 
 /// The person takes the place of somebody else, of whose picture the rest stays.
@@ -135,7 +159,7 @@ fn stages(folder: &Path, own: [f64; 3]) {
         assert_eq!(pixel, from.get_pixel(x, y));
     }
     for more in
-        [&["--shading", "analytic"][..], &["--adapter-scale", "1,0.5,0.5"], &["--inner-edges", "1"]]
+        [&["--shading", "analytic"][..], &["--shading", "tones"], &["--adapter-scale", "1,0.5,0.5"]]
     {
         make("other.png", more);
         assert_ne!(pixels("other.png"), found, "{more:?}");
@@ -163,6 +187,10 @@ fn refused(folder: &Path) {
         (all[..2].to_vec(), "the branch of the kind luminance"),
         (all[..4].to_vec(), "the branch of the kind tile"),
         (all.to_vec(), "--face-mask"),
+        (
+            ["--edges", "tile", "--luminance", "luminance", "--tile", "tile"].to_vec(),
+            "Tile, expected Edges",
+        ),
         ([&all[..], &["--class", "nobody"]].concat(), "nobody"),
         ([&all[..], &["--prompt", "a face"]].concat(), "the model is told classes"),
         ([&all[..], &["--harmonization", "1.5"]].concat(), "strength is 1.5"),

@@ -156,6 +156,10 @@ fn scales(folder: &Path) {
     for (i, a) in made.iter().enumerate() {
         assert!(made[..i].iter().all(|b| a != b), "{i}");
     }
+    // As many as are hidden in training.
+    assert_eq!(make(&["--cfg-scale", "1", "--rho", "0.8"]), plain);
+    let [none, all] = ["0", "1"].map(|rho| make(&["--cfg-scale", "1", "--rho", rho]));
+    assert!(none != plain && all != plain && none != all);
 }
 
 fn refused(folder: &Path) {
@@ -175,6 +179,9 @@ fn refused(folder: &Path) {
     assert!(error.contains("family `class`, expected portrait"), "{error}");
     let error = whole(["9-0.png", "control", "emoji-class"]);
     assert!(error.contains("made for the network "), "{error}");
+    let hidden = ["--profile", "9-0.png", "-m", "control", "--base", "base", "--rho", "1.5"];
+    let error = make(&hidden);
+    assert!(error.contains("the hidden share of the reference 1.5"), "{error}");
     let error = whole(["none.png", "control", "base"]);
     assert!(error.contains("none.png"), "{error}");
     fs::write(at("broken.png"), "no picture").expect("written");
@@ -276,7 +283,20 @@ fn a_portrait_is_put_into_a_photograph() {
     };
     let whole = ["--profile", "profile.png", "--reference", "crowd.png"];
     for (face, [left, right]) in [("1", [330, 510]), ("2", [40, 200])] {
-        make(&whole).args(["--face", face, "-o", "made.png"]).succeeded();
+        let told = make(&whole).args(["--face", face, "-o", "made.png"]);
+        let told = told.args(["--report", "--json"]).succeeded();
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(told["file"], "made.png");
+        // The reference is measured by its largest face, which stays where the other one is changed.
+        let report = |key: &str| told["report"][key].as_f64();
+        match face {
+            "1" => assert!(report("light").is_some_and(|light| light > 0.02), "{told}"),
+            _ => {
+                let found = ["leakage", "light"].map(report);
+                assert_eq!(found, [Some(0.0); 2], "{told}");
+                assert!(report("identity").is_some_and(|apart| apart > 0.1), "{told}");
+            }
+        }
         let made = image::open(at("made.png")).expect("a picture").to_rgb8();
         assert_eq!(made.dimensions(), crowd.dimensions());
         let changed = |x: u32, y: u32| made.get_pixel(x, y) != crowd.get_pixel(x, y);

@@ -106,6 +106,7 @@ const HEADINGS: [(&str, &[Heading]); 15] = [
                     "edges",
                     "luminance",
                     "tile",
+                    "keypoints",
                     "face_mask",
                     "class",
                     "prompt",
@@ -116,8 +117,8 @@ const HEADINGS: [(&str, &[Heading]); 15] = [
                     "inner_edges",
                 ],
             ),
-            ("Sampling", &["steps", "sampler", "cfg_scale", "cfg_light", "batch_size"]),
-            ("Output", &["output", "stages"]),
+            ("Sampling", &["steps", "sampler", "cfg_scale", "cfg_light", "rho", "batch_size"]),
+            ("Output", &["output", "stages", "report"]),
         ],
     ),
     (

@@ -16,6 +16,7 @@
 
 mod align;
 mod expression;
+mod likeness;
 mod look;
 mod mask;
 mod photograph;
@@ -40,6 +41,7 @@ use crate::model;
 
 pub use align::{Alignment, Framing, Similarity};
 pub use expression::Expressions;
+pub use likeness::Likeness;
 use look::Look;
 pub use mask::Mask;
 pub use photograph::Photograph;

@@ -2,7 +2,7 @@
 
 use image::RgbImage;
 
-use super::{Alignment, Face, Faces, Framing, Mask};
+use super::{Alignment, Face, Faces, Framing, Mask, Point};
 use crate::error::Result;
 
 /// A photograph, and the face in it that is worked on.
@@ -43,6 +43,11 @@ impl Photograph {
     /// The head upright, in a square.
     pub fn crop(&self) -> RgbImage {
         self.place.crop(&self.picture)
+    }
+
+    /// Where points of the photograph are in the square.
+    pub(crate) fn place<const N: usize>(&self, points: &[Point; N]) -> [Point; N] {
+        points.map(|point| self.place.place(point).map(|at| at as f32))
     }
 
     /// Where the face is in the square, fading over a `feather`, a share of its side.

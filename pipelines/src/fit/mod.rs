@@ -27,6 +27,7 @@ use crate::request::{Request, latent};
 use crate::task::{PromptTask, Told};
 use crate::threads;
 use crate::train::lora::{self, LoraShape};
+use crate::train::streams::Streams;
 pub use photos::Photos;
 
 /// How a person is learnt.
@@ -227,9 +228,7 @@ impl Fitting {
         let parts = 1 + usize::from(self.prior.is_some());
         for step in 0..options.steps {
             let (report, _) = trainer.step(parts, |tuned, part| {
-                let seed =
-                    options.seed.wrapping_mul(0x9e37_79b9).wrapping_add(2 * step + part as u64);
-                let mut random = Generator::new(seed);
+                let mut random = Streams { seed: options.seed, step }.part(part as u64);
                 (self.part(tuned, part, options.batch, &mut random) * parts as f64, ())
             });
             let loss: f32 = report.loss.into_scalar();

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use pyrograph_engine::denoisers::Steering;
 use pyrograph_engine::nets::{Conditioning, DitConfig};
+use pyrograph_engine::portrait::conditions::ControlKind;
 
 use super::Pipeline;
 use super::job::Plan;
@@ -23,6 +24,14 @@ impl<T: Task> Pipeline<T> {
     pub fn control(&self, path: impl AsRef<Path>) -> Result<ControlBranch> {
         let (net, base) = (self.trunk(), &self.origin.weights);
         Ok(ControlBranch::Open(Branches::open(path.as_ref(), net, base, &self.device)?))
+    }
+
+    /// What a branch sees.
+    ///
+    /// # Errors
+    /// One that was trained with another model, or cannot be read.
+    pub(crate) fn control_kind(&self, branch: &ControlBranch) -> Result<ControlKind> {
+        Ok(branch.config(self.trunk(), &self.origin.weights)?.kind)
     }
 
     /// The same as the model that a branch in training goes with.

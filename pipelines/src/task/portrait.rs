@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use pyrograph_engine::nets::Conditioning;
+use pyrograph_engine::nets::{Conditioning, Sight};
+use pyrograph_engine::portrait::CellMask;
 
 use super::{Task, Told};
 use crate::branches::Branches;
@@ -21,6 +22,8 @@ pub struct Portrait {
     pub reference: Arc<Picture>,
     /// Determines what is hidden of the reference.
     pub seed: u64,
+    /// Share of the reference that is hidden, 0 to 1; without, as much as in training.
+    pub hidden: Option<f64>,
 }
 
 impl Portrait {
@@ -29,6 +32,7 @@ impl Portrait {
         Arc::ptr_eq(&self.profile, &other.profile)
             && Arc::ptr_eq(&self.reference, &other.reference)
             && self.seed == other.seed
+            && self.hidden == other.hidden
     }
 }
 
@@ -79,8 +83,16 @@ impl PortraitTask {
     }
 
     /// What the network is told of what the branches see.
-    fn steered(&self, profile: Tensor<4>, reference: Tensor<4>, seed: u64) -> Conditioning {
-        let sight = self.branches.sight(&self.model, profile, reference, seed);
+    fn steered(
+        &self,
+        profile: Tensor<4>,
+        reference: Tensor<4>,
+        (seed, hidden): (u64, Option<f64>),
+    ) -> Conditioning {
+        let mask = self.branches.config.mask(self.model.vae.is_some());
+        let mask = CellMask { ratio: hidden.unwrap_or(mask.ratio), ..mask };
+        let quiet = self.model.config.process.quiet();
+        let sight = Sight::new(profile, mask.apply(reference, &[seed]), quiet);
         self.branches.net.told(
             self.model.net.trunk(),
             &sight,
@@ -101,10 +113,15 @@ impl Task for PortraitTask {
             ("patch sizes", request.patches.is_some()),
             ("a picture that controls", !request.controls.is_empty()),
         ];
-        match unread.into_iter().find(|(_, given)| *given) {
-            Some((what, _)) => {
-                let (found, expected) = ("given".into(), "none for portraits".into());
-                Err(Error::Setting { what, found, expected })
+        if let Some((what, _)) = unread.into_iter().find(|(_, given)| *given) {
+            let (found, expected) = ("given".into(), "none for portraits".into());
+            return Err(Error::Setting { what, found, expected });
+        }
+        let mut hidden = request.prompts.iter().filter_map(|prompt| prompt.hidden);
+        match hidden.find(|hidden| !(0.0..=1.0).contains(hidden)) {
+            Some(hidden) => {
+                let (what, found) = ("the hidden share of the reference", hidden.to_string());
+                Err(Error::Setting { what, found, expected: "0 to 1".into() })
             }
             None => Ok(()),
         }
@@ -125,18 +142,19 @@ impl Task for PortraitTask {
             images.push(known.unwrap_or(different.len()));
             different.extend(known.is_none().then_some(prompt));
         }
-        let hidden = self.branches.config.mask(self.model.vae.is_some()).hidden;
+        let black = self.branches.config.mask(self.model.vae.is_some()).hidden;
         let mut told = Vec::with_capacity(2 * different.len() + 1);
         let mut shape = [0; 4];
-        for Portrait { profile, reference, seed } in &different {
+        for Portrait { profile, reference, seed, hidden } in &different {
             let (profile, reference) = (self.read(profile, size)?, self.read(reference, size)?);
             shape = profile.dims();
-            let nobody = Tensor::full(shape, hidden, &self.device);
-            told.push(self.steered(profile, reference.clone(), *seed));
-            told.push(self.steered(nobody, reference, *seed));
+            let nobody = Tensor::full(shape, black, &self.device);
+            let chosen = (*seed, *hidden);
+            told.push(self.steered(profile, reference.clone(), chosen));
+            told.push(self.steered(nobody, reference, chosen));
         }
-        let nothing = Tensor::full(shape, hidden, &self.device);
-        told.push(self.steered(nothing.clone(), nothing, 0));
+        let nothing = Tensor::full(shape, black, &self.device);
+        told.push(self.steered(nothing.clone(), nothing, (0, None)));
         let table = told.into_iter().reduce(Conditioning::followed_by).ok_or(Error::NoPrompts)?;
         let nothing = vec![2 * different.len(); images.len()];
         let nobody = images.iter().map(|image| 2 * image + 1).collect();

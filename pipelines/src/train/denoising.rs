@@ -170,7 +170,11 @@ impl<M: Denoises> DenoisingLearner<M> {
     ) -> Gradients {
         let Self { trainer, data, loss, beside, .. } = self;
         let net = trainer.model.net();
-        let patch = config.patch(net.config(), streams.step, streams.patch());
+        let patch = match beside {
+            // The one at which a branch steers.
+            Some(beside) => beside.config.patch,
+            None => config.patch(net.config(), streams.step, streams.patch()),
+        };
         let parts: Vec<&[usize]> = indices.chunks(config.batch / config.micro_batches).collect();
         let (gradients, _) = trainer.gradients(config.micro_batches, |net, i| {
             let mut random = streams.part(i as u64);

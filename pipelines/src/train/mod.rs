@@ -23,7 +23,7 @@ mod samples;
 mod shape;
 mod start;
 mod stored;
-mod streams;
+pub(crate) mod streams;
 mod student;
 mod table;
 mod watch;

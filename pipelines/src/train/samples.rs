@@ -62,6 +62,7 @@ fn portraits(pictures: &[RgbImage]) -> Vec<Portrait> {
         profile: whole(&pair[0]),
         reference: whole(&pair[1]),
         seed: 0,
+        hidden: None,
     });
     pairs.flat_map(|portrait| vec![portrait; PER_PERSON]).collect()
 }

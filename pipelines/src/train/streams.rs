@@ -4,9 +4,9 @@ use pyrograph_engine::random::{Generator, derived_seed};
 
 /// The random streams of one step of a run, so that a run can be resumed at any step.
 #[derive(Clone, Copy)]
-pub(super) struct Streams {
-    pub(super) seed: u64,
-    pub(super) step: u64,
+pub(crate) struct Streams {
+    pub(crate) seed: u64,
+    pub(crate) step: u64,
 }
 
 /// The part of a step whose stream chooses its patch size.
@@ -14,7 +14,7 @@ const PATCH: u64 = u64::MAX;
 
 impl Streams {
     /// The stream of one part of the step.
-    pub(super) fn part(self, part: u64) -> Generator {
+    pub(crate) fn part(self, part: u64) -> Generator {
         Generator::new(derived_seed(self.seed, self.step, part))
     }
 

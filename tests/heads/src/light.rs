@@ -49,6 +49,13 @@ pub(crate) fn luminance([red, green, blue]: [f32; 3]) -> f32 {
     0.2126 * red + 0.7152 * green + 0.0722 * blue
 }
 
+/// The luminance of each pixel, of stored values, 0 to 1.
+pub(crate) fn luminances(picture: &RgbImage) -> impl Iterator<Item = f64> {
+    picture
+        .pixels()
+        .map(|pixel| f64::from(luminance(pixel.0.map(|value| f32::from(value) / 255.0))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use image::RgbImage;
 use pyrograph_heads::{
-    HEAD, Head, Identity, Judge, Light, MOST_PEOPLE, Measure, Pair, Pairing, Protocol, Random,
-    Scores, View, evaluated, render,
+    HEAD, Head, Identity, Light, MOST_PEOPLE, Pair, Pairing, Protocol, Random, View, evaluated,
+    face_mask, render,
 };
 
 fn head() -> Head {
@@ -168,97 +167,6 @@ fn too_few_people_are_no_report() {
     assert!(evaluated(&head(), &few).is_none());
 }
 
-/// Pairs, and who judges portraits of them.
-struct Portraits {
-    head: &'static Head,
-    pairs: Vec<Pair>,
-    judge: Judge<'static>,
-}
-
-impl Portraits {
-    fn get() -> &'static Self {
-        static PORTRAITS: OnceLock<Portraits> = OnceLock::new();
-        PORTRAITS.get_or_init(|| {
-            let head: &Head = Box::leak(Box::new(head()));
-            let (tilted, expressions) = (false, false);
-            let asked =
-                Pairing { people: 12, references: 2, size: 64, tilted, expressions, seed: 3 };
-            let pairs = asked.pairs();
-            let judge = Judge::new(head, &pairs).unwrap();
-            Self { head, pairs, judge }
-        })
-    }
-
-    /// The means of one picture of each pair.
-    fn scored(&self, made: impl Fn(&Pair) -> RgbImage) -> impl Fn(Measure) -> f64 {
-        let measured: Vec<_> =
-            self.pairs.iter().map(|pair| Some(self.judge.measured(pair, &made(pair)))).collect();
-        let means = Scores::new(&self.pairs, &measured, None, 10).all.means;
-        move |measure| means[&measure].mean
-    }
-
-    fn drawn(&self, which: usize) -> impl Fn(Measure) -> f64 {
-        self.scored(move |pair| pair.pictures(self.head)[which].rgb.clone())
-    }
-}
-
-#[test]
-fn the_truth_is_the_best_portrait() {
-    let truth = Portraits::get().drawn(2);
-    assert!(truth(Measure::SimA) > 0.75 && truth(Measure::Rank1) > 0.85);
-    assert!(truth(Measure::SimB).abs() < 0.2 && truth(Measure::LitSide) == 1.0);
-    for measure in [Measure::Luminance, Measure::LightDirection, Measure::Chroma] {
-        assert_eq!(truth(measure), 0.0, "{measure}");
-    }
-}
-
-#[test]
-fn a_reference_is_another_person_in_the_right_light() {
-    let reference = Portraits::get().drawn(1);
-    assert!(reference(Measure::SimA) < 0.25 && reference(Measure::Rank1) == 0.0);
-    assert!(reference(Measure::SimB) > 0.999 && reference(Measure::LitSide) > 0.9);
-    assert!(reference(Measure::Luminance) > 0.03 && reference(Measure::Chroma) > 0.005);
-}
-
-#[test]
-fn a_profile_is_in_the_wrong_light() {
-    let profile = Portraits::get().drawn(0);
-    assert!(profile(Measure::Luminance) > 0.05 && profile(Measure::LightDirection) > 30.0);
-    assert!((0.2..0.8).contains(&profile(Measure::LitSide)));
-}
-
-#[test]
-fn a_profile_is_liker_the_nearer_the_pose() {
-    let portraits = Portraits::get();
-    let turned = |by: f32| {
-        let likeness = portraits.pairs.iter().step_by(2).map(|pair| {
-            let mut asked = pair.clone();
-            let front = &pair.profile_view;
-            asked.reference_view = View { yaw: front.yaw + by, ..front.clone() };
-            let [profile, ..] = asked.pictures(portraits.head);
-            portraits.judge.measured(&asked, &profile.rgb)[&Measure::SimA]
-        });
-        likeness.sum::<f64>() / 12.0
-    };
-    let [same, near, far] = [0.0, 8.0, 30.0].map(turned);
-    println!("{same} {near} {far}");
-    assert!(same > 0.85 && same > near + 0.1 && near > far + 0.1);
-}
-
-#[test]
-fn another_person_in_the_truth_is_less_alike() {
-    let portraits = Portraits::get();
-    let truth = portraits.drawn(2);
-    let swapped = portraits.scored(|pair| {
-        let other = MOST_PEOPLE + (pair.identity - MOST_PEOPLE + 1) % 12;
-        let other = Identity::numbered(portraits.head, pair.seed, other);
-        render(portraits.head, &other, &pair.reference_view, 64).rgb
-    });
-    assert!(swapped(Measure::SimA) < truth(Measure::SimA) - 0.5);
-    // So is light, as skins differ, but not where it comes from.
-    assert!(swapped(Measure::Luminance) > 0.03 && swapped(Measure::LitSide) > 0.9);
-}
-
 /// Neither can be asked for as many as would reach the numbers of pairs, and those of captions have streams of another kind.
 #[test]
 fn people_of_pairs_are_in_no_other_folder() {
@@ -270,7 +178,10 @@ fn people_of_pairs_are_in_no_other_folder() {
         let mut random = Random::new(key);
         [(); 4].map(|()| random.uniform(0.0, 1.0).to_bits())
     };
-    let pairs = &Portraits::get().pairs;
+    let (tilted, expressions) = (false, false);
+    let asked =
+        Pairing { people: 12, references: 2, photos: 0, size: 64, tilted, expressions, seed: 3 };
+    let pairs = asked.pairs();
     let captioned = |part: u64| (0..2000).map(move |number| drawn(&[3, part, number]));
     let captioned: BTreeSet<_> = (0..2).flat_map(captioned).collect();
     for number in pairs.iter().flat_map(|pair| [pair.identity, pair.reference_identity]) {
@@ -352,36 +263,69 @@ fn a_folder_of_captions_has_its_two_parts() {
 }
 
 /// Makes a few small pairs.
-fn make_pairs(folder: &Path, seed: &str) {
+fn make_pairs(folder: &Path, more: &[&str]) {
     let folder = folder.to_str().unwrap();
-    let few = ["--people", "3", "--references", "2", "--size", "32", "--seed", seed];
-    assert!(heads(&[&["pairs", folder][..], &few].concat()).status.success());
+    let few = ["pairs", folder, "--people", "3", "--size", "32"];
+    assert!(heads(&[&few, more].concat()).status.success());
+}
+
+/// The pairs of a list.
+fn listed(folder: &Path) -> Vec<Pair> {
+    let list = fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
+    list.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
 fn a_folder_of_pairs_can_be_drawn_again() {
     let place = tempfile::tempdir().unwrap();
     let [a, b, c] = ["a", "b", "c"].map(|name| place.path().join(name));
-    make_pairs(&a, "5");
-    make_pairs(&b, "5");
-    make_pairs(&c, "6");
+    for (folder, seed) in [(&a, "5"), (&b, "5"), (&c, "6")] {
+        make_pairs(folder, &["--references", "2", "--seed", seed]);
+    }
     let list = |folder: &Path| fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
     assert!(list(&a) == list(&b) && list(&a) != list(&c));
     assert_eq!(fs::read_dir(&a).unwrap().count(), 7);
     let head = head();
-    for (number, line) in list(&a).lines().enumerate() {
+    for (number, pair) in listed(&a).iter().enumerate() {
         let below = format!("{number:03}");
         let made = files(&a.join(&below));
         assert!(
-            made.len() == 3 && made == files(&b.join(&below)) && made != files(&c.join(&below))
+            made.len() == 4 && made == files(&b.join(&below)) && made != files(&c.join(&below))
         );
-        let pair: Pair = serde_json::from_str(line).unwrap();
         assert_eq!(pair.output, format!("{below}/portrait.png"));
+        let stored = |file: &str| image::open(a.join(file)).unwrap();
         let drawn = pair.pictures(&head);
-        for (file, drawn) in [&pair.profile, &pair.reference, &pair.truth].iter().zip(drawn) {
-            assert!(image::open(a.join(file)).unwrap().into_rgb8() == drawn.rgb, "{file}");
+        for (file, drawn) in [&pair.profile, &pair.reference, &pair.truth].iter().zip(&drawn) {
+            assert!(stored(file).into_rgb8() == drawn.rgb, "{file}");
         }
+        assert!(stored(&pair.face).into_luma8() == face_mask(&head, &drawn[1]));
     }
+}
+
+/// More of one kind is no other of any.
+#[test]
+fn photos_and_rivals_change_no_other_file() {
+    let place = tempfile::tempdir().unwrap();
+    let [plain, few, many] = ["plain", "few", "many"].map(|name| place.path().join(name));
+    make_pairs(&plain, &["--references", "1"]);
+    make_pairs(&few, &["--references", "1", "--photos", "2", "--pasted"]);
+    make_pairs(&many, &["--references", "2", "--photos", "3"]);
+    for (number, pair) in listed(&few).iter().enumerate() {
+        let with = files(&few.join(format!("{number:03}")));
+        let without = files(&plain.join(format!("{number:03}")));
+        let more = files(&many.join(format!("{:03}", 2 * number)));
+        let rivals = with.iter().filter(|file| !without.contains(file)).map(|(name, _)| name);
+        assert_eq!(rivals.collect::<Vec<_>>(), ["light.png", "naive.png", "tone.png"]);
+        assert!(more == without && more.iter().all(|file| with.contains(file)));
+        let folder = format!("photos/{number:03}");
+        assert_eq!(pair.photos.as_deref(), Some(folder.as_str()));
+        let [few, many] = [&few, &many].map(|place| files(&place.join(&folder)));
+        assert!(few.len() == 2 && many.len() == 3 && many[..2] == few);
+        assert!(many[0].0 == "0.png" && many[0].1 != many[1].1 && many[1].1 != many[2].1);
+    }
+    let photos = |folder: &Path| folder.join("photos").exists();
+    assert!(!photos(&plain) && listed(&plain).iter().all(|pair| pair.photos.is_none()));
+    assert_eq!(listed(&many)[0].photos, listed(&many)[1].photos);
 }
 
 /// The pictures are small enough for the limit, the list is not.
@@ -389,8 +333,7 @@ fn a_folder_of_pairs_can_be_drawn_again() {
 #[test]
 fn pairs_that_cannot_be_written_leave_nothing() {
     let place = tempfile::tempdir().unwrap();
-    let limited =
-        r#"trap "" XFSZ; ulimit -f 8; exec "$0" pairs "$1" --people 4 --references 8 --size 8"#;
+    let limited = r#"trap "" XFSZ; ulimit -f 8; exec "$0" pairs "$1" --people 4 --references 8 --photos 2 --size 8 --pasted"#;
     let mut shell = Command::new("sh");
     let output =
         shell.args(["-c", limited, env!("CARGO_BIN_EXE_heads")]).arg(place.path()).output();
@@ -407,7 +350,7 @@ fn told(output: &Output) -> serde_json::Value {
 #[test]
 fn portraits_are_scored_without_those_that_are_missing() {
     let place = tempfile::tempdir().unwrap();
-    make_pairs(place.path(), "7");
+    make_pairs(place.path(), &["--references", "2", "--seed", "7"]);
     let folder = place.path().to_str().unwrap();
     let against_itself =
         ["score", folder, "--output", "truth.png", "--against", "truth.png", "--json"];
@@ -417,10 +360,12 @@ fn portraits_are_scored_without_those_that_are_missing() {
     assert!(whole["pictures"] == 6 && whole["people"] == 3 && whole["luminance"]["mean"] == 0.0);
     assert_eq!(whole["by_yaw_gap"].as_array().unwrap().len(), 3);
     let zero = serde_json::json!({ "mean": 0.0, "low": 0.0, "high": 0.0 });
-    for measure in
-        ["sim_a", "sim_b", "rank_1", "luminance", "lit_side", "light_direction", "chroma"]
-    {
-        assert_eq!(whole["against"][measure], zero, "{measure}");
+    let against = whole["against"].as_object().unwrap();
+    for measure in ["sim_a", "sim_b", "rank_1", "luminance", "lit_side", "light_direction"] {
+        assert_eq!(against[measure], zero, "{measure}");
+    }
+    for measure in ["chroma", "seam", "background"] {
+        assert_eq!(against[measure], zero, "{measure}");
     }
 
     for at in [0, 1, 2, 3, 5] {
@@ -463,4 +408,6 @@ fn what_is_wrong_is_named() {
         assert!(said.contains(head), "{said}");
     }
     assert!(refusal(&["views", "/tmp/x", "--size", "100000"]).contains("100000"));
+    let said = refusal(&["pairs", "/tmp/x", "--photos", "1001"]);
+    assert!(said.contains("--photos") && said.contains("1001") && said.contains("1000"), "{said}");
 }

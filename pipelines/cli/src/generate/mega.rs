@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use pyrograph::device::Opened;
-use pyrograph::faces::{Faces, Mask, Photograph};
+use pyrograph::faces::{Faces, Photograph};
 use pyrograph::image::{read_picture, write_image};
 use pyrograph::megaportrait::{
     Branches, MegaPortrait, Paste, Reference, Shading, StageOptions, Stages,
@@ -16,7 +16,8 @@ use pyrograph::pipeline::Pipeline;
 use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::{OpenOptions, Picture, model};
 
-use super::portrait::Portrait;
+use super::judge::Judge;
+use super::portrait::{Portrait, tell};
 use crate::common::{Common, counted, interrupted};
 use crate::interrupt;
 use crate::portrait::person_prompt;
@@ -36,6 +37,9 @@ pub(crate) struct Mega {
     /// Branch of the base that sees colours in coarse cells
     #[arg(long, value_name = "BRANCH", requires = "adapter")]
     tile: Option<PathBuf>,
+    /// Branch of the base that sees five points of a face, as --photos finds them
+    #[arg(long, value_name = "BRANCH", requires = "adapter", requires = "photos")]
+    keypoints: Option<PathBuf>,
     /// Picture that is white where the face of the reference is, which --photos finds itself
     #[arg(long, value_name = "PICTURE", requires = "adapter", conflicts_with = "photos")]
     face_mask: Option<PathBuf>,
@@ -45,8 +49,8 @@ pub(crate) struct Mega {
     /// What a base of texts is told of any person, as in `portrait fit`
     #[arg(long, requires = "adapter")]
     prompt: Option<String>,
-    /// Take the light of the reference: off, analytic, or by the model (net) [default: net]
-    #[arg(long, requires = "adapter", value_parser = ["off", "analytic", "net"])]
+    /// Take the light of the reference: off, tones (its colours on the whole), analytic, or by the model (net) [default: net]
+    #[arg(long, requires = "adapter", value_parser = ["off", "tones", "analytic", "net"])]
     shading: Option<String>,
     /// Put the face into the reference: off, hard, feather [default: feather]
     #[arg(long, requires = "adapter", value_parser = ["off", "hard", "feather"])]
@@ -88,6 +92,7 @@ impl Portrait {
             inner_edges: mega.inner_edges.unwrap_or(plain.inner_edges),
             shading: match mega.shading.as_deref() {
                 Some("off") => Shading::Off,
+                Some("tones") => Shading::Tones,
                 Some("analytic") => Shading::Analytic,
                 _ => Shading::Net,
             },
@@ -138,6 +143,7 @@ fn make<T: PromptTask>(
         edges: open(&mega.edges)?,
         luminance: open(&mega.luminance)?,
         tile: open(&mega.tile)?,
+        keypoints: open(&mega.keypoints)?,
     };
     let adapter = pipeline.adapter(adapter, None, &mut |notice| common.tell(&notice))?;
     let person = pipeline.put_on(adapter, 1.0)?;
@@ -188,14 +194,12 @@ fn one<T: PromptTask>(
     if let Some(folder) = &args.mega.stages {
         save(folder, index, args.count, &stages)?;
     }
+    let said = serde_json::json!({
+        "index": index, "seconds": stages.seconds, "steps": stages.steps,
+    });
+    let said = tell(&path, &whole, placed.judge.as_ref(), said, common)?;
     if common.json {
-        let said = serde_json::json!({
-            "index": index, "file": path.to_string_lossy(), "seconds": stages.seconds,
-            "steps": stages.steps,
-        });
         println!("{said}");
-    } else if !common.quiet {
-        println!("{}", path.display());
     }
     let steps = counted(stages.steps, "step", "steps");
     common.say(&format!(
@@ -216,14 +220,15 @@ fn save(folder: &Path, index: usize, count: usize, stages: &Stages) -> anyhow::R
     Ok(())
 }
 
-/// A reference, and the photograph that it comes from.
+/// A reference, the photograph that it comes from, and what compares portraits with it.
 struct Placed {
     reference: Reference,
     photo: Option<Photograph>,
+    judge: Option<Judge>,
 }
 
 fn placed(args: &Portrait, [height, width]: [usize; 2], opened: &Opened) -> anyhow::Result<Placed> {
-    let path = &args.reference;
+    let (path, judge) = (&args.reference, Judge::new(args, opened)?);
     if args.photos {
         ensure!(
             height == width,
@@ -232,12 +237,11 @@ fn placed(args: &Portrait, [height, width]: [usize; 2], opened: &Opened) -> anyh
         let faces = Faces::open(&opened.device)?;
         let photo = Photograph::new(read_picture(path)?, &faces, args.face, height);
         let photo = photo.with_context(|| path.display().to_string())?;
-        let reference = Reference::new(photo.crop(), &photo.mask(Mask::FEATHER)?);
-        return Ok(Placed { reference, photo: Some(photo) });
+        return Ok(Placed { reference: Reference::of(&photo)?, photo: Some(photo), judge });
     }
     let mask = args.mega.face_mask.as_ref();
     let mask =
         mask.context("where is the face? Name a mask with --face-mask, or find it with --photos")?;
     let [picture, face] = [path, mask].map(|path| Picture::File(path.clone()));
-    Ok(Placed { reference: Reference { picture, face }, photo: None })
+    Ok(Placed { reference: Reference { picture, face, points: None }, photo: None, judge })
 }

@@ -3,6 +3,7 @@
 mod args;
 mod ask;
 mod earlier;
+mod judge;
 mod kinds;
 mod mega;
 mod output;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use image::RgbImage;
 use pyrograph::device::Opened;
 use pyrograph::faces::{Faces, Photograph};
 use pyrograph::image::{
@@ -17,6 +18,7 @@ use pyrograph::task::Portrait as Asked;
 use pyrograph::{Guidance, Made, OpenOptions, Picture, Progress, Request};
 
 use super::ask;
+use super::judge::{self, Judge};
 use super::mega::{self, Mega};
 use super::output::{NAMED, check_folder_of_first, place};
 use crate::common::{Common, counted, interrupted, parse_steps, whole};
@@ -27,7 +29,7 @@ use crate::interrupt;
 pub(crate) struct Portrait {
     /// Picture of the person
     #[arg(long, value_name = "PICTURE", required_unless_present = "adapter")]
-    profile: Option<PathBuf>,
+    pub(super) profile: Option<PathBuf>,
     /// Picture whose light and pose the portrait has
     #[arg(long, value_name = "PICTURE")]
     pub(super) reference: PathBuf,
@@ -63,6 +65,13 @@ pub(crate) struct Portrait {
     /// Guidance scale towards light and pose, 1 is none [default: that towards the person]
     #[arg(long, visible_alias = "scale-light")]
     cfg_light: Option<f64>,
+    /// Share of the reference that is hidden, 0 to 1: the less, the more of who it shows comes along [default: as in training]
+    #[arg(long, value_name = "SHARE", conflicts_with = "adapter")]
+    rho: Option<f64>,
+    /// Tell of each portrait how far it is from the person and from who the reference shows, below 0.6 being usually the same,
+    /// and how far its light is from the reference's
+    #[arg(long)]
+    pub(super) report: bool,
     /// Solver, such as ddim, euler, heun, dpmpp_2m; A1111 and diffusers names work too
     #[arg(long, visible_alias = "sampling-method")]
     pub(super) sampler: Option<String>,
@@ -77,7 +86,8 @@ pub(crate) struct Portrait {
 impl Portrait {
     fn request(&self, [profile, reference]: [Picture; 2]) -> anyhow::Result<Request<Asked>> {
         let seed = ask::seed(self.seed)?;
-        let asked = Asked { profile: profile.into(), reference: reference.into(), seed };
+        let asked =
+            Asked { profile: profile.into(), reference: reference.into(), seed, hidden: self.rho };
         let sampler = self.sampler.as_deref().map(str::parse).transpose()?;
         let guidance =
             Guidance { scale: self.cfg_scale, light: self.cfg_light, ..Guidance::default() };
@@ -145,6 +155,8 @@ struct Written<'a> {
     seed: u64,
     /// What they are put into.
     reference: Option<&'a Photograph>,
+    /// What says how good they are.
+    judge: Option<Judge>,
     /// What is wrong with some of them.
     bad: Vec<String>,
 }
@@ -161,10 +173,13 @@ impl Written<'_> {
         let said = match image.and_then(whole) {
             Ok(image) => {
                 write_image(&path, &image, &[])?;
-                if !self.common.json && !self.common.quiet {
-                    println!("{}", path.display());
-                }
-                serde_json::json!({ "index": index, "file": path.to_string_lossy() })
+                tell(
+                    &path,
+                    &image,
+                    self.judge.as_ref(),
+                    serde_json::json!({ "index": index }),
+                    self.common,
+                )?
             }
             Err(error) => {
                 self.bad.push(error.to_string());
@@ -186,6 +201,28 @@ impl Written<'_> {
             }
         }
     }
+}
+
+/// Says where a portrait is, and how good it is if that was asked; what is told of it as JSON comes back.
+pub(super) fn tell(
+    path: &Path,
+    portrait: &RgbImage,
+    judge: Option<&Judge>,
+    mut said: serde_json::Value,
+    common: &Common,
+) -> anyhow::Result<serde_json::Value> {
+    said["file"] = path.to_string_lossy().into();
+    let likeness = judge.map(|judge| judge.likeness(portrait)).transpose()?;
+    if let Some(likeness) = &likeness {
+        said["report"] = serde_json::to_value(likeness)?;
+    }
+    if !common.json && !common.quiet {
+        println!("{}", path.display());
+    }
+    if let Some(likeness) = likeness.filter(|_| !common.json) {
+        common.say(&judge::told(&likeness));
+    }
+    Ok(said)
 }
 
 pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
@@ -214,7 +251,8 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     let size = reference.map(|photo| photo.picture().dimensions());
     let size = size.map_or([width, height], |(width, height)| [width, height].map(u64::from));
     args.check_output(request.seed, size)?;
-    let written = Written { args, common, seed: request.seed, reference, bad: Vec::new() };
+    let (judge, seed, bad) = (Judge::new(args, &opened)?, request.seed, Vec::new());
+    let written = Written { args, common, seed, reference, judge, bad };
     make(&pipeline, &request, written)
 }
 

@@ -2,30 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use image::RgbImage;
 use image::imageops::{FilterType, resize};
+use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 use nalgebra::DVector;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::face::{face_mask, halves};
 use super::pair::{MOST_PEOPLE, Pair, YAW};
-use crate::head::Material;
-use crate::light::luminance;
-use crate::metric::is_inner_face;
+use crate::light::luminances;
 use crate::metric::report::SIDE;
-use crate::paint::Marks;
-use crate::{
-    Head, Identity, Picture, Protocol, Recogniser, Sample, View, angle, light_of, render,
-    similarity,
-};
+use crate::{Head, Identity, Protocol, Recogniser, View, angle, light_of, render, similarity};
 
 /// Half a side of the squares over which luminance is averaged, which are of 9x9 pixels.
 const AROUND: usize = 4;
 /// Added to each channel before shares are taken, so that black is gray.
 const FAINT: f64 = 0.02;
+/// Where a mask is between these, of 1, is its border.
+const BORDER: [f64; 2] = [0.05, 0.95];
 
-/// A measure of a portrait. All are taken at 64x64 pixels; of stored values from 0 to 1; and, where the face is meant, in the pixels where the
-/// truth shows the inner face.
+/// A measure of a portrait. All but the last are taken at 64x64 pixels; of stored values from 0 to 1; and, where the face is meant, in the pixels
+/// where the truth shows the inner face. The mask is that of the reference's face ([`face_mask`]), drawn again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
@@ -44,6 +41,11 @@ pub enum Measure {
     LightDirection,
     /// Mean distance of the shares of red, green and blue in the face from those of the truth; how light it is does not count.
     Chroma,
+    /// Mean magnitude of the gradient of luminance, by pixel, on the border of the mask: where it is between 0.05 and 0.95.
+    Seam,
+    /// Largest difference from the reference outside of the mask, where it is 0: of any channel, of stored values from 0 to 255, at the size
+    /// of the pair.
+    Background,
 }
 
 /// What was measured; without what could not be.
@@ -91,18 +93,17 @@ impl<'h> Judge<'h> {
         let view = &pair.reference_view;
         let [person, other] = pair.people(self.head);
         let drawn = |who: &Identity, size: u32| render(self.head, who, view, size as usize);
-        let [made, reference, truth] = [
-            resized(made),
-            resized(&drawn(&other, pair.size).rgb),
-            resized(&drawn(&person, pair.size).rgb),
-        ];
+        let [reference, truth] = [&other, &person].map(|who| drawn(who, pair.size));
+        let mask = face_mask(self.head, &reference);
+        let background = background_error(made, &reference.rgb, &mask);
+        let [made, reference, truth] = [made, &reference.rgb, &truth.rgb].map(resized);
         let mut known = drawn(&person, SIDE as u32);
         let code = self.recogniser.read(&made, view);
         let own = (pair.seed, pair.identity);
         let sim_a = similarity(&code, &self.gallery[&own]);
         let mut others = self.gallery.iter().filter(|(person, _)| **person != own);
         let first = others.all(|(_, other)| similarity(&code, other) < sim_a);
-        let face = Face::of(self.head, &known);
+        let face = Face(halves(self.head, &known));
         // Beyond the face, hair that is not quite that of the truth would count as skin in the dark.
         for (sample, half) in known.samples.iter_mut().zip(&face.0) {
             *sample = sample.filter(|_| half.is_some());
@@ -117,13 +118,18 @@ impl<'h> Judge<'h> {
             (Measure::LitSide, face.same_side_is_lit(&made, &truth)),
             (Measure::LightDirection, light.map(f64::from)),
             (Measure::Chroma, face.chroma_error(&made, &truth)),
+            (Measure::Seam, seam(&made, &resized(&mask))),
+            (Measure::Background, background),
         ];
         measures.into_iter().filter_map(|(measure, value)| Some((measure, value?))).collect()
     }
 }
 
 /// At the size at which is measured; smaller with antialiasing.
-fn resized(picture: &RgbImage) -> RgbImage {
+fn resized<P>(picture: &ImageBuffer<P, Vec<u8>>) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
     resize(picture, SIDE as u32, SIDE as u32, FilterType::CatmullRom)
 }
 
@@ -131,17 +137,6 @@ fn resized(picture: &RgbImage) -> RgbImage {
 struct Face(Vec<Option<bool>>);
 
 impl Face {
-    fn of(head: &Head, known: &Picture) -> Self {
-        let half = |sample: &Option<Sample>| {
-            let Sample { material, triangle, weights, .. } = (*sample)?;
-            let corners = head.triangles[triangle as usize].map(|at| &head.marks[at as usize]);
-            let rest = Marks::between(corners, weights).rest;
-            let bare = !matches!(material, Material::Hair | Material::Cloth);
-            (bare && is_inner_face(rest)).then_some(rest.x < 0.0)
-        };
-        Self(known.samples.iter().map(half).collect())
-    }
-
     /// The pixels of the face.
     fn pixels(&self) -> impl Iterator<Item = usize> {
         (0..self.0.len()).filter(|at| self.0[*at].is_some())
@@ -149,7 +144,7 @@ impl Face {
 
     fn luminance_error(&self, made: &RgbImage, truth: &RgbImage) -> Option<f64> {
         let apart: Vec<f64> =
-            light(made).zip(light(truth)).map(|(made, truth)| made - truth).collect();
+            luminances(made).zip(luminances(truth)).map(|(made, truth)| made - truth).collect();
         mean(self.pixels().filter_map(|at| {
             let near = square(at).filter(|near| self.0[*near].is_some());
             Some(mean(near.map(|near| apart[near]))?.abs())
@@ -158,7 +153,7 @@ impl Face {
 
     fn same_side_is_lit(&self, made: &RgbImage, truth: &RgbImage) -> Option<f64> {
         let lighter = |picture: &RgbImage| {
-            let light: Vec<f64> = light(picture).collect();
+            let light: Vec<f64> = luminances(picture).collect();
             let half = |side: bool| {
                 mean(self.pixels().filter(|at| self.0[*at] == Some(side)).map(|at| light[at]))
             };
@@ -180,11 +175,30 @@ impl Face {
     }
 }
 
-/// The luminance of each pixel, of stored values.
-fn light(picture: &RgbImage) -> impl Iterator<Item = f64> {
-    picture
-        .pixels()
-        .map(|pixel| f64::from(luminance(pixel.0.map(|value| f32::from(value) / 255.0))))
+/// Of the border of a mask; none if it has no border.
+fn seam(made: &RgbImage, mask: &GrayImage) -> Option<f64> {
+    let light: Vec<f64> = luminances(made).collect();
+    let apart = |at: usize, place: usize, step: usize| {
+        let (back, on) = (place.min(1), (SIDE - 1 - place).min(1));
+        (light[at + on * step] - light[at - back * step]) / (on + back) as f64
+    };
+    let steep = |at: usize| apart(at, at % SIDE, 1).hypot(apart(at, at / SIDE, SIDE));
+    let [low, high] = BORDER.map(|part| 255.0 * part);
+    let fades = |value: u8| (low..=high).contains(&f64::from(value));
+    mean(mask.iter().enumerate().filter(|(_, value)| fades(**value)).map(|(at, _)| steep(at)))
+}
+
+/// None if the sizes differ, or the mask is 0 nowhere.
+fn background_error(made: &RgbImage, reference: &RgbImage, mask: &GrayImage) -> Option<f64> {
+    if made.dimensions() != reference.dimensions() {
+        return None;
+    }
+    let pixels = made.pixels().zip(reference.pixels()).zip(mask.iter());
+    let outside = pixels.filter(|(_, mask)| **mask == 0);
+    let apart = outside.flat_map(|((made, reference), _)| {
+        made.0.into_iter().zip(reference.0).map(|(made, reference)| made.abs_diff(reference))
+    });
+    apart.max().map(f64::from)
 }
 
 /// Of the sum of a colour's channels.
@@ -207,7 +221,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use image::Rgb;
+    use image::{Luma, Rgb};
 
     use super::*;
     use crate::HEAD;
@@ -216,7 +230,7 @@ mod tests {
     fn face() -> (Face, RgbImage) {
         let head = Head::open(HEAD).unwrap();
         let picture = render(&head, &Identity::mean(&head), &View::default(), SIDE);
-        (Face::of(&head, &picture), picture.rgb)
+        (Face(halves(&head, &picture)), picture.rgb)
     }
 
     fn changed(picture: &RgbImage, change: impl Fn(u32, u8) -> u8) -> RgbImage {
@@ -265,6 +279,31 @@ mod tests {
             error(&gray)
         );
         assert_eq!(error(&picture), 0.0);
+    }
+
+    /// Half of the picture is lighter, so that the slope over two pixels is half of the step.
+    #[test]
+    fn a_seam_is_as_steep_as_the_step_on_it() {
+        let stepped = RgbImage::from_fn(64, 64, |x, _| Rgb([if x < 32 { 50 } else { 101 }; 3]));
+        let at = |column: u32| {
+            let mask = GrayImage::from_fn(64, 64, |x, _| Luma([if x == column { 128 } else { 0 }]));
+            seam(&stepped, &mask).unwrap()
+        };
+        assert!((at(31) - 0.1).abs() < 1e-6 && (at(32) - 0.1).abs() < 1e-6);
+        assert!([0, 30, 33, 63].map(at) == [0.0; 4]);
+        assert_eq!(seam(&stepped, &GrayImage::from_pixel(64, 64, Luma([255]))), None);
+    }
+
+    #[test]
+    fn the_background_is_off_by_the_most_that_any_channel_is() {
+        let reference = RgbImage::from_pixel(4, 4, Rgb([100, 100, 100]));
+        let mask = GrayImage::from_fn(4, 4, |x, _| Luma([if x == 0 { 0 } else { 1 }]));
+        let mut made = reference.clone();
+        made.put_pixel(1, 1, Rgb([0, 255, 0]));
+        assert_eq!(background_error(&made, &reference, &mask), Some(0.0));
+        made.put_pixel(0, 1, Rgb([101, 97, 100]));
+        assert_eq!(background_error(&made, &reference, &mask), Some(3.0));
+        assert_eq!(background_error(&RgbImage::new(4, 5), &reference, &mask), None);
     }
 
     #[test]

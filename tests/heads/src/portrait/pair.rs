@@ -8,7 +8,9 @@ use crate::{Head, Identity, Light, Picture, Protocol, Random, View, render};
 /// Most people in a folder of captions or views: their numbers are below this. The people of pairs are numbered from here, those from whom a
 /// [`Judge`](crate::Judge) learns from twice this.
 pub const MOST_PEOPLE: u64 = 1_000_000;
-/// Largest yaw of a reference and of a profile to both sides, in degrees.
+/// The folder of the photos of all people of pairs, in the folder of the pairs.
+pub const PHOTOS: &str = "photos";
+/// Largest yaw of a reference, a photo and a profile to both sides, in degrees.
 pub(super) const YAW: f32 = 35.0;
 const NEAR_FRONTAL: f32 = 10.0;
 /// How often a reference has strong light from one side.
@@ -21,6 +23,8 @@ pub struct Pairing {
     pub people: u64,
     /// References of each, which show others of these people.
     pub references: u64,
+    /// Photos of each.
+    pub photos: u64,
     /// Width and height of the pictures, from 1 to [`MOST_PIXELS`](crate::MOST_PIXELS).
     pub size: u32,
     /// Whether heads in references are also tilted: pitch to 15 degrees, roll to 8.
@@ -40,8 +44,14 @@ pub struct Pair {
     pub reference: String,
     /// The file that shows the person so.
     pub truth: String,
+    /// The file of the mask of the reference's face ([`face_mask`](crate::face_mask)); empty in lists that were made without.
+    #[serde(default)]
+    pub face: String,
     /// Where the portrait belongs.
     pub output: String,
+    /// The folder of photos of the person, `0.png` and so on, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub photos: Option<String>,
     /// Width and height of all of them.
     pub size: u32,
     /// The people are `Identity::numbered(head, seed, identity)`.
@@ -75,7 +85,9 @@ impl Pairing {
             profile: file("profile"),
             reference: file("reference"),
             truth: file("truth"),
+            face: file("face"),
             output: file("portrait"),
+            photos: (self.photos > 0).then(|| format!("{PHOTOS}/{person:03}")),
             size: self.size,
             seed: self.seed,
             identity: MOST_PEOPLE + person,
@@ -141,6 +153,13 @@ impl Pair {
             .map(|(who, view)| render(head, who, view, self.size as usize))
     }
 
+    /// The view of a photo of the person, given by its number: yaw to 35 degrees to both sides, and any light.
+    pub fn photo_view(&self, number: u64) -> View {
+        let upright = Protocol { yaw: YAW, ..Protocol::default() };
+        // A stream of its own for each photo, whose key is longer than those of profiles and references.
+        upright.view(&mut Random::new(&[self.seed, self.identity, 0, number]))
+    }
+
     /// Between the yaws of profile and reference, in degrees.
     pub fn yaw_gap(&self) -> f32 {
         (self.profile_view.yaw - self.reference_view.yaw).abs()
@@ -153,8 +172,15 @@ mod tests {
 
     use super::*;
 
-    const SOME: Pairing =
-        Pairing { people: 12, references: 4, size: 64, tilted: false, expressions: false, seed: 2 };
+    const SOME: Pairing = Pairing {
+        people: 12,
+        references: 4,
+        photos: 0,
+        size: 64,
+        tilted: false,
+        expressions: false,
+        seed: 2,
+    };
 
     #[test]
     fn references_show_others_and_profiles_are_even() {
@@ -187,6 +213,50 @@ mod tests {
             assert_eq!(pair.reference_view, same.reference_view);
             assert_eq!(pair.reference_identity, same.reference_identity);
         }
+    }
+
+    #[test]
+    fn photos_are_from_both_sides_and_in_any_light() {
+        let more = Pairing { references: 1, photos: 3, tilted: true, ..SOME }.pairs();
+        let views: Vec<View> =
+            more.iter().flat_map(|pair| (0..3).map(|number| pair.photo_view(number))).collect();
+        for view in &views {
+            assert!(view.yaw.abs() <= YAW && (view.pitch, view.roll) == (0.0, 0.0));
+            assert_eq!(view.units, View::default().units);
+        }
+        let often = |what: fn(&View) -> bool| views.iter().filter(|view| what(view)).count();
+        assert!((9..28).contains(&often(|view| view.yaw > 0.0)));
+        assert!((9..28).contains(&often(|view| view.light.direction[0] > 0.0)));
+        let yaws: BTreeSet<u32> = views.iter().map(|view| view.yaw.to_bits()).collect();
+        assert_eq!(yaws.len(), 36);
+    }
+
+    /// Nor where they are.
+    #[test]
+    fn photos_change_no_pair_and_references_no_photo() {
+        let (with, without) = (Pairing { photos: 2, ..SOME }.pairs(), SOME.pairs());
+        for (with, without) in with.iter().zip(&without) {
+            assert_eq!(with.photos, Some(format!("photos/{:03}", with.identity - MOST_PEOPLE)));
+            assert_eq!(&Pair { photos: None, ..with.clone() }, without);
+            assert_eq!(with.photo_view(1), without.photo_view(1));
+        }
+        let more = Pairing { references: 5, ..SOME }.pairs();
+        assert_eq!(more[5].photo_view(0), without[4].photo_view(0));
+    }
+
+    /// An older list names no mask; and no photos are no word about them.
+    #[test]
+    fn a_pair_survives_its_list() {
+        let pair = Pairing { photos: 1, ..SOME }.pairs().remove(7);
+        let mut line = serde_json::to_value(&pair).unwrap();
+        assert_eq!(serde_json::from_value::<Pair>(line.clone()).unwrap(), pair);
+        let line = line.as_object_mut().unwrap();
+        for name in ["face", "photos"] {
+            assert!(line.remove(name).unwrap().is_string());
+        }
+        let older = serde_json::from_value::<Pair>(line.clone().into()).unwrap();
+        assert_eq!(older, Pair { face: String::new(), photos: None, ..pair });
+        assert!(serde_json::to_value(&older).unwrap().get("photos").is_none());
     }
 
     #[test]

@@ -161,6 +161,8 @@ impl fmt::Display for Measure {
             Self::LitSide => "same side is lit",
             Self::LightDirection => "light direction error, degrees",
             Self::Chroma => "chroma error",
+            Self::Seam => "seam",
+            Self::Background => "background error, of 255",
         })
     }
 }

@@ -9,6 +9,10 @@
 //! 4. *Harmonization Net*: the face and the seam around it once more, by the outlines and colours of what was put together;
 //!    all other pixels of the reference keep their bits.
 
+mod keypoints;
+mod stage;
+mod tones;
+
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -22,10 +26,13 @@ use pyrograph_engine::portrait::conditions::{ControlKind, edges, in_light_of, wi
 use crate::adapter::AdapterId;
 use crate::control::ControlBranch;
 use crate::error::{Error, Result};
+use crate::faces::{Face, Mask, Photograph, Point};
 use crate::image::{picture_tensor, to_images};
 use crate::pipeline::Pipeline;
-use crate::request::{Controlled, Guidance, Picture, Request, StartPicture};
+use crate::request::{Guidance, Picture, Request};
 use crate::task::PromptTask;
+pub use keypoints::keypoints;
+use stage::Stage;
 
 /// Branches of a model, each of the kind that its name says.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +43,9 @@ pub struct Branches {
     pub luminance: Option<ControlBranch>,
     /// For the Harmonization Net.
     pub tile: Option<ControlBranch>,
+    /// Of the kind picture, which sees the [five points](keypoints) of the reference's face: for the Identity Net, which has to do
+    /// without where there is none.
+    pub keypoints: Option<ControlBranch>,
 }
 
 /// Whether and how the light of the reference is taken.
@@ -43,6 +53,8 @@ pub struct Branches {
 pub enum Shading {
     /// It is not.
     Off,
+    /// Means and deviations of the colours of the two faces are made the same.
+    Tones,
     /// The blurred luminance of the two faces is made the same.
     Analytic,
     /// From there, the model makes the picture again (the Shading Net).
@@ -75,6 +87,8 @@ pub struct StageOptions {
     pub edges: f64,
     /// How much of the outlines inside the face is left, 0 to 1: they are those of somebody else.
     pub inner_edges: f64,
+    /// Scale of the points of the reference's face there, if there is a branch for them.
+    pub keypoints: f64,
     /// See [`Shading`].
     pub shading: Shading,
     /// Share of the steps of the Shading Net.
@@ -101,6 +115,7 @@ impl Default for StageOptions {
             identity_strength: None,
             edges: 0.5,
             inner_edges: 0.0,
+            keypoints: 1.0,
             shading: Shading::Net,
             shading_strength: 0.45,
             detail: 1.0,
@@ -120,6 +135,8 @@ pub struct Reference {
     pub picture: Picture,
     /// White inside the face, fading to black.
     pub face: Picture,
+    /// The eyes, the tip of the nose and the corners of the mouth, as [`Face::five`] gives them, in pixels of the model's size.
+    pub points: Option<[Point; 5]>,
 }
 
 /// What the stages made.
@@ -178,7 +195,7 @@ impl<T: PromptTask> MegaPortrait<T> {
         let StageOptions { inner_edges, harmonization, .. } = options;
         let missing =
             |what| Err(Error::Setting { what, found: "none".into(), expected: "one".into() });
-        let Branches { edges, luminance, tile } = &self.branches;
+        let Branches { edges, luminance, tile, keypoints } = &self.branches;
         let (shades, harmonizes) = (options.shading == Shading::Net, harmonization.is_some());
         match () {
             () if edges.is_none() => return missing("the branch of the kind edges:"),
@@ -194,12 +211,23 @@ impl<T: PromptTask> MegaPortrait<T> {
             }
             () => (),
         }
-        let [height, width] = self.size().map(|side| side as u32);
-        let black = RgbImage::new(width, height);
-        self.stages(options).into_iter().try_for_each(|stage| {
-            let request = self.request(&stage, options, &black, &black, &black);
-            self.pipeline.resolve(&request).map(drop)
-        })
+        let all = [
+            (edges, ControlKind::Edges),
+            (luminance, ControlKind::Luminance),
+            (tile, ControlKind::Tile),
+            (keypoints, ControlKind::Picture),
+        ];
+        for (branch, kind) in all.into_iter().filter_map(|(own, kind)| Some((own.as_ref()?, kind)))
+        {
+            let found = self.pipeline.control_kind(branch)?;
+            if found != kind {
+                let (found, expected) = (format!("{found:?}"), format!("{kind:?}"));
+                return Err(Error::Setting { what: "a branch of the kind", found, expected });
+            }
+        }
+        self.requests(options)
+            .iter()
+            .try_for_each(|request| self.pipeline.resolve(request).map(drop))
     }
 
     /// Steps of the network that a portrait takes.
@@ -207,20 +235,21 @@ impl<T: PromptTask> MegaPortrait<T> {
     /// # Errors
     /// As of [`MegaPortrait::check`].
     pub fn steps(&self, options: &StageOptions) -> Result<usize> {
-        let [height, width] = self.size().map(|side| side as u32);
-        let black = RgbImage::new(width, height);
-        let of = |stage: Stage| {
-            self.pipeline.taken(&self.request(&stage, options, &black, &black, &black))
-        };
-        self.stages(options).into_iter().map(of).sum()
+        self.requests(options).iter().map(|request| self.pipeline.taken(request)).sum()
     }
 
-    /// The nets that take part.
-    fn stages(&self, options: &StageOptions) -> Vec<Stage> {
-        let mut stages = vec![Stage::Identity];
-        stages.extend((options.shading == Shading::Net).then_some(Stage::Shading));
-        stages.extend(options.harmonization.is_some().then_some(Stage::Harmonization));
-        stages
+    /// Those of the nets that take part, of black pictures.
+    fn requests(&self, options: &StageOptions) -> Vec<Request<T::Prompt>> {
+        let [height, width] = self.size().map(|side| side as u32);
+        let black = &RgbImage::new(width, height);
+        let mut stages = vec![Stage::Identity { reference: black, outlines: black, points: black }];
+        if options.shading == Shading::Net {
+            stages.push(Stage::Shading { lit: black, outlines: black, reference: black });
+        }
+        if options.harmonization.is_some() {
+            stages.push(Stage::Harmonization { composite: black, seam: black });
+        }
+        stages.into_iter().map(|stage| self.request(stage, options)).collect()
     }
 
     /// A portrait in the place of the reference's face.
@@ -235,10 +264,10 @@ impl<T: PromptTask> MegaPortrait<T> {
     ) -> Result<Stages> {
         self.check(options)?;
         let (all, mut taken) = (self.steps(options)?, 0);
-        let mut made = |stage: Stage, from: &RgbImage, second: &RgbImage, mask: &RgbImage| {
-            let request = self.request(&stage, options, from, second, mask);
+        let mut made = |stage: Stage<'_>| {
+            let request = self.request(stage, options);
             let mut pipeline = self.pipeline.clone();
-            pipeline.set_weight(self.person, options.adapter[stage as usize])?;
+            pipeline.set_weight(self.person, options.adapter[stage.number()])?;
             let generated = pipeline.generate(&request, &mut |_| {
                 taken += 1;
                 on_step(taken, all)
@@ -253,18 +282,23 @@ impl<T: PromptTask> MegaPortrait<T> {
             since = Instant::now();
         };
         let reading = self.read(reference)?;
-        let whole = picture(reading.picture.clone())?;
-        let outlines = reading.outlines(options.inner_edges)?;
-        let identity = made(Stage::Identity, &whole, &outlines, &whole)?;
+        let whole = &picture(reading.picture.clone())?;
+        let (outlines, points) =
+            (&reading.outlines(options.inner_edges)?, &self.points(reference)?);
+        let identity = made(Stage::Identity { reference: whole, outlines, points })?;
         ended(0);
         let shaded = match options.shading {
             Shading::Off => identity.clone(),
+            Shading::Tones => {
+                let shares: Vec<f32> = values(reading.face.clone());
+                tones::in_tones_of(&identity, whole, &shares)
+            }
             Shading::Analytic => reading.lit(self.tensor(&identity))?,
             Shading::Net => {
-                let lit = reading.lit(self.tensor(&identity))?;
-                // Its outlines are those of the picture before.
-                let seen = picture(edges_of(&self.tensor(&identity)))?;
-                made(Stage::Shading, &lit, &seen, &whole)?
+                let lit = &reading.lit(self.tensor(&identity))?;
+                // Those of the picture before: light makes outlines, too.
+                let outlines = &picture(ControlKind::Edges.of(self.tensor(&identity)))?;
+                made(Stage::Shading { lit, outlines, reference: whole })?
             }
         };
         ended(1);
@@ -278,52 +312,35 @@ impl<T: PromptTask> MegaPortrait<T> {
         let portrait = match options.harmonization {
             None => composite.clone(),
             Some(_) => {
-                let mask = picture(reading.seam())?;
-                made(Stage::Harmonization, &composite, &composite, &mask)?
+                let seam = &picture(reading.seam())?;
+                made(Stage::Harmonization { composite: &composite, seam })?
             }
         };
         ended(3);
         Ok(Stages { identity, shaded, composite, portrait, seconds, steps: all })
     }
 
-    /// What a stage asks of the model; see where it is called for the pictures.
-    fn request(
-        &self,
-        stage: &Stage,
-        options: &StageOptions,
-        from: &RgbImage,
-        second: &RgbImage,
-        third: &RgbImage,
-    ) -> Request<T::Prompt> {
-        let pixels = |picture: &RgbImage| Picture::Pixels(picture.clone());
-        let by = |branch: &Option<ControlBranch>, seen: &RgbImage, ready: bool, scale: f64| {
-            let (picture, steps) = (pixels(seen), [0.0, 1.0]);
-            branch.clone().map(|branch| Controlled { branch, picture, ready, scale, steps })
-        };
-        let start =
-            |strength: f64| StartPicture { picture: pixels(from), strength: Some(strength) };
-        let Branches { edges, luminance, tile } = &self.branches;
-        let (start, mask, controls) = match stage {
-            Stage::Identity => {
-                let start = options.identity_strength.map(start);
-                (start, None, vec![by(edges, second, true, options.edges)])
-            }
-            Stage::Shading => {
-                let detail = by(edges, second, true, options.detail);
-                let light = by(luminance, third, false, options.luminance);
-                (Some(start(options.shading_strength)), None, vec![detail, light])
-            }
-            Stage::Harmonization => {
-                let strength = options.harmonization.unwrap_or_default();
-                let controls = vec![by(edges, second, false, 1.0), by(tile, second, false, 1.0)];
-                (Some(start(strength)), Some(pixels(third)), controls)
-            }
-        };
+    /// The points of the reference's face, drawn for the branch that sees them; without one, nothing.
+    fn points(&self, reference: &Reference) -> Result<RgbImage> {
+        match (&self.branches.keypoints, &reference.points) {
+            (None, _) => Ok(RgbImage::new(1, 1)),
+            (Some(_), Some(points)) => Ok(keypoints(points, self.size())),
+            (Some(_), None) => Err(Error::Setting {
+                what: "the points of the reference's face",
+                found: "none".into(),
+                expected: "five for the branch that sees them".into(),
+            }),
+        }
+    }
+
+    /// What a stage asks of the model.
+    fn request(&self, stage: Stage<'_>, options: &StageOptions) -> Request<T::Prompt> {
+        let (picture, mask, controls) = stage.parts(options, &self.branches);
         Request {
             seed: options.seed,
             steps: options.steps,
             guidance: Guidance { scale: options.cfg_scale, ..Guidance::default() },
-            picture: start,
+            picture,
             mask,
             controls: controls.into_iter().flatten().collect(),
             ..Request::new([self.prompt.clone()])
@@ -351,14 +368,6 @@ impl<T: PromptTask> MegaPortrait<T> {
             face: face.mean_dim(1) * 0.5 + 0.5,
         })
     }
-}
-
-/// A stage in which the model makes a picture.
-#[derive(Debug, Clone, Copy)]
-enum Stage {
-    Identity,
-    Shading,
-    Harmonization,
 }
 
 /// A reference as tensors: `[1, 3, height, width]` in [-1, 1], and `[1, 1, height, width]` in [0, 1].
@@ -402,24 +411,35 @@ impl Reading {
     }
 }
 
-fn edges_of(x: &Tensor<4>) -> Tensor<4> {
-    ControlKind::Edges.of(x.clone())
-}
-
 /// Of a tensor of one picture.
 fn picture(pixels: Tensor<4>) -> Result<RgbImage> {
     Ok(to_images(pixels)?.remove(0))
 }
 
+fn values(tensor: Tensor<4>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().expect("f32 values")
+}
+
 impl Reference {
-    /// A picture with a mask of its face of the same side, as of a [photograph](crate::faces::Photograph).
-    pub fn new(picture: RgbImage, mask: &crate::faces::Mask) -> Self {
-        let side = mask.side() as u32;
-        let values = mask.values();
+    /// The square of a photograph, with where its face is.
+    ///
+    /// # Errors
+    /// See [`Mask::of_face`].
+    pub fn of(photo: &Photograph) -> Result<Self> {
+        let mask = photo.mask(Mask::FEATHER)?;
+        let (side, values) = (mask.side() as u32, mask.values());
         let face = RgbImage::from_fn(side, side, |x, y| {
             let value = values[(y * side + x) as usize];
             image::Rgb([(value * 255.0).round() as u8; 3])
         });
-        Self { picture: Picture::Pixels(picture), face: Picture::Pixels(face) }
+        let points = photo.place(&Face::five(photo.face()));
+        Ok(Self {
+            picture: Picture::Pixels(photo.crop()),
+            face: Picture::Pixels(face),
+            points: Some(points),
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;
