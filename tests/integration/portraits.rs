@@ -253,6 +253,21 @@ fn branches_go_on_bit_for_bit() {
     }
 }
 
+/// What is told of a portrait in a photograph, which is measured by its largest face: that is left as it is where another one is
+/// changed.
+fn reported(told: &str, largest: bool) {
+    let told: serde_json::Value = serde_json::from_str(told).expect("JSON");
+    assert_eq!(told["file"], "made.png");
+    let report = |key: &str| told["report"][key].as_f64();
+    match largest {
+        true => assert!(report("light").is_some_and(|light| light > 0.02), "{told}"),
+        false => {
+            assert_eq!(["leakage", "light"].map(report), [Some(0.0); 2], "{told}");
+            assert!(report("identity").is_some_and(|apart| apart > 0.1), "{told}");
+        }
+    }
+}
+
 /// The face of a photograph gives place to the portrait's; all around it is as before.
 #[test]
 fn a_portrait_is_put_into_a_photograph() {
@@ -285,18 +300,7 @@ fn a_portrait_is_put_into_a_photograph() {
     for (face, [left, right]) in [("1", [330, 510]), ("2", [40, 200])] {
         let told = make(&whole).args(["--face", face, "-o", "made.png"]);
         let told = told.args(["--report", "--json"]).succeeded();
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        assert_eq!(told["file"], "made.png");
-        // The reference is measured by its largest face, which stays where the other one is changed.
-        let report = |key: &str| told["report"][key].as_f64();
-        match face {
-            "1" => assert!(report("light").is_some_and(|light| light > 0.02), "{told}"),
-            _ => {
-                let found = ["leakage", "light"].map(report);
-                assert_eq!(found, [Some(0.0); 2], "{told}");
-                assert!(report("identity").is_some_and(|apart| apart > 0.1), "{told}");
-            }
-        }
+        reported(&told, face == "1");
         let made = image::open(at("made.png")).expect("a picture").to_rgb8();
         assert_eq!(made.dimensions(), crowd.dimensions());
         let changed = |x: u32, y: u32| made.get_pixel(x, y) != crowd.get_pixel(x, y);

@@ -43,7 +43,7 @@ pub struct Branches {
     pub luminance: Option<ControlBranch>,
     /// For the Harmonization Net.
     pub tile: Option<ControlBranch>,
-    /// Of the kind picture, which sees the [five points](keypoints) of the reference's face: for the Identity Net, which has to do
+    /// Of the kind picture, which sees the [five points](keypoints()) of the reference's face: for the Identity Net, which has to do
     /// without where there is none.
     pub keypoints: Option<ControlBranch>,
 }
