@@ -88,6 +88,12 @@ fn a_person_is_learnt_from_photos_and_put_into_a_picture() {
     );
     make("off", &["--lora", "me.safetensors:0"]);
     assert_eq!(halves(&at("off-3.png")), halves(&at("stranger-3.png")));
+    // A weaker model, of another width, knows nothing of the person.
+    let weak = ["train", "class", "--data", "all", "-o", "weak", "--config", "base.toml"];
+    command(&weak).args(["--steps", "1"]).settings(&["model.hidden=32"]).reported();
+    let guided = ["--lora", "me.safetensors", "--guide-model", "weak", "--cfg-scale", "1.2"];
+    assert!(mean(&make("guided", &guided)) < 80.0);
+
     // Without the token nobody in particular is meant, and the prior has kept strangers strangers; without it all are the person.
     let alone = ["--steps", "150", "--lr", "0.02", "--prior", "0", "--seed", "1"];
     fit(folder.path(), "alone.safetensors").args(alone).reported();

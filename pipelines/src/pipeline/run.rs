@@ -118,7 +118,9 @@ impl<T: Task> Pipeline<T> {
         let bind = |call: Call, patch: usize| -> Box<dyn Denoiser + 'a> {
             let (net, process) = self.network(call);
             let told = match call {
-                Call::Main | Call::Guide => told.clone(),
+                Call::Main => told.clone(),
+                // Which has no adapters.
+                Call::Guide => Conditioning { token: None, ..told.clone() },
                 Call::All => weaker.iter().cloned().fold(told.clone(), Conditioning::followed_by),
             };
             let steered = if matches!(call, Call::Guide) { &[][..] } else { &job.steering };
