@@ -96,20 +96,9 @@ pub(crate) fn run(portraits: &Portraits, common: &Common) -> anyhow::Result<()> 
     let path = common.find(&args.model)?;
     let config = model::recognise(&path)?.config;
     config.check_trained()?;
-    let (class, prompt) = (args.class.as_deref(), args.prompt.as_deref());
     match config.net.dit.classes {
-        0 => learn::<TextTask>(
-            args,
-            &path,
-            person_prompt::<TextTask>(&config, class, prompt)?,
-            common,
-        ),
-        _ => learn::<ClassTask>(
-            args,
-            &path,
-            person_prompt::<ClassTask>(&config, class, prompt)?,
-            common,
-        ),
+        0 => learn::<TextTask>(args, &path, &config, common),
+        _ => learn::<ClassTask>(args, &path, &config, common),
     }
 }
 
@@ -136,11 +125,12 @@ pub(crate) fn person_prompt<T: PromptTask>(
 fn learn<T: PromptTask>(
     args: &Fit,
     path: &Path,
-    prompt: T::Prompt,
+    config: &ModelConfig,
     common: &Common,
 ) -> anyhow::Result<()> {
+    let prompt = person_prompt::<T>(config, args.class.as_deref(), args.prompt.as_deref())?;
     let opened = common.open()?;
-    let photos = photos(args, path, &opened.device, common)?;
+    let photos = photos(args, config, &opened.device, common)?;
     let options = args.options();
     let started = Instant::now();
     let bar = common.progress_bar(options.steps, "{bar:30} {pos}/{len}, {eta} left  {msg}");
@@ -175,11 +165,10 @@ fn learn<T: PromptTask>(
 /// The photos, as squares if faces are to be found; what is of no use is told.
 fn photos(
     args: &Fit,
-    path: &Path,
+    config: &ModelConfig,
     device: &burn::tensor::Device,
     common: &Common,
 ) -> anyhow::Result<Vec<image::RgbImage>> {
-    let config = model::recognise(path)?.config;
     let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
     let [height, width] = config.net.dit.size.map(|side| side * factor);
     let faces = match args.find_faces {

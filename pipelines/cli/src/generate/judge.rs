@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use image::RgbImage;
-use pyrograph::device::Opened;
 use pyrograph::faces::{Faces, Likeness};
 use pyrograph::image::read_picture;
 
@@ -17,13 +16,10 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// If a report was asked for.
-    pub(super) fn new(args: &Portrait, opened: &Opened) -> anyhow::Result<Option<Self>> {
-        if !args.report {
-            return Ok(None);
-        }
+    /// With the networks of the run, if a report was asked for.
+    pub(super) fn new(args: &Portrait, faces: Option<Faces>) -> anyhow::Result<Option<Self>> {
+        let Some(faces) = faces.filter(|_| args.report) else { return Ok(None) };
         let read = |path: &PathBuf| read_picture(path);
-        let faces = Faces::open(&opened.device)?;
         let person = args.profile.as_ref().map(read).transpose()?;
         Ok(Some(Self { faces, person, reference: read(&args.reference)? }))
     }

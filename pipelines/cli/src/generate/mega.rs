@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use pyrograph::device::Opened;
-use pyrograph::faces::{Faces, Photograph};
-use pyrograph::image::{read_picture, write_image};
+use pyrograph::faces::Photograph;
+use pyrograph::image::write_image;
 use pyrograph::megaportrait::{
     Branches, MegaPortrait, Paste, Reference, Shading, StageOptions, Stages,
 };
@@ -152,10 +152,7 @@ fn make<T: PromptTask>(
     let options = args.stage_options(seed)?;
     mega.check(&options)?;
     let placed = placed(args, mega.size(), &opened)?;
-    let [height, width] = mega.size().map(|side| side as u64);
-    let photo = placed.photo.as_ref().map(|photo| photo.picture().dimensions());
-    let written = photo.map_or([width, height], |(width, height)| [width, height].map(u64::from));
-    args.check_output(seed, written)?;
+    args.check_output(seed, mega.size(), placed.photo.as_ref())?;
     if let Some(folder) = &args.mega.stages {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
@@ -227,21 +224,19 @@ struct Placed {
     judge: Option<Judge>,
 }
 
-fn placed(args: &Portrait, [height, width]: [usize; 2], opened: &Opened) -> anyhow::Result<Placed> {
-    let (path, judge) = (&args.reference, Judge::new(args, opened)?);
-    if args.photos {
-        ensure!(
-            height == width,
-            "--photos: the model makes images of {width}x{height}, not squares"
-        );
-        let faces = Faces::open(&opened.device)?;
-        let photo = Photograph::new(read_picture(path)?, &faces, args.face, height);
-        let photo = photo.with_context(|| path.display().to_string())?;
-        return Ok(Placed { reference: Reference::of(&photo)?, photo: Some(photo), judge });
-    }
-    let mask = args.mega.face_mask.as_ref();
-    let mask =
-        mask.context("where is the face? Name a mask with --face-mask, or find it with --photos")?;
-    let [picture, face] = [path, mask].map(|path| Picture::File(path.clone()));
-    Ok(Placed { reference: Reference { picture, face, points: None }, photo: None, judge })
+fn placed(args: &Portrait, size: [usize; 2], opened: &Opened) -> anyhow::Result<Placed> {
+    let (path, faces) = (&args.reference, args.faces(opened)?);
+    let photo = args.photograph(path, args.face, size, faces.as_ref())?;
+    let reference = match &photo {
+        Some(photo) => Reference::of(photo)?,
+        None => {
+            let mask = args.mega.face_mask.as_ref();
+            let mask = mask.context(
+                "where is the face? Name a mask with --face-mask, or find it with --photos",
+            )?;
+            let [picture, face] = [path, mask].map(|path| Picture::File(path.clone()));
+            Reference { picture, face, points: None }
+        }
+    };
+    Ok(Placed { reference, photo, judge: Judge::new(args, faces)? })
 }

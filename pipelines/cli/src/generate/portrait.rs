@@ -96,25 +96,28 @@ impl Portrait {
         Ok(Request { seed, steps, sampler, guidance, batch, ..Request::new(prompts) })
     }
 
-    /// The two photographs, if they are such.
-    fn photographs(
+    /// The networks that find faces and tell them apart, where there is something to find or to tell.
+    pub(super) fn faces(&self, opened: &Opened) -> anyhow::Result<Option<Faces>> {
+        let asked = self.photos || self.report;
+        Ok(asked.then(|| Faces::open(&opened.device)).transpose()?)
+    }
+
+    /// The photograph at a path with the face of this number, for a model that makes images of this size; without --photos,
+    /// none.
+    pub(super) fn photograph(
         &self,
+        path: &Path,
+        number: Option<usize>,
         [height, width]: [usize; 2],
-        opened: &Opened,
-    ) -> anyhow::Result<Option<[Photograph; 2]>> {
-        if !self.photos {
-            return Ok(None);
-        }
+        faces: Option<&Faces>,
+    ) -> anyhow::Result<Option<Photograph>> {
+        let Some(faces) = faces.filter(|_| self.photos) else { return Ok(None) };
         ensure!(
             height == width,
             "--photos: the model makes images of {width}x{height}, not squares"
         );
-        let faces = Faces::open(&opened.device)?;
-        let read = |path: &Path, number: Option<usize>| {
-            let photo = Photograph::new(read_picture(path)?, &faces, number, height);
-            photo.with_context(|| path.display().to_string())
-        };
-        Ok(Some([read(self.profile()?, self.profile_face)?, read(&self.reference, self.face)?]))
+        let photo = Photograph::new(read_picture(path)?, faces, number, height);
+        Ok(Some(photo.with_context(|| path.display().to_string())?))
     }
 
     fn profile(&self) -> anyhow::Result<&Path> {
@@ -126,8 +129,17 @@ impl Portrait {
         output_path(&self.output, index, self.count, seed, "portrait")
     }
 
-    /// Checks, before any work, that pictures of this width and height can be written, and take the place of no input.
-    pub(super) fn check_output(&self, seed: u64, size: [u64; 2]) -> anyhow::Result<()> {
+    /// Checks, before any work, that pictures of the model's size, `[height, width]`, or that of the photograph that they are
+    /// put into, can be written, and take the place of no input.
+    pub(super) fn check_output(
+        &self,
+        seed: u64,
+        size: [usize; 2],
+        photo: Option<&Photograph>,
+    ) -> anyhow::Result<()> {
+        let [height, width] = size.map(|side| side as u64);
+        let photo = photo.map(|photo| photo.picture().dimensions());
+        let size = photo.map_or([width, height], |(width, height)| [width, height].map(u64::from));
         for index in 0..self.count {
             let path = self.path(index, seed);
             check_format(&path, size, &[])?;
@@ -240,18 +252,19 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     let mut options = OpenOptions::default();
     options.hooks.notify = Some(&notify);
     let pipeline = PortraitPipeline::with_branches(branches, &base, &opened, &options)?;
-    let photos = args.photographs(pipeline.size(), &opened)?;
-    let pictures = match &photos {
-        Some(photos) => photos.each_ref().map(|photo| Picture::Pixels(photo.crop())),
-        None => [args.profile()?, &args.reference].map(|path| Picture::File(path.to_owned())),
+    let (faces, size) = (args.faces(&opened)?, pipeline.size());
+    let photo = |path, number| args.photograph(path, number, size, faces.as_ref());
+    let profile = photo(args.profile()?, args.profile_face)?;
+    let reference = photo(&args.reference, args.face)?;
+    let picture = |photo: &Option<Photograph>, path: &Path| match photo {
+        Some(photo) => Picture::Pixels(photo.crop()),
+        None => Picture::File(path.to_owned()),
     };
+    let pictures = [picture(&profile, args.profile()?), picture(&reference, &args.reference)];
     let request = args.request(pictures)?;
-    let [height, width] = pipeline.size().map(|side| side as u64);
-    let reference = photos.as_ref().map(|[_, reference]| reference);
-    let size = reference.map(|photo| photo.picture().dimensions());
-    let size = size.map_or([width, height], |(width, height)| [width, height].map(u64::from));
-    args.check_output(request.seed, size)?;
-    let (judge, seed, bad) = (Judge::new(args, &opened)?, request.seed, Vec::new());
+    let reference = reference.as_ref();
+    args.check_output(request.seed, size, reference)?;
+    let (judge, seed, bad) = (Judge::new(args, faces)?, request.seed, Vec::new());
     let written = Written { args, common, seed, reference, judge, bad };
     make(&pipeline, &request, written)
 }
