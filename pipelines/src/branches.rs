@@ -25,16 +25,14 @@ pub trait BranchConfig: Clone + Serialize + DeserializeOwned {
     /// Fingerprint of the network that they were trained with, the only one that they go with.
     fn base(&self) -> &str;
 
-    /// Blocks of a branch, and the patch size at which it sees.
-    fn shape(&self) -> [usize; 2];
+    /// Patch size at which they see.
+    fn patch(&self) -> usize;
 
-    /// Says what else cannot be.
+    /// Says what else cannot be with a network.
     ///
     /// # Errors
     /// What it is.
-    fn check(&self) -> std::result::Result<(), String> {
-        Ok(())
-    }
+    fn check(&self, net: &DitConfig) -> std::result::Result<(), String>;
 
     /// The networks with fresh weights.
     fn fresh(&self, net: &DitConfig, device: &Device) -> Self::Net;
@@ -75,15 +73,11 @@ pub(crate) fn read<C: BranchConfig>(path: &Path, net: &DitConfig, base: &str) ->
         let (found, expected) = (config.base(), base);
         return Err(not(format!("made for the network {found}, this one is {expected}")));
     }
-    let [depth, patch] = config.shape();
-    let (blocks, patches) = (net.depth, net.patches());
-    if !(1..=blocks).contains(&depth) {
-        return Err(not(format!("branches of {depth} blocks, expected 1 to {blocks}")));
-    }
+    let (patch, patches) = (config.patch(), net.patches());
     if !patches.contains(&patch) {
         return Err(not(format!("branches at patch size {patch}, the model has {patches:?}")));
     }
-    config.check().map_err(not)?;
+    config.check(net).map_err(not)?;
     Ok(config)
 }
 

@@ -42,8 +42,15 @@ impl BranchConfig for ControlConfig {
         &self.base
     }
 
-    fn shape(&self) -> [usize; 2] {
-        [self.depth, self.patch]
+    fn patch(&self) -> usize {
+        self.patch
+    }
+
+    fn check(&self, net: &DitConfig) -> Result<(), String> {
+        match (1..=net.depth).contains(&self.depth) {
+            true => Ok(()),
+            false => Err(format!("{} blocks, expected 1 to {}", self.depth, net.depth)),
+        }
     }
 
     fn fresh(&self, net: &DitConfig, device: &Device) -> Control {

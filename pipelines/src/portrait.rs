@@ -37,18 +37,18 @@ impl BranchConfig for PortraitConfig {
         &self.base
     }
 
-    fn shape(&self) -> [usize; 2] {
-        [self.branches.depth, self.patch]
+    fn patch(&self) -> usize {
+        self.patch
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    fn check(&self, net: &DitConfig) -> std::result::Result<(), String> {
         let Self { hidden, cell, .. } = self;
         match () {
             () if !(0.0..=1.0).contains(hidden) => {
                 Err(format!("a share of {hidden} hidden, expected 0 to 1"))
             }
             () if *cell == 0 => Err("cells without a side".into()),
-            () => Ok(()),
+            () => self.branches.check(net),
         }
     }
 

@@ -10,7 +10,7 @@ use pyrograph::{ClassPipeline, Noise, Request};
 use pyrograph_engine::denoisers::DitDenoiser;
 use pyrograph_engine::diffusion::{Denoiser, Guided, GuidedChannels, Level, Sampler, Together};
 use pyrograph_engine::nets::{
-    Conditioning, Control, Dit, DitConfig, IcPortrait, IcPortraitConfig, Sight,
+    Appearance, Conditioning, Control, Dit, DitConfig, IcPortrait, IcPortraitConfig, Sight,
 };
 use pyrograph_engine::portrait::conditions::ControlKind;
 use pyrograph_engine::random::Generator;
@@ -119,8 +119,10 @@ fn portraits_are_steered_alike_on_every_device() {
     let config = DitConfig { size: [16, 16], channels: 3, classes: 2, ..DitConfig::dit(32, 3, 2) };
     // Not so much that tokens become all alike, and matches are by chance.
     let net = stirred(config.init(1, &host), 0.1);
-    let steps = IcPortraitConfig { depth: 2, appearance: true, panel: true };
-    let branches = stirred(IcPortrait::new(&net, steps, &host), 0.1);
+    let of = |appearance, panel| IcPortraitConfig { matching: Some(2), appearance, panel };
+    let configs =
+        [of(Some(Appearance::Branch), true), of(Some(Appearance::InContext { rank: 4 }), false)];
+    let branches = configs.map(|own| stirred(IcPortrait::new(&net, own, 1, &host), 0.1));
     let pictures = |seed: u64| {
         let values = Generator::new(seed).normal(2 * 3 * 16 * 16);
         Tensor::<4>::from_data(TensorData::new(values, [2, 3, 16, 16]), &host)
@@ -134,14 +136,16 @@ fn portraits_are_steered_alike_on_every_device() {
         let told = branches.told(net, &sight, told, config.patch);
         net.forward(x, Tensor::full([class.len()], 300.0, &device), &told, config.patch)
     };
-    let alone = [0, 1].map(|i| {
-        let images = [&profile, &reference, &x].map(|images| images.clone().narrow(0, i, 1));
-        made(&net, &branches, images, &[i])
-    });
-    let images = [profile, reference, x].map(|images| images.to_device(&device));
-    let (net, branches) = (net.clone().fork(&device), branches.clone().fork(&device));
-    let found = made(&net, &branches, images, &[0, 1]);
-    assert_close("portraits", found, Tensor::cat(alone.to_vec(), 0), tolerance(1e-5));
+    for branches in branches {
+        let images = [&profile, &reference, &x];
+        let alone = [0, 1].map(|i| {
+            made(&net, &branches, images.map(|images| images.clone().narrow(0, i, 1)), &[i])
+        });
+        let images = images.map(|images| images.clone().to_device(&device));
+        let name = format!("portraits by {:?}", branches.config().appearance);
+        let found = made(&net.clone().fork(&device), &branches.fork(&device), images, &[0, 1]);
+        assert_close(&name, found, Tensor::cat(alone.to_vec(), 0), tolerance(1e-5));
+    }
 }
 
 /// A branch on the device under test, by pictures for two images at once, against each alone on the CPU.

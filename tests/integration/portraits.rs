@@ -97,43 +97,86 @@ fn trained(folder: &Path) {
 fn a_portrait_shows_the_person_of_the_profile_in_the_pose_of_the_reference() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
     trained(folder.path());
 
     let weights = fs::read(at("base/model/dit.safetensors")).expect("weights");
-    let make = |profile: &str, reference: &str, file: &str| {
-        let asked = ["generate", "portrait", "--profile", profile, "--reference", reference];
-        command(&asked)
-            .args(["-m", "control", "--base", "base", "--seed", "4", "--steps", "10"])
-            .args(["--cfg-scale", "1", "-o", file])
-            .succeeded()
-    };
+    show_the_person(folder.path(), "control", [75.0, 2.0]);
+    scales(folder.path());
+    // The same again, to the bit, and nothing told of anybody.
+    let read = |file: &str| fs::read(at(file)).expect("a picture");
+    make(folder.path(), "control", ["9-0.png", "24-1.png", "again.png"]);
+    assert_eq!(read("again.png"), read("01.png"));
+    assert!(!String::from_utf8_lossy(&read("01.png")).contains("9-0"));
+    assert_eq!(fs::read(at("base/model/dit.safetensors")).expect("weights"), weights);
+    refused(folder.path());
+}
+
+/// A portrait of the person of a profile in the pose of a reference.
+fn make(folder: &Path, branches: &str, [profile, reference, file]: [&str; 3]) -> String {
+    let asked = ["generate", "portrait", "--profile", profile, "--reference", reference];
+    TestCommand::new(folder, asked)
+        .on_cpu()
+        .args(["-m", branches, "--base", "base", "--seed", "4", "--steps", "10"])
+        .args(["--cfg-scale", "1", "-o", file])
+        .succeeded()
+}
+
+/// Two people who were not trained on, each in the poses of the other, have their own colour.
+fn show_the_person(folder: &Path, branches: &str, [within, ratio]: [f64; 2]) {
+    let at = |name: &str| folder.join(name);
     let colours = UNSEEN.map(|hue| halves(&at(&format!("{hue}-0.png")))[0]);
     for (own, other) in [(0, 1), (1, 0)] {
         for pose in 0..2 {
             let (profile, reference) =
                 (format!("{}-0.png", UNSEEN[own]), format!("{}-{pose}.png", UNSEEN[other]));
             let file = format!("{own}{pose}.png");
-            assert_eq!(make(&profile, &reference, &file).trim(), file);
+            assert_eq!(make(folder, branches, [&profile, &reference, &file]).trim(), file);
             let found = halves(&at(&file));
             let stands = found[pose];
             let (near, far) = (apart(stands, colours[own]), apart(stands, colours[other]));
             assert!(
-                near < 75.0 && far > 2.0 * near,
+                near < within && far > ratio * near,
                 "{file}: {stands:?}, {near} of own, {far} of other"
             );
             let empty = found[1 - pose];
             assert!(empty.iter().all(|value| *value < 80.0), "{file}: {empty:?}");
         }
     }
-    scales(folder.path());
-    // The same again, to the bit, and nothing told of anybody.
-    let read = |file: &str| fs::read(at(file)).expect("a picture");
-    make("9-0.png", "24-1.png", "again.png");
-    assert_eq!(read("again.png"), read("01.png"));
-    assert!(!String::from_utf8_lossy(&read("01.png")).contains("9-0"));
-    assert_eq!(fs::read(at("base/model/dit.safetensors")).expect("weights"), weights);
-    refused(folder.path());
+}
+
+/// The same by adapters in context, with matches and without.
+#[test]
+fn pictures_in_context_show_the_person() {
+    let folder = tempfile::tempdir().expect("a folder");
+    base(folder.path(), "500");
+    let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
+    let control = |args: &[&str]| {
+        let train = ["train", "control", "-m", "base", "--data", "people", "--batch", "16"];
+        command(&train)
+            .args(args)
+            .args(["--lr", "0.01"])
+            .settings(&["sample_every=0", "control.hidden=0.9"])
+    };
+    control(&["-o", "matching", "--steps", "20"]).settings(&["control.depth=2"]).reported();
+    let alone = ["-o", "alone", "--in-context", "16", "--steps", "1000"];
+    control(&alone).reported();
+    show_the_person(folder.path(), "alone", [150.0, 1.2]);
+    let moved = ["-o", "moved", "--in-context", "16", "--matching", "matching", "--steps", "600"];
+    control(&moved).settings(&["control.depth=2"]).reported();
+    show_the_person(folder.path(), "moved", [150.0, 1.2]);
+
+    for (settings, part) in [
+        (&["control.depth=2"][..], "control.depth is set, training branches that make portraits"),
+        (&["control.panel=true"], "the profile both as a panel and in context"),
+        (&["control.kind=\"tile\""], "control.in_context is set, training a branch of this kind"),
+        (&["control.matching=\"alone\""], "alone finds no matches"),
+    ] {
+        let error = control(&["-o", "x", "--in-context", "16"]).settings(settings).failed();
+        assert!(error.contains(part), "{settings:?}: {error}");
+    }
+    let error = control(&["-o", "x", "--in-context", "49"]).failed();
+    assert!(error.contains("adapters of rank 49, expected 1 to 48"), "{error}");
+    assert!(!folder.path().join("x").exists());
 }
 
 /// Each part of the condition has a scale that acts, and scales of 1 are none.

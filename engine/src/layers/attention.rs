@@ -1,7 +1,7 @@
 //! Multi-head attention layers.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::{Fresh, Init};
@@ -76,6 +76,8 @@ pub enum Attend<'a> {
         /// Whether the tokens are added to it.
         keep: bool,
     },
+    /// The tokens see each other and all that it holds, which stays as it is.
+    Seen(&'a KvCache),
 }
 
 /// Keys and values of the tokens that an attention layer has seen, those of each call as they are:
@@ -161,6 +163,30 @@ impl KvCache {
         self.calls.retain(|_| index.next().is_some_and(&keep));
     }
 
+    /// That of some of the batch, in the order of `at`, `[images]`.
+    pub fn select(&self, at: &Tensor<1, Int>) -> Self {
+        self.each(|call| call.clone().select(0, at.clone()))
+    }
+
+    /// That of the batches of both.
+    ///
+    /// # Panics
+    /// If they hold different numbers of tokens.
+    pub fn followed_by(&self, other: &Self) -> Self {
+        assert_eq!(self.calls.len(), other.calls.len(), "calls of two caches");
+        let mut others = other.calls.iter().cloned();
+        self.each(|call| Tensor::cat(vec![call.clone(), others.next().expect("a call")], 0))
+    }
+
+    /// The same without gradients.
+    pub(crate) fn without_autodiff(&self) -> Self {
+        self.each(|call| call.clone().without_autodiff())
+    }
+
+    fn each(&self, change: impl FnMut(&Tensor<3>) -> Tensor<3>) -> Self {
+        Self { calls: self.calls.iter().map(change).collect() }
+    }
+
     /// Adds the keys and values of rows of all parts.
     fn push(&mut self, rows: &Tensor<3>, spec: &AttentionSpec) {
         let (width, held) = (rows.dims()[2], 2 * spec.key_heads);
@@ -195,6 +221,10 @@ impl Attention {
                 if keep {
                     cache.push(&sources[0].rows, &self.spec);
                 }
+                None
+            }
+            Attend::Seen(seen) => {
+                sources.extend(seen.calls.iter().cloned().map(Packed::kv));
                 None
             }
         };

@@ -4,31 +4,77 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Conditioning, Control, Dit, DitConfig, Panel};
+use super::{Conditioning, Control, Dit, DitConfig, InContext, Panel, TextAttention};
+use crate::layers::patch::{patchify, unpatchify};
 use crate::portrait::{best_matches, relocate};
 
 /// What determines an [`IcPortrait`] but its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IcPortraitConfig {
-    /// Blocks of each branch: copies of the network's first ones.
-    pub depth: usize,
-    /// Whether there is a branch that carries the appearance, or so far only the one that finds matches.
-    pub appearance: bool,
+    /// Blocks of the branch that finds matches, copies of the network's first ones; none if no matches are found.
+    pub matching: Option<usize>,
+    /// How the network comes to see the person; none while the branch that finds matches is trained.
+    pub appearance: Option<Appearance>,
     /// Whether the network itself sees the profile, too, beside the portrait that it makes.
     pub panel: bool,
 }
 
-/// Two branches of a trained network, which see a profile, who it is, beside a reference, of which most is hidden.
+/// How a network comes to see a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Appearance {
+    /// By a branch as deep as the one that finds matches.
+    Branch,
+    /// By attention to the pictures themselves, and to the profile moved by the matches, if any are found.
+    InContext {
+        /// Of the adapters of their tokens.
+        rank: usize,
+    },
+}
+
+impl IcPortraitConfig {
+    /// Says what cannot be with a network.
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn check(&self, net: &DitConfig) -> Result<(), String> {
+        let joint = net.text.as_ref().is_some_and(|text| text.attention == TextAttention::Joint);
+        let depth = self.matching.unwrap_or(1);
+        match (self.matching, self.appearance) {
+            _ if !(1..=net.depth).contains(&depth) => {
+                Err(format!("branches of {depth} blocks, expected 1 to {}", net.depth))
+            }
+            (None, None) => Err("nothing that finds matches, and no appearance".into()),
+            (None, Some(Appearance::Branch)) => {
+                Err("a branch of the appearance without one that finds matches".into())
+            }
+            (_, Some(Appearance::InContext { rank })) if !(1..=net.hidden).contains(&rank) => {
+                Err(format!("adapters of rank {rank}, expected 1 to {}", net.hidden))
+            }
+            (_, Some(Appearance::InContext { .. })) if self.panel => {
+                Err("the profile both as a panel and in context".into())
+            }
+            (_, Some(Appearance::InContext { .. })) if joint => {
+                Err("pictures in context for a network that attends jointly to a text".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What shows a trained network a profile, who it is, beside a reference, of which most is hidden.
 ///
-/// One finds for each token of the reference the token of the profile that shows the same; the other's features of the
-/// profile are brought to these places and steer the network.
+/// A branch finds for each token of the reference the token of the profile that shows the same. The profile, or another
+/// branch's features of it, is brought to these places, where the network sees it.
 #[derive(Module, Debug)]
 pub struct IcPortrait {
     /// Its features are compared.
-    pub matching: Control,
+    pub matching: Option<Control>,
     /// Its features are moved, added to those of the reference, and linked to the network.
     pub appearance: Option<Control>,
+    /// In place of such a branch: through these the network attends to both pictures, and to the profile moved.
+    pub in_context: Option<InContext>,
     panel: bool,
 }
 
@@ -54,6 +100,14 @@ impl Sight {
         let [.., width] = self.profile.dims();
         // Beside each other, so that the same place is not the first guess.
         Panel { image: self.profile.clone(), origin: [0.0, -(width as f64)], time: self.time }
+    }
+
+    /// The profile with its patches where they match those of the reference.
+    fn moved(&self, matches: Tensor<2, Int>, patch: usize) -> Panel {
+        let [_, _, height, width] = self.profile.dims();
+        let patches = relocate(patchify(self.profile.clone(), patch), matches);
+        let image = unpatchify(patches, patch, [height / patch, width / patch]);
+        Panel { image, origin: [0.0; 2], time: self.time }
     }
 
     fn times(&self) -> Tensor<1> {
@@ -96,40 +150,67 @@ impl Halves {
 }
 
 impl IcPortrait {
-    /// Branches with the weights of a network's first blocks, and links that are zero.
+    /// Branches with the weights of a network's first blocks and links that are zero, or adapters from the random numbers of
+    /// a seed, which add nothing yet.
     ///
     /// # Panics
-    /// As [`Control::new`].
-    pub fn new(net: &Dit, config: IcPortraitConfig, device: &Device) -> Self {
-        let branch = || Control::new(net, config.depth, device);
-        Self { matching: branch(), appearance: config.appearance.then(branch), panel: config.panel }
+    /// If [`IcPortraitConfig::check`] finds a fault.
+    pub fn new(net: &Dit, config: IcPortraitConfig, seed: u64, device: &Device) -> Self {
+        let branch = |depth| Control::new(net, depth, device);
+        Self::of(net.config(), config, seed, device, branch)
     }
 
-    /// Branches with fresh weights, for those of a file.
+    /// The same with fresh weights, for those of a file.
     ///
     /// # Panics
-    /// As [`Control::new`].
+    /// As [`IcPortrait::new`].
     pub fn fresh(net: &DitConfig, config: IcPortraitConfig, device: &Device) -> Self {
-        let branch = || Control::fresh(net, config.depth, device);
-        Self { matching: branch(), appearance: config.appearance.then(branch), panel: config.panel }
+        let branch = |depth| Control::fresh(net, depth, device);
+        Self::of(net, config, 0, device, branch)
+    }
+
+    fn of(
+        net: &DitConfig,
+        config: IcPortraitConfig,
+        seed: u64,
+        device: &Device,
+        branch: impl Fn(usize) -> Control,
+    ) -> Self {
+        if let Err(fault) = config.check(net) {
+            panic!("{fault}");
+        }
+        let IcPortraitConfig { matching, appearance, panel } = config;
+        let (appearance, in_context) = match appearance {
+            None => (None, None),
+            Some(Appearance::Branch) => (matching.map(&branch), None),
+            Some(Appearance::InContext { rank }) => {
+                (None, Some(InContext::new(net, rank, seed, device)))
+            }
+        };
+        Self { matching: matching.map(branch), appearance, in_context, panel }
     }
 
     /// What it was made from.
     pub fn config(&self) -> IcPortraitConfig {
-        let (depth, appearance) = (self.matching.blocks.len(), self.appearance.is_some());
-        IcPortraitConfig { depth, appearance, panel: self.panel }
+        let branch = self.appearance.as_ref().map(|_| Appearance::Branch);
+        let rank = self.in_context.as_ref().map(InContext::rank);
+        IcPortraitConfig {
+            matching: self.matching.as_ref().map(|branch| branch.blocks.len()),
+            appearance: branch.or(rank.map(|rank| Appearance::InContext { rank })),
+            panel: self.panel,
+        }
     }
 
-    /// With all frozen but the newest branch: that of the appearance if there is one, else the one that finds matches.
+    /// With the branch that finds matches frozen, if there is something that carries the appearance.
     pub fn newest(self) -> Self {
-        match self.appearance {
+        match self.config().appearance {
             None => self,
-            Some(_) => Self { matching: self.matching.no_grad(), ..self },
+            Some(_) => Self { matching: self.matching.map(Control::no_grad), ..self },
         }
     }
 
     /// For each token of the reference the one of the profile that is most like it, by the features after each block of the
-    /// matching branch: each `[batch, tokens]`. Gradients are not recorded.
+    /// matching branch: each `[batch, tokens]`; none without it. Gradients are not recorded.
     pub fn matches(
         &self,
         net: &Dit,
@@ -142,7 +223,8 @@ impl IcPortrait {
             reference: sight.reference.clone().without_autodiff(),
             ..*sight
         };
-        let (branch, net) = (self.matching.valid(), net.valid());
+        let Some(branch) = &self.matching else { return Vec::new() };
+        let (branch, net) = (branch.valid(), net.valid());
         let states = sight.states(&branch, &net, &told.without_autodiff(), patch);
         // What has been through no block knows nothing of the other picture.
         let seen = states.into_iter().skip(1);
@@ -151,16 +233,31 @@ impl IcPortrait {
 
     /// What the network is told of a portrait, besides what it is told otherwise.
     ///
-    /// Before there is an appearance branch, the matching branch steers the network itself: so it learns to see what the
-    /// two pictures have in common.
+    /// Before there is an appearance, the matching branch steers the network itself: so it learns to see what the two
+    /// pictures have in common.
     ///
     /// # Shapes
-    /// [`Conditioning::control`] of `depth + 1` levels
+    /// [`Conditioning::control`] of one level more than the branches have blocks, or [`Conditioning::seen`] of all blocks
     pub fn told(&self, net: &Dit, sight: &Sight, told: Conditioning, patch: usize) -> Conditioning {
+        let matches = match self.config().appearance {
+            None => Vec::new(),
+            Some(_) => self.matches(net, sight, &told, patch),
+        };
+        if let Some(adapters) = &self.in_context {
+            // The deepest are the surest.
+            let moved = matches.last().map(|matches| sight.moved(matches.clone(), patch));
+            let panels = std::iter::once(sight.panel()).chain(moved).collect();
+            let context = Conditioning { panels, ..told.clone() };
+            let (reference, times) = (sight.reference.clone(), sight.times());
+            return Conditioning {
+                seen: adapters.seen(net, reference, times, &context, patch),
+                ..told
+            };
+        }
+        let matching = self.matching.as_ref().expect("a branch that finds matches");
         let (branch, fused) = match &self.appearance {
-            None => (&self.matching, sight.states(&self.matching, net, &told, patch)),
+            None => (matching, sight.states(matching, net, &told, patch)),
             Some(appearance) => {
-                let matches = self.matches(net, sight, &told, patch);
                 let states = sight.states(appearance, net, &told, patch);
                 // The tokens before the first block move as those after it.
                 let matches = std::iter::once(matches[0].clone()).chain(matches);
@@ -193,21 +290,28 @@ mod tests {
         Conditioning::classes(&[0, 2], &Device::flex())
     }
 
-    fn fresh(net: &Dit, appearance: bool, panel: bool) -> IcPortrait {
-        let config = IcPortraitConfig { depth: DEPTH, appearance, panel };
-        let branches = IcPortrait::new(net, config, &Device::flex());
+    const BRANCH: Option<Appearance> = Some(Appearance::Branch);
+    const IN_CONTEXT: Option<Appearance> = Some(Appearance::InContext { rank: 3 });
+
+    fn made(net: &Dit, config: IcPortraitConfig) -> IcPortrait {
+        let branches = IcPortrait::new(net, config, 1, &Device::flex());
         assert_eq!(branches.config(), config);
         branches
     }
 
-    fn with_links(branches: IcPortrait, std: f64) -> IcPortrait {
+    fn fresh(net: &Dit, appearance: Option<Appearance>, panel: bool) -> IcPortrait {
+        made(net, IcPortraitConfig { matching: Some(DEPTH), appearance, panel })
+    }
+
+    fn stirred(branches: IcPortrait, std: f64) -> IcPortrait {
         let trained = |control: Control| Control {
             links: control.links.map(&mut Draws::new(9, std)),
             ..control
         };
         IcPortrait {
-            matching: trained(branches.matching),
+            matching: branches.matching.map(trained),
             appearance: branches.appearance.map(trained),
+            in_context: branches.in_context.map(|own| own.map(&mut Draws::new(9, std))),
             ..branches
         }
     }
@@ -226,7 +330,7 @@ mod tests {
     fn fresh_branches_change_nothing() {
         let net = net();
         let plain = output(&net, &classes());
-        for appearance in [false, true] {
+        for appearance in [None, BRANCH] {
             let told = |panel| {
                 let branches = fresh(&net, appearance, panel);
                 branches.told(&net, &sight(5, 6), classes(), 2)
@@ -239,14 +343,22 @@ mod tests {
     #[test]
     fn both_pictures_steer_the_network() {
         let net = net();
-        for (appearance, panel) in [(false, false), (true, false), (true, true)] {
-            let branches = with_links(fresh(&net, appearance, panel), 0.1);
+        let alone = IcPortraitConfig { matching: None, appearance: IN_CONTEXT, panel: false };
+        let all = [
+            fresh(&net, None, false),
+            fresh(&net, BRANCH, false),
+            fresh(&net, BRANCH, true),
+            fresh(&net, IN_CONTEXT, false),
+            made(&net, alone),
+        ];
+        for branches in all {
+            let (config, branches) = (branches.config(), stirred(branches, 0.1));
             let of = |profile, reference| {
                 output(&net, &branches.told(&net, &sight(profile, reference), classes(), 2))
             };
             let found = of(5, 6);
-            assert!(worst(&found, &of(8, 6)) > 1e-4, "profile, {appearance}, {panel}");
-            assert!(worst(&found, &of(5, 8)) > 1e-4, "reference, {appearance}, {panel}");
+            assert!(worst(&found, &of(8, 6)) > 1e-4, "profile, {config:?}");
+            assert!(worst(&found, &of(5, 8)) > 1e-4, "reference, {config:?}");
             assert_eq!(worst(&found, &of(5, 6)), 0.0);
         }
     }
@@ -254,7 +366,7 @@ mod tests {
     #[test]
     fn every_level_has_matches_in_the_profile() {
         let net = net();
-        let branches = fresh(&net, true, false);
+        let branches = fresh(&net, BRANCH, false);
         let found = branches.matches(&net, &sight(5, 6), &classes(), 2);
         assert_eq!(found.len(), DEPTH);
         for matches in found {
@@ -271,13 +383,18 @@ mod tests {
         let net = net();
         let block = net.blocks[..DEPTH].to_vec().num_params();
         let links = (DEPTH + 1) * (32 * 32 + 32);
-        for appearance in [false, true] {
-            let branches = with_links(fresh(&net, appearance, false), 0.1);
+        let adapters = 3 * 3 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32);
+        let cases = [
+            (None, block + links, "branches.matching"),
+            (BRANCH, block + links, "branches.appearance"),
+            (IN_CONTEXT, adapters, "branches.in_context"),
+        ];
+        for (appearance, expected, own) in cases {
+            let branches = stirred(fresh(&net, appearance, false), 0.1);
             let steered = Steered::new(net.clone(), branches.newest()).train();
             let count: usize = params::values(&steered).iter().map(|value| value.dims()[0]).sum();
-            assert_eq!(count, block + links);
+            assert_eq!(count, expected);
             let names = params::names(&steered);
-            let own = if appearance { "branches.appearance" } else { "branches.matching" };
             assert!(names.iter().all(|name| name.starts_with(own)), "{names:?}");
 
             let sight = sight(5, 6);
@@ -292,8 +409,40 @@ mod tests {
             let gradients = params::gradients(&steered, &y.square().sum().backward());
             for (name, gradient) in names.iter().zip(gradients) {
                 let size: f32 = gradient.abs().max().into_scalar();
-                assert!(size > 0.0, "{name}");
+                // What comes after the keys and values of the last block is not seen.
+                let used = !["out", "up", "down"]
+                    .iter()
+                    .any(|layer| name.contains(&format!("in_context.blocks.2.{layer}.")));
+                assert_eq!(size > 0.0, used, "{name}");
             }
         }
+    }
+
+    /// Every token takes the patch of its match.
+    #[test]
+    fn patches_are_moved_to_their_matches() {
+        let sight = sight(5, 6);
+        let matches: Vec<i64> = (0..32).map(|i| (i % 16 + 5) % 16).collect();
+        let matches = Tensor::<1, Int>::from_ints(matches.as_slice(), &Device::flex());
+        let moved = sight.moved(matches.reshape([2, 16]), 2);
+        assert_eq!((moved.origin, moved.time), ([0.0; 2], sight.time));
+        // Token 1 * 4 + 1 of the profile came to token 0, token 2 * 4 + 2 to token 1 * 4 + 1.
+        for (to, from) in [(0, 2), (2, 4)] {
+            let part = |x: &Tensor<4>, at: usize| x.clone().narrow(2, at, 2).narrow(3, at, 2);
+            assert_eq!(worst(&part(&moved.image, to), &part(&sight.profile, from)), 0.0);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let net = net();
+        let of = |matching, appearance, panel| {
+            IcPortraitConfig { matching, appearance, panel }.check(net.config()).is_err()
+        };
+        let rank = |rank| Some(Appearance::InContext { rank });
+        assert!(of(None, None, false) && of(None, BRANCH, false) && of(Some(1), IN_CONTEXT, true));
+        assert!(of(Some(4), BRANCH, false) && of(Some(0), None, false));
+        assert!(of(None, rank(0), false) && of(None, rank(33), false));
+        assert!(!of(None, rank(32), false) && !of(Some(3), BRANCH, true));
     }
 }

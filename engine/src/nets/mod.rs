@@ -8,6 +8,7 @@ mod error;
 pub mod face;
 pub mod features;
 mod ic_portrait;
+mod in_context;
 mod net;
 mod student;
 pub mod text_encoder;
@@ -26,7 +27,8 @@ pub use error::ConfigError;
 pub use features::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
 };
-pub use ic_portrait::{IcPortrait, IcPortraitConfig, Sight};
+pub use ic_portrait::{Appearance, IcPortrait, IcPortraitConfig, Sight};
+pub use in_context::InContext;
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
 pub use text_encoder::{Places, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream};

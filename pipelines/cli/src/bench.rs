@@ -230,10 +230,8 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
             padding: None,
             pooled: text.pooled.map(|width| Tensor::zeros([batch, width], device)),
         }),
-        token: None,
         size: config.sized.then(|| Tensor::ones([batch, 3], device)),
-        panels: Vec::new(),
-        control: Vec::new(),
+        ..Conditioning::default()
     };
     for patch in config.patches() {
         let flops = config.flops(config.size, patch, tokens) * batch as f64;

@@ -56,7 +56,7 @@ impl PortraitTask {
         branches: Branches<PortraitConfig>,
         device: &Device,
     ) -> Result<Self> {
-        if branches.net.appearance.is_none() {
+        if branches.config.branches.appearance.is_none() {
             let reason = "the branches find matches so far: train those of the appearance, too";
             return Err(Error::Config { reason: reason.into() });
         }

@@ -278,6 +278,8 @@ pub const SETTINGS: &[Setting] = &[
     row("control.pictures", PATH, Any, "Branches of the kind picture: folder of what they see, each under the name of its image"),
     row("control.matching", PATH, Any,
         "Branches: folder of those that find matches, beside which the ones of the appearance are trained; without, the first"),
+    row("control.in_context", INTEGER, From(1.0),
+        "Branches: in place of one of the appearance, rank of adapters through which the model attends to both pictures"),
     row("control.depth", INTEGER, From(1.0), "Branches: their blocks, copies of the first ones of the model [3]"),
     row("control.panel", SWITCH, Any, "Branches: the model itself sees the profile, too [false]"),
     row("control.hidden", NUMBER, Within(0.0, 1.0), "Branches: share of a reference that is hidden [0.8]"),

@@ -5,7 +5,9 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::config::DitConfig;
 use crate::layers::time::Table;
-use crate::layers::{Activation, Dense, Fresh, Init, Mlp, Residual, TimeCode, TimeEmbedder};
+use crate::layers::{
+    Activation, Dense, Fresh, Init, KvCache, Mlp, Residual, TimeCode, TimeEmbedder,
+};
 use crate::ops::{AttentionBias, activated};
 
 /// The condition of a batch of images, one entry per image in every part.
@@ -27,6 +29,8 @@ pub struct Conditioning {
     /// What branches add to the tokens of the image and the panels before the first block, and after as many blocks as
     /// there is more (see [`Control`](crate::nets::Control)): each `[batch, tokens, hidden]`, of one patch size.
     pub control: Vec<Tensor<3>>,
+    /// Tokens that the image attends to, and they not to it, block by block (see [`InContext`](crate::nets::InContext)).
+    pub seen: Vec<KvCache>,
 }
 
 /// An encoded text.
@@ -89,6 +93,7 @@ impl Conditioning {
             size: self.size.as_ref().map(|size| size.clone().select(0, at.clone())),
             panels: self.panels.iter().map(panel).collect(),
             control: self.control.iter().map(|part| part.clone().select(0, at.clone())).collect(),
+            seen: self.seen.iter().map(|tokens| tokens.select(&at)).collect(),
         }
     }
 
@@ -106,7 +111,9 @@ impl Conditioning {
         }
         assert_eq!(self.panels.len(), other.panels.len(), "panels of two conditions");
         assert_eq!(self.control.len(), other.control.len(), "control of two conditions");
+        assert_eq!(self.seen.len(), other.seen.len(), "tokens seen of two conditions");
         let control = self.control.into_iter().zip(other.control);
+        let seen = self.seen.iter().zip(&other.seen);
         Self {
             class: both(self.class, other.class, "a class", |a, b| Tensor::cat(vec![a, b], 0)),
             text: both(self.text, other.text, "a text", |a, b| Text {
@@ -125,6 +132,7 @@ impl Conditioning {
                 .map(|(a, b)| a.followed_by(b))
                 .collect(),
             control: control.map(|(a, b)| Tensor::cat(vec![a, b], 0)).collect(),
+            seen: seen.map(|(a, b)| a.followed_by(b)).collect(),
         }
     }
 
@@ -146,6 +154,7 @@ impl Conditioning {
             size: self.size.clone().map(Tensor::without_autodiff),
             panels: self.panels.iter().map(panel).collect(),
             control: self.control.iter().map(|part| part.clone().without_autodiff()).collect(),
+            seen: self.seen.iter().map(KvCache::without_autodiff).collect(),
         }
     }
 }

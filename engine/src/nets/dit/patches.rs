@@ -67,16 +67,9 @@ impl DitConfig {
     }
 
     fn init_mode(&self, patch: usize, init: &Init<'_>) -> Mode {
-        let (hidden, inner) = (self.hidden, self.inner());
-        let constant = |value| init.param(Fresh::Constant(value), [hidden]);
+        let constant = |value| init.param(Fresh::Constant(value), [self.hidden]);
         let affine = || Affine { gain: constant(1.0), bias: constant(0.0) };
         let rank = self.adapter_rank();
-        let adapters = |rank: usize| BlockAdapters {
-            qkv: Lora::new(hidden, 3 * hidden, rank, init),
-            out: Lora::new(hidden, hidden, rank, init),
-            up: Lora::new(hidden, inner, rank, init),
-            down: Lora::new(inner, hidden, rank, init),
-        };
         let norms = match (rank, self.norm) {
             (None, Norm::Layer { .. }) => 2 * self.depth + 1,
             _ => 0,
@@ -88,11 +81,24 @@ impl DitConfig {
             }),
             token: constant(0.0),
             norms: (0..norms).map(|_| affine()).collect(),
-            adapters: rank
-                .map_or(Vec::new(), |rank| (0..self.depth).map(|_| adapters(rank)).collect()),
+            adapters: rank.map_or(Vec::new(), |rank| self.init_adapters(rank, init)),
             position: self.positions(self.size, patch, [0.0; 2], init.device),
             patch,
         }
+    }
+}
+
+impl DitConfig {
+    /// Adapters of this rank for every block, which add nothing yet.
+    pub(crate) fn init_adapters(&self, rank: usize, init: &Init<'_>) -> Vec<BlockAdapters> {
+        let (hidden, inner) = (self.hidden, self.inner());
+        let fresh = |_| BlockAdapters {
+            qkv: Lora::new(hidden, 3 * hidden, rank, init),
+            out: Lora::new(hidden, hidden, rank, init),
+            up: Lora::new(hidden, inner, rank, init),
+            down: Lora::new(inner, hidden, rank, init),
+        };
+        (0..self.depth).map(fresh).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Device, FloatDType, Tensor};
 use super::block::{Condition, DitBlock, Head};
 use super::condition::{Conditioning, Context, Embedder};
 use super::config::DitConfig;
-use super::patches::{BlockMode, Ends, Mode};
+use super::patches::{BlockAdapters, BlockMode, Ends, Mode};
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
@@ -68,6 +68,8 @@ struct Pass<'a> {
     shared: Tensor<3>,
     context: Option<Context>,
     mode: Option<&'a Mode>,
+    /// In place of those of the mode, one per block.
+    adapters: Option<&'a [BlockAdapters]>,
 }
 
 impl Pass<'_> {
@@ -84,6 +86,10 @@ impl Pass<'_> {
             None => self.shared.clone(),
         };
         let mode = self.mode.map_or(BlockMode::default(), |mode| mode.block(i));
+        let mode = match self.adapters {
+            Some(own) => BlockMode { adapters: Some(&own[i]), ..mode },
+            None => mode,
+        };
         let condition = Condition { modulation, context: self.context.as_mut() };
         block.forward(tokens, condition, attend, mode)
     }
@@ -214,9 +220,11 @@ impl Dit {
         };
         tokens = steered(tokens, 0);
         for (i, block) in self.blocks.iter().enumerate() {
-            let attend = match caches.get_mut(i) {
-                Some(cache) => Attend::Cached { cache, keep },
-                None => Attend::Full,
+            let attend = match (caches.get_mut(i), told.seen.get(i)) {
+                (Some(cache), None) => Attend::Cached { cache, keep },
+                (None, Some(seen)) => Attend::Seen(seen),
+                (None, None) => Attend::Full,
+                (Some(_), Some(_)) => panic!("a call with a history has tokens to see, too"),
             };
             let after = steered(pass.through(i, block, tokens, attend), i + 1);
             tokens = after_block(i, after);
@@ -254,7 +262,27 @@ impl Dit {
         };
         let tokens = side_by_side(parts);
         let context = self.context(told, tokens.dims()[1]);
-        (tokens, Pass { net: self, time, told, counts, condition, shared, context, mode })
+        let adapters = None;
+        (tokens, Pass { net: self, time, told, counts, condition, shared, context, mode, adapters })
+    }
+
+    /// Keys and values of the tokens of an image and its panels, block by block, for [`Conditioning::seen`]; the layers have
+    /// these adapters, one per block.
+    pub(crate) fn seen_with(
+        &self,
+        adapters: &[BlockAdapters],
+        x: Tensor<4>,
+        time: Tensor<1>,
+        told: &Conditioning,
+        patch: usize,
+    ) -> Vec<KvCache> {
+        let (mut tokens, pass) = self.enter(x, time, told, patch);
+        let mut pass = Pass { adapters: Some(adapters), ..pass };
+        let mut seen = vec![KvCache::default(); self.blocks.len()];
+        for (i, (block, cache)) in self.blocks.iter().zip(&mut seen).enumerate() {
+            tokens = pass.through(i, block, tokens, Attend::Cached { cache, keep: true });
+        }
+        seen
     }
 
     /// The tokens of the image and the panels before the first block, and after each of `blocks`, which stand in place

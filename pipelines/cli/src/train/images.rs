@@ -115,6 +115,10 @@ pub(crate) struct Control {
     /// are trained]
     #[arg(long, value_name = "FOLDER")]
     matching: Option<PathBuf>,
+    /// In place of a branch of the appearance, adapters of this rank, through which the model attends to both pictures, and
+    /// with --matching to the profile moved to its matches, too
+    #[arg(long, value_name = "RANK")]
+    in_context: Option<usize>,
     #[command(flatten)]
     run: RunArgs,
     /// Explain every setting of --config and --set
@@ -281,6 +285,7 @@ pub(crate) fn control(args: &Control, common: &Common) -> anyhow::Result<()> {
     let mut further = path_settings(&[paths[0], paths[1], ("control.pictures", &args.pictures)])?;
     let drawn = args.pictures.is_some().then(|| "picture".to_owned());
     further.extend(args.kind.clone().or(drawn).map(|kind| format!("control.kind={kind}")));
+    further.extend(args.in_context.map(|rank| format!("control.in_context={rank}")));
     let (output, init) = (args.output.as_deref(), args.model.as_deref());
     OnImages { kind: Kind::Control, output, init, run: &args.run, further }.start(common)
 }

@@ -5,6 +5,7 @@ mod portraits;
 
 use std::path::PathBuf;
 
+use pyrograph_engine::nets::{Appearance, IcPortraitConfig};
 use pyrograph_engine::portrait::conditions::ControlKind;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,9 @@ pub struct ControlShape {
     /// Portraits: folder of branches that find matches, which stay as they are while those of the appearance are trained;
     /// without, the first are trained.
     pub matching: Option<PathBuf>,
+    /// Portraits: rank of adapters through which the model attends to the pictures, in place of a branch of the appearance;
+    /// with `matching`, to the profile moved, too.
+    pub in_context: Option<usize>,
     /// Blocks of a branch.
     pub depth: usize,
     /// Portraits: whether the model itself sees the profile, too.
@@ -51,6 +55,7 @@ impl Default for ControlShape {
             kind: None,
             pictures: None,
             matching: None,
+            in_context: None,
             depth: 3,
             panel: false,
             hidden: 0.8,
@@ -96,12 +101,30 @@ impl ControlShape {
                 self.prompt
             ));
         }
+        if self.kind.is_none() {
+            self.branches().check(net).map_err(|reason| Error::Config { reason })?;
+        }
         let Some(path) = &self.matching else { return Ok(()) };
         let base = init.net.checkpoint.fingerprint();
-        let learnt = branches::read::<PortraitConfig>(path, net, &base)?.branches.depth;
-        match learnt == depth {
-            true => Ok(()),
-            false => fault(format!("control.depth is {depth}, {} has {learnt}", path.display())),
+        let learnt = branches::read::<PortraitConfig>(path, net, &base)?.branches.matching;
+        match learnt {
+            Some(learnt) if learnt == depth => Ok(()),
+            Some(learnt) => {
+                fault(format!("control.depth is {depth}, {} has {learnt}", path.display()))
+            }
+            None => fault(format!("{} finds no matches", path.display())),
+        }
+    }
+
+    /// Branches that make portraits.
+    fn branches(&self) -> IcPortraitConfig {
+        let in_context = self.in_context.map(|rank| Appearance::InContext { rank });
+        let branch = self.matching.as_ref().map(|_| Appearance::Branch);
+        let matches = self.matching.is_some() || self.in_context.is_none();
+        IcPortraitConfig {
+            matching: matches.then_some(self.depth),
+            appearance: in_context.or(branch),
+            panel: self.panel,
         }
     }
 
@@ -117,6 +140,11 @@ impl ControlShape {
             ("flip", portraits && config.flip),
             ("sample_prompts", portraits && !config.sample_prompts.is_empty()),
             ("control.matching", !portraits && self.matching.is_some()),
+            ("control.in_context", !portraits && self.in_context.is_some()),
+            (
+                "control.depth",
+                self.in_context.is_some() && self.matching.is_none() && self.depth != own.depth,
+            ),
             ("control.panel", !portraits && self.panel),
             ("control.hidden", !portraits && self.hidden != own.hidden),
             ("control.cell", !portraits && self.cell != own.cell),

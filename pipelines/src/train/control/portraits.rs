@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Conditioning, IcPortrait, IcPortraitConfig, Sight, Steered};
+use pyrograph_engine::nets::{Conditioning, IcPortrait, Sight, Steered};
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{Batch, Denoising, Gradients, Pairs, Target, Trainer};
 use pyrograph_weights::FloatDtype;
@@ -32,20 +32,20 @@ impl ControlShape {
         model: &Model,
         base: String,
         sources: &mut Sources,
+        seed: u64,
         device: &Device,
     ) -> Result<Branches<PortraitConfig>> {
         let net = model.net.trunk();
-        let Self { depth, panel, hidden, cell, .. } = *self;
-        let appearance = self.matching.is_some();
+        let Self { hidden, cell, .. } = *self;
         let config = PortraitConfig {
-            branches: IcPortraitConfig { depth, appearance, panel },
+            branches: self.branches(),
             base,
             patch: net.config().patch,
             hidden,
             cell,
             prompt: self.prompt.clone(),
         };
-        let mut fresh = IcPortrait::new(net, config.branches, device);
+        let mut fresh = IcPortrait::new(net, config.branches, seed, device);
         let Some(path) = &self.matching else { return Ok(Branches::new(fresh, config)) };
         let found: Branches<PortraitConfig> =
             Branches::open(path, net.config(), &config.base, device)?;
@@ -129,7 +129,7 @@ impl PortraitLearner {
         sources.insert("init".to_owned(), base.clone().into());
         let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
         let model = Model { vae: vae.clone(), text: text.or(model.text), ..model };
-        let branches = shape.portraits(&model, base, &mut sources, device)?;
+        let branches = shape.portraits(&model, base, &mut sources, config.seed, device)?;
         let told = portrait::told(&model, &shape.prompt, device)?;
         let loss = Denoising {
             process: model.config.process.clone(),
