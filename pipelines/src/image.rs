@@ -1,5 +1,7 @@
 //! Pictures: tensors to pixels, contact sheets, files.
 
+mod sheet;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -14,6 +16,8 @@ use pyrograph_weights::{check_writable, folder_of, write_whole};
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::metadata::exif;
+
+pub use sheet::{contact_sheet, sheet_size};
 
 /// Most characters of what was asked for in the name of a file, which can be a long text.
 const NAME_LENGTH: usize = 48;
@@ -102,6 +106,14 @@ pub(crate) fn picture_tensor(picture: &RgbaImage, size: [usize; 2], device: &Dev
     let rgba = fit(picture, size);
     let drawn = Drawn { rgba: &rgba, background: [255; 3], flip: false };
     to_tensor(std::iter::once(drawn), size, device)
+}
+
+/// The largest centred part with the aspect of `[height, width]`, resized to it with antialiasing: what a model of this size
+/// sees of a picture.
+pub fn fitted(picture: &RgbImage, [height, width]: [usize; 2]) -> RgbImage {
+    let pixels = fit(&picture.convert(), [height, width]);
+    let rgba = RgbaImage::from_raw(width as u32, height as u32, pixels);
+    rgba.expect("as many bytes as pixels").convert()
 }
 
 /// Straight RGBA pixels of the largest centred part with the right aspect, resized with antialiasing.
@@ -200,37 +212,6 @@ pub fn check_picture(index: usize, picture: &RgbImage) -> Result<()> {
         true => Err(Error::Degenerate { index, reason: "a single colour" }),
         false => Ok(()),
     }
-}
-
-/// Pictures side by side in rows of `columns`, with `gap` pixels of `background` around each.
-///
-/// # Panics
-/// Without pictures.
-pub fn contact_sheet(
-    pictures: &[RgbImage],
-    columns: usize,
-    gap: u32,
-    background: [u8; 3],
-) -> RgbImage {
-    let columns = columns.clamp(1, pictures.len());
-    let width = pictures.iter().map(RgbImage::width).max().expect("at least one picture");
-    let height = pictures.iter().map(RgbImage::height).max().expect("at least one picture");
-    let size = sheet_size(pictures.len(), columns, [width, height].map(u64::from), gap);
-    let [sheet_width, sheet_height] = size.map(|side| side as u32);
-    let mut sheet = RgbImage::from_pixel(sheet_width, sheet_height, image::Rgb(background));
-    for (i, picture) in pictures.iter().enumerate() {
-        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
-        let (x, y) = (gap + column * (width + gap), gap + row * (height + gap));
-        imageops::replace(&mut sheet, picture, i64::from(x), i64::from(y));
-    }
-    sheet
-}
-
-/// `[width, height]` in pixels of the [`contact_sheet`] of `count` pictures of this `[width, height]`; there must be one.
-pub fn sheet_size(count: usize, columns: usize, picture: [u64; 2], gap: u32) -> [u64; 2] {
-    let columns = columns.clamp(1, count);
-    let (cells, gap) = ([columns, count.div_ceil(columns)], u64::from(gap));
-    [0, 1].map(|axis| cells[axis] as u64 * (picture[axis] + gap) + gap)
 }
 
 /// Format of an output, by its extension.

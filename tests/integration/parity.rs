@@ -131,7 +131,7 @@ fn portraits_are_steered_alike_on_every_device() {
     let made = |net: &Dit, branches: &IcPortrait, images: [Tensor<4>; 3], class: &[usize]| {
         let device = images[0].device();
         let [profile, reference, x] = images;
-        let sight = Sight { profile, reference, time: 0.0 };
+        let sight = Sight { profile, reference, time: 0.0, still: false };
         let told = Conditioning::classes(class, &device);
         let told = branches.told(net, &sight, told, config.patch);
         net.forward(x, Tensor::full([class.len()], 300.0, &device), &told, config.patch)

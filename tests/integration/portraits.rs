@@ -102,6 +102,7 @@ fn a_portrait_shows_the_person_of_the_profile_in_the_pose_of_the_reference() {
     let weights = fs::read(at("base/model/dit.safetensors")).expect("weights");
     show_the_person(folder.path(), "control", [75.0, 2.0]);
     scales(folder.path());
+    matches(folder.path());
     // The same again, to the bit, and nothing told of anybody.
     let read = |file: &str| fs::read(at(file)).expect("a picture");
     make(folder.path(), "control", ["9-0.png", "24-1.png", "again.png"]);
@@ -174,6 +175,10 @@ fn pictures_in_context_show_the_person() {
         let error = control(&["-o", "x", "--in-context", "16"]).settings(settings).failed();
         assert!(error.contains(part), "{settings:?}: {error}");
     }
+    let asked = ["generate", "portrait", "--profile", "9-0.png", "--reference", "24-1.png"];
+    let asked = command(&asked).args(["-m", "alone", "--base", "base", "-o", "x.png"]);
+    let error = asked.args(["--no-warp"]).failed();
+    assert!(error.contains("a profile that stays in its place"), "{error}");
     let error = control(&["-o", "x", "--in-context", "49"]).failed();
     assert!(error.contains("adapters of rank 49, expected 1 to 48"), "{error}");
     assert!(!folder.path().join("x").exists());
@@ -203,6 +208,49 @@ fn scales(folder: &Path) {
     assert_eq!(make(&["--cfg-scale", "1", "--rho", "0.8"]), plain);
     let [none, all] = ["0", "1"].map(|rho| make(&["--cfg-scale", "1", "--rho", rho]));
     assert!(none != plain && all != plain && none != all);
+}
+
+/// What matches is told and shown, by branches of both stages; where it does not go there, the portrait is another one.
+fn matches(folder: &Path) {
+    let told = |branches: &str, more: &[&str]| {
+        let asked = ["portrait", "matches", "--profile", "9-0.png", "--reference", "24-1.png"];
+        TestCommand::new(folder, asked).on_cpu().args(["-m", branches, "--base", "base"]).args(more)
+    };
+    let said = told("matching", &["--json", "-o", "matches.png"]).succeeded();
+    let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(found["grid"], serde_json::json!([4, 4]));
+    let levels = found["levels"].as_array().expect("levels");
+    assert_eq!(levels.len(), 2);
+    let cells: Vec<u64> = levels
+        .iter()
+        .flat_map(|level| level.as_array().expect("cells"))
+        .map(|cell| cell.as_u64().expect("a number"))
+        .collect();
+    assert!(cells.len() == 32 && cells.iter().all(|cell| *cell < 16), "{cells:?}");
+    // Cells of two pixels, four pictures, and gaps of two around them.
+    let picture = image::open(folder.join("matches.png")).expect("a picture").to_rgb8();
+    assert_eq!(picture.dimensions(), (4 * 10 + 2, 12));
+    let profile = image::open(folder.join("9-0.png")).expect("a picture").to_rgb8();
+    for (to, from) in cells[..16].iter().enumerate() {
+        let at = |cell: u32| [cell % 4 * 2, cell / 4 * 2];
+        let ([x, y], [left, top]) = (at(to as u32), at(*from as u32));
+        assert_eq!(picture.get_pixel(22 + x, 2 + y), profile.get_pixel(left, top), "{to}");
+    }
+    assert_eq!(told("control", &["--json"]).succeeded(), said);
+    assert_ne!(told("control", &["--json", "--rho", "0"]).succeeded(), said);
+    let error = told("matching", &[]).failed();
+    assert!(error.contains("nothing to write"), "{error}");
+    let error = told("matching", &["--json", "--rho", "2"]).failed();
+    assert!(error.contains("the hidden share of the reference 2"), "{error}");
+
+    let made = |more: &[&str]| {
+        let asked = ["generate", "portrait", "--profile", "9-0.png", "--reference", "24-1.png"];
+        let command = TestCommand::new(folder, asked).on_cpu();
+        let command = command.args(["-m", "control", "--base", "base", "--seed", "4"]).args(more);
+        command.args(["--steps", "4", "-o", "still.png"]).succeeded();
+        fs::read(folder.join("still.png")).expect("a picture")
+    };
+    assert_ne!(made(&["--no-warp"]), made(&[]));
 }
 
 fn refused(folder: &Path) {

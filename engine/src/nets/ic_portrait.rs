@@ -87,13 +87,15 @@ pub struct Sight {
     pub reference: Tensor<4>,
     /// What the network is told of the noise level of both.
     pub time: f64,
+    /// Whether the profile stays in its place, in place of going to what it matches: shows what matching is worth.
+    pub still: bool,
 }
 
 impl Sight {
     /// Of pictures, `[batch, channels, height, width]`, pixels in [-1, 1] or scaled latents; `scale` and `time` are those of
     /// [`Process::quiet`](crate::diffusion::Process::quiet).
     pub fn new(profile: Tensor<4>, reference: Tensor<4>, (scale, time): (f64, f64)) -> Self {
-        Self { profile: profile * scale, reference: reference * scale, time }
+        Self { profile: profile * scale, reference: reference * scale, time, still: false }
     }
 
     fn panel(&self) -> Panel {
@@ -210,7 +212,8 @@ impl IcPortrait {
     }
 
     /// For each token of the reference the one of the profile that is most like it, by the features after each block of the
-    /// matching branch: each `[batch, tokens]`; none without it. Gradients are not recorded.
+    /// matching branch: each `[batch, tokens]`; none without it. Gradients are not recorded. Of one that
+    /// [is still](Sight::still), each token's own place.
     pub fn matches(
         &self,
         net: &Dit,
@@ -224,6 +227,13 @@ impl IcPortrait {
             ..*sight
         };
         let Some(branch) = &self.matching else { return Vec::new() };
+        if sight.still {
+            let [batch, _, height, width] = sight.profile.dims();
+            let tokens = (height / patch) * (width / patch);
+            let own = Tensor::arange(0..tokens as i64, &sight.profile.device());
+            let own = own.unsqueeze::<2>().expand([batch, tokens]);
+            return vec![own; branch.blocks.len()];
+        }
         let (branch, net) = (branch.valid(), net.valid());
         let states = sight.states(&branch, &net, &told.without_autodiff(), patch);
         // What has been through no block knows nothing of the other picture.
@@ -283,7 +293,7 @@ mod tests {
     use crate::train::params;
 
     fn sight(profile: u64, reference: u64) -> Sight {
-        Sight { profile: images(profile), reference: images(reference), time: 0.0 }
+        Sight { profile: images(profile), reference: images(reference), time: 0.0, still: false }
     }
 
     fn classes() -> Conditioning {
@@ -414,6 +424,28 @@ mod tests {
                     .iter()
                     .any(|layer| name.contains(&format!("in_context.blocks.2.{layer}.")));
                 assert_eq!(size > 0.0, used, "{name}");
+            }
+        }
+    }
+
+    /// Matches act, and without them the profile stays where it is.
+    #[test]
+    fn what_is_still_goes_nowhere() {
+        let net = net();
+        for appearance in [BRANCH, IN_CONTEXT] {
+            let branches = stirred(fresh(&net, appearance, false), 0.1);
+            let of = |still| {
+                let sight = Sight { still, ..sight(5, 6) };
+                (
+                    branches.matches(&net, &sight, &classes(), 2),
+                    output(&net, &branches.told(&net, &sight, classes(), 2)),
+                )
+            };
+            let ((_, moved), (matches, still)) = (of(false), of(true));
+            assert!(worst(&moved, &still) > 1e-4, "{appearance:?}");
+            let places: Vec<i64> = (0..32).map(|i| i % 16).collect();
+            for own in matches {
+                assert_eq!(own.into_data().iter::<i64>().collect::<Vec<_>>(), places);
             }
         }
     }

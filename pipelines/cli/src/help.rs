@@ -148,7 +148,7 @@ const HEADINGS: [(&str, &[Heading]); 15] = [
 ];
 
 /// Examples of commands.
-const EXAMPLES: [(&str, &[&str]); 23] = [
+const EXAMPLES: [(&str, &[&str]); 24] = [
     (
         "generate class",
         &[
@@ -211,6 +211,12 @@ const EXAMPLES: [(&str, &[&str]); 23] = [
             "portrait fit --photos me/ -m runs/heads -o me.safetensors",
             "generate portrait --adapter me.safetensors --reference evening.jpg --photos --base runs/heads --edges runs/edges --luminance runs/luminance --tile runs/tile",
             "generate class -m runs/heads --class 0 --lora me.safetensors",
+        ],
+    ),
+    (
+        "portrait matches",
+        &[
+            "portrait matches --profile me.png --reference evening.png -m runs/matching --base runs/heads -o matches.png",
         ],
     ),
     ("distill record", &["distill record -m emoji-class -o trajectories --worker 0/4"]),

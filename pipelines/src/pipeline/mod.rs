@@ -11,7 +11,7 @@ mod run;
 
 pub use compute::Compute;
 pub use open::{OpenOptions, Origin};
-pub use portrait::PortraitPipeline;
+pub use portrait::{PortraitPipeline, matches};
 
 use std::ops::ControlFlow;
 

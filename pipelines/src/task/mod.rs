@@ -5,7 +5,7 @@ mod portrait;
 mod text;
 
 pub use class::ClassTask;
-pub use portrait::{Portrait, PortraitTask};
+pub use portrait::{Matches, Portrait, PortraitTask};
 pub use text::TextTask;
 
 use std::ops::Range;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use pyrograph_engine::nets::{Conditioning, Sight};
 use pyrograph_engine::portrait::CellMask;
+use serde::Serialize;
 
 use super::{Task, Told};
 use crate::branches::Branches;
@@ -24,6 +25,17 @@ pub struct Portrait {
     pub seed: u64,
     /// Share of the reference that is hidden, 0 to 1; without, as much as in training.
     pub hidden: Option<f64>,
+    /// See [`Sight::still`].
+    pub still: bool,
+}
+
+/// Which parts of two pictures show the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Matches {
+    /// Rows and columns of the cells that are matched, those of both pictures.
+    pub grid: [usize; 2],
+    /// After each block, for each cell of the reference the number of that of the profile, row by row.
+    pub levels: Vec<Vec<usize>>,
 }
 
 impl Portrait {
@@ -33,6 +45,7 @@ impl Portrait {
             && Arc::ptr_eq(&self.reference, &other.reference)
             && self.seed == other.seed
             && self.hidden == other.hidden
+            && self.still == other.still
     }
 }
 
@@ -47,30 +60,29 @@ pub struct PortraitTask {
 }
 
 impl PortraitTask {
-    /// Portraits by the branches of a model.
+    /// Portraits by the branches of a model, which may be in training.
     ///
     /// # Errors
-    /// A few-step student, branches that have only learnt to find matches.
+    /// A few-step student.
     pub(crate) fn new(
-        model: &Model,
-        branches: Branches<PortraitConfig>,
-        device: &Device,
-    ) -> Result<Self> {
-        if branches.config.branches.appearance.is_none() {
-            let reason = "the branches find matches so far: train those of the appearance, too";
-            return Err(Error::Config { reason: reason.into() });
-        }
-        Self::of_any(model, branches, device)
-    }
-
-    /// The same while the branches are trained.
-    pub(crate) fn of_any(
         model: &Model,
         branches: Branches<PortraitConfig>,
         device: &Device,
     ) -> Result<Self> {
         let told = portrait::told(model, &branches.config.prompt, device)?;
         Ok(Self { model: model.clone(), branches, told, device: device.clone() })
+    }
+
+    /// # Errors
+    /// Branches that have only learnt to find matches.
+    pub(crate) fn check_trained(&self) -> Result<()> {
+        match self.branches.config.branches.appearance {
+            Some(_) => Ok(()),
+            None => {
+                let reason = "the branches find matches so far: train those of the appearance, too";
+                Err(Error::Config { reason: reason.into() })
+            }
+        }
     }
 
     /// A picture as the model makes them, `[1, channels, height, width]`.
@@ -82,23 +94,54 @@ impl PortraitTask {
         expect("the picture", latent, [1, channels, height, width])
     }
 
-    /// What the network is told of what the branches see.
-    fn steered(
-        &self,
-        profile: Tensor<4>,
-        reference: Tensor<4>,
-        (seed, hidden): (u64, Option<f64>),
-    ) -> Conditioning {
+    /// What the branches see of two pictures, as the portrait says.
+    fn sight(&self, profile: Tensor<4>, reference: Tensor<4>, asked: &Portrait) -> Sight {
         let mask = self.branches.config.mask(self.model.vae.is_some());
-        let mask = CellMask { ratio: hidden.unwrap_or(mask.ratio), ..mask };
+        let mask = CellMask { ratio: asked.hidden.unwrap_or(mask.ratio), ..mask };
         let quiet = self.model.config.process.quiet();
-        let sight = Sight::new(profile, mask.apply(reference, &[seed]), quiet);
-        self.branches.net.told(
-            self.model.net.trunk(),
-            &sight,
-            self.told.clone(),
-            self.branches.config.patch,
-        )
+        let sight = Sight::new(profile, mask.apply(reference, &[asked.seed]), quiet);
+        Sight { still: asked.still, ..sight }
+    }
+
+    /// What the network is told of what the branches see.
+    fn steered(&self, sight: &Sight) -> Conditioning {
+        let (net, patch) = (self.model.net.trunk(), self.branches.config.patch);
+        self.branches.net.told(net, sight, self.told.clone(), patch)
+    }
+
+    /// What of the two pictures of a portrait shows the same, at the model's own size.
+    ///
+    /// # Errors
+    /// Pictures that cannot be read, a share that is hidden out of range, branches that find no matches.
+    pub(crate) fn matches(&self, asked: &Portrait) -> Result<Matches> {
+        check_hidden(asked)?;
+        if self.branches.net.matching.is_none() {
+            return Err(Error::Config { reason: "the branches find no matches".into() });
+        }
+        let net = self.model.net.trunk();
+        let factor = self.model.vae.as_ref().map_or(1, |vae| vae.config().factor());
+        let size = net.config().size.map(|side| side * factor);
+        let (profile, reference) =
+            (self.read(&asked.profile, size)?, self.read(&asked.reference, size)?);
+        let sight = self.sight(profile, reference, asked);
+        let patch = self.branches.config.patch;
+        let found = self.branches.net.matches(net, &sight, &self.told, patch);
+        let level =
+            |own: Tensor<2, Int>| own.into_data().iter::<i64>().map(|at| at as usize).collect();
+        let grid = net.config().size.map(|side| side / patch);
+        Ok(Matches { grid, levels: found.into_iter().map(level).collect() })
+    }
+}
+
+/// # Errors
+/// A share that is hidden out of range.
+fn check_hidden(asked: &Portrait) -> Result<()> {
+    match asked.hidden.filter(|hidden| !(0.0..=1.0).contains(hidden)) {
+        Some(hidden) => {
+            let (what, found) = ("the hidden share of the reference", hidden.to_string());
+            Err(Error::Setting { what, found, expected: "0 to 1".into() })
+        }
+        None => Ok(()),
     }
 }
 
@@ -117,14 +160,14 @@ impl Task for PortraitTask {
             let (found, expected) = ("given".into(), "none for portraits".into());
             return Err(Error::Setting { what, found, expected });
         }
-        let mut hidden = request.prompts.iter().filter_map(|prompt| prompt.hidden);
-        match hidden.find(|hidden| !(0.0..=1.0).contains(hidden)) {
-            Some(hidden) => {
-                let (what, found) = ("the hidden share of the reference", hidden.to_string());
-                Err(Error::Setting { what, found, expected: "0 to 1".into() })
-            }
-            None => Ok(()),
+        if self.branches.config.branches.matching.is_none()
+            && request.prompts.iter().any(|prompt| prompt.still)
+        {
+            let what = "a profile that stays in its place";
+            let expected = "branches that find matches".into();
+            return Err(Error::Setting { what, found: "asked".into(), expected });
         }
+        request.prompts.iter().try_for_each(check_hidden)
     }
 
     /// The person, and light and pose.
@@ -145,16 +188,18 @@ impl Task for PortraitTask {
         let black = self.branches.config.mask(self.model.vae.is_some()).hidden;
         let mut told = Vec::with_capacity(2 * different.len() + 1);
         let mut shape = [0; 4];
-        for Portrait { profile, reference, seed, hidden } in &different {
-            let (profile, reference) = (self.read(profile, size)?, self.read(reference, size)?);
+        for asked in &different {
+            let (profile, reference) =
+                (self.read(&asked.profile, size)?, self.read(&asked.reference, size)?);
             shape = profile.dims();
             let nobody = Tensor::full(shape, black, &self.device);
-            let chosen = (*seed, *hidden);
-            told.push(self.steered(profile, reference.clone(), chosen));
-            told.push(self.steered(nobody, reference, chosen));
+            for profile in [profile, nobody] {
+                told.push(self.steered(&self.sight(profile, reference.clone(), asked)));
+            }
         }
         let nothing = Tensor::full(shape, black, &self.device);
-        told.push(self.steered(nothing.clone(), nothing, (0, None)));
+        let quiet = self.model.config.process.quiet();
+        told.push(self.steered(&Sight::new(nothing.clone(), nothing, quiet)));
         let table = told.into_iter().reduce(Conditioning::followed_by).ok_or(Error::NoPrompts)?;
         let nothing = vec![2 * different.len(); images.len()];
         let nobody = images.iter().map(|image| 2 * image + 1).collect();

@@ -63,6 +63,7 @@ fn portraits(pictures: &[RgbImage]) -> Vec<Portrait> {
         reference: whole(&pair[1]),
         seed: 0,
         hidden: None,
+        still: false,
     });
     pairs.flat_map(|portrait| vec![portrait; PER_PERSON]).collect()
 }
@@ -105,7 +106,7 @@ impl Sampled {
         let Product { model, branches } = product;
         let branch = match branches {
             Some(Made::Portrait(branches)) => {
-                let task = PortraitTask::of_any(&model, branches, device)?;
+                let task = PortraitTask::new(&model, branches, device)?;
                 let pipeline = PortraitPipeline::with_task(task, model, device);
                 let request = Request::new(portraits(&outline.shown));
                 return Ok(Self::Portraits(pipeline.into(), vec![request]));

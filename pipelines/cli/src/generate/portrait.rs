@@ -68,6 +68,9 @@ pub(crate) struct Portrait {
     /// Share of the reference that is hidden, 0 to 1: the less, the more of who it shows comes along [default: as in training]
     #[arg(long, value_name = "SHARE", conflicts_with = "adapter")]
     rho: Option<f64>,
+    /// The profile stays in its place, in place of going to what it matches in the reference: shows what matching is worth
+    #[arg(long, conflicts_with = "adapter")]
+    no_warp: bool,
     /// Tell of each portrait how far it is from the person and from who the reference shows, below 0.6 being usually the same,
     /// and how far its light is from the reference's
     #[arg(long)]
@@ -86,8 +89,13 @@ pub(crate) struct Portrait {
 impl Portrait {
     fn request(&self, [profile, reference]: [Picture; 2]) -> anyhow::Result<Request<Asked>> {
         let seed = ask::seed(self.seed)?;
-        let asked =
-            Asked { profile: profile.into(), reference: reference.into(), seed, hidden: self.rho };
+        let asked = Asked {
+            profile: profile.into(),
+            reference: reference.into(),
+            seed,
+            hidden: self.rho,
+            still: self.no_warp,
+        };
         let sampler = self.sampler.as_deref().map(str::parse).transpose()?;
         let guidance =
             Guidance { scale: self.cfg_scale, light: self.cfg_light, ..Guidance::default() };

@@ -1,11 +1,11 @@
-//! `pyrograph portrait`.
+//! `pyrograph portrait fit`.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use clap::{Args, Subcommand};
+use clap::Args;
 use pyrograph::error::Error;
 use pyrograph::faces::Faces;
 use pyrograph::fit::{FitEvent, FitOptions, Person, Photos, fit};
@@ -16,12 +16,6 @@ use pyrograph::task::{ClassTask, PromptTask, TextTask};
 
 use crate::common::{Common, counted, interrupted, whole};
 use crate::interrupt;
-
-#[derive(Subcommand)]
-pub(crate) enum Portraits {
-    /// Learn a person from a few photos: a small file that `generate portrait --adapter` takes
-    Fit(Fit),
-}
 
 #[derive(Args)]
 pub(crate) struct Fit {
@@ -87,8 +81,7 @@ impl Fit {
     }
 }
 
-pub(crate) fn run(portraits: &Portraits, common: &Common) -> anyhow::Result<()> {
-    let Portraits::Fit(args) = portraits;
+pub(super) fn run(args: &Fit, common: &Common) -> anyhow::Result<()> {
     check_folder_of(&args.output)?;
     if args.output.exists() && !args.overwrite {
         bail!("{} exists: replace it with --overwrite", args.output.display());
