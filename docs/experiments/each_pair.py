@@ -6,6 +6,8 @@
 In the command {profile}, {reference}, {truth}, {face} and {photos} stand for files of the pair, {output} for a file of the given
 name beside them, {number} for the number of the pair, {identity} for that of the person, and {other} for the profile of the next
 person. With --people the command runs once for every person, by their first pair.
+
+Where the command does not contain {output}, what it prints goes to that file: whole, and only if it succeeds.
 """
 
 import argparse
@@ -44,17 +46,24 @@ def main():
             "number": number,
             "identity": row["identity"],
         }
-        jobs.append([word.format(**values) for word in command])
+        jobs.append(([word.format(**values) for word in command], values["output"]))
+    prints = not any("{output}" in word for word in command)
 
-    def run(words):
-        return words, subprocess.run(words, capture_output=True, text=True)
+    def run(job):
+        words, output = job
+        done = subprocess.run(words, capture_output=True)
+        if prints and done.returncode == 0:
+            part = output.with_name(output.name + ".part")
+            part.write_bytes(done.stdout)
+            part.replace(output)
+        return words, done
 
     start, bad = time.time(), 0
     with ThreadPoolExecutor(asked.jobs) as pool:
         for words, done in pool.map(run, jobs):
             if done.returncode:
                 bad += 1
-                print(" ".join(words), done.stderr.strip(), sep="\n", file=sys.stderr)
+                print(" ".join(words), done.stderr.decode(errors="replace").strip(), sep="\n", file=sys.stderr)
     print(f"{len(jobs) - bad} of {len(jobs)} in {time.time() - start:.1f} s")
     sys.exit(bad > 0)
 

@@ -56,7 +56,15 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Portraits that could not be scored.
+    /// A file of matches that holds none, or others than it should.
+    #[error("{}: {reason}", path.display())]
+    Matches {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Portraits that could not be scored, or pictures of which there are no matches.
     #[error("{} of {all} pictures are left out\n{}", reasons.len(), reasons.join("\n"))]
     LeftOut {
         /// Of each of these, the file and what is wrong.

@@ -3,7 +3,7 @@
 //! A [`Head`] is the model, an [`Identity`] a person, a [`View`] an expression with a pose and a light. [`render`] draws a
 //! [`Picture`], of which everything is known: colours without light, normals, distances, and the point of the surface that each pixel shows.
 //! So the correspondence between two pictures is exact ([`flow()`]), and a portrait of one person after another's picture can be judged
-//! ([`Judge`]).
+//! ([`Judge`]), and so can what finds the same in two pictures ([`matched`]).
 
 mod error;
 mod flow;
@@ -28,9 +28,11 @@ pub use light::{angle, light_of};
 pub use metric::report::{Protocol, Report, evaluated};
 pub use metric::{Recogniser, similarity};
 pub use picture::{MOST_PIXELS, Picture, Sample, render};
+pub use portrait::cells::{Found, MOST_CELLS, Matched, Matcher, divides, matched};
 pub use portrait::face::face_mask;
 pub use portrait::judge::{Judge, Measure, Measured};
-pub use portrait::pair::{MOST_PEOPLE, PHOTOS, Pair, Pairing};
+pub use portrait::matching::{Compared, Lead, Matching};
+pub use portrait::pair::{MOST_PEOPLE, PHOTOS, Pair, Pairing, YAW};
 pub use portrait::scores::{Gap, Group, Interval, Scores};
 pub use random::Random;
 pub use view::{EXPRESSIONS, Light, View};

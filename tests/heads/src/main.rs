@@ -1,6 +1,7 @@
 //! The command `heads`: folders of pictures of synthetic heads.
 
 mod folder;
+mod matches;
 mod pairs;
 mod score;
 
@@ -33,6 +34,8 @@ enum Work {
     Pairs(pairs::Pairs),
     /// How good portraits of such pairs are.
     Score(score::Score),
+    /// How well the same was found in the profiles and the right portraits of such pairs.
+    Matches(matches::Matches),
     /// How well the measure of likeness tells people apart, and what it feels.
     Metric(Metric),
 }
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Work::Views(asked) => (asked.make(&head)?, Ok(())),
         Work::Pairs(asked) => (asked.make(&head)?, Ok(())),
         Work::Score(asked) => asked.make(&head)?,
+        Work::Matches(asked) => asked.make(&head)?,
         Work::Metric(Metric { yaw, tilted, expressions, seed }) => {
             let protocol = Protocol { yaw, tilted, expressions, seed, ..Protocol::default() };
             (evaluated(&head, &protocol).context("too few people")?.to_string(), Ok(()))

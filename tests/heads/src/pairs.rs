@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, value_parser};
 use image::DynamicImage;
 use pyrograph_heads::{
-    Error, Head, MOST_PEOPLE, MOST_PIXELS, PHOTOS, Pair, Pairing, face_mask, render,
+    Error, Head, MOST_PEOPLE, MOST_PIXELS, PHOTOS, Pair, Pairing, YAW, face_mask, render,
 };
 use rayon::prelude::*;
 
@@ -16,6 +16,8 @@ use crate::folder::{SIDE, claimed, saved};
 pub(crate) const LIST: &str = "pairs.jsonl";
 /// The files of [`Pair::pasted`], next to the others of a pair.
 const PASTED: [&str; 3] = ["naive.png", "tone.png", "light.png"];
+/// Most that `--yaw` can be.
+const MOST_YAW: f32 = 60.0;
 /// Compression of the PNG files.
 const LEVEL: u8 = 6;
 
@@ -39,6 +41,9 @@ pub(crate) struct Pairs {
     /// The same seed makes the same folder.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Largest yaw of a reference to both sides, 0 to 60; photos stay as they are.
+    #[arg(long, value_name = "DEGREES", default_value_t = YAW, value_parser = degrees)]
+    yaw: f32,
     /// References with pitch to 15 degrees and roll to 8.
     #[arg(long)]
     tilted: bool,
@@ -55,8 +60,8 @@ impl Pairs {
     /// Makes the folder, and says what is in it.
     pub(crate) fn make(&self, head: &Head) -> Result<String, Error> {
         claimed(&self.out)?;
-        let &Self { people, references, photos, size, seed, tilted, expressions, .. } = self;
-        let pairing = Pairing { people, references, photos, size, seed, tilted, expressions };
+        let &Self { people, references, photos, size, yaw, tilted, expressions, seed, .. } = self;
+        let pairing = Pairing { people, references, photos, size, yaw, tilted, expressions, seed };
         let pairs = pairing.pairs();
         self.filled(head, &pairs).inspect_err(|_| self.emptied(&pairs))?;
         let also = if photos > 0 { format!(", {photos} photos of each") } else { String::new() };
@@ -120,6 +125,11 @@ impl Pairs {
             let _ = fs::remove_dir_all(folder);
         }
     }
+}
+
+fn degrees(text: &str) -> Result<f32, String> {
+    let found = text.parse().ok().filter(|yaw| (0.0..=MOST_YAW).contains(yaw));
+    found.ok_or_else(|| format!("expected degrees from 0 to {MOST_YAW}"))
 }
 
 fn made(folder: &Path) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Portraits in a folder of pairs, and how good they are.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,9 +34,9 @@ pub(crate) struct Score {
 
 /// The JSON object.
 #[derive(Serialize)]
-struct Told<'a> {
+struct Told<'a, T> {
     #[serde(flatten)]
-    scores: &'a Scores,
+    found: &'a T,
     left_out: &'a [String],
 }
 
@@ -52,14 +53,8 @@ impl Score {
             .as_deref()
             .map(|name| self.measured(&judge, &pairs, Some(name), &mut reasons));
         let scores = Scores::new(&pairs, &measured, against.as_deref(), self.resamples as usize);
-        let report = if self.json {
-            serde_json::to_string(&Told { scores: &scores, left_out: &reasons })? + "\n"
-        } else {
-            scores.to_string()
-        };
         let all = pairs.len() * (1 + usize::from(against.is_some()));
-        let whole = if reasons.is_empty() { Ok(()) } else { Err(Error::LeftOut { reasons, all }) };
-        Ok((report, whole))
+        told(&scores, self.json, reasons, all)
     }
 
     /// Of each pair; none, and a reason, where there is no picture as it should be.
@@ -76,15 +71,33 @@ impl Score {
             Ok(judge.measured(pair, &picture(&self.out.join(output), pair.size)?))
         };
         let found: Vec<Result<Measured, Error>> = pairs.par_iter().map(one).collect();
-        let kept = |found: Result<Measured, Error>| {
-            found.map_err(|error| reasons.push(format!("{:#}", anyhow::Error::from(error)))).ok()
-        };
-        found.into_iter().map(kept).collect()
+        found.into_iter().map(|found| kept(found, reasons)).collect()
     }
 }
 
+/// What was found; none, and a reason, if it was not.
+pub(crate) fn kept<T>(found: Result<T, Error>, reasons: &mut Vec<String>) -> Option<T> {
+    found.map_err(|error| reasons.push(format!("{:#}", anyhow::Error::from(error)))).ok()
+}
+
+/// The report, and whether all that there should be is in it.
+pub(crate) fn told<T: Serialize + fmt::Display>(
+    found: &T,
+    json: bool,
+    reasons: Vec<String>,
+    all: usize,
+) -> anyhow::Result<(String, Result<(), Error>)> {
+    let report = if json {
+        serde_json::to_string(&Told { found, left_out: &reasons })? + "\n"
+    } else {
+        found.to_string()
+    };
+    let whole = if reasons.is_empty() { Ok(()) } else { Err(Error::LeftOut { reasons, all }) };
+    Ok((report, whole))
+}
+
 /// The pairs of a list, at least one.
-fn listed(path: &Path) -> Result<Vec<Pair>, Error> {
+pub(crate) fn listed(path: &Path) -> Result<Vec<Pair>, Error> {
     let broken = |reason: String| Error::List { path: path.into(), reason };
     let text =
         fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;

@@ -178,9 +178,16 @@ fn people_of_pairs_are_in_no_other_folder() {
         let mut random = Random::new(key);
         [(); 4].map(|()| random.uniform(0.0, 1.0).to_bits())
     };
-    let (tilted, expressions) = (false, false);
-    let asked =
-        Pairing { people: 12, references: 2, photos: 0, size: 64, tilted, expressions, seed: 3 };
+    let asked = Pairing {
+        people: 12,
+        references: 2,
+        photos: 0,
+        size: 64,
+        yaw: 35.0,
+        tilted: false,
+        expressions: false,
+        seed: 3,
+    };
     let pairs = asked.pairs();
     let captioned = |part: u64| (0..2000).map(move |number| drawn(&[3, part, number]));
     let captioned: BTreeSet<_> = (0..2).flat_map(captioned).collect();
@@ -410,4 +417,8 @@ fn what_is_wrong_is_named() {
     assert!(refusal(&["views", "/tmp/x", "--size", "100000"]).contains("100000"));
     let said = refusal(&["pairs", "/tmp/x", "--photos", "1001"]);
     assert!(said.contains("--photos") && said.contains("1001") && said.contains("1000"), "{said}");
+    for yaw in ["61", "NaN", "wide"] {
+        let said = refusal(&["pairs", "/tmp/x", "--yaw", yaw]);
+        assert!(said.contains("--yaw") && said.contains(yaw) && said.contains("60"), "{said}");
+    }
 }

@@ -27,6 +27,7 @@ impl Portraits {
                 references: 2,
                 photos: 0,
                 size: 64,
+                yaw: 35.0,
                 tilted: false,
                 expressions: false,
                 seed: 3,

@@ -92,9 +92,16 @@ mod tests {
     fn a_mask_is_white_on_the_face_and_black_at_the_border() {
         let head = Head::open(HEAD).unwrap();
         for size in [8, 48, 64, 100] {
-            let (tilted, expressions) = (true, true);
-            let asked =
-                Pairing { people: 4, references: 2, photos: 0, size, tilted, expressions, seed: 1 };
+            let asked = Pairing {
+                people: 4,
+                references: 2,
+                photos: 0,
+                size,
+                yaw: 35.0,
+                tilted: true,
+                expressions: true,
+                seed: 1,
+            };
             for pair in asked.pairs() {
                 let [_, reference, _] = pair.pictures(&head);
                 let mask = face_mask(&head, &reference);

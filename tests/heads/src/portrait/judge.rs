@@ -67,7 +67,7 @@ impl<'h> Judge<'h> {
         let asked = || pairs.iter().map(|pair| &pair.reference_view);
         let protocol = Protocol {
             first: 2 * MOST_PEOPLE,
-            yaw: YAW,
+            yaw: asked().map(|view| view.yaw.abs()).fold(YAW, f32::max),
             tilted: asked().any(|view| (view.pitch, view.roll) != (0.0, 0.0)),
             expressions: asked().any(|view| view.units != front.units),
             ..Protocol::default()

@@ -10,8 +10,8 @@ use crate::{Head, Identity, Light, Picture, Protocol, Random, View, render};
 pub const MOST_PEOPLE: u64 = 1_000_000;
 /// The folder of the photos of all people of pairs, in the folder of the pairs.
 pub const PHOTOS: &str = "photos";
-/// Largest yaw of a reference, a photo and a profile to both sides, in degrees.
-pub(super) const YAW: f32 = 35.0;
+/// Largest yaw of a photo to both sides, in degrees, and of a reference where no other is asked.
+pub const YAW: f32 = 35.0;
 const NEAR_FRONTAL: f32 = 10.0;
 /// How often a reference has strong light from one side.
 const ONE_SIDED: f32 = 0.5;
@@ -27,6 +27,8 @@ pub struct Pairing {
     pub photos: u64,
     /// Width and height of the pictures, from 1 to [`MOST_PIXELS`](crate::MOST_PIXELS).
     pub size: u32,
+    /// Largest yaw of references to both sides, in degrees.
+    pub yaw: f32,
     /// Whether heads in references are also tilted: pitch to 15 degrees, roll to 8.
     pub tilted: bool,
     /// Whether faces in references have expressions.
@@ -98,8 +100,8 @@ impl Pairing {
     }
 
     fn reference(&self, random: &mut Random) -> View {
-        let (tilted, expressions) = (self.tilted, self.expressions);
-        let free = Protocol { yaw: YAW, tilted, expressions, ..Protocol::default() };
+        let &Self { yaw, tilted, expressions, .. } = self;
+        let free = Protocol { yaw, tilted, expressions, ..Protocol::default() };
         let view = free.view(random);
         let light = if random.chance(ONE_SIDED) { one_sided(random) } else { view.light };
         View { light, ..view }
@@ -177,6 +179,7 @@ mod tests {
         references: 4,
         photos: 0,
         size: 64,
+        yaw: YAW,
         tilted: false,
         expressions: false,
         seed: 2,
@@ -203,6 +206,22 @@ mod tests {
             .chunks(4)
             .map(|own| own.iter().all(|one| one.profile_view == own[0].profile_view));
         assert!(profiles.into_iter().all(|same| same));
+    }
+
+    /// All else stays as it is.
+    #[test]
+    fn references_turn_as_far_as_asked() {
+        let (wide, none) =
+            (Pairing { yaw: 60.0, ..SOME }.pairs(), Pairing { yaw: 0.0, ..SOME }.pairs());
+        assert!(wide.iter().all(|pair| pair.reference_view.yaw.abs() <= 60.0));
+        assert!(wide.iter().any(|pair| pair.reference_view.yaw > 45.0));
+        assert!(wide.iter().any(|pair| pair.reference_view.yaw < -45.0));
+        assert!(none.iter().all(|pair| pair.reference_view.yaw == 0.0));
+        for (wide, usual) in wide.into_iter().zip(SOME.pairs()) {
+            let yaw = usual.reference_view.yaw;
+            let reference_view = View { yaw, ..wide.reference_view };
+            assert_eq!(Pair { reference_view, ..wide }, usual);
+        }
     }
 
     #[test]

@@ -25,26 +25,26 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Means over some portraits.
+/// Means over some pictures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Group {
-    /// How many portraits they are.
+pub struct Group<M = Measure> {
+    /// How many pictures they are.
     pub pictures: usize,
     /// Of what was measured in any of them.
     #[serde(flatten)]
-    pub means: BTreeMap<Measure, Interval>,
+    pub means: BTreeMap<M, Interval>,
 }
 
-/// Means over portraits with some gap between the yaws of profile and reference.
+/// Means over pictures with some gap between the yaws of profile and reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Gap {
+pub struct Gap<G = Group> {
     /// From this, in degrees, to less than `to`.
     pub from: f32,
     /// In degrees.
     pub to: f32,
-    /// Of these portraits, [`Measure::SimA`] and [`Measure::Luminance`].
+    /// Of these pictures; where they are portraits, [`Measure::SimA`] and [`Measure::Luminance`].
     #[serde(flatten)]
-    pub group: Group,
+    pub group: G,
 }
 
 /// What came of portraits.
@@ -61,8 +61,8 @@ pub struct Scores {
     pub against: Option<Group>,
 }
 
-/// What is counted of a portrait, and whose it is.
-type Counted = ((u64, u64), Measured);
+/// What is counted of a picture, and whose it is.
+pub(super) type Counted<M = Measure> = ((u64, u64), BTreeMap<M, f64>);
 
 impl Scores {
     /// Sums up what was measured for each pair, or none where there is no portrait; `against` is the same for other portraits. People are drawn
@@ -84,15 +84,14 @@ impl Scores {
         let all: Vec<Counted> =
             made.iter().map(|(pair, measured)| (person(pair), (*measured).clone())).collect();
         let people: BTreeSet<_> = all.iter().map(|(person, _)| person).collect();
-        let gap = |[from, to]: [f32; 2]| {
-            let own = made.iter().filter(|(pair, _)| (from..to).contains(&pair.yaw_gap()));
+        let gap = |own: &[(&Pair, &Measured)]| {
             let told = |measured: &Measured| -> Measured {
                 let told = measured.iter().filter(|(measure, _)| OF_A_GAP.contains(measure));
                 told.map(|(measure, value)| (*measure, *value)).collect()
             };
             let own: Vec<Counted> =
-                own.map(|(pair, measured)| (person(pair), told(measured))).collect();
-            Gap { from, to, group: Group::of(&own, resamples) }
+                own.iter().map(|(pair, measured)| (person(pair), told(measured))).collect();
+            Group::of(&own, resamples)
         };
         let against = against.map(|others| {
             let both = pairs.iter().zip(measured.iter().zip(others));
@@ -104,13 +103,25 @@ impl Scores {
         Self {
             people: people.len(),
             all: Group::of(&all, resamples),
-            by_yaw_gap: GAPS.into_iter().map(gap).collect(),
+            by_yaw_gap: by_yaw_gap(&made, gap),
             against,
         }
     }
 }
 
-fn person(pair: &Pair) -> (u64, u64) {
+/// Of what belongs to the pairs of each gap.
+pub(super) fn by_yaw_gap<'p, T: Copy, G>(
+    made: &[(&'p Pair, T)],
+    group: impl Fn(&[(&'p Pair, T)]) -> G,
+) -> Vec<Gap<G>> {
+    let gap = |[from, to]: [f32; 2]| {
+        let own = made.iter().filter(|(pair, _)| (from..to).contains(&pair.yaw_gap()));
+        Gap { from, to, group: group(&own.copied().collect::<Vec<_>>()) }
+    };
+    GAPS.into_iter().map(gap).collect()
+}
+
+pub(super) fn person(pair: &Pair) -> (u64, u64) {
     (pair.seed, pair.identity)
 }
 
@@ -119,9 +130,9 @@ fn difference(made: &Measured, other: &Measured) -> Measured {
     made.iter().filter_map(|(measure, own)| Some((*measure, own - other.get(measure)?))).collect()
 }
 
-impl Group {
-    fn of(counted: &[Counted], resamples: usize) -> Self {
-        let mut values = BTreeMap::<Measure, BTreeMap<(u64, u64), (f64, f64)>>::new();
+impl<M: Ord + Copy> Group<M> {
+    pub(super) fn of(counted: &[Counted<M>], resamples: usize) -> Self {
+        let mut values = BTreeMap::<M, BTreeMap<(u64, u64), (f64, f64)>>::new();
         for (person, measured) in counted {
             for (measure, value) in measured {
                 let (count, sum) = values.entry(*measure).or_default().entry(*person).or_default();
@@ -129,7 +140,7 @@ impl Group {
                 *sum += value;
             }
         }
-        let interval = |(measure, people): (Measure, BTreeMap<_, _>)| {
+        let interval = |(measure, people): (M, BTreeMap<_, _>)| {
             (measure, interval(&people.into_values().collect::<Vec<_>>(), resamples))
         };
         Self { pictures: counted.len(), means: values.into_iter().map(interval).collect() }
@@ -167,10 +178,17 @@ impl fmt::Display for Measure {
     }
 }
 
-impl fmt::Display for Group {
+impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (measure, Interval { mean, low, high }) in &self.means {
-            writeln!(f, "{measure:>32} {mean:8.3}  {low:.3} to {high:.3}")?;
+        let Self { mean, low, high } = self;
+        write!(f, "{mean:8.3}  {low:.3} to {high:.3}")
+    }
+}
+
+impl<M: fmt::Display> fmt::Display for Group<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (measure, interval) in &self.means {
+            writeln!(f, "{measure:>32} {interval}")?;
         }
         Ok(())
     }
