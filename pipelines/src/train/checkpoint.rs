@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::config::TrainConfig;
 use super::identity::{Sources, examples, identity};
-use super::learner::Learner;
+use super::learner::{Learner, each};
 use crate::differences::{differences, in_words};
 use crate::error::{Error, Result};
 
@@ -209,13 +209,7 @@ pub(super) fn prepare<'a>(
     sources: &Sources,
     learner: &Learner,
 ) -> Result<Prepared<'a>> {
-    let mut tensors = match learner {
-        Learner::Denoising(learner) => tensors(&learner.trainer, ""),
-        Learner::Lora(learner) => tensors(&learner.trainer, ""),
-        Learner::Control(learner) => tensors(&learner.trainer, ""),
-        Learner::Portrait(learner) => tensors(&learner.trainer, ""),
-        Learner::Student(learner) => tensors(&learner.trainer, ""),
-    };
+    let mut tensors = each!(learner, learner => tensors(&learner.trainer, ""));
     tensors.extend(frozen(learner.trunk()));
     if let Some(critic) = learner.critic() {
         tensors.extend(self::tensors(&critic.trainer, CRITIC));
@@ -328,17 +322,9 @@ impl Whole {
     /// Tensors that are missing or of another size.
     pub(super) fn restore(&self, learner: &mut Learner, device: &Device) -> Result<()> {
         let (file, step) = (&self.file, self.state.step);
-        match learner {
-            Learner::Denoising(learner) => restore(&mut learner.trainer, "", file, step, device)?,
-            Learner::Lora(learner) => restore(&mut learner.trainer, "", file, step, device)?,
-            Learner::Control(learner) => restore(&mut learner.trainer, "", file, step, device)?,
-            Learner::Portrait(learner) => restore(&mut learner.trainer, "", file, step, device)?,
-            Learner::Student(learner) => {
-                restore(&mut learner.trainer, "", file, step, device)?;
-                if let Some(critic) = &mut learner.critic {
-                    restore(&mut critic.trainer, CRITIC, file, step, device)?;
-                }
-            }
+        each!(learner, learner => restore(&mut learner.trainer, "", file, step, device)?);
+        if let Some(critic) = learner.critic_mut() {
+            restore(&mut critic.trainer, CRITIC, file, step, device)?;
         }
         restore_frozen(learner.trunk_mut(), file, device)
     }

@@ -35,6 +35,20 @@ pub(super) enum Learner {
     Student(StudentLearner),
 }
 
+/// An expression of what a learner is, whichever it is.
+macro_rules! each {
+    ($learner:expr, $own:ident => $value:expr) => {
+        match $learner {
+            $crate::train::learner::Learner::Denoising($own) => $value,
+            $crate::train::learner::Learner::Lora($own) => $value,
+            $crate::train::learner::Learner::Control($own) => $value,
+            $crate::train::learner::Learner::Portrait($own) => $value,
+            $crate::train::learner::Learner::Student($own) => $value,
+        }
+    };
+}
+pub(super) use each;
+
 /// What learns on images, all of a network or a LoRA of it.
 ///
 /// # Errors
@@ -117,41 +131,22 @@ impl Learner {
         device: &Device,
     ) -> Result<Computed> {
         let streams = Streams { seed: config.seed, step: self.step() };
-        match self {
-            Self::Denoising(learner) => {
-                let own = learner.gradients(indices, streams, config, device);
-                Ok(Computed { own, critic: None })
-            }
-            Self::Lora(learner) => {
-                let own = learner.gradients(indices, streams, config, device);
-                Ok(Computed { own, critic: None })
-            }
-            Self::Control(learner) => {
-                let own = learner.gradients(indices, streams, config, device);
-                Ok(Computed { own, critic: None })
-            }
-            Self::Portrait(learner) => {
-                let own = learner.gradients(indices, streams, config, device);
-                Ok(Computed { own, critic: None })
-            }
-            Self::Student(learner) => learner.compute(indices, streams, config, device),
-        }
+        let own = match self {
+            Self::Denoising(learner) => learner.gradients(indices, streams, config, device),
+            Self::Lora(learner) => learner.gradients(indices, streams, config, device),
+            Self::Control(learner) => learner.gradients(indices, streams, config, device),
+            Self::Portrait(learner) => learner.gradients(indices, streams, config, device),
+            Self::Student(learner) => return learner.compute(indices, streams, config, device),
+        };
+        Ok(Computed { own, critic: None })
     }
 
     /// Takes a step.
     pub(super) fn take(&mut self, Computed { own, critic }: Computed) -> StepReport {
-        match self {
-            Self::Denoising(learner) => learner.trainer.apply(own),
-            Self::Lora(learner) => learner.trainer.apply(own),
-            Self::Control(learner) => learner.trainer.apply(own),
-            Self::Portrait(learner) => learner.trainer.apply(own),
-            Self::Student(learner) => {
-                if let (Some(heads), Some(gradients)) = (&mut learner.critic, critic) {
-                    heads.trainer.apply(gradients);
-                }
-                learner.trainer.apply(own)
-            }
+        if let (Some(heads), Some(gradients)) = (self.critic_mut(), critic) {
+            heads.trainer.apply(gradients);
         }
+        each!(self, learner => learner.trainer.apply(own))
     }
 
     /// Number of images or trajectories.
@@ -167,13 +162,7 @@ impl Learner {
 
     /// Steps taken.
     pub(super) fn step(&self) -> u64 {
-        match self {
-            Self::Denoising(learner) => learner.trainer.step,
-            Self::Lora(learner) => learner.trainer.step,
-            Self::Control(learner) => learner.trainer.step,
-            Self::Portrait(learner) => learner.trainer.step,
-            Self::Student(learner) => learner.trainer.step,
-        }
+        each!(self, learner => learner.trainer.step)
     }
 
     /// The network, on an autodiff device.
@@ -212,8 +201,16 @@ impl Learner {
     /// What judges a student, if anything.
     pub(super) fn critic(&self) -> Option<&Critic> {
         match self {
-            Self::Denoising(_) | Self::Lora(_) | Self::Control(_) | Self::Portrait(_) => None,
             Self::Student(learner) => learner.critic.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// See [`Learner::critic`].
+    pub(super) fn critic_mut(&mut self) -> Option<&mut Critic> {
+        match self {
+            Self::Student(learner) => learner.critic.as_mut(),
+            _ => None,
         }
     }
 
@@ -245,13 +242,7 @@ impl Learner {
 
     /// Averages of the weights, each in the order of the parameters.
     pub(super) fn averages(&self) -> &[Vec<Tensor<1>>] {
-        match self {
-            Self::Denoising(learner) => &learner.trainer.averages,
-            Self::Lora(learner) => &learner.trainer.averages,
-            Self::Control(learner) => &learner.trainer.averages,
-            Self::Portrait(learner) => &learner.trainer.averages,
-            Self::Student(learner) => &learner.trainer.averages,
-        }
+        each!(self, learner => &learner.trainer.averages)
     }
 
     /// The network with the weights of average number `index`, off the autodiff device.
