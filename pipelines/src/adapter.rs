@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
-use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net};
+use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Tuned};
 use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora};
 use pyrograph_weights::{Checkpoint, Layout};
 
@@ -95,6 +95,19 @@ impl Adapter {
         let fingerprint = checkpoint.fingerprint();
         let (path, terms) = (path.to_owned(), Arc::new(terms));
         Ok(Self { path, alpha, fingerprint, ranks, base, terms })
+    }
+
+    /// What was learnt in this run and is in no file.
+    pub(crate) fn learnt(tuned: &Tuned) -> Self {
+        let ranks = tuned.loras.iter().map(|lora| lora.down.dims()[1]);
+        Self {
+            path: PathBuf::new(),
+            alpha: None,
+            fingerprint: String::new(),
+            ranks: [ranks.clone().min(), ranks.max()].map(Option::unwrap_or_default),
+            base: None,
+            terms: Arc::new(tuned.adapter()),
+        }
     }
 
     /// The file or folder.

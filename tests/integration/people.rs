@@ -9,6 +9,7 @@ use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::command::TestCommand;
 use crate::portraits::{MODEL, SIDE, UNSEEN, apart, halves, people, person};
+use crate::util::fixtures;
 
 /// A model of people as one class, and photos of one whom it does not know.
 fn base(folder: &Path, steps: &str) {
@@ -219,7 +220,30 @@ fn refused(folder: &Path) {
     assert!(error.contains("rank is 100"), "{error}");
     let error = fit(folder, "x.safetensors").args(["--find-faces"]).failed();
     assert!(error.contains("no face found"), "{error}");
+    let error = fit(folder, "x.safetensors").args(["--best-of", "2"]).failed();
+    assert!(error.contains("no photo shows a face by which states could be chosen"), "{error}");
     fs::write(at("somebody special/broken.png"), b"no picture").expect("written");
     let said = fit(folder, "x.safetensors").args(["--steps", "1", "--prior", "0"]).reported();
     assert!(said.contains("broken.png is left out") && said.contains("from 4 photos"), "{said}");
+}
+
+/// States are judged beside the training, which goes on as if nobody looked; of those without a face the last is kept.
+#[test]
+fn the_state_is_kept_that_is_most_like_the_photos() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |name: &str| fs::read(folder.path().join(name)).expect("a file");
+    base(folder.path(), "5");
+    for i in 0..3 {
+        let head = fixtures().join(format!("faces/head-{i}.png"));
+        fs::copy(head, folder.path().join(format!("somebody special/{i}.png"))).expect("copied");
+    }
+    let learning = ["--steps", "6", "--prior", "0", "--seed", "1"];
+    fit(folder.path(), "last.safetensors").args(learning).reported();
+    let judged = fit(folder.path(), "best.safetensors").args(learning);
+    let said = judged.args(["--best-of", "3"]).reported();
+    for step in [4, 5, 6] {
+        let told = format!("after {step} steps 1.00 from the photos");
+        assert!(said.contains(&told), "{told}: {said}");
+    }
+    assert_eq!(read("best.safetensors"), read("last.safetensors"));
 }

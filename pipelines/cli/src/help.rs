@@ -124,7 +124,10 @@ const HEADINGS: [(&str, &[Heading]); 15] = [
     (
         "portrait fit",
         &[
-            ("Learning", &["steps", "rank", "batch", "lr", "prior", "prior_images", "seed"]),
+            (
+                "Learning",
+                &["steps", "rank", "batch", "lr", "prior", "prior_images", "best_of", "seed"],
+            ),
             ("Output", &["output", "overwrite"]),
         ],
     ),

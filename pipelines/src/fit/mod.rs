@@ -1,6 +1,7 @@
 //! Learning a person from a few photos: a LoRA with a token, which are all that is kept (the Identity Net of MegaPortrait, Yang
 //! et al. 2024; the prior is that of DreamBooth, Ruiz et al. 2023).
 
+mod choice;
 mod photos;
 
 use std::ops::ControlFlow;
@@ -20,6 +21,7 @@ use pyrograph_engine::train::{
 use pyrograph_weights::FloatDtype;
 
 use crate::error::{Error, Result};
+use crate::faces::Faces;
 use crate::image::picture_tensor;
 use crate::model::{Model, recognise};
 use crate::pipeline::Pipeline;
@@ -28,6 +30,7 @@ use crate::task::{PromptTask, Told};
 use crate::threads;
 use crate::train::lora::{self, LoraShape};
 use crate::train::streams::Streams;
+use choice::Judge;
 pub use photos::Photos;
 
 /// How a person is learnt.
@@ -45,6 +48,9 @@ pub struct FitOptions {
     pub prior: f64,
     /// How many of those are made.
     pub prior_images: usize,
+    /// States of the second half of the steps that are judged by pictures of theirs, of which the one most like the photos is
+    /// kept; 1 is the last, unseen.
+    pub states: u64,
     /// Determines all randomness.
     pub seed: u64,
 }
@@ -52,7 +58,8 @@ pub struct FitOptions {
 impl Default for FitOptions {
     fn default() -> Self {
         let (rank, steps, batch, prior_images) = (8, 200, 4, 32);
-        Self { rank, steps, batch, learning_rate: 1e-3, prior: 1.0, prior_images, seed: 0 }
+        let (learning_rate, prior, states) = (1e-3, 1.0, 1);
+        Self { rank, steps, batch, learning_rate, prior, prior_images, states, seed: 0 }
     }
 }
 
@@ -77,6 +84,7 @@ impl FitOptions {
                 self.prior_images.to_string(),
                 "1 or more",
             ),
+            ("states", self.states == 0, self.states.to_string(), "1 or more"),
         ];
         match bad.into_iter().find(|(_, bad, ..)| *bad) {
             None => Ok(()),
@@ -94,6 +102,11 @@ pub enum FitEvent {
     Prior(usize, usize),
     /// A step, its number from 1, and the loss of the photos and the prior together.
     Step(u64, f64),
+    /// A state is being judged.
+    Judging,
+    /// How far the pictures of the state after so many steps are from the photos: below
+    /// [`SAME_PERSON`](crate::faces::SAME_PERSON) it is usually one person, 1 is no face at all.
+    Judged(u64, f32),
 }
 
 /// A person whom a model has learnt.
@@ -120,15 +133,15 @@ impl Person {
 }
 
 /// Learns a person from photos, squares with the face in the middle, for the model at a path. `prompt` is what the model
-/// is told of any person, a class or a text; the person's own token comes to it.
+/// is told of any person, a class or a text; the person's own token comes to it. `faces` choose among several states.
 ///
 /// # Errors
-/// A model that cannot be opened, a few-step student, options out of range, [`Error::Cancelled`], a loss that is not
-/// finite.
+/// A model that cannot be opened, a few-step student, options out of range, several states and photos without faces,
+/// [`Error::Cancelled`], a loss that is not finite.
 pub fn fit<T: PromptTask>(
     model: &Path,
     prompt: T::Prompt,
-    photos: &[RgbImage],
+    (photos, faces): (&[RgbImage], &Faces),
     options: &FitOptions,
     device: &Device,
     observe: &mut (dyn FnMut(FitEvent) -> ControlFlow<()> + Send),
@@ -147,13 +160,20 @@ pub fn fit<T: PromptTask>(
     threads::run(|| {
         let pipeline = Pipeline::<T>::new(model.clone(), device)?;
         let told = pipeline.told(&Request::new([prompt.clone()]))?;
+        let judge = match options.states {
+            1 => None,
+            _ => {
+                let (pipeline, prompt) = (pipeline.clone(), prompt.clone());
+                Some(Judge::new(faces, pipeline, prompt, photos, options.seed)?)
+            }
+        };
         let prior = match options.prior > 0.0 {
             true => Some(own_pictures(&pipeline, prompt, options, observe)?),
             false => None,
         };
         let photos = clean(&model, &pipeline.size(), photos, device);
         let fitting = Fitting::new(&model, photos, prior, told, options);
-        let tuned = fitting.run(tuned, options, observe)?;
+        let tuned = fitting.run(tuned, options, judge.as_ref(), observe)?;
         Ok(Person { tuned, base })
     })
 }
@@ -217,13 +237,16 @@ impl Fitting {
     }
 
     /// The network with what it has learnt.
-    fn run(
+    fn run<T: PromptTask>(
         &self,
         tuned: Tuned,
         options: &FitOptions,
+        judge: Option<&Judge<'_, T>>,
         observe: &mut (dyn FnMut(FitEvent) -> ControlFlow<()> + Send),
     ) -> Result<Tuned> {
         let mut trainer = Trainer::new(tuned, trainer(options));
+        let due = choice::due(options.steps, options.states);
+        let mut best: Option<(f32, Tuned)> = None;
         // The mean of the parts is their sum over their number.
         let parts = 1 + usize::from(self.prior.is_some());
         for step in 0..options.steps {
@@ -240,8 +263,18 @@ impl Fitting {
             if observe(FitEvent::Step(step + 1, f64::from(loss))).is_break() {
                 return Err(Error::Cancelled);
             }
+            let Some(judge) = judge.filter(|_| due.contains(&(step + 1))) else { continue };
+            let state = trainer.averaged(0);
+            let apart = judge.distance(&state, &mut || observe(FitEvent::Judging))?;
+            if observe(FitEvent::Judged(step + 1, apart)).is_break() {
+                return Err(Error::Cancelled);
+            }
+            // Of equals the later one.
+            if best.as_ref().is_none_or(|(least, _)| apart <= *least) {
+                best = Some((apart, state));
+            }
         }
-        Ok(trainer.averaged(0))
+        Ok(best.map_or_else(|| trainer.averaged(0), |(_, state)| state))
     }
 
     /// The loss of some photos with the token, or of some of the model's own pictures without.

@@ -58,6 +58,10 @@ pub(crate) struct Fit {
     /// How many of those are made [default: 32]
     #[arg(long, value_parser = whole(1, 4096))]
     prior_images: Option<usize>,
+    /// States of the second half of the steps that are judged by four pictures each: the one whose faces are most like those
+    /// of the photos is kept [default: 1, the last]
+    #[arg(long, value_name = "N", value_parser = whole(1, 100))]
+    best_of: Option<usize>,
     /// Seed of all that is random
     #[arg(long, default_value = "0", value_parser = whole(0, i64::MAX as usize))]
     seed: usize,
@@ -76,6 +80,7 @@ impl Fit {
             learning_rate: self.lr.unwrap_or(plain.learning_rate),
             prior: self.prior.unwrap_or(plain.prior),
             prior_images: self.prior_images.unwrap_or(plain.prior_images),
+            states: self.best_of.map_or(plain.states, |states| states as u64),
             seed: self.seed as u64,
         }
     }
@@ -123,7 +128,8 @@ fn learn<T: PromptTask>(
 ) -> anyhow::Result<()> {
     let prompt = person_prompt::<T>(config, args.class.as_deref(), args.prompt.as_deref())?;
     let opened = common.open()?;
-    let photos = photos(args, config, &opened.device, common)?;
+    let faces = Faces::open(&opened.device)?;
+    let photos = photos(args, config, &faces, common)?;
     let options = args.options();
     let started = Instant::now();
     let bar = common.progress_bar(options.steps, "{bar:30} {pos}/{len}, {eta} left  {msg}");
@@ -136,11 +142,15 @@ fn learn<T: PromptTask>(
                 bar.set_position(step);
                 bar.set_message(format!("loss {loss:.4}"));
             }
+            FitEvent::Judging => bar.set_message("judging pictures"),
+            FitEvent::Judged(step, apart) => bar.suspend(|| {
+                common.say(&format!("after {step} steps {apart:.2} from the photos"));
+            }),
         }
         interrupted()
     };
     let person: Result<Person, Error> =
-        fit::<T>(path, prompt, &photos, &options, &opened.device, observe);
+        fit::<T>(path, prompt, (&photos, &faces), &options, &opened.device, observe);
     bar.finish_and_clear();
     let person = person?;
     let _saved = interrupt::hold();
@@ -159,22 +169,16 @@ fn learn<T: PromptTask>(
 fn photos(
     args: &Fit,
     config: &ModelConfig,
-    device: &burn::tensor::Device,
+    faces: &Faces,
     common: &Common,
 ) -> anyhow::Result<Vec<image::RgbImage>> {
     let factor = config.vae.as_ref().map_or(1, |vae| vae.factor());
     let [height, width] = config.net.dit.size.map(|side| side * factor);
-    let faces = match args.find_faces {
-        true => Some(Faces::open(device)?),
-        false => None,
-    };
-    if args.find_faces {
-        ensure!(
-            height == width,
-            "--find-faces: the model makes images of {width}x{height}, not squares"
-        );
-    }
-    let photos = Photos::read(&args.photos, faces.as_ref().map(|faces| (faces, height)))?;
+    ensure!(
+        height == width || !args.find_faces,
+        "--find-faces: the model makes images of {width}x{height}, not squares"
+    );
+    let photos = Photos::read(&args.photos, args.find_faces.then_some((faces, height)))?;
     for (path, reason) in &photos.left_out {
         common.say(&format!("warning: {} is left out: {reason}", path.display()));
     }
