@@ -153,7 +153,11 @@ fn stages(folder: &Path, own: [f64; 3]) {
     let stage = |name: &str| pixels(&format!("stages/{name}.png"));
     assert_eq!(stage("4-portrait"), found);
     assert_ne!(stage("1-identity"), stage("2-shaded"));
-    make("again.png", &[]);
+    // A picture of the person is compared, and changes nothing.
+    let compared = ["--profile", "somebody special/0.png", "--report", "--json"];
+    let told: serde_json::Value =
+        serde_json::from_str(&make("again.png", &compared)).expect("JSON");
+    assert!(told["report"]["identity"].is_null() && told["report"]["light"].is_null(), "{told}");
     assert_eq!(pixels("again.png"), found);
 
     let less = ["--shading", "off", "--harmonization", "0", "--paste", "hard"];
@@ -194,6 +198,7 @@ fn refused(folder: &Path) {
         (all[..2].to_vec(), "the branch of the kind luminance"),
         (all[..4].to_vec(), "the branch of the kind tile"),
         (all.to_vec(), "--face-mask"),
+        ([&all[..], &["--profile", "mask.png"]].concat(), "--profile has no effect"),
         (
             ["--edges", "tile", "--luminance", "luminance", "--tile", "tile"].to_vec(),
             "Tile, expected Edges",

@@ -25,8 +25,8 @@ use crate::portrait::person_prompt;
 /// Options of portraits of a person that a model has learnt.
 #[derive(Args)]
 pub(crate) struct Mega {
-    /// What `portrait fit` learnt of the person, in place of --profile and --model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["profile", "model", "cfg_light", "profile_face"])]
+    /// What `portrait fit` learnt of the person, in place of --profile and --model; a profile is then for --report alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "cfg_light", "profile_face"])]
     pub(super) adapter: Option<PathBuf>,
     /// Branch of the base that sees outlines
     #[arg(long, value_name = "BRANCH", requires = "adapter")]
@@ -116,6 +116,10 @@ pub(super) fn run(args: &Portrait, adapter: &Path, common: &Common) -> anyhow::R
     {
         ensure!(!given, "{option} has no effect with --adapter");
     }
+    ensure!(
+        args.profile.is_none() || args.report,
+        "--profile has no effect with --adapter, but for --report"
+    );
     let base = common.find(&args.base)?;
     match model::recognise(&base)?.config.net.dit.classes {
         0 => make::<TextTask>(args, adapter, &base, common),
