@@ -26,33 +26,60 @@ pub struct Likeness {
     pub light: Option<f64>,
 }
 
+/// The largest face in a picture, and its descriptor.
+type Known = (Face, [f32; DESCRIPTOR]);
+
+/// What portraits are compared with.
+#[derive(Debug)]
+pub struct Compared<'a> {
+    faces: &'a Faces,
+    person: Option<Known>,
+    asked: Option<Known>,
+    /// Of the size of the portraits.
+    reference: RgbImage,
+}
+
 impl Faces {
-    /// Compares a portrait with its reference, and with a picture of the person if there is one; the largest face in each
-    /// counts.
+    /// Prepares to compare portraits of this width and height with their reference, and with a picture of the person if there
+    /// is one; the largest face in each counts.
     ///
     /// # Errors
     /// Landmarks in one place.
-    pub fn likeness(
+    pub fn compared(
         &self,
         person: Option<&RgbImage>,
         reference: &RgbImage,
-        portrait: &RgbImage,
-    ) -> Result<Likeness> {
-        let (width, height) = portrait.dimensions();
-        let reference = &stretched(reference, width, height);
-        let known = |picture: &RgbImage| -> Result<Option<(Face, [f32; DESCRIPTOR])>> {
-            let found = self.find(picture).into_iter().next();
-            found.map(|face| Ok((face.clone(), self.descriptor(picture, &face)?))).transpose()
-        };
-        let person = person.map(known).transpose()?.flatten();
-        let (asked, made) = (known(reference)?, known(portrait)?);
-        let between = |a: &Option<(Face, [f32; DESCRIPTOR])>| {
+        (width, height): (u32, u32),
+    ) -> Result<Compared<'_>> {
+        let reference = stretched(reference, width, height);
+        let person = person.map(|person| self.known(person)).transpose()?.flatten();
+        Ok(Compared { faces: self, person, asked: self.known(&reference)?, reference })
+    }
+
+    fn known(&self, picture: &RgbImage) -> Result<Option<Known>> {
+        let found = self.find(picture).into_iter().next();
+        found.map(|face| Ok((face.clone(), self.descriptor(picture, &face)?))).transpose()
+    }
+}
+
+impl Compared<'_> {
+    /// What a portrait has of both.
+    ///
+    /// # Errors
+    /// Landmarks in one place.
+    ///
+    /// # Panics
+    /// For a portrait of another size.
+    pub fn likeness(&self, portrait: &RgbImage) -> Result<Likeness> {
+        let Self { faces, person, asked, reference } = self;
+        assert_eq!(portrait.dimensions(), reference.dimensions(), "the size of the portraits");
+        let made = faces.known(portrait)?;
+        let between = |a: &Option<Known>| {
             let (Some((_, a)), Some((_, b))) = (a, &made) else { return None };
             Some(distance(a, b))
         };
-        let (identity, leakage) = (between(&person), between(&asked));
         let light = asked.as_ref().map(|(face, _)| light(face, reference, portrait)).transpose()?;
-        Ok(Likeness { identity, leakage, light })
+        Ok(Likeness { identity: between(person), leakage: between(asked), light })
     }
 }
 

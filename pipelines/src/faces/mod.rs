@@ -41,7 +41,7 @@ use crate::model;
 
 pub use align::{Alignment, Framing, Similarity};
 pub use expression::Expressions;
-pub use likeness::Likeness;
+pub use likeness::{Compared, Likeness};
 use look::Look;
 pub use mask::Mask;
 pub use photograph::Photograph;

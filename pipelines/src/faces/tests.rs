@@ -185,18 +185,22 @@ fn descriptors_are_stable_and_tell_persons_apart() {
 #[test]
 fn portraits_are_compared_with_what_they_were_made_from() {
     let (own, other) = (head(0), head(2));
-    let same = faces().likeness(Some(&own), &own, &own).expect("faces");
+    let likeness = |person: Option<&RgbImage>, reference: &RgbImage, portrait: &RgbImage| {
+        let compared = faces().compared(person, reference, portrait.dimensions());
+        compared.and_then(|compared| compared.likeness(portrait))
+    };
+    let same = likeness(Some(&own), &own, &own).expect("faces");
     assert_eq!(same, Likeness { identity: Some(0.0), leakage: Some(0.0), light: Some(0.0) });
-    let apart = faces().likeness(Some(&own), &own, &other).expect("faces");
+    let apart = likeness(Some(&own), &own, &other).expect("faces");
     assert!(apart.identity == apart.leakage && apart.identity > Some(0.1), "{apart:?}");
     let mut dark = own.clone();
     dark.iter_mut().for_each(|value| *value /= 2);
-    let found = faces().likeness(Some(&own), &own, &dark).expect("faces");
+    let found = likeness(Some(&own), &own, &dark).expect("faces");
     assert!(found.light > Some(0.1), "{found:?}");
     let none = RgbImage::from_pixel(90, 90, image::Rgb([40; 3]));
-    let found = faces().likeness(None, &own, &none).expect("a reference");
+    let found = likeness(None, &own, &none).expect("a reference");
     assert!(found.identity.is_none() && found.leakage.is_none() && found.light.is_some());
-    let found = faces().likeness(Some(&own), &none, &own).expect("a person");
+    let found = likeness(Some(&own), &none, &own).expect("a person");
     assert!(found.identity == Some(0.0) && found.leakage.is_none() && found.light.is_none());
 }
 

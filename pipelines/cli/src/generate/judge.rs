@@ -2,31 +2,27 @@
 
 use std::path::PathBuf;
 
-use image::RgbImage;
-use pyrograph::faces::{Faces, Likeness};
+use pyrograph::faces::{Compared, Faces, Likeness, Photograph};
 use pyrograph::image::read_picture;
 
 use super::portrait::Portrait;
 
-/// Compares portraits with what they were made from.
-pub(super) struct Judge {
-    faces: Faces,
-    person: Option<RgbImage>,
-    reference: RgbImage,
-}
-
-impl Judge {
-    /// With the networks of the run, if a report was asked for.
-    pub(super) fn new(args: &Portrait, faces: Option<Faces>) -> anyhow::Result<Option<Self>> {
-        let Some(faces) = faces.filter(|_| args.report) else { return Ok(None) };
+impl Portrait {
+    /// What portraits of a model of this size, `[height, width]`, or in the photograph that they are put into, are compared
+    /// with by the networks of the run, if a report was asked for.
+    pub(super) fn judge<'a>(
+        &self,
+        faces: Option<&'a Faces>,
+        [height, width]: [usize; 2],
+        photo: Option<&Photograph>,
+    ) -> anyhow::Result<Option<Compared<'a>>> {
+        let Some(faces) = faces.filter(|_| self.report) else { return Ok(None) };
         let read = |path: &PathBuf| read_picture(path);
-        let person = args.profile.as_ref().map(read).transpose()?;
-        Ok(Some(Self { faces, person, reference: read(&args.reference)? }))
-    }
-
-    /// Of a portrait.
-    pub(super) fn likeness(&self, portrait: &RgbImage) -> anyhow::Result<Likeness> {
-        Ok(self.faces.likeness(self.person.as_ref(), &self.reference, portrait)?)
+        let (person, reference) =
+            (self.profile.as_ref().map(read).transpose()?, read(&self.reference)?);
+        let own = (width as u32, height as u32);
+        let size = photo.map_or(own, |photo| photo.picture().dimensions());
+        Ok(Some(faces.compared(person.as_ref(), &reference, size)?))
     }
 }
 

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use pyrograph::device::Opened;
-use pyrograph::faces::Photograph;
+use pyrograph::faces::{Compared, Faces, Photograph};
 use pyrograph::image::write_image;
 use pyrograph::megaportrait::{
     Branches, MegaPortrait, Paste, Reference, Shading, StageOptions, Stages,
@@ -16,7 +15,6 @@ use pyrograph::pipeline::Pipeline;
 use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::{OpenOptions, Picture, model};
 
-use super::judge::Judge;
 use super::portrait::{Portrait, tell};
 use crate::common::{Common, counted, interrupted};
 use crate::interrupt;
@@ -155,7 +153,8 @@ fn make<T: PromptTask>(
     let seed = super::ask::seed(args.seed)?;
     let options = args.stage_options(seed)?;
     mega.check(&options)?;
-    let placed = placed(args, mega.size(), &opened)?;
+    let faces = args.faces(&opened)?;
+    let placed = placed(args, mega.size(), faces.as_ref())?;
     args.check_output(seed, mega.size(), placed.photo.as_ref())?;
     if let Some(folder) = &args.mega.stages {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -171,7 +170,7 @@ fn one<T: PromptTask>(
     args: &Portrait,
     mega: &MegaPortrait<T>,
     options: &StageOptions,
-    (index, placed): (usize, &Placed),
+    (index, placed): (usize, &Placed<'_>),
     common: &Common,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -222,15 +221,19 @@ fn save(folder: &Path, index: usize, count: usize, stages: &Stages) -> anyhow::R
 }
 
 /// A reference, the photograph that it comes from, and what compares portraits with it.
-struct Placed {
+struct Placed<'a> {
     reference: Reference,
     photo: Option<Photograph>,
-    judge: Option<Judge>,
+    judge: Option<Compared<'a>>,
 }
 
-fn placed(args: &Portrait, size: [usize; 2], opened: &Opened) -> anyhow::Result<Placed> {
-    let (path, faces) = (&args.reference, args.faces(opened)?);
-    let photo = args.photograph(path, args.face, size, faces.as_ref())?;
+fn placed<'a>(
+    args: &Portrait,
+    size: [usize; 2],
+    faces: Option<&'a Faces>,
+) -> anyhow::Result<Placed<'a>> {
+    let path = &args.reference;
+    let photo = args.photograph(path, args.face, size, faces)?;
     let reference = match &photo {
         Some(photo) => Reference::of(photo)?,
         None => {
@@ -242,5 +245,6 @@ fn placed(args: &Portrait, size: [usize; 2], opened: &Opened) -> anyhow::Result<
             Reference { picture, face, points: None }
         }
     };
-    Ok(Placed { reference, photo, judge: Judge::new(args, faces)? })
+    let judge = args.judge(faces, size, photo.as_ref())?;
+    Ok(Placed { reference, photo, judge })
 }

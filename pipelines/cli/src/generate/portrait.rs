@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use image::RgbImage;
 use pyrograph::device::Opened;
-use pyrograph::faces::{Faces, Photograph};
+use pyrograph::faces::{Compared, Faces, Photograph};
 use pyrograph::image::{
     check_format, check_output_path, output_path, picture_size, read_picture, write_image,
 };
@@ -18,7 +18,7 @@ use pyrograph::task::Portrait as Asked;
 use pyrograph::{Guidance, Made, OpenOptions, Picture, Progress, Request};
 
 use super::ask;
-use super::judge::{self, Judge};
+use super::judge;
 use super::mega::{self, Mega};
 use super::output::{NAMED, check_folder_of_first, place};
 use crate::common::{Common, counted, interrupted, parse_steps, whole};
@@ -176,7 +176,7 @@ struct Written<'a> {
     /// What they are put into.
     reference: Option<&'a Photograph>,
     /// What says how good they are.
-    judge: Option<Judge>,
+    judge: Option<Compared<'a>>,
     /// What is wrong with some of them.
     bad: Vec<String>,
 }
@@ -227,7 +227,7 @@ impl Written<'_> {
 pub(super) fn tell(
     path: &Path,
     portrait: &RgbImage,
-    judge: Option<&Judge>,
+    judge: Option<&Compared<'_>>,
     mut said: serde_json::Value,
     common: &Common,
 ) -> anyhow::Result<serde_json::Value> {
@@ -272,7 +272,8 @@ pub(crate) fn portrait(args: &Portrait, common: &Common) -> anyhow::Result<()> {
     let request = args.request(pictures)?;
     let reference = reference.as_ref();
     args.check_output(request.seed, size, reference)?;
-    let (judge, seed, bad) = (Judge::new(args, faces)?, request.seed, Vec::new());
+    let judge = args.judge(faces.as_ref(), size, reference)?;
+    let (seed, bad) = (request.seed, Vec::new());
     let written = Written { args, common, seed, reference, judge, bad };
     make(&pipeline, &request, written)
 }
