@@ -46,6 +46,7 @@ branches() {
 trained base class --data all --config "$here/portraits.toml" --steps "$base"
 branches untaught --data people --steps 1 --lr 1e-9
 branches matching --data people --steps "$matching" --lr 0.0005
+branches fresh --data people --steps "$matching" --lr 0.0005 --set control.fresh=true
 branches portrait --data people --matching matching --steps "$steps" --lr 0.0005
 branches blind --data people --matching untaught --steps "$steps" --lr 0.0005
 branches context --data people --in-context 16 --steps "$steps" --lr 0.0005
@@ -58,7 +59,7 @@ done
 each() {
     python3 "$here/each_pair.py" --jobs "$jobs" "$@"
 }
-for found in untaught matching; do
+for found in untaught fresh matching; do
     [ -f "tables/matches-$found.txt" ] && continue
     each turned "$found.json" -- "$run" portrait matches --profile '{profile}' --reference '{truth}' -m "$found" \
         --base base --json -q

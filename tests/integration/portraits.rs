@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use image::{RgbImage, RgbaImage, imageops};
+use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
 use crate::util::{fixtures, text, write_pictures};
@@ -168,6 +169,7 @@ fn pictures_in_context_show_the_person() {
 
     for (settings, part) in [
         (&["control.depth=2"][..], "control.depth is set, training branches that make portraits"),
+        (&["control.fresh=true"], "control.fresh is set, training branches that make portraits"),
         (&["control.panel=true"], "the profile both as a panel and in context"),
         (&["control.kind=\"tile\""], "control.in_context is set, training a branch of this kind"),
         (&["control.matching=\"alone\""], "alone finds no matches"),
@@ -341,6 +343,30 @@ fn branches_go_on_bit_for_bit() {
         assert!(said.contains("resumed at step 4"), "{said}");
         assert_eq!(weights(&whole), weights(&parts), "{stage}");
         before = Some(text(Path::new(&whole)).to_owned());
+    }
+}
+
+/// A branch begins as a copy of the model's first blocks, or with fresh weights where that is asked.
+#[test]
+fn branches_start_from_the_model_unless_told_otherwise() {
+    let folder = tempfile::tempdir().expect("a folder");
+    base(folder.path(), "20");
+    let of = |path: &Path, name: &str| Checkpoint::open(path).expect("weights").read_f32(name);
+    let layer = "blocks.0.attention.qkv.weight";
+    let model = folder.path().join("base/model/dit.safetensors");
+    let (own, _) = of(&model, layer).expect("a layer");
+    for (kind, prefix) in [(&[][..], "matching."), (&["--kind", "tile"], "")] {
+        let apart = [false, true].map(|fresh| {
+            let train = ["train", "control", "-m", "base", "--data", "people", "-o", "branch"];
+            let train = TestCommand::new(folder.path(), train).on_cpu().args(kind);
+            let settings = ["sample_every=0", &format!("control.fresh={fresh}")];
+            train.args(["--steps", "1", "--lr", "1e-9"]).settings(&settings).reported();
+            let branch = folder.path().join("branch/model/branches.safetensors");
+            let (found, _) = of(&branch, &format!("{prefix}{layer}")).expect("a layer");
+            fs::remove_dir_all(folder.path().join("branch")).expect("removed");
+            found.iter().zip(&own).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        });
+        assert!(apart[0] == 0.0 && apart[1] > 0.01, "{kind:?}: {apart:?}");
     }
 }
 

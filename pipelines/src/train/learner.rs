@@ -68,7 +68,10 @@ pub(super) fn on_images(
             }
             Some(_) => {
                 let steered = |net: Dit| {
-                    let branch = Control::new(&net, control.depth, device);
+                    let branch = match control.fresh {
+                        true => Control::fresh(net.config(), control.depth, device),
+                        false => Control::new(&net, control.depth, device),
+                    };
                     let autodiff = device.clone().autodiff();
                     Ok(Steered::new(net, branch.fork(&autodiff)))
                 };

@@ -281,6 +281,7 @@ pub const SETTINGS: &[Setting] = &[
     row("control.in_context", INTEGER, From(1.0),
         "Branches: in place of one of the appearance, rank of adapters through which the model attends to both pictures"),
     row("control.depth", INTEGER, From(1.0), "Branches: their blocks, copies of the first ones of the model [3]"),
+    row("control.fresh", SWITCH, Any, "Branches: they start with fresh weights, which shows what the model's are worth [false]"),
     row("control.panel", SWITCH, Any, "Branches: the model itself sees the profile, too [false]"),
     row("control.hidden", NUMBER, Within(0.0, 1.0), "Branches: share of a reference that is hidden [0.8]"),
     row("control.cell", INTEGER, From(1.0), "Branches: side of the cells that are hidden, in pixels or latent cells [1]"),

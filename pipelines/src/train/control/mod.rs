@@ -35,6 +35,8 @@ pub struct ControlShape {
     pub in_context: Option<usize>,
     /// Blocks of a branch.
     pub depth: usize,
+    /// Whether branches start with fresh weights, in place of the model's: shows what those are worth.
+    pub fresh: bool,
     /// Portraits: whether the model itself sees the profile, too.
     pub panel: bool,
     /// Portraits: share of a reference that is hidden.
@@ -57,6 +59,7 @@ impl Default for ControlShape {
             matching: None,
             in_context: None,
             depth: 3,
+            fresh: false,
             panel: false,
             hidden: 0.8,
             cell: 1,
@@ -145,6 +148,7 @@ impl ControlShape {
                 "control.depth",
                 self.in_context.is_some() && self.matching.is_none() && self.depth != own.depth,
             ),
+            ("control.fresh", self.in_context.is_some() && self.fresh),
             ("control.panel", !portraits && self.panel),
             ("control.hidden", !portraits && self.hidden != own.hidden),
             ("control.cell", !portraits && self.cell != own.cell),

@@ -45,13 +45,16 @@ impl ControlShape {
             cell,
             prompt: self.prompt.clone(),
         };
-        let mut fresh = IcPortrait::new(net, config.branches, seed, device);
-        let Some(path) = &self.matching else { return Ok(Branches::new(fresh, config)) };
+        let mut own = match self.fresh {
+            true => IcPortrait::fresh(net.config(), config.branches, device),
+            false => IcPortrait::new(net, config.branches, seed, device),
+        };
+        let Some(path) = &self.matching else { return Ok(Branches::new(own, config)) };
         let found: Branches<PortraitConfig> =
             Branches::open(path, net.config(), &config.base, device)?;
         sources.insert("control.matching".to_owned(), found.fingerprint.into());
-        fresh.matching = found.net.matching;
-        Ok(Branches::new(fresh, config))
+        own.matching = found.net.matching;
+        Ok(Branches::new(own, config))
     }
 }
 
