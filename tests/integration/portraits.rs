@@ -181,6 +181,12 @@ fn pictures_in_context_show_the_person() {
     let asked = command(&asked).args(["-m", "alone", "--base", "base", "-o", "x.png"]);
     let error = asked.args(["--no-warp"]).failed();
     assert!(error.contains("a profile that stays in its place"), "{error}");
+    // A model of fewer blocks than branches usually have, of which there are none here.
+    let shallow = ["train", "class", "--data", "people", "-o", "shallow", "--config", "base.toml"];
+    command(&shallow).args(["--steps", "1"]).settings(&["model.depth=2"]).reported();
+    let train = ["train", "control", "-m", "shallow", "--data", "people", "--in-context", "4"];
+    let train = command(&train).args(["-o", "shallow context", "--steps", "1"]);
+    train.settings(&["sample_every=0"]).reported();
     let error = control(&["-o", "x", "--in-context", "49"]).failed();
     assert!(error.contains("adapters of rank 49, expected 1 to 48"), "{error}");
     assert!(!folder.path().join("x").exists());

@@ -75,5 +75,5 @@ pub fn matches(
     let options = &OpenOptions::default();
     let pipeline =
         PortraitPipeline::with_any_branches(branches.as_ref(), model.as_ref(), on, options)?;
-    work_on(&on.device, || pipeline.task().matches(asked))
+    work_on(&on.device, || pipeline.task().matches(asked, pipeline.size()))
 }

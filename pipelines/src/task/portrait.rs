@@ -109,18 +109,16 @@ impl PortraitTask {
         self.branches.net.told(net, sight, self.told.clone(), patch)
     }
 
-    /// What of the two pictures of a portrait shows the same, at the model's own size.
+    /// What of the two pictures of a portrait shows the same, seen at the `size` of the model's pictures.
     ///
     /// # Errors
     /// Pictures that cannot be read, a share that is hidden out of range, branches that find no matches.
-    pub(crate) fn matches(&self, asked: &Portrait) -> Result<Matches> {
+    pub(crate) fn matches(&self, asked: &Portrait, size: [usize; 2]) -> Result<Matches> {
         check_hidden(asked)?;
         if self.branches.net.matching.is_none() {
             return Err(Error::Config { reason: "the branches find no matches".into() });
         }
         let net = self.model.net.trunk();
-        let factor = self.model.vae.as_ref().map_or(1, |vae| vae.config().factor());
-        let size = net.config().size.map(|side| side * factor);
         let (profile, reference) =
             (self.read(&asked.profile, size)?, self.read(&asked.reference, size)?);
         let sight = self.sight(profile, reference, asked);

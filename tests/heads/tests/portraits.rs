@@ -22,16 +22,7 @@ impl Portraits {
         static PORTRAITS: OnceLock<Portraits> = OnceLock::new();
         PORTRAITS.get_or_init(|| {
             let head: &Head = Box::leak(Box::new(Head::open(HEAD).unwrap()));
-            let asked = Pairing {
-                people: 12,
-                references: 2,
-                photos: 0,
-                size: 64,
-                yaw: 35.0,
-                tilted: false,
-                expressions: false,
-                seed: 3,
-            };
+            let asked = Pairing { people: 12, references: 2, seed: 3, ..Pairing::default() };
             let pairs = asked.pairs();
             let judge = Judge::new(head, &pairs).unwrap();
             Self { head, pairs, judge }

@@ -95,7 +95,8 @@ impl ControlShape {
             return fault("control is set, and there is no init, the model to steer".into());
         };
         let (net, depth) = (&init.config.net.dit, self.depth);
-        if !(1..=net.depth).contains(&depth) {
+        let has_branch = self.kind.is_some() || self.branches().matching.is_some();
+        if has_branch && !(1..=net.depth).contains(&depth) {
             return fault(format!("control.depth is {depth}, expected 1 to {}", net.depth));
         }
         if net.classes > 0 && !self.prompt.is_empty() {

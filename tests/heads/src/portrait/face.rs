@@ -95,12 +95,11 @@ mod tests {
             let asked = Pairing {
                 people: 4,
                 references: 2,
-                photos: 0,
                 size,
-                yaw: 35.0,
                 tilted: true,
                 expressions: true,
                 seed: 1,
+                ..Pairing::default()
             };
             for pair in asked.pairs() {
                 let [_, reference, _] = pair.pictures(&head);

@@ -37,6 +37,21 @@ pub struct Pairing {
     pub seed: u64,
 }
 
+impl Default for Pairing {
+    fn default() -> Self {
+        Self {
+            people: 32,
+            references: 4,
+            photos: 0,
+            size: 64,
+            yaw: YAW,
+            tilted: false,
+            expressions: false,
+            seed: 0,
+        }
+    }
+}
+
 /// A portrait that is asked: the person of the profile in the pose, light, expression and place of the reference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
