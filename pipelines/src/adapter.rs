@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
-use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Tuned};
-use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora};
+use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Norm, Tuned};
+use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora, z_image_lora};
 use pyrograph_weights::{Checkpoint, Layout};
 
 use crate::error::{Error, Result};
@@ -44,6 +44,7 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
 /// student of so many `steps`.
 pub(crate) fn layouts(net: &DitConfig, steps: usize) -> [Layout; 3] {
     match net.text {
+        Some(_) if matches!(net.norm, Norm::Sandwich { .. }) => z_image_lora(net.patch),
         Some(_) => pixart_lora(),
         None => dit_lora(steps, net.embedder_per_block),
     }
@@ -79,7 +80,7 @@ impl Adapter {
         let ranks = read.iter().map(|term| term.down.shape()[1]);
         let ranks = [ranks.clone().min(), ranks.max()].map(Option::unwrap_or_default);
         let tensor = |data: TensorData| Tensor::<2>::from_data(data, device);
-        let hidden = config.dit.hidden;
+        let [_, hidden] = config.dit.condition_widths();
         if let Some(token) = token.as_ref().filter(|token| token.shape()[1] != hidden) {
             let (path, found) = (path.to_owned(), token.shape()[1]);
             return Err(Error::NotAModel {

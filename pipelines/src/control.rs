@@ -47,6 +47,7 @@ impl BranchConfig for ControlConfig {
     }
 
     fn check(&self, net: &DitConfig) -> Result<(), String> {
+        net.check_branches()?;
         match (1..=net.depth).contains(&self.depth) {
             true => Ok(()),
             false => Err(format!("{} blocks, expected 1 to {}", self.depth, net.depth)),

@@ -257,13 +257,17 @@ impl Tokenizer {
         let all = self.inner.encode(text, true).map_err(&fault)?.get_ids().to_vec();
         let mut ids = all.clone();
         let mut cut = None;
-        if let [.., last] = all.as_slice()
-            && all.len() > limit
-            && limit > 0
-        {
-            cut = Some(self.inner.decode(&all[limit - 1..all.len() - 1], false).map_err(&fault)?);
-            ids.truncate(limit - 1);
-            ids.push(*last);
+        if all.len() > limit && limit > 0 {
+            // A token that ends every text stays.
+            let plain = self.inner.encode(text, false).map_err(&fault)?;
+            let end = match plain.get_ids().last() == all.last() && plain.len() == all.len() {
+                true => 0,
+                false => 1,
+            };
+            let (kept, rest) = (limit - end, all.len() - end);
+            cut = Some(self.inner.decode(&all[kept..rest], false).map_err(&fault)?);
+            ids.truncate(kept);
+            ids.extend(&all[rest..]);
         }
         Ok(Encoded { ids: ids.into_iter().map(|id| id as usize).collect(), cut })
     }

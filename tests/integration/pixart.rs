@@ -18,6 +18,7 @@ use crate::util::{
 fn told(case: &Case) -> Conditioning {
     let device = device();
     let mask: Tensor<2> = case.tensor("forward_mask", &device);
+    let lengths = mask.sum_dim(1).into_data().iter::<f32>().map(|length| length as usize).collect();
     let size = case.has("forward_resolution").then(|| {
         let parts = ["forward_resolution", "forward_aspect_ratio"];
         Tensor::cat(parts.map(|part| case.tensor::<2>(part, &device)).to_vec(), 1)
@@ -25,7 +26,7 @@ fn told(case: &Case) -> Conditioning {
     Conditioning {
         text: Some(Text {
             tokens: case.tensor("forward_text", &device),
-            padding: Some(mask.equal_elem(0.0)),
+            lengths: Some(lengths),
             pooled: None,
         }),
         size,

@@ -1,7 +1,11 @@
 //! Text encoders against the transformers library.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Bool, Tensor, TensorData};
+use pyrograph::model::text::Template;
 use pyrograph::model::text_encoder::TextEncoderSource;
+use pyrograph::tokenizer::Tokenizer;
 use pyrograph_engine::nets::TextEncoder;
 use pyrograph_weights::FloatDtype;
 
@@ -97,6 +101,60 @@ fn padding_and_order_of_clip() {
             let found = encoder.forward(&other, padding, &[]).last;
             let [found, expected] = [found, last.clone()].map(|x| x.narrow(1, 0, tokens - 1));
             assert_close("before", found, expected, 1e-6);
+        }
+    }
+}
+
+/// Questions in both forms, padded behind: their tokens, and the stream behind some of the blocks.
+#[test]
+fn qwen3_states_and_templates() {
+    for folder in cases("qwen3-encoder") {
+        let (case, settings, device) =
+            (Case::open(&folder), json(&folder.join("case.json")), device());
+        let tokenizer = Tokenizer::open(&folder).expect("a tokenizer");
+        let encoder = load(&recognise(&folder));
+        let depth = encoder.config().depth;
+        let wanted = settings["rows"].as_array().expect("rows").iter();
+        let wanted: Vec<usize> = wanted.map(|row| row.as_u64().expect("a row") as usize).collect();
+        for template in settings["templates"].as_array().expect("templates") {
+            let named = |name: &str| {
+                let key = template["key"].as_str().expect("a name");
+                format!("{key}.{name}")
+            };
+            let mask: Tensor<2> = case.tensor(&named("attention_mask"), &device);
+            let [_, tokens] = mask.dims();
+            let ids = rows(&case, &named("input_ids"), tokens);
+            let is_thinking = template["enable_thinking"].as_bool().expect("a flag");
+            let ours = if is_thinking { Template::Qwen3 } else { Template::Qwen3Unthinking };
+            let prompts = settings["prompts"].as_array().expect("prompts");
+            for (prompt, expected) in prompts.iter().zip(&ids) {
+                let text = ours.filled(prompt.as_str().expect("a text"));
+                let mut found = tokenizer.encode(&text, tokens).expect("tokens").ids;
+                found.resize(tokens, tokenizer.pad());
+                assert_eq!(&found, expected, "{text}");
+            }
+            let states: BTreeMap<String, usize> = case
+                .names()
+                .filter_map(|name| {
+                    let number = name.strip_prefix(&named("hidden_"))?.parse::<isize>();
+                    let number = number.expect("a number of blocks");
+                    let behind = if number < 0 { depth as isize + 1 + number } else { number };
+                    Some((name.clone(), behind as usize))
+                })
+                .collect();
+            let mut behind: Vec<usize> = states.values().copied().collect();
+            behind.sort();
+            let at = wanted.iter().map(|&row| ids[row].clone()).collect::<Vec<_>>();
+            let masks = wanted.iter().map(|&row| mask.clone().narrow(0, row, 1)).collect();
+            let padding = Tensor::cat(masks, 0).equal_elem(0.0);
+            let found = encoder.clone().folded().forward(&at, Some(padding), &behind);
+            for (name, number) in states {
+                let place = behind.iter().position(|found| *found == number).expect("kept");
+                // Behind the last block it is normalised.
+                let state = if number == depth { &found.last } else { &found.kept[place] };
+                let expected = case.tensor(&name, &device);
+                assert_close(&name, state.clone(), expected, tolerance(1e-5));
+            }
         }
     }
 }

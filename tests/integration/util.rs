@@ -114,6 +114,11 @@ impl Case {
         self.0.tensors().contains_key(name)
     }
 
+    /// Dimensions of a tensor.
+    pub fn rank(&self, name: &str) -> usize {
+        self.0.tensors()[name].shape.len()
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &String> {
         self.0.tensors().keys()
     }

@@ -23,6 +23,17 @@ pub struct Rule {
     pub transform: Transform,
     /// New order of equal chunks of the last axis.
     pub chunks: Option<Vec<usize>>,
+    /// Of a matrix, these rows alone, which are inputs of ours, or these columns.
+    pub part: Option<Part>,
+}
+
+/// A part of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Rows.
+    Inputs(std::ops::Range<usize>),
+    /// Columns.
+    Outputs(std::ops::Range<usize>),
 }
 
 /// Change of shape from a foreign tensor to ours.
@@ -46,7 +57,7 @@ impl Rule {
 
     /// A parameter from several foreign tensors side by side.
     pub fn concat(target: &str, sources: Vec<String>, transform: Transform) -> Self {
-        Self { target: target.to_owned(), sources, transform, chunks: None }
+        Self { target: target.to_owned(), sources, transform, chunks: None, part: None }
     }
 }
 
@@ -74,6 +85,13 @@ impl Layout {
     }
 
     /// The table without the rules for these of our parameters.
+    /// The table with further rules, and further patterns of what may stay unused.
+    pub(crate) fn with(mut self, rules: Vec<Rule>, ignored: Vec<&'static str>) -> Self {
+        self.rules.iter_mut().for_each(|own| own.extend(rules.iter().cloned()));
+        self.ignored.extend(ignored);
+        self
+    }
+
     pub(crate) fn without(mut self, pattern: &str) -> Self {
         let other = |rule: &Rule| matches(pattern, &rule.target).is_none();
         self.rules = self.rules.map(|rules| rules.into_iter().filter(other).collect());
@@ -111,7 +129,10 @@ fn fill(pattern: &str, stars: &[&str]) -> String {
 impl Rule {
     /// Whether the parameter is one tensor as it is.
     pub(crate) fn is_copy(&self) -> bool {
-        self.transform == Transform::Copy && self.sources.len() == 1 && self.chunks.is_none()
+        self.transform == Transform::Copy
+            && self.sources.len() == 1
+            && self.chunks.is_none()
+            && self.part.is_none()
     }
 
     /// Shape of the parameter that sources of these shapes make; `None` if they do not suit the rule.
@@ -129,7 +150,17 @@ impl Rule {
         }
         let chunks = self.chunks.as_ref().map_or(1, Vec::len);
         let divides = chunks > 0 && total.is_multiple_of(chunks);
-        divides.then(|| [leading, &[total]].concat())
+        let whole = divides.then(|| [leading, &[total]].concat())?;
+        match (&self.part, whole.as_slice()) {
+            (None, _) => Some(whole),
+            (Some(Part::Inputs(rows)), [inputs, width]) => {
+                (rows.end <= *inputs).then(|| vec![rows.len(), *width])
+            }
+            (Some(Part::Outputs(columns)), [inputs, width]) => {
+                (columns.end <= *width).then(|| vec![*inputs, columns.len()])
+            }
+            _ => None,
+        }
     }
 
     /// The parameter that sources make whose shapes suit the rule.
@@ -144,9 +175,17 @@ impl Rule {
         let parts: Vec<_> = sources.into_iter().map(part).collect();
         let width = parts.iter().map(|(_, width)| width).sum();
         let values = side_by_side(parts);
-        match &self.chunks {
+        let values = match &self.chunks {
             Some(order) => reorder(&values, width, order),
             None => values,
+        };
+        match &self.part {
+            None => values,
+            Some(Part::Inputs(rows)) => values[rows.start * width..rows.end * width].to_vec(),
+            Some(Part::Outputs(columns)) => {
+                let row = |row: &[f32]| row[columns.clone()].to_vec();
+                values.chunks_exact(width.max(1)).flat_map(row).collect()
+            }
         }
     }
 

@@ -233,7 +233,8 @@ impl Loader<'_> {
             let bytes = self.checkpoint.read(&rule.sources[0])?;
             return Ok(TensorData::from_bytes_vec(bytes, shape, dtype.burn()));
         }
-        if let (Transform::Transpose, &[inputs, width]) = (rule.transform, shape) {
+        if let (Transform::Transpose, &[inputs, width], None) = (rule.transform, shape, &rule.part)
+        {
             return self.transposed(rule, [inputs, width], dtype);
         }
         let parts = rule.sources.iter().map(|source| self.checkpoint.read_f32(source));

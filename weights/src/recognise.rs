@@ -14,6 +14,10 @@ pub enum Foreign {
     MpDit,
     /// The original PixArt-α or PixArt-Σ.
     PixArtOriginal,
+    /// The original FLUX.2.
+    Flux2Original,
+    /// The original Z-Image.
+    ZImageOriginal,
     /// diffusers' `AutoencoderKL`, in its present or its former spelling.
     AutoencoderKl,
     /// The autoencoder of the original latent diffusion code.
@@ -21,11 +25,13 @@ pub enum Foreign {
 }
 
 /// Two names that only this kind holds together.
-pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 6] = [
+pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 8] = [
     (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
     (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
     (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
     (Foreign::PixArtOriginal, ["t_block.1.weight", "y_embedder.y_proj.fc1.weight"]),
+    (Foreign::Flux2Original, ["single_stream_modulation.lin.weight", "txt_in.weight"]),
+    (Foreign::ZImageOriginal, ["x_pad_token", "noise_refiner.0.attention.qkv.weight"]),
     (Foreign::AutoencoderKl, ["encoder.conv_in.weight", "decoder.conv_norm_out.weight"]),
     (Foreign::AutoencoderCompVis, ["encoder.conv_in.weight", "decoder.norm_out.weight"]),
 ];

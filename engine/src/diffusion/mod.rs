@@ -22,7 +22,7 @@ pub use guidance::{Apart, Estimates, Guided, GuidedChannels, Together};
 pub use inpaint::Inpaint;
 pub use noise::NoiseSource;
 pub use prediction::{Coefficients, Prediction};
-pub use process::{Process, ProcessError, TimeInput};
+pub use process::{Process, ProcessError, Shifting, TimeInput};
 pub use sampler::{
     Cancelled, Churn, Correction, DpmSolver, Sampler, Step, StepFunction, UniPcSolver, Variance,
     parse_sampler,

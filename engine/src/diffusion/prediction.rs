@@ -16,6 +16,8 @@ pub enum Prediction {
     Clean,
     /// `z − x_0`, on inputs `(1 − t) x_0 + t z` (Liu et al. 2023).
     Flow,
+    /// `x_0 − z`: that from noise to data.
+    Backflow,
     /// The preconditioning of Karras et al. 2022, Table 1.
     Edm {
         /// Standard deviation of the data.
@@ -52,6 +54,10 @@ impl Prediction {
             Prediction::Flow => {
                 let sum = alpha + sigma;
                 Coefficients { c_in: 1.0 / sum, c_skip: 1.0 / sum, c_out: -sigma / sum }
+            }
+            Prediction::Backflow => {
+                let forward = Prediction::Flow.coefficients(level);
+                Coefficients { c_out: -forward.c_out, ..forward }
             }
             Prediction::Edm { sigma_data } => {
                 let sigma = level.ve_sigma();
@@ -90,6 +96,7 @@ mod tests {
             let velocity = 0.8 * z - 0.6 * x;
             assert!((target(Prediction::Velocity, preserving) - velocity).abs() < 1e-12);
             assert!((target(Prediction::Flow, level(0.75, 0.25)) - (z - x)).abs() < 1e-12);
+            assert!((target(Prediction::Backflow, level(0.75, 0.25)) - (x - z)).abs() < 1e-12);
         }
     }
 

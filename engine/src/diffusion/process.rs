@@ -10,11 +10,52 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TimeInput {
-    /// The number of the timestep, 0 to 999.
+    /// The number of the timestep, 0 to 999; of a flow 1000 at pure noise.
     Timestep,
+    /// 1000 less that: 0 at the pure noise of a flow.
+    Countdown,
     /// `ln(σ) / 4` of the variance-exploding form (EDM2): smooth, so that any sampler with fractional
     /// times works.
     LogSigma,
+}
+
+/// Timesteps from data to noise.
+const TIMESTEPS: f64 = 1000.0;
+
+/// How far the times of a flow are moved, where that depends on the image: by a factor `e^μ`, see
+/// [`NoiseSchedule::RectifiedFlow`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Shifting {
+    /// μ goes along a line by the number of tokens (FLUX.1).
+    Tokens {
+        /// Two numbers of tokens.
+        tokens: [f64; 2],
+        /// μ at each.
+        mu: [f64; 2],
+    },
+    /// μ of FLUX.2, by the numbers of tokens and of steps.
+    Flux2,
+}
+
+impl Shifting {
+    fn mu(self, tokens: usize, steps: usize) -> f64 {
+        /// Slope and start of two lines, at 10 steps and at 200; beyond so many tokens the second holds for all.
+        const LINES: [[f64; 2]; 2] =
+            [[8.738_095_24e-5, 1.898_333_33], [0.000_169_27, 0.456_666_66]];
+        const MANY: f64 = 4300.0;
+        let tokens = tokens as f64;
+        match self {
+            Self::Tokens { tokens: [few, many], mu: [low, high] } => {
+                low + (high - low) * (tokens - few) / (many - few)
+            }
+            Self::Flux2 => {
+                let [at_10, at_200] = LINES.map(|[slope, start]| slope * tokens + start);
+                let slope = (at_200 - at_10) / 190.0;
+                if tokens > MANY { at_200 } else { at_200 + slope * (steps as f64 - 200.0) }
+            }
+        }
+    }
 }
 
 /// The diffusion process of a model.
@@ -33,6 +74,9 @@ pub struct Process {
     /// Whether sampling ends at the lowest noise level of the schedule instead of at none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ends_noisy: bool,
+    /// The shift of a flow, in place of that of its schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shifting: Option<Shifting>,
 }
 
 /// A process that cannot work.
@@ -60,6 +104,9 @@ pub enum ProcessError {
         /// Its range.
         expected: &'static str,
     },
+    /// A shift by the size of the image asked of a schedule that has none.
+    #[error("a shift by the size of the image, for a schedule that is no rectified flow")]
+    Shifting,
     /// A last noise level asked of a schedule that has none.
     #[error("a flow has no lowest noise level to end at")]
     Endless,
@@ -68,13 +115,25 @@ pub enum ProcessError {
 impl Process {
     /// A process of these three, without anything beside.
     pub fn new(schedule: NoiseSchedule, prediction: Prediction, time: TimeInput) -> Self {
-        Self { schedule, prediction, time, clip: None, ends_noisy: false }
+        Self { schedule, prediction, time, clip: None, ends_noisy: false, shifting: None }
+    }
+
+    /// The process for images of so many tokens in so many steps.
+    pub fn of_image(&self, tokens: usize, steps: usize) -> Self {
+        let mut own = self.clone();
+        if let (Some(shifting), NoiseSchedule::RectifiedFlow { shift }) =
+            (own.shifting.take(), &mut own.schedule)
+        {
+            *shift = shifting.mu(tokens, steps).exp();
+        }
+        own
     }
 
     /// The number that the network is told for a level.
     pub fn time_input(&self, level: &Level) -> f64 {
         match self.time {
             TimeInput::Timestep => level.timestep,
+            TimeInput::Countdown => TIMESTEPS - level.timestep,
             TimeInput::LogSigma => Clock::LogSigma.timestep(level.ve_sigma()),
         }
     }
@@ -108,6 +167,15 @@ impl Process {
             }
         }
         let is_flow = matches!(self.schedule, NoiseSchedule::RectifiedFlow { .. });
+        if self.shifting.is_some() && !is_flow {
+            return Err(ProcessError::Shifting);
+        }
+        if let Some(Shifting::Tokens { tokens: [few, many], mu: [low, high] }) = self.shifting {
+            within("tokens of the second μ", many, "more than of the first", many > few)?;
+            within("tokens of the first μ", few, "finite", true)?;
+            within("first μ", low, "-10 to 10", low.abs() <= 10.0)?;
+            within("second μ", high, "-10 to 10", high.abs() <= 10.0)?;
+        }
         if is_flow && self.ends_noisy {
             return Err(ProcessError::Endless);
         }

@@ -79,10 +79,8 @@ fn ranged(curve: Spacing, range: Spacing) -> Spacing {
 fn is_continuous(schedule: &NoiseSchedule, spacing: Option<&Spacing>) -> bool {
     let is_flow = matches!(schedule, NoiseSchedule::RectifiedFlow { .. });
     match spacing {
-        Some(Spacing::Linspace) => schedule.steps().is_none() && !is_flow,
-        Some(Spacing::Leading { .. } | Spacing::Trailing | Spacing::Respaced) => {
-            schedule.steps().is_none()
-        }
+        Some(Spacing::Linspace | Spacing::Trailing) => schedule.steps().is_none() && !is_flow,
+        Some(Spacing::Leading { .. } | Spacing::Respaced) => schedule.steps().is_none(),
         _ => false,
     }
 }

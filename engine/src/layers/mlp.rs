@@ -8,15 +8,17 @@ use super::init::Init;
 use super::lora::Lora;
 use crate::ops::Activation;
 
-/// Two linear layers with an activation between them.
+/// Two linear layers with an activation between them, which one half of a gated first layer multiplies by the other (GLU,
+/// Shazeer 2020).
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// `[hidden, inner]`.
+    /// `[hidden, inner]`; if it is gated twice as wide, what is activated first.
     pub up: Dense,
     /// `[inner, hidden]`.
     pub down: Dense,
     #[module(skip)]
     activation: Activation,
+    gated: bool,
 }
 
 impl Mlp {
@@ -27,7 +29,8 @@ impl Mlp {
         activation: Activation,
         init: &Init<'_>,
     ) -> Self {
-        Self { up: up.init(init), down: down.init(init), activation }
+        let gated = up.outputs == 2 * down.inputs;
+        Self { up: up.init(init), down: down.init(init), activation, gated }
     }
 
     /// # Shapes
@@ -38,7 +41,11 @@ impl Mlp {
 
     /// [`Mlp::forward`] with adapters of `up` and `down`.
     pub fn adapted<const D: usize>(&self, x: Tensor<D>, adapters: Option<[&Lora; 2]>) -> Tensor<D> {
-        let inner = self.up.adapted(x, Some(self.activation), adapters.map(|[up, _]| up));
+        let up = adapters.map(|[up, _]| up);
+        let inner = match self.gated {
+            false => self.up.adapted(x, Some(self.activation), up),
+            true => glu(self.up.adapted(x, None, up), self.activation),
+        };
         self.down.adapted(inner, None, adapters.map(|[_, down]| down))
     }
 
@@ -48,4 +55,11 @@ impl Mlp {
         self.down = self.down.folded();
         self
     }
+}
+
+/// The first half of each row, activated, times the second.
+fn glu<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    let half = x.dims()[D - 1] / 2;
+    let [first, second] = [0, half].map(|start| x.clone().narrow(D - 1, start, half));
+    activation.forward(first) * second
 }

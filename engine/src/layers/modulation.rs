@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::{Fresh, Init};
-use crate::ops;
+use crate::ops::{self, RowNorm};
 
 /// Which modulations a network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,13 @@ pub struct ModulationConfig {
     /// itself (adaLN-single, PixArt-α, Chen et al. 2023, section 2.3).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub single: bool,
+    /// One projection serves the images of all blocks, one their texts, and one all blocks that both share, as it is; the
+    /// head has its own (FLUX.2).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub common: bool,
+    /// Blocks take the condition as it is before its activation, the head behind it (Z-Image).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unactivated: bool,
 }
 
 /// What a gate of value `g` does to the output `f` of a branch.
@@ -37,6 +44,8 @@ pub enum GateForm {
     Zero,
     /// `(1 + g) · f`: the branch starts unchanged (MP-DiT).
     One,
+    /// `tanh(g) · f` (Lumina-Next, Zhuo et al. 2024).
+    Tanh,
 }
 
 impl ModulationConfig {
@@ -53,7 +62,12 @@ impl ModulationConfig {
         gate: true,
         gate_form: GateForm::One,
         single: false,
+        common: false,
+        unactivated: false,
     };
+    /// None at all.
+    pub const NONE: Self =
+        Self { scale: false, rotation: false, gate: false, ..Self::ROTATION_SCALE };
 
     /// Numbers that one branch takes, as a multiple of `hidden`.
     pub fn width(&self, with_gate: bool) -> f64 {
@@ -73,7 +87,7 @@ impl ModulationConfig {
 /// The outputs are, per branch: scale, shift, rotation, gate (those that exist).
 #[derive(Module, Debug)]
 pub struct Modulation {
-    /// `[hidden, sum of the parts]`; absent when nothing is modulated, and of adaLN-single.
+    /// `[condition, sum of the parts]`; absent when nothing is modulated, and where one serves all blocks.
     pub dense: Option<Dense>,
     /// `[sum of the parts]`, added to what adaLN-single gives.
     pub table: Option<Param<Tensor<1>>>,
@@ -96,9 +110,9 @@ pub struct Modulated {
 }
 
 impl Modulation {
-    /// Makes a layer for `branches` branches, with gates if `gated`.
+    /// Makes a layer for `branches` branches, with gates if `gated`, from a condition to tokens of these widths.
     pub fn new(
-        hidden: usize,
+        [condition, hidden]: [usize; 2],
         branches: usize,
         gated: bool,
         config: ModulationConfig,
@@ -107,11 +121,11 @@ impl Modulation {
     ) -> Self {
         let parts = config.halves(gated);
         let width = parts.iter().sum::<usize>() * hidden / 2 * branches;
-        let dense = projection(hidden, width).with_free_weights(Fresh::Constant(0.0));
-        let own = width > 0 && !config.single;
+        let dense = projection(condition, width).with_free_weights(Fresh::Constant(0.0));
+        let own = width > 0 && !config.single && !config.common;
         let small = Fresh::Normal(1.0 / (hidden as f64).sqrt());
         let gains = match config.gate_form {
-            GateForm::Zero => 1,
+            GateForm::Zero | GateForm::Tanh => 1,
             GateForm::One => parts.len() * branches,
         };
         Self {
@@ -125,11 +139,11 @@ impl Modulation {
         }
     }
 
-    /// The modulation of each branch, from the activated condition; of adaLN-single from what its projection gives, or
-    /// from the condition before its activation, which then stands for every part.
+    /// The modulation of each branch, from the activated condition; from what a projection gives that serves all blocks; of
+    /// adaLN-single also from the condition before its activation, which then stands for every part.
     ///
     /// # Shapes
-    /// `[batch, 1 | tokens, hidden]`, or `[batch, 1 | tokens, sum of the parts]`
+    /// `[batch, 1 | tokens, condition]`, or `[batch, 1 | tokens, sum of the parts]`
     pub fn forward(&self, condition: Tensor<3>) -> Vec<Modulated> {
         let hidden = self.hidden;
         let out = match (&self.dense, &self.table) {
@@ -140,6 +154,7 @@ impl Modulation {
                 let times = table.dims()[2] / condition.dims()[2];
                 condition.repeat_dim(2, times) + table
             }
+            (None, None) if self.config.common => condition,
             (None, None) => return vec![Modulated::default(); self.branches],
         };
         let mut start = 0;
@@ -166,6 +181,7 @@ impl Modulation {
                     match self.config.gate_form {
                         GateForm::Zero => gate,
                         GateForm::One => gate + 1.0,
+                        GateForm::Tanh => gate.tanh(),
                     }
                 }),
             })
@@ -180,12 +196,11 @@ impl Modulation {
 }
 
 impl Modulated {
-    /// Normalises, with the layer norm's constant if there is one, then scales, shifts and rotates the
-    /// input of a branch, in this order.
+    /// Normalises, if there is a norm, then scales, shifts and rotates the input of a branch, in this order.
     ///
     /// # Shapes
     /// `[batch, tokens, hidden]` to the same
-    pub fn input(&self, x: Tensor<3>, norm: Option<f64>) -> Tensor<3> {
+    pub fn input(&self, x: Tensor<3>, norm: Option<RowNorm>) -> Tensor<3> {
         let factors = [self.scale.clone(), self.shift.clone(), self.angles.clone()];
         ops::modulate(x, norm, factors)
     }
@@ -208,6 +223,17 @@ impl Modulated {
             }),
             ..then
         }
+    }
+
+    /// The same after factors on the normalised input, `[hidden]`.
+    pub fn after_gain(gain: Tensor<1>, batch: usize, then: Self) -> Self {
+        let gain: Tensor<3> = gain.unsqueeze();
+        let [_, _, hidden] = gain.dims();
+        let scale = match then.scale {
+            Some(scale) => scale * gain,
+            None => gain.expand([batch, 1, hidden]),
+        };
+        Self { scale: Some(scale), ..then }
     }
 
     /// Adds the gated output of a branch to the stream `x`; see
@@ -234,7 +260,7 @@ mod tests {
         let device = Device::flex();
         let config = ModulationConfig { shift: true, ..ModulationConfig::ROTATION_SCALE };
         let project = |i, o| DenseConfig::new(i, o, true);
-        let layer = Modulation::new(16, 2, true, config, project, &Init::new(0, &device));
+        let layer = Modulation::new([16, 16], 2, true, config, project, &Init::new(0, &device));
         let x = random([2, 5, 16]);
         for branch in layer.forward(random([2, 1, 16])) {
             let y = branch.input(x.clone(), None);

@@ -18,6 +18,8 @@ pub enum Position {
     Normalized,
     /// The mean over a token's channels removed, then normalised (MP-DiT).
     Centred,
+    /// No table: tokens know their places otherwise.
+    Absent,
 }
 
 impl Position {
@@ -53,7 +55,7 @@ impl Position {
         let data = TensorData::new(values, [1, rows * columns, hidden]);
         let table = Tensor::<3>::from_data(data, device);
         match self {
-            Position::Plain => table,
+            Position::Plain | Position::Absent => table,
             Position::Normalized => normalize(table, 2),
             Position::Centred => {
                 let mean = table.clone().mean_dim(2);

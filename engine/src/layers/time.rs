@@ -57,7 +57,7 @@ pub struct TimeEmbedder {
     pub fourier: Option<Fourier>,
     /// Rows of [`TimeCode::Table`].
     pub table: Option<Table>,
-    /// `[channels, hidden]` and `[hidden, hidden]`.
+    /// `[channels, inner]` and `[inner, hidden]`.
     pub mlp: Mlp,
     #[module(skip)]
     code: TimeCode,
@@ -110,10 +110,10 @@ impl Table {
 pub const EMBEDDING_STD: f64 = 0.02;
 
 impl TimeEmbedder {
-    /// Makes an embedder; `projection` describes its two layers.
+    /// Makes an embedder with these widths; `projection` describes its two layers.
     pub fn new(
         code: TimeCode,
-        hidden: usize,
+        [inner, hidden]: [usize; 2],
         activation: Activation,
         projection: impl Fn(usize, usize) -> DenseConfig,
         init: &Init<'_>,
@@ -131,7 +131,7 @@ impl TimeEmbedder {
                 TimeCode::Table { steps } => Some(Table::new(steps, hidden, true, init)),
                 _ => None,
             },
-            mlp: Mlp::new(layer(channels, hidden), layer(hidden, hidden), activation, init),
+            mlp: Mlp::new(layer(channels, inner), layer(inner, hidden), activation, init),
             code,
         }
     }
@@ -148,9 +148,10 @@ impl TimeEmbedder {
         match (self.code, &self.fourier, &self.table) {
             (TimeCode::Sinusoidal { channels, frequency_shift }, ..) => {
                 let half = channels / 2;
-                let rate = MAX_PERIOD.ln() / (half as f64 - frequency_shift);
-                let frequencies: Vec<f32> =
-                    (0..half).map(|k| (-rate * k as f64).exp() as f32).collect();
+                let last = half as f32 - frequency_shift as f32;
+                // Their logarithms are rounded where networks of this code were trained: with a time of 1000, it shows.
+                let log = |k: usize| f64::from(-MAX_PERIOD.ln() as f32 * k as f32 / last);
+                let frequencies: Vec<f32> = (0..half).map(|k| log(k).exp() as f32).collect();
                 let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &device);
                 let angles: Tensor<2> = time.unsqueeze_dim::<2>(1) * frequencies.unsqueeze();
                 let angles = wrapped(angles);
@@ -211,7 +212,7 @@ mod tests {
         let code = TimeCode::Sinusoidal { channels: 8, frequency_shift: 0.0 };
         let project = |i, o| DenseConfig::new(i, o, false);
         let embedder =
-            TimeEmbedder::new(code, 16, Activation::Silu, project, &Init::new(0, &device));
+            TimeEmbedder::new(code, [16; 2], Activation::Silu, project, &Init::new(0, &device));
         let code = embedder.encode(Tensor::from_floats([999.0], &device));
         let expected = [
             0.99964982,
@@ -233,7 +234,7 @@ mod tests {
         let code = TimeCode::Fourier { channels: 256, unit_variance: true };
         let project = |i, o| DenseConfig::new(i, o, true);
         let embedder =
-            TimeEmbedder::new(code, 16, Activation::MpSilu, project, &Init::new(0, &device));
+            TimeEmbedder::new(code, [16; 2], Activation::MpSilu, project, &Init::new(0, &device));
         let times = Tensor::<1, Int>::arange(0..512, &device).float() * (1.0 / 64.0);
         let rms: f32 = embedder.encode(times).square().mean().sqrt().into_scalar();
         assert!((rms - 1.0).abs() < 0.03, "{rms}");

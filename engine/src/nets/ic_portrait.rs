@@ -39,6 +39,7 @@ impl IcPortraitConfig {
     /// # Errors
     /// What it is.
     pub fn check(&self, net: &DitConfig) -> Result<(), String> {
+        net.check_branches()?;
         let joint = net.text.as_ref().is_some_and(|text| text.attention == TextAttention::Joint);
         let depth = self.matching.unwrap_or(1);
         match (self.matching, self.appearance) {

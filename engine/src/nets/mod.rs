@@ -19,9 +19,10 @@ pub use control::{Control, Steered};
 pub use discriminator::Discriminator;
 pub(crate) use dit::Encoded;
 pub use dit::{
-    Affine, AfterBlock, BlockAdapters, BlockMode, Condition, Conditioning, Context, Dit, DitBlock,
-    DitConfig, Embedder, Ends, Flexible, Head, Mode, Norm, Panel, Sharing, Text, TextAttention,
-    TextConfig, TextLayers, flexify,
+    Affine, AfterBlock, BlockAdapters, BlockMode, Branches, Caption, Common, Condition,
+    Conditioning, Context, Dit, DitBlock, DitConfig, Embedder, Ends, Fill, Flexible, Head, Mode,
+    Norm, Norms, Panel, Placing, Refiners, Sharing, Text, TextAttention, TextConfig, TextEntry,
+    TextLayers, flexify,
 };
 pub use error::ConfigError;
 pub use features::{

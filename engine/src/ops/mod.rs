@@ -28,7 +28,7 @@ pub(crate) use cpu::matrix::counted;
 pub use linear::{
     linear, mixed, mixes, pack, packed_linear, packs, products, quantize, quantizes, rounds,
 };
-pub use modulate::{join, modulate};
+pub use modulate::{RowNorm, join, modulate};
 pub use normalized_weight::{normalized_weight, unit_weight};
 pub use optimizer::{AdamStep, adam, blend, sum_of_squares};
 pub use overlap::overlap_add;

@@ -7,22 +7,31 @@ use super::cpu::bridge::{Operand, run};
 use super::cpu::modulate::{Join, Modulate};
 use super::magnitude::{in_f32, mp_sum_factors, sum};
 
-/// Layer norm with the constant `norm`, if there is one; then scale, shift and rotation by angles, in
-/// radians, of the channel pairs `(i, i + hidden / 2)`.
+/// Normalisation of the row of a token, without learned numbers; ε is added to the mean square.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RowNorm {
+    /// To mean 0 and variance 1: layer norm with this ε.
+    Layer(f64),
+    /// To a mean square of 1 with this ε (RMS norm, Zhang & Sennrich 2019).
+    Rms(f64),
+}
+
+/// The norm, if there is one; then scale, shift and rotation by angles, in radians, of the channel pairs
+/// `(i, i + hidden / 2)`.
 ///
 /// # Shapes
 /// `x`: `[batch, tokens, hidden]`; `scale`, `shift`: `[batch, 1 | tokens, hidden]`, `angles`:
 /// `[batch, 1 | tokens, hidden / 2]`
 pub fn modulate(
     x: Tensor<3>,
-    norm: Option<f64>,
+    norm: Option<RowNorm>,
     [scale, shift, angles]: [Option<Tensor<3>>; 3],
 ) -> Tensor<3> {
     if !available(&x) {
         return plain_modulate(x, norm, [scale, shift, angles]);
     }
     let kernel = Modulate {
-        norm: norm.map(|epsilon| epsilon as f32),
+        norm,
         scale: scale.is_some(),
         shift: shift.is_some(),
         rotation: angles.is_some(),
@@ -33,12 +42,15 @@ pub fn modulate(
 
 fn plain_modulate(
     mut x: Tensor<3>,
-    norm: Option<f64>,
+    norm: Option<RowNorm>,
     [scale, shift, angles]: [Option<Tensor<3>>; 3],
 ) -> Tensor<3> {
-    if let Some(epsilon) = norm {
+    if let Some(norm) = norm {
         x = in_f32(x, |x| {
-            let centred = x.clone() - x.mean_dim(2);
+            let (centred, epsilon) = match norm {
+                RowNorm::Layer(epsilon) => (x.clone() - x.mean_dim(2), epsilon),
+                RowNorm::Rms(epsilon) => (x, epsilon),
+            };
             let variance = centred.clone().square().mean_dim(2);
             centred * (variance + epsilon).sqrt().recip()
         });
@@ -112,11 +124,12 @@ mod tests {
     #[test]
     fn fused_modulation_equals_plain() {
         let (batch, tokens, width) = (3, 13, 50);
-        for case in 0..32 {
+        for case in 0..64 {
             let on = |bit: usize| case >> bit & 1 == 1;
             // Factors of one row per image, as parts of one tensor, or one row per token.
             let rows = if on(4) { tokens } else { 1 };
-            let norm = on(0).then_some(1e-6);
+            let norm = if on(5) { RowNorm::Rms } else { RowNorm::Layer };
+            let norm = on(0).then_some(norm(1e-6));
             let inputs = [random([batch, tokens, width]), random([batch, rows, 3 * width])];
             let factors = |x: &Tensor<3>| {
                 let part = |bit: usize, width: usize| {

@@ -227,7 +227,7 @@ fn forward(bench: &Timer<'_>, net: &Dit) -> anyhow::Result<()> {
         class: Conditioning::classes(&vec![0; batch], device).class.filter(|_| config.classes > 0),
         text: config.text.as_ref().map(|text| Text {
             tokens: random(text.width),
-            padding: None,
+            lengths: None,
             pooled: text.pooled.map(|width| Tensor::zeros([batch, width], device)),
         }),
         size: config.sized.then(|| Tensor::ones([batch, 3], device)),

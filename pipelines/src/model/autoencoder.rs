@@ -76,6 +76,9 @@ struct Kl {
     scaling_factor: f64,
     #[serde(default)]
     shift_factor: Option<f64>,
+    batch_norm_eps: Option<f64>,
+    patch_size: Option<[usize; 2]>,
+    decoder_block_out_channels: Option<Vec<usize>>,
 }
 
 /// Of an AutoencoderTiny; what is not there is as in TAESD.
@@ -125,6 +128,24 @@ fn sd_scale() -> f64 {
 }
 
 impl Kl {
+    /// That of FLUX.2, whose latents are normalised by statistics of squares of cells.
+    fn flux2(mut self) -> Result<VaeConfig, String> {
+        if self.patch_size != Some([2, 2]) {
+            return Err(format!("patch_size is {:?}, expected [2, 2]", self.patch_size));
+        }
+        if let Some(found) =
+            self.decoder_block_out_channels.take().filter(|own| *own != self.block_out_channels)
+        {
+            let expected = &self.block_out_channels;
+            return Err(format!(
+                "decoder_block_out_channels are {found:?}, expected those of the encoder, {expected:?}"
+            ));
+        }
+        let epsilon = self.batch_norm_eps.ok_or("no batch_norm_eps")?;
+        let plain = Self { scaling_factor: 1.0, shift_factor: None, ..self }.config()?;
+        Ok(VaeConfig { squares: Some(epsilon), ..plain })
+    }
+
     /// What the network here cannot do is refused by name.
     fn config(self) -> Result<VaeConfig, String> {
         let out = self.out_channels.unwrap_or(self.in_channels);
@@ -159,6 +180,7 @@ impl Kl {
             quant: self.use_quant_conv,
             scale: self.scaling_factor,
             shift: self.shift_factor.unwrap_or(0.0),
+            squares: None,
             tiny: None,
         })
     }
@@ -202,6 +224,7 @@ impl Tiny {
             quant: false,
             scale: self.scaling_factor,
             shift: self.shift_factor.unwrap_or(0.0),
+            squares: None,
             tiny: Some(TinyBlocks { encoder: self.num_encoder_blocks, decoder }),
         })
     }
@@ -213,9 +236,10 @@ pub(super) fn folder(folder: &Path) -> Result<(VaeConfig, Source)> {
     let Kind { class } = read_json(path.clone())?;
     let config = match class.as_deref() {
         None | Some("AutoencoderKL") => read_json::<Kl>(path)?.config(),
+        Some("AutoencoderKLFlux2") => read_json::<Kl>(path)?.flux2(),
         Some("AutoencoderTiny") => read_json::<Tiny>(path)?.config(),
         Some(other) => Err(format!(
-            "autoencoder `{other}`, expected `AutoencoderKL`, such as stabilityai/sd-vae-ft-mse, or `AutoencoderTiny`"
+            "autoencoder `{other}`, expected `AutoencoderKL`, such as stabilityai/sd-vae-ft-mse, `AutoencoderKLFlux2` or `AutoencoderTiny`"
         )),
     };
     let config = config.map_err(|reason| fault(folder, reason))?;
@@ -265,6 +289,7 @@ fn lone(checkpoint: Checkpoint) -> Result<Found> {
         quant: has("quant_conv.weight"),
         scale,
         shift: 0.0,
+        squares: None,
         tiny: None,
     };
     config.check().map_err(|reason| fault(checkpoint.path(), reason.to_string()))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pyrograph_engine::diffusion::GuidedChannels;
+use pyrograph_engine::diffusion::{GuidedChannels, Prediction, Shifting, Spacing, TimeInput};
 use pyrograph_engine::layers::TimeCode;
 use pyrograph_engine::nets::{DitConfig, Norm};
 use pyrograph_weights::{Checkpoint, convert};
@@ -12,7 +12,9 @@ use serde::Deserialize;
 use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
 use super::text::{TextInput, TextSource};
-use super::{ModelConfig, Parts, Recognised, Source, autoencoder, pixart, read_json};
+use super::{
+    ModelConfig, Parts, Recognised, Source, autoencoder, flux2, pixart, read_json, z_image,
+};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -23,6 +25,8 @@ struct Index {
     class: String,
     #[serde(default)]
     id2label: BTreeMap<usize, String>,
+    #[serde(default)]
+    is_distilled: bool,
 }
 
 #[derive(Deserialize)]
@@ -68,31 +72,77 @@ pub(super) struct Network {
     pub(super) input: Option<TextInput>,
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
+    /// How its flow goes, if it must have one.
+    pub(super) flow: Option<Flow>,
     /// Its weights, and what they tell of it.
     pub(super) weights: fn(DitConfig, Checkpoint) -> Result<(DitConfig, Source)>,
 }
 
+/// A rectified flow whose pipeline chooses the steps itself, from pure noise in equal ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// From noise to data in time and velocity.
+    Backward,
+    /// From data to noise; where times are shifted by the size of the image, as in FLUX.2.
+    Flux2,
+}
+
+impl Flow {
+    /// What the scheduler says, for this flow.
+    pub(super) fn of(self, scheduler: &mut Scheduler) -> Result<(), String> {
+        let process = &mut scheduler.process;
+        if process.prediction != Prediction::Flow {
+            return Err(
+                "a scheduler of another process than the rectified flow of this model".into()
+            );
+        }
+        match self {
+            Self::Backward => {
+                (process.prediction, process.time) = (Prediction::Backflow, TimeInput::Countdown);
+            }
+            Self::Flux2 => {
+                process.shifting = process.shifting.map(|_| Shifting::Flux2);
+            }
+        }
+        scheduler.spacing.get_or_insert(Spacing::Trailing);
+        Ok(())
+    }
+}
+
 /// The pipeline in a folder, with what it has of the parts that are not elsewhere.
 pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
-    let Index { class, id2label } = read_json(folder.join("model_index.json"))?;
+    let Index { class, id2label, is_distilled } = read_json(folder.join("model_index.json"))?;
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let network = match class.as_str() {
         "DiTPipeline" => dit(folder, id2label)?,
         "PixArtAlphaPipeline" => pixart::network(folder, pixart::ALPHA_TOKENS)?,
         "PixArtSigmaPipeline" => pixart::network(folder, pixart::SIGMA_TOKENS)?,
+        "ZImagePipeline" => z_image::network(folder)?,
+        "Flux2KleinPipeline" => flux2::network(folder, is_distilled)?,
         _ => {
-            let expected = "`DiTPipeline`, `PixArtAlphaPipeline` or `PixArtSigmaPipeline`";
+            let expected = "`DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, \
+                `ZImagePipeline` or `Flux2KleinPipeline`";
             return Err(fault(format!("pipeline `{class}`, expected {expected}")));
         }
     };
-    let Network { net, labels, mut input, steps, cfg_scale, weights } = network;
+    let Network { net, labels, mut input, steps, cfg_scale, flow, weights } = network;
     // Numbers before the weights, which need not be there for them to be wrong.
     net.check().map_err(|error| fault(error.to_string()))?;
-    let Scheduler { process, sampler, spacing, notices } = scheduler::read(
+    let mut scheduler = scheduler::read(
         read_json(folder.join("scheduler/scheduler_config.json"))?,
         net.learned_variance,
     )
     .map_err(|found| fault(found.to_string()))?;
+    match flow {
+        Some(flow) => flow.of(&mut scheduler).map_err(fault)?,
+        None if scheduler.process.shifting.is_some() => {
+            return Err(fault(
+                "use_dynamic_shifting is true, which this pipeline cannot use".into(),
+            ));
+        }
+        None => (),
+    }
+    let Scheduler { process, sampler, spacing, notices } = scheduler;
     process.check().map_err(|error| fault(error.to_string()))?;
     let vae = Some(folder.join("vae")).filter(|vae| elsewhere.vae.is_none() && vae.exists());
     let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
@@ -100,7 +150,7 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
         weights(net, Checkpoint::open(weights_file(&folder.join("transformer"))?)?)?;
     let mut text = None;
     if let Some(input) = input.as_mut().filter(|_| elsewhere.text_encoder.is_none()) {
-        let own = TextSource::recognise(folder)?;
+        let own = TextSource::recognise(folder)?.reading(input);
         input.encoder = Some(own.encoder.config.clone());
         text = Some(own);
     }
@@ -150,6 +200,7 @@ fn dit(folder: &Path, names: BTreeMap<usize, String>) -> Result<Network> {
         input: None,
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        flow: None,
         weights: |net, checkpoint| {
             let per_block = convert::embedder_per_block(&checkpoint)?;
             let net = DitConfig { embedder_per_block: per_block, ..net };

@@ -6,7 +6,9 @@
 
 pub(crate) mod aspect;
 mod autoencoder;
+mod check;
 mod diffusers;
+mod flux2;
 mod folders;
 mod original;
 mod pixart;
@@ -18,6 +20,7 @@ mod states;
 pub mod text;
 pub mod text_encoder;
 mod weight_type;
+mod z_image;
 
 pub(crate) use folders::resolved;
 pub use reader::TextReader;
@@ -28,9 +31,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::denoisers;
-use pyrograph_engine::diffusion::Process;
-use pyrograph_engine::nets::{DitConfig, Net, NetConfig, Vae, VaeConfig};
+use pyrograph_engine::diffusion::{Grid, Process};
+use pyrograph_engine::nets::{Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
     read_manifest, save_bundle,
@@ -38,11 +40,12 @@ use pyrograph_weights::{
 use serde::{Deserialize, Serialize};
 
 use self::autoencoder::Found;
+use self::check::{check, check_numbers, check_text};
 use self::text::{TextInput, TextSource};
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::labels::Labels;
-use crate::settings::Defaults;
+use crate::settings::{Defaults, Settings};
 
 /// Description of a model; the `config` of its `model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +68,19 @@ pub struct ModelConfig {
     pub text: Option<TextInput>,
 }
 
+impl ModelConfig {
+    /// The levels of all steps of images with these settings.
+    ///
+    /// # Errors
+    /// Settings that do not go with the process.
+    pub fn grid(&self, settings: &Settings) -> Result<Grid> {
+        let (net, factor) = (&self.net.dit, self.vae.as_ref().map_or(1, VaeConfig::factor));
+        let size = settings.size.map_or(net.size, |size| size.map(|side| side / factor));
+        let [rows, columns] = net.grid(size, net.patch);
+        settings.grid(&self.process.of_image(rows * columns, settings.steps))
+    }
+}
+
 /// Values of `family` in the `model.json` of a model that is told classes, or texts.
 const FAMILIES: [&str; 2] = ["class", "text"];
 /// Name of the transformer's part in a bundle.
@@ -73,8 +89,6 @@ const NET: &str = "dit";
 const VAE: &str = "vae";
 /// Name of the text encoder's part in a bundle.
 const TEXT: &str = "text";
-/// Numbers that the table of positions of any network may have. A larger one must be in proportion to the weights.
-const SMALL_TABLE: usize = 1 << 23;
 /// Largest file of a configuration.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
@@ -195,67 +209,6 @@ fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     Ok(recognised)
 }
 
-/// Checks the numbers of a description, also against the weights: a few bytes can ask for any network.
-fn check(path: &Path, recognised: &Recognised) -> Result<()> {
-    check_numbers(path, &recognised.config)?;
-    check_trunk(path, &recognised.config.net.dit, &recognised.net.checkpoint)
-}
-
-/// Checks the numbers of a description.
-fn check_numbers(path: &Path, config: &ModelConfig) -> Result<()> {
-    let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-    let ModelConfig { net, process, vae, .. } = config;
-    net.check().map_err(|error| fault(error.to_string()))?;
-    denoisers::check(process, &net.dit).map_err(|error| fault(error.to_string()))?;
-    if let Some(vae) = vae {
-        vae.check().map_err(|error| fault(error.to_string()))?;
-    }
-    check_text(config).map_err(fault)
-}
-
-/// Checks that a text encoder is of the width that the network reads.
-fn check_text(config: &ModelConfig) -> Result<(), String> {
-    let encoder = config.text.as_ref().and_then(|input| input.encoder.as_ref());
-    match (&config.net.dit.text, encoder) {
-        (_, None) => Ok(()),
-        (Some(text), Some(encoder)) if text.width == encoder.hidden => match text.pooled {
-            Some(pooled) if pooled != encoder.hidden => {
-                let hidden = encoder.hidden;
-                Err(format!(
-                    "a text as one vector of width {pooled}, the mean of the encoder's has {hidden}"
-                ))
-            }
-            _ => Ok(()),
-        },
-        (Some(text), Some(encoder)) => Err(format!(
-            "a text encoder of width {}, the network reads {}",
-            encoder.hidden, text.width
-        )),
-        (None, Some(_)) => Err("a text encoder, but a network that reads no text".into()),
-    }
-}
-
-/// Checks that a network is no larger than its weights can fill.
-fn check_trunk(path: &Path, net: &DitConfig, stored: &Checkpoint) -> Result<()> {
-    let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-    let (depth, tensors) = (net.depth, stored.tensors().len());
-    if depth > tensors {
-        return Err(fault(format!("depth is {depth}, the weights are {tensors} tensors")));
-    }
-    let [height, width] = net.size.map(|side| side / net.patch);
-    let table = height.saturating_mul(width).saturating_mul(net.hidden);
-    let most = stored.elements().saturating_mul(4).max(SMALL_TABLE);
-    match table > most {
-        true => Err(fault(format!(
-            "a table of {height} x {width} positions of width {}, expected at most {most} numbers \
-             beside the {} weights",
-            net.hidden,
-            stored.elements()
-        ))),
-        false => Ok(()),
-    }
-}
-
 /// The part of a `model.json` that describes a model.
 #[derive(Deserialize)]
 struct Described {
@@ -283,9 +236,12 @@ fn native(path: &Path) -> Result<Recognised> {
     // Numbers before the weights, which need not be there for them to be wrong.
     check_numbers(path, &config)?;
     let bundle = Bundle::open(path)?;
-    let text = config.text.as_ref().and_then(|input| input.encoder.as_ref());
-    let text =
-        text.map(|encoder| TextSource::sealed(path, encoder, Source::sealed(&bundle, TEXT)?));
+    let input = config.text.as_ref();
+    let text = input.and_then(|input| Some((input, input.encoder.as_ref()?)));
+    let text = text.map(|(input, encoder)| {
+        let source = TextSource::sealed(path, encoder, Source::sealed(&bundle, TEXT)?);
+        source.map(|source| source.reading(input))
+    });
     Ok(Recognised {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
@@ -331,8 +287,8 @@ impl Recognised {
     fn with_vae(mut self, path: &Path) -> Result<Self> {
         let Found { config, source, notice } = autoencoder::find(path)?;
         let channels = self.config.net.dit.channels;
-        if config.latent_channels != channels {
-            let found = config.latent_channels;
+        if config.scaled_channels() != channels {
+            let found = config.scaled_channels();
             return Err(Error::Autoencoder {
                 path: path.to_owned(),
                 reason: format!("latents of {found} channels, the model has {channels}"),
@@ -350,7 +306,7 @@ impl Recognised {
         let Some(input) = &mut self.config.text else {
             return Err(fault("a text encoder, for a model that reads no text".into()));
         };
-        let text = TextSource::find(path, tokenizer)?;
+        let text = TextSource::find(path, tokenizer)?.reading(input);
         input.encoder = Some(text.encoder.config.clone());
         check_text(&self.config).map_err(fault)?;
         Ok(Self { text: Some(text), ..self })

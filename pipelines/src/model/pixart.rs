@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::diffusers::Network;
-use super::text::TextInput;
+use super::text::{States, TextInput};
 use super::{Source, aspect, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -74,6 +74,7 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
         input: Some(reads(transformer.sample_size, tokens)),
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        flow: None,
         weights: |net, checkpoint| Ok((net, Source::new(checkpoint, convert::pixart_diffusers()))),
     })
 }
@@ -82,7 +83,15 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
 /// to so many tokens.
 pub(super) fn reads(side: usize, tokens: usize) -> TextInput {
     let sizes = Some(side).filter(|side| aspect::is_known(*side));
-    TextInput { encoder: None, tokens, clean: true, sizes }
+    TextInput {
+        encoder: None,
+        tokens,
+        clean: true,
+        sizes,
+        template: None,
+        states: States::Last,
+        filled: false,
+    }
 }
 
 impl Transformer {
@@ -131,7 +140,7 @@ pub(super) fn net(hidden: usize, depth: usize, heads: usize, width: usize) -> Di
     DitConfig {
         classes: 0,
         modulation: ModulationConfig::ADALN_SINGLE,
-        text: Some(TextConfig { width, pooled: None, attention: TextAttention::Cross }),
+        text: Some(TextConfig::new(width, TextAttention::Cross)),
         ..DitConfig::dit(hidden, depth, heads)
     }
 }

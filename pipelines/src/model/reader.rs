@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use pyrograph_engine::device::is_host;
 use pyrograph_engine::nets::{TextBlock, TextEncoder};
-use pyrograph_weights::FloatDtype;
+use pyrograph_weights::{FloatDtype, sha256_of};
 
 use super::Notice;
 use super::states::States;
@@ -38,6 +38,23 @@ enum Encoder {
     Streamed(Option<States>),
 }
 
+/// The tokens of a text, with what fills it up.
+#[derive(Debug, Clone)]
+struct Filled {
+    ids: Vec<usize>,
+    /// Tokens of the text itself.
+    own: usize,
+}
+
+impl Filled {
+    /// What no token sees, `[1, tokens]`.
+    fn padding(&self, device: &Device) -> Option<Tensor<2, Bool>> {
+        let tokens = self.ids.len();
+        let hidden = || TensorData::new((0..tokens).map(|i| i >= self.own).collect(), [1, tokens]);
+        (self.own < tokens).then(|| Tensor::from_data(hidden(), device))
+    }
+}
+
 impl TextReader {
     /// Opens an encoder; `notify` hears of weights that are not finite.
     ///
@@ -56,7 +73,12 @@ impl TextReader {
                 Encoder::Held(Box::new(net.folded()))
             }
             false => {
-                let fingerprint = encoder.source.checkpoint.fingerprint();
+                let mut fingerprint = encoder.source.checkpoint.fingerprint();
+                let behind = &encoder.config.behind;
+                if source.filled || !behind.is_empty() {
+                    let states = format!("{fingerprint} {behind:?} {}", source.filled);
+                    fingerprint = sha256_of(states.as_bytes());
+                }
                 let states = cache_folder().map(|cache| States::new(&cache, &fingerprint, device));
                 Encoder::Streamed(states)
             }
@@ -72,7 +94,7 @@ impl TextReader {
 
     /// Width of the states.
     pub(crate) fn width(&self) -> usize {
-        self.source.encoder.config.hidden
+        self.source.encoder.config.width()
     }
 
     /// Whether its weights are in memory only while texts pass through them.
@@ -115,16 +137,22 @@ impl TextReader {
     }
 
     fn states(&self, texts: &[String], limit: usize, keep: bool) -> Result<Vec<Tensor<3>>> {
-        let ids = texts
-            .iter()
-            .map(|text| Ok(self.tokens(text, limit)?.ids))
-            .collect::<Result<Vec<_>>>()?;
-        let states: Vec<Tensor<3>> = match &*self.encoder {
-            Encoder::Held(net) => {
-                ids.into_iter().map(|ids| net.forward(&[ids], None, &[]).last).collect()
+        let filled = |text: &String| {
+            let mut ids = self.tokens(text, limit)?.ids;
+            let own = ids.len();
+            if self.source.filled {
+                ids.resize(limit, self.source.tokenizer.pad());
             }
-            Encoder::Streamed(Some(kept)) if keep => self.kept(kept, ids)?,
-            Encoder::Streamed(_) => self.streamed(ids)?,
+            Ok(Filled { ids, own })
+        };
+        let filled = texts.iter().map(filled).collect::<Result<Vec<_>>>()?;
+        let states: Vec<Tensor<3>> = match &*self.encoder {
+            Encoder::Held(net) => filled
+                .into_iter()
+                .map(|text| net.states(std::slice::from_ref(&text.ids), text.padding(&self.device)))
+                .collect(),
+            Encoder::Streamed(Some(kept)) if keep => self.kept(kept, filled)?,
+            Encoder::Streamed(_) => self.streamed(filled)?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -137,24 +165,24 @@ impl TextReader {
     }
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
-    fn kept(&self, kept: &States, ids: Vec<Vec<usize>>) -> Result<Vec<Tensor<3>>> {
+    fn kept(&self, kept: &States, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
         let width = self.width();
-        let get = |ids: &Vec<usize>| kept.get(ids, width, &self.device);
-        let found: Vec<Option<Tensor<3>>> = ids.iter().map(get).collect();
-        let missing = ids.into_iter().zip(&found).filter(|(_, found)| found.is_none());
-        let missing: Vec<Vec<usize>> = missing.map(|(ids, _)| ids).collect();
+        let get = |text: &Filled| kept.get(&text.ids, width, &self.device);
+        let found: Vec<Option<Tensor<3>>> = texts.iter().map(get).collect();
+        let missing = texts.into_iter().zip(&found).filter(|(_, found)| found.is_none());
+        let missing: Vec<Filled> = missing.map(|(text, _)| text).collect();
         if missing.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
         let made = self.streamed(missing.clone())?;
-        missing.iter().zip(&made).for_each(|(ids, states)| kept.put(ids, states));
+        missing.iter().zip(&made).for_each(|(text, states)| kept.put(&text.ids, states));
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
         Ok(found.into_iter().filter_map(next).collect())
     }
 
     /// All texts through one block after the other, while the next block is read.
-    fn streamed(&self, ids: Vec<Vec<usize>>) -> Result<Vec<Tensor<3>>> {
+    fn streamed(&self, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
         let TextEncoderSource { config, source, .. } = &self.source.encoder;
         self.check_memory(&self.source.encoder)?;
         source.verify()?;
@@ -163,7 +191,11 @@ impl TextReader {
         let ends = config.init_ends(0, device);
         let (ends, _) =
             pyrograph_weights::load_part(ends, None, checkpoint, layout, FloatDtype::F32, device)?;
-        let mut streams: Vec<_> = ids.into_iter().map(|ids| ends.enter(&[ids], None)).collect();
+        let entered = |text: Filled| {
+            let padding = text.padding(device);
+            ends.enter(&[text.ids], padding)
+        };
+        let mut streams: Vec<_> = texts.into_iter().map(entered).collect();
         let (give, take) = sync_channel::<Result<TextBlock>>(0);
         std::thread::scope(|scope| {
             scope.spawn(move || {

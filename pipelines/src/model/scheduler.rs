@@ -4,7 +4,7 @@
 //! another class, or the offset of a spacing that has none, a [`Notice`] says so.
 
 use pyrograph_engine::diffusion::{
-    Clip, Correction, DpmSolver, NoiseSchedule, Prediction, Process, Sampler, Spacing,
+    Clip, Correction, DpmSolver, NoiseSchedule, Prediction, Process, Sampler, Shifting, Spacing,
     StepFunction, TimeInput, UniPcSolver, Variance,
 };
 use serde_json::Value;
@@ -221,9 +221,27 @@ fn curve(keys: &Keys, range: &Spacing) -> Result<Option<Spacing>, Fault> {
 
 fn flow(keys: &Keys) -> Result<(Process, Option<Spacing>), Fault> {
     keys.expect("num_train_timesteps", &Value::from(1000))?;
-    let schedule = NoiseSchedule::RectifiedFlow { shift: keys.required("shift")? };
-    let process = Process::new(schedule, Prediction::Flow, TimeInput::Timestep);
+    let shifting = shifting(keys)?;
+    // One by the size of the image comes in its place.
+    let shift = if shifting.is_some() { 1.0 } else { keys.required("shift")? };
+    let schedule = NoiseSchedule::RectifiedFlow { shift };
+    let process =
+        Process { shifting, ..Process::new(schedule, Prediction::Flow, TimeInput::Timestep) };
     Ok((process, curve(keys, &Spacing::Linspace)?))
+}
+
+/// The shift by the size of an image.
+fn shifting(keys: &Keys) -> Result<Option<Shifting>, Fault> {
+    if !keys.flag("use_dynamic_shifting")? {
+        return Ok(None);
+    }
+    keys.expect("time_shift_type", &Value::from("exponential"))?;
+    // diffusers does not read it, then.
+    keys.required("shift")?;
+    Ok(Some(Shifting::Tokens {
+        tokens: [keys.required("base_image_seq_len")?, keys.required("max_image_seq_len")?],
+        mu: [keys.required("base_shift")?, keys.required("max_shift")?],
+    }))
 }
 
 /// Mean and standard deviation of `ln σ` in the training of Karras et al. 2022, which a scheduler does not name.

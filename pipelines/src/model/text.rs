@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::nets::{Text, TextEncoderConfig};
 use pyrograph_weights::{Part, sha256_of};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,65 @@ use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::prompt;
 use crate::tokenizer::Tokenizer;
+
+/// What stands around each text, of a language model that was taught to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Template {
+    /// Qwen3's, of a question that it may think about.
+    Qwen3,
+    /// Qwen3's, of a question that it answers at once.
+    Qwen3Unthinking,
+}
+
+impl Template {
+    /// A text as the encoder reads it.
+    pub fn filled(self, text: &str) -> String {
+        let [before, after] = self.around();
+        format!("{before}{text}{after}")
+    }
+
+    /// What stands before and after a text.
+    fn around(self) -> [&'static str; 2] {
+        const START: &str = "<|im_start|>user\n";
+        match self {
+            Self::Qwen3 => [START, "<|im_end|>\n<|im_start|>assistant\n"],
+            Self::Qwen3Unthinking => {
+                [START, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"]
+            }
+        }
+    }
+}
+
+/// Which states of its encoder a model reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum States {
+    /// Those behind the last block and norm.
+    #[default]
+    Last,
+    /// Those that the last block sees.
+    BeforeLast,
+    /// Those behind a quarter, a half and three quarters of the blocks, side by side.
+    Quarters,
+}
+
+impl States {
+    fn is_last(&self) -> bool {
+        *self == Self::Last
+    }
+
+    /// The encoder with these states; one that has such ones by its description stays as it is.
+    pub(super) fn of(self, encoder: TextEncoderSource) -> TextEncoderSource {
+        match (self, encoder.config.depth, encoder.config.behind.is_empty()) {
+            (Self::BeforeLast, depth @ 2.., true) => encoder.read_behind(vec![depth - 1]),
+            (Self::Quarters, depth @ 4.., true) => {
+                encoder.read_behind([1, 2, 3].map(|quarters| depth * quarters / 4).to_vec())
+            }
+            _ => encoder,
+        }
+    }
+}
 
 /// How a model reads texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,15 +89,31 @@ pub struct TextInput {
     /// made at the nearest of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizes: Option<usize>,
+    /// What stands around each text, which then is not cleaned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
+    /// Which states of the encoder.
+    #[serde(default, skip_serializing_if = "States::is_last")]
+    pub states: States,
+    /// A text has all tokens, and what fills it up is told the network like a text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filled: bool,
 }
 
 impl TextInput {
     /// A text as the encoder reads it; a `raw` one is not cleaned.
     pub(crate) fn cleaned(&self, text: &str, raw: bool) -> String {
-        match self.clean && !raw {
-            true => prompt::clean(text),
-            false => prompt::plain(text),
+        match self.template {
+            Some(template) => template.filled(text),
+            None if self.clean && !raw => prompt::clean(text),
+            None => prompt::plain(text),
         }
+    }
+
+    /// What is cut off the end of a text, of a part that is cut off what the encoder reads.
+    pub(crate) fn of_text(&self, part: String) -> String {
+        let after = self.template.map_or("", |template| template.around()[1]);
+        part.strip_suffix(after).unwrap_or(&part).to_owned()
     }
 }
 
@@ -56,13 +131,8 @@ pub(crate) fn side_by_side(states: Vec<Tensor<3>>, pooled: bool, device: &Device
         }
     });
     let tokens = Tensor::cat(filled.collect(), 0);
-    let padding = lengths.iter().any(|tokens| *tokens != longest).then(|| {
-        let hidden: Vec<bool> =
-            lengths.iter().flat_map(|own| (0..longest).map(move |i| i >= *own)).collect();
-        let data = TensorData::new(hidden, [lengths.len(), longest]);
-        Tensor::<2, Bool>::from_data(data, device)
-    });
-    Text { tokens, padding, pooled }
+    let lengths = Some(lengths).filter(|all| all.iter().any(|tokens| *tokens != longest));
+    Text { tokens, lengths, pooled }
 }
 
 /// What a network is told of the size of so many images, see [`Conditioning::size`].
@@ -103,6 +173,8 @@ pub struct TextSource {
     pub tokenizer: Tokenizer,
     /// From tokens to states.
     pub encoder: TextEncoderSource,
+    /// See [`TextInput::filled`].
+    pub filled: bool,
 }
 
 impl TextSource {
@@ -117,6 +189,7 @@ impl TextSource {
         Ok(Self {
             tokenizer: Tokenizer::open(&part("tokenizer")?)?,
             encoder: TextEncoderSource::recognise(&part("text_encoder")?)?,
+            filled: false,
         })
     }
 
@@ -137,14 +210,19 @@ impl TextSource {
                 if beside.is_dir() { beside } else { path.to_owned() }
             }
         };
-        Ok(Self { encoder: encoder(path)?, tokenizer: Tokenizer::open(&own)? })
+        Ok(Self { encoder: encoder(path)?, tokenizer: Tokenizer::open(&own)?, filled: false })
     }
 
     /// A part of a bundle, which holds both.
     pub(super) fn sealed(path: &Path, config: &TextEncoderConfig, source: Source) -> Result<Self> {
         let tokenizer = Tokenizer::stored(path, source.checkpoint.metadata().get(TOKENIZER))?;
         let encoder = TextEncoderSource::checked(path, config.clone(), source, None)?;
-        Ok(Self { tokenizer, encoder })
+        Ok(Self { tokenizer, encoder, filled: false })
+    }
+
+    /// The same as a model reads it.
+    pub(super) fn reading(self, input: &TextInput) -> Self {
+        Self { encoder: input.states.of(self.encoder), filled: input.filled, ..self }
     }
 
     /// What changes with the weights of the encoder, and with the tokenizer.

@@ -110,7 +110,9 @@ impl T5 {
             hidden: self.d_model,
             depth: self.num_layers,
             heads: self.num_heads,
+            key_heads: None,
             head: self.d_kv,
+            head_norm: false,
             inner: self.d_ff,
             activation,
             gated,
@@ -122,6 +124,7 @@ impl T5 {
             bias: false,
             epsilon: self.layer_norm_epsilon,
             projection: None,
+            behind: Vec::new(),
         })
     }
 }
@@ -168,7 +171,9 @@ impl Clip {
             hidden,
             depth: self.num_hidden_layers,
             heads,
+            key_heads: None,
             head: hidden / heads,
+            head_norm: false,
             inner: self.intermediate_size,
             activation: activation(name).ok_or_else(|| unknown("hidden_act", name))?,
             gated: false,
@@ -177,12 +182,84 @@ impl Clip {
             bias: true,
             epsilon: self.layer_norm_eps,
             projection: projected.then_some(self.projection_dim),
+            behind: Vec::new(),
         })
     }
 
     /// Files of the first years name 2, which ends no text: there, the largest token does.
     fn end(&self) -> Option<usize> {
         self.eos_token_id.filter(|&id| id != 2)
+    }
+}
+
+/// The parts of Qwen3's configuration that its states depend on.
+#[derive(Deserialize)]
+struct Qwen3 {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    rms_norm_eps: f64,
+    hidden_act: String,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    rope_theta: Option<f64>,
+    rope_parameters: Option<RopeParameters>,
+    rope_scaling: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct RopeParameters {
+    rope_theta: f64,
+    #[serde(default = "default_rope")]
+    rope_type: String,
+}
+
+fn default_rope() -> String {
+    "default".into()
+}
+
+impl Qwen3 {
+    fn config(&self) -> Result<TextEncoderConfig, String> {
+        let kind = self.rope_parameters.as_ref().map_or("default", |rope| &rope.rope_type);
+        if kind != "default" || self.rope_scaling.is_some() {
+            let found = self.rope_scaling.as_ref().map_or(kind.to_owned(), ToString::to_string);
+            return Err(format!("positions are scaled by {found}, expected none of it"));
+        }
+        for (key, on) in [
+            ("attention_bias", self.attention_bias),
+            ("use_sliding_window", self.use_sliding_window),
+        ] {
+            if on {
+                return Err(format!("{key} is true, expected false"));
+            }
+        }
+        let of_parameters = self.rope_parameters.as_ref().map(|rope| rope.rope_theta);
+        let theta = of_parameters.or(self.rope_theta).ok_or("no rope_theta")?;
+        let name = &self.hidden_act;
+        Ok(TextEncoderConfig {
+            vocabulary: self.vocab_size,
+            hidden: self.hidden_size,
+            depth: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            key_heads: Some(self.num_key_value_heads),
+            head: self.head_dim,
+            head_norm: true,
+            inner: self.intermediate_size,
+            activation: activation(name).ok_or_else(|| unknown("hidden_act", name))?,
+            gated: true,
+            places: Places::Rotary { theta },
+            causal: true,
+            bias: false,
+            epsilon: self.rms_norm_eps,
+            projection: None,
+            behind: Vec::new(),
+        })
     }
 }
 
@@ -203,7 +280,7 @@ fn unknown(key: &str, found: &str) -> String {
 }
 
 impl TextEncoderSource {
-    /// The encoder in a folder with a `config.json`: that of T5, or the text half of CLIP; or that of T5 in a file.
+    /// The encoder in a folder with a `config.json`: that of T5, the text half of CLIP, or Qwen3; or that of T5 in a file.
     ///
     /// # Errors
     /// Another network, a configuration that no encoder can have, weights that do not fit it.
@@ -227,9 +304,13 @@ impl TextEncoderSource {
                 let end = clip.end();
                 (clip.config(projected).map_err(fault)?, convert::clip(&checkpoint), end)
             }
+            (Some("qwen3"), _) | (None, Some("Qwen3Model" | "Qwen3ForCausalLM")) => {
+                let qwen3: Qwen3 = read_json(config())?;
+                (qwen3.config().map_err(fault)?, convert::qwen3(&checkpoint), None)
+            }
             (kind, class) => {
                 let found = kind.or(class).unwrap_or("none that is named");
-                let expected = "`t5` or `clip_text_model`";
+                let expected = "`t5`, `clip_text_model` or `qwen3`";
                 return Err(fault(format!("text encoder `{found}`, expected {expected}")));
             }
         };
@@ -259,6 +340,14 @@ impl TextEncoderSource {
         let fresh = config.init(0, &Device::flex());
         pyrograph_weights::check(fresh, &source.checkpoint, &source.layout)?;
         Ok(Self { config, source, end })
+    }
+
+    /// The same with the states of the stream behind so many blocks each; see [`TextEncoderConfig::behind`]. Further blocks
+    /// are left out.
+    pub(super) fn read_behind(mut self, behind: Vec<usize>) -> Self {
+        self.config.depth = behind.last().copied().unwrap_or(self.config.depth).max(1);
+        self.config.behind = behind;
+        self
     }
 
     /// Loads the weights onto `device`; `notify` hears of those that are not finite.

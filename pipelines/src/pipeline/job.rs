@@ -232,7 +232,7 @@ impl<T: Task> Pipeline<T> {
     fn plan(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<Plan> {
         let net = self.trunk();
         let [_, _, height, width] = self.shape(1, settings)?;
-        let full = settings.grid(&self.config.process)?;
+        let full = self.config.grid(settings)?;
         let steps = full.steps.len();
         if self.student().is_some() {
             return Ok(Plan { grid: full, phases: Vec::new(), noise_scale: None });

@@ -136,7 +136,7 @@ mod tests {
         assert!(config.check_classes().is_ok());
         config.net = DitConfig { classes: 0, ..net.clone() }.into();
         assert!(matches!(config.check_classes(), Err(Error::Task { .. })));
-        let text = Some(TextConfig { width: 8, pooled: None, attention: TextAttention::Cross });
+        let text = Some(TextConfig::new(8, TextAttention::Cross));
         config.net = DitConfig { text, ..net }.into();
         assert!(matches!(config.check_classes(), Err(Error::Task { .. })));
     }

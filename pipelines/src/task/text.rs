@@ -50,7 +50,7 @@ impl TextTask {
                 self.reader.tokens(&self.input.cleaned(prompt, request.raw_prompt), limit)?;
             cuts.extend(encoded.cut.map(|part| Cut {
                 prompt: prompt.clone(),
-                part,
+                part: self.input.of_text(part),
                 tokens: limit,
             }));
         }
@@ -77,6 +77,9 @@ impl Task for TextTask {
     }
 
     fn text_tokens(&self, request: &Request<String>) -> Result<usize> {
+        if self.input.filled {
+            return Ok(self.limit(request));
+        }
         let negative = request.negative.clone().unwrap_or_default();
         let mut longest = 0;
         for text in request.prompts.iter().chain([&negative]) {
@@ -88,7 +91,7 @@ impl Task for TextTask {
 
     fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
         let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
-        let mut texts = vec![request.negative.as_ref().map(clean).unwrap_or_default()];
+        let mut texts = vec![clean(&request.negative.clone().unwrap_or_default())];
         let mut entries = BTreeMap::from([(texts[0].clone(), 0)]);
         let mut images = Vec::with_capacity(request.prompts.len());
         for prompt in &request.prompts {

@@ -23,7 +23,7 @@ use super::streams::Streams;
 use crate::data::{Annotation, Dataset, Notice, Reads};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::text::TextInput;
+use crate::model::text::{States, TextInput};
 use crate::model::{Model, ModelConfig, TextReader};
 
 /// What is trained of a network.
@@ -229,7 +229,7 @@ fn initial(
 ) -> Result<(Model, Option<Adopted>)> {
     let (latents, classes) = (vae.as_ref().map(Vae::config), data.classes());
     let encoder = reader.map(|reader| reader.source().encoder.config.clone());
-    let width = encoder.as_ref().map(|encoder| encoder.hidden);
+    let width = encoder.as_ref().map(|encoder| encoder.width());
     let Some(recognised) = start.init else {
         let net = config.net(start.channels, start.size, told(width, classes.len()))?;
         let model = ModelConfig {
@@ -243,6 +243,9 @@ fn initial(
                 tokens: config.captions.tokens,
                 clean: config.captions.clean,
                 sizes: None,
+                template: None,
+                states: States::Last,
+                filled: false,
             }),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();

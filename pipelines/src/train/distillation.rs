@@ -85,7 +85,7 @@ impl Plan {
         config.check_unread(teacher)?;
         config.check_memory(&teacher.net.dit, device)?;
         let picks = spec.picks(shape.steps).map_err(|error| fault(error.to_string()))?;
-        let grid = spec.settings.grid(&teacher.process)?;
+        let grid = teacher.grid(&spec.settings)?;
         let levels = input_levels(&grid, spec, &picks);
         let (steps, spacing) = steps(shape, &levels, spec.points, teacher);
         steps.check(&teacher.net.dit).map_err(|error| fault(error.to_string()))?;
@@ -251,6 +251,10 @@ fn steps(
             let timesteps = StudentConfig::even_times(shape.steps, levels[0].timestep);
             (timesteps, Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()))
         }
+        TimeInput::Countdown => (
+            levels.iter().map(|level| teacher.process.time_input(level)).collect(),
+            Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()),
+        ),
         TimeInput::LogSigma => (
             levels.iter().map(|level| teacher.process.time_input(level)).collect(),
             Spacing::Sigmas(levels.iter().map(Level::ve_sigma).collect()),

@@ -154,7 +154,7 @@ impl ModelShape {
             Condition::Classes(classes) => (classes, None),
             Condition::Text(width) => {
                 let pooled = self.pooled.then_some(width);
-                (0, Some(TextConfig { width, pooled, attention: TextAttention::Cross }))
+                (0, Some(TextConfig { pooled, ..TextConfig::new(width, TextAttention::Cross) }))
             }
         };
         DitConfig {

@@ -67,7 +67,7 @@ impl Start {
             return fault(format!("{key} is set, a run without text_encoder does not read it"));
         }
         let (channels, factor) =
-            latents.map_or((3, 1), |latents| (latents.latent_channels, latents.factor()));
+            latents.map_or((3, 1), |latents| (latents.scaled_channels(), latents.factor()));
         let [height, width] = config.model.size;
         if !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
             return fault(format!(
@@ -78,7 +78,7 @@ impl Start {
         let text = config.text_encoder.as_deref();
         let text = text.map(|path| TextSource::find(path, config.tokenizer.as_deref()));
         let text = text.transpose()?;
-        let width = text.as_ref().map(|text| text.encoder.config.hidden);
+        let width = text.as_ref().map(|text| text.encoder.config.width());
         let init = match &config.init {
             Some(path) => Some(started_from(config, path, channels, factor, width)?),
             None => None,

@@ -104,7 +104,7 @@ impl<'a, T: PromptTask> Recorder<'a, T> {
         pipeline.task().check(&Request::with(prompts.clone(), &spec.settings))?;
         prompts.truncate(1);
         pipeline.resolve(&Request::with(prompts, &spec.settings))?;
-        spec.settings.grid(&pipeline.config().process)
+        pipeline.config().grid(&spec.settings)
     }
 
     /// What is recorded.

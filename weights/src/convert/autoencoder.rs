@@ -84,11 +84,14 @@ pub fn autoencoder_tiny(encoder: &[usize], decoder: &[usize]) -> Layout {
 /// The table for an autoencoder of `levels` resolutions, in the spelling that the checkpoint has.
 pub fn autoencoder(checkpoint: &Checkpoint, levels: usize) -> Layout {
     let has = |name: &str| checkpoint.tensors().contains_key(name);
-    if has("decoder.norm_out.weight") {
-        return compvis(levels);
-    }
     let former = has("decoder.mid_block.attentions.0.query.weight");
-    diffusers(if former { FORMER_ATTENTION } else { DIFFUSERS_ATTENTION })
+    let layout = match has("decoder.norm_out.weight") {
+        true => compvis(levels),
+        false => diffusers(if former { FORMER_ATTENTION } else { DIFFUSERS_ATTENTION }),
+    };
+    let statistics = [("mean", "running_mean"), ("variance", "running_var")]
+        .map(|(own, their)| Rule::new(&format!("statistics.{own}"), &format!("bn.{their}"), Copy));
+    layout.with(statistics.to_vec(), vec!["bn.num_batches_tracked"])
 }
 
 fn common(rules: &mut Vec<Rule>, half: &str, norm_out: &str) {

@@ -32,6 +32,40 @@ pub fn t5(checkpoint: &Checkpoint) -> Layout {
     Layout::new("T5 encoder", rules, vec!["encoder.embed_tokens.weight"])
 }
 
+/// The stream of Qwen3, alone or in the language model, with or without `model.` before the names. Blocks and a norm that
+/// the configuration leaves out may be there.
+pub fn qwen3(checkpoint: &Checkpoint) -> Layout {
+    let is_nested = checkpoint.tensors().keys().any(|name| name.starts_with("model."));
+    let start = if is_nested { "model." } else { "" };
+    let layer = |part: &str| format!("{start}layers.*.{part}.weight");
+    let block = |target: &str, source: &str, transform| {
+        Rule::new(&format!("blocks.*.{target}"), &layer(source), transform)
+    };
+    let qkv = ["q", "k", "v"].map(|part| layer(&format!("self_attn.{part}_proj"))).to_vec();
+    let rules = vec![
+        Rule::new("tokens", &format!("{start}embed_tokens.weight"), Copy),
+        block("first.gain", "input_layernorm", Copy),
+        Rule::concat("blocks.*.attention.qkv.weight", qkv, Transpose),
+        block("attention.norm.query", "self_attn.q_norm", Copy),
+        block("attention.norm.key", "self_attn.k_norm", Copy),
+        block("attention.out.weight", "self_attn.o_proj", Transpose),
+        block("second.gain", "post_attention_layernorm", Copy),
+        block("up.weight", "mlp.gate_proj", Transpose),
+        block("gate.weight", "mlp.up_proj", Transpose),
+        block("down.weight", "mlp.down_proj", Transpose),
+        Rule::new("norm.gain", &format!("{start}norm.weight"), Copy),
+    ];
+    let ignored = vec![
+        // From states to words.
+        "lm_head.weight",
+        "layers.*.*.weight",
+        "layers.*.*.*.weight",
+        "model.layers.*.*.weight",
+        "model.layers.*.*.*.weight",
+    ];
+    Layout::new("Qwen3", rules, ignored)
+}
+
 /// The text half of CLIP, with or without `text_model.` before the names.
 pub fn clip(checkpoint: &Checkpoint) -> Layout {
     let is_nested = checkpoint.tensors().keys().any(|name| name.starts_with("text_model."));

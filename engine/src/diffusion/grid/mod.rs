@@ -188,6 +188,10 @@ impl Grid {
                 let even = linspace(1.0, last, steps);
                 even.into_iter().map(|s| shifted(s, shift)).collect()
             }
+            Some(Spacing::Trailing) => {
+                let time = |i: usize| 1.0 - i as f64 / steps as f64;
+                (0..steps).map(|i| shifted(time(i), shift)).collect()
+            }
             Some(Spacing::Sigmas(sigmas)) => {
                 let sigmas = without_last_zero(sigmas);
                 positive(sigmas)?;
@@ -444,6 +448,17 @@ mod tests {
         let expected = [1.0, 0.900359, 0.751121, 0.502985, 0.0089286];
         for ([from, _], sigma) in grid.steps.iter().zip(expected) {
             assert!((from.sigma - sigma).abs() < 1e-6, "{}", from.sigma);
+        }
+    }
+
+    /// `FlowMatchEulerDiscreteScheduler` with σ from 1 in steps of 1/N, as pipelines of flows hand them over.
+    #[test]
+    fn a_trailing_flow_is_shifted_once() {
+        let schedule = NoiseSchedule::RectifiedFlow { shift: 3.0 };
+        let spacing = Some(&Spacing::Trailing);
+        let grid = Grid::new(Family::Exploding, &schedule, spacing, 3).expect("a grid");
+        for ([from, _], sigma) in grid.steps.iter().zip([1.0, 6.0 / 7.0, 0.6]) {
+            assert!((from.sigma - sigma).abs() < 1e-12, "{}", from.sigma);
         }
     }
 

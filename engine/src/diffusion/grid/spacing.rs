@@ -15,8 +15,8 @@ const BETA_SHAPE: f64 = 0.6;
 
 /// Where along the schedule the steps are.
 ///
-/// The first four count timesteps, which only a discrete schedule has; of them, [`Spacing::Linspace`] is also the even
-/// grid of a flow.
+/// The first four count timesteps, which only a discrete schedule has; of them, [`Spacing::Linspace`] and
+/// [`Spacing::Trailing`] are also the even grids of a flow, down to its last timestep and to none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Spacing {

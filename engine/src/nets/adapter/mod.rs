@@ -86,18 +86,30 @@ pub trait Adaptable {
 
 impl Adaptable for Dit {
     fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
-        let Dit { patch, embedder, blocks, head, modes, caption, single, .. } = self;
+        let Dit { patch, embedder, blocks, head, modes, caption, refiners, .. } = self;
+        let (single, common) = (&mut self.single, &mut self.common);
         let mut layers = Layers::default();
         layers.add("patch", patch);
         layers.embedder("embedder", embedder);
-        blocks.iter_mut().enumerate().for_each(|(i, block)| layers.block(i, block));
+        layers.blocks("blocks", blocks);
+        if let Some(refiners) = refiners {
+            layers.blocks("refiners.image", &mut refiners.image);
+            layers.blocks("refiners.text", &mut refiners.text);
+        }
         layers.head("head", head);
         modes.iter_mut().enumerate().for_each(|(i, mode)| layers.mode(i, mode));
         if let Some(caption) = caption {
-            layers.mlp("caption", caption);
+            layers.add("caption.up", &mut caption.up);
+            if let Some(down) = &mut caption.down {
+                layers.add("caption.down", down);
+            }
         }
         if let Some(single) = single {
             layers.add("single", single);
+        }
+        if let Some(common) = common {
+            layers.add("common.text", &mut common.text);
+            layers.add("common.shared", &mut common.shared);
         }
         layers.0
     }
@@ -158,9 +170,14 @@ impl<'a> Layers<'a> {
         }
     }
 
-    fn block(&mut self, index: usize, block: &'a mut DitBlock) {
+    fn blocks(&mut self, name: &str, blocks: &'a mut [DitBlock]) {
+        for (i, block) in blocks.iter_mut().enumerate() {
+            self.block(&format!("{name}.{i}"), block);
+        }
+    }
+
+    fn block(&mut self, name: &str, block: &'a mut DitBlock) {
         let DitBlock { embedder, modulation, attention, mlp, cross, text, .. } = block;
-        let name = format!("blocks.{index}");
         if let Some(embedder) = embedder {
             self.embedder(&format!("{name}.embedder"), embedder);
         }

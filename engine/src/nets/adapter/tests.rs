@@ -29,7 +29,7 @@ fn flexible(sharing: Sharing) -> DitConfig {
 }
 
 fn text(attention: TextAttention) -> DitConfig {
-    let text = TextConfig { width: 20, pooled: Some(12), attention };
+    let text = TextConfig { pooled: Some(12), ..TextConfig::new(20, attention) };
     DitConfig { text: Some(text), ..dit(false) }
 }
 
@@ -67,7 +67,7 @@ fn forward(net: &Dit, patch: usize) -> Tensor<4> {
     let mut draws = Draws::new(11, 1.0);
     let text = net.config().text.is_some().then(|| Text {
         tokens: draws.tensor([2, 5, 20]),
-        padding: None,
+        lengths: None,
         pooled: Some(draws.tensor([2, 12])),
     });
     let told = Conditioning { text, ..Conditioning::classes(&[0, 2], &Device::flex()) };
@@ -204,7 +204,7 @@ fn a_network_with_adapters_equals_one_whose_weights_hold_them() {
             let found = [forward(&net, patch), forward(&net.clone().folded(), patch)];
             for found in found {
                 let error = difference(&found, &expected);
-                assert!(error < 2e-5, "{config:?} at patch {patch}: {error}");
+                assert!(error < 4e-5, "{config:?} at patch {patch}: {error}");
             }
             let change = difference(&forward(&bare, patch), &expected);
             assert!(change > 0.05, "{config:?} at patch {patch}: {change}");

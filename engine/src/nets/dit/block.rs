@@ -1,16 +1,20 @@
 //! A block of the trunk, and the head behind the last.
 
-use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::module::{Module, Param};
+use burn::tensor::{FloatDType, Tensor};
 
-use super::condition::{Context, Embedder};
-use super::config::{DitConfig, Norm, TextAttention};
+use super::condition::Embedder;
+use super::config::DitConfig;
+use super::form::{Norm, TextAttention};
 use super::patches::{Affine, BlockMode};
+use super::stream::Context;
 use crate::layers::attention::{Side, joint_attention};
+use crate::layers::dense::DenseConfig;
 use crate::layers::{
-    Attend, Attention, AttentionConfig, CrossAttention, Dense, Init, Mlp, Modulated, Modulation,
+    Attend, Attention, AttentionConfig, CrossAttention, Dense, Fresh, Init, Mlp, Modulated,
+    Modulation, ModulationConfig,
 };
-use crate::ops::{self, AttentionSpec};
+use crate::ops::{self, AttentionSpec, Rotary, RowNorm};
 
 /// Modulated attention and MLP, each added to the residual stream.
 #[derive(Module, Debug)]
@@ -27,10 +31,27 @@ pub struct DitBlock {
     pub cross: Option<CrossAttention>,
     /// Layers of the text, where it attends to the image in turn.
     pub text: Option<TextLayers>,
+    /// Factors of the norms around the branches.
+    pub norms: Option<Norms>,
     #[module(skip)]
     norm: Norm,
     #[module(skip)]
     balance: Option<f64>,
+    /// Attention and MLP have one input, and are added as one branch.
+    parallel: bool,
+}
+
+/// Factors of the RMS norms around both branches, each `[hidden]`.
+#[derive(Module, Debug)]
+pub struct Norms {
+    /// Before the attention.
+    pub before_attention: Param<Tensor<1>>,
+    /// Behind it.
+    pub after_attention: Param<Tensor<1>>,
+    /// Before the MLP.
+    pub before_mlp: Param<Tensor<1>>,
+    /// Behind it.
+    pub after_mlp: Param<Tensor<1>>,
 }
 
 /// What a block does to the tokens of a text.
@@ -47,16 +68,20 @@ pub struct TextLayers {
 /// What a block sees beside its tokens.
 #[derive(Debug)]
 pub struct Condition<'a> {
-    /// `[batch, 1 | tokens, hidden]`, already activated.
+    /// `[batch, 1 | tokens, hidden]`, already activated; or the parts, where one projection serves all blocks.
     pub modulation: Tensor<3>,
+    /// That of the text, where it is another than the image's: `[batch, 1, parts]`.
+    pub of_text: Option<Tensor<3>>,
     /// The text, which joint attention changes.
     pub context: Option<&'a mut Context>,
+    /// Positions of the tokens and of the text.
+    pub rotary: [Option<&'a Rotary>; 2],
 }
 
 impl From<Tensor<3>> for Condition<'_> {
-    /// Without a text.
+    /// Without a text and positions.
     fn from(modulation: Tensor<3>) -> Self {
-        Self { modulation, context: None }
+        Self { modulation, of_text: None, context: None, rotary: [None; 2] }
     }
 }
 
@@ -76,47 +101,103 @@ impl DitConfig {
         let config = AttentionConfig::new(self.hidden, self.heads);
         let cosine = self.magnitude.cosine_attention;
         AttentionConfig {
-            spec: AttentionSpec { cosine, ..config.spec },
+            spec: AttentionSpec { cosine, key_heads: self.key_heads(), ..config.spec },
+            norm: self.branches.head_norm,
             renormalized: self.magnitude.renormalized_attention,
             ..config
         }
     }
 
-    fn init_layers(&self, init: &Init<'_>) -> TextLayers {
-        let dense = |inputs, outputs| self.dense(inputs, outputs);
-        let (up, down) = (dense(self.hidden, self.inner()), dense(self.inner(), self.hidden));
+    /// Describes a layer of a branch.
+    fn branch_dense(&self, inputs: usize, outputs: usize) -> DenseConfig {
+        let dense = self.dense(inputs, outputs);
+        DenseConfig { bias: dense.bias && !self.branches.unbiased, ..dense }
+    }
+
+    fn init_layers(
+        &self,
+        branches: usize,
+        modulation: ModulationConfig,
+        init: &Init<'_>,
+    ) -> TextLayers {
+        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
+        let up = dense(self.hidden, self.inner() * if self.branches.gated { 2 } else { 1 });
+        let down = dense(self.inner(), self.hidden);
         TextLayers {
-            modulation: Modulation::new(self.hidden, 2, true, self.modulation, dense, init),
+            modulation: self.init_modulation(branches, true, modulation, init),
             attention: self.attention().init(dense, init),
             mlp: Mlp::new(up, down, self.activation, init),
         }
     }
 
+    fn init_modulation(
+        &self,
+        branches: usize,
+        gated: bool,
+        config: ModulationConfig,
+        init: &Init<'_>,
+    ) -> Modulation {
+        let [_, condition] = self.condition_widths();
+        let dense = |inputs, outputs| self.dense(inputs, outputs);
+        Modulation::new([condition, self.hidden], branches, gated, config, dense, init)
+    }
+
+    /// A block that reads no text, which the condition acts on or not.
+    pub(super) fn init_plain_block(&self, is_modulated: bool, init: &Init<'_>) -> DitBlock {
+        let modulation = if is_modulated { self.modulation } else { ModulationConfig::NONE };
+        let TextLayers { modulation, attention, mlp } = self.init_layers(2, modulation, init);
+        let gain = || init.param(Fresh::Constant(1.0), [self.hidden]);
+        DitBlock {
+            embedder: None,
+            modulation,
+            attention,
+            mlp,
+            cross: None,
+            text: None,
+            norms: matches!(self.norm, Norm::Sandwich { .. }).then(|| Norms {
+                before_attention: gain(),
+                after_attention: gain(),
+                before_mlp: gain(),
+                after_mlp: gain(),
+            }),
+            norm: self.norm,
+            balance: self.magnitude.residual.balance(self.depth),
+            parallel: false,
+        }
+    }
+
     pub(super) fn init_block(&self, index: usize, init: &Init<'_>) -> DitBlock {
         let embedder = (self.embedder_per_block && index > 0).then(|| self.init_embedder(init));
-        let TextLayers { modulation, attention, mlp } = self.init_layers(init);
+        let plain = self.init_plain_block(true, init);
         let kind = self.text.as_ref().map(|text| text.attention);
+        let is_shared = self.first_shared().is_some_and(|first| index >= first);
         let cross = || {
-            let dense = |inputs, outputs| self.dense(inputs, outputs);
+            let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
             self.attention().init_cross(self.hidden, dense, init)
+        };
+        let text = || self.init_layers(2, self.modulation, init);
+        let parallel = is_shared && self.is_parallel();
+        let modulation = match parallel {
+            true => self.init_modulation(1, true, self.modulation, init),
+            false => plain.modulation,
         };
         DitBlock {
             embedder,
             modulation,
-            attention,
-            mlp,
+            parallel,
             cross: (kind == Some(TextAttention::Cross)).then(cross),
-            text: (kind == Some(TextAttention::Joint)).then(|| self.init_layers(init)),
-            norm: self.norm,
-            balance: self.magnitude.residual.balance(self.depth),
+            text: (kind == Some(TextAttention::Joint) && !is_shared).then(text),
+            ..plain
         }
     }
 
     /// Projection to patches of this size, with its modulation.
     pub(crate) fn init_head(&self, patch: usize, init: &Init<'_>) -> Head {
-        let dense = |inputs, outputs| self.dense(inputs, outputs);
         Head {
-            modulation: Modulation::new(self.hidden, 1, false, self.modulation, dense, init),
+            modulation: {
+                let own = ModulationConfig { common: false, ..self.modulation };
+                self.init_modulation(1, false, own, init)
+            },
             out: self.init_projection(patch, init),
             norm: self.norm,
         }
@@ -136,33 +217,71 @@ impl DitBlock {
         attend: Attend<'_>,
         mode: BlockMode<'_>,
     ) -> Tensor<3> {
-        let Condition { modulation, context } = condition.into();
+        let Condition { modulation, of_text, context, rotary } = condition.into();
         let reads = self.cross.is_some() || self.text.is_some();
         assert_eq!(context.is_some(), reads, "a text, and a block that reads one");
+        if self.parallel {
+            return self.in_parallel(x, modulation, rotary[0], attend, mode);
+        }
         let [mut attention, mut mlp] = modulated(&self.modulation, modulation.clone());
         if let Some([first, second]) = mode.norms {
             (attention, mlp) = (first.before(attention), second.before(mlp));
         }
+        if let Some(norms) = &self.norms {
+            attention = scaled(&norms.before_attention, &x, attention);
+            mlp = scaled(&norms.before_mlp, &x, mlp);
+        }
         let adapters = mode.adapters;
         let own = adapters.map(|own| [&own.qkv, &own.out]);
-        let branch = attention.input(x.clone(), self.norm.epsilon(false)); // [batch, tokens, hidden]
+        let branch = attention.input(x.clone(), self.norm.of_branch(false)); // [batch, tokens, hidden]
         let (branch, context) = match (&self.text, context) {
             (Some(layers), Some(context)) => {
                 assert!(matches!(attend, Attend::Full), "joint attention keeps no cache");
-                let side = Side { layer: &self.attention, x: branch, rotary: None, adapters: own };
+                let side =
+                    Side { layer: &self.attention, x: branch, rotary: rotary[0], adapters: own };
                 // The text goes by the condition of the image, whose tokens come before those of panels.
-                (self.joint(side, layers, modulation.narrow(1, 0, 1), context), None)
+                let of_text = of_text.unwrap_or_else(|| modulation.narrow(1, 0, 1));
+                (self.joint(side, layers, of_text, context, rotary[1]), None)
             }
-            (_, context) => (self.attention.adapted(branch, None, attend, own), context),
+            (_, context) => (self.attention.adapted(branch, rotary[0], attend, own), context),
         };
+        let branch = self.behind(branch, |norms| &norms.after_attention);
         let mut x = attention.join(x, branch, self.balance);
         if let (Some(cross), Some(context)) = (&self.cross, context) {
             let seen = cross.forward(x.clone(), context.tokens.clone(), context.bias.as_ref());
             x = ops::join(x, seen, None, self.balance);
         }
-        let branch = mlp.input(x.clone(), self.norm.epsilon(true));
+        let branch = mlp.input(x.clone(), self.norm.of_branch(true));
         let branch = self.mlp.adapted(branch, adapters.map(|own| [&own.up, &own.down]));
+        let branch = self.behind(branch, |norms| &norms.after_mlp);
         mlp.join(x, branch, self.balance) // [batch, tokens, hidden]
+    }
+
+    fn in_parallel(
+        &self,
+        x: Tensor<3>,
+        modulation: Tensor<3>,
+        rotary: Option<&Rotary>,
+        attend: Attend<'_>,
+        mode: BlockMode<'_>,
+    ) -> Tensor<3> {
+        let mut both = self.modulation.forward(modulation).remove(0);
+        if let Some([first, _]) = mode.norms {
+            both = first.before(both);
+        }
+        let adapters = mode.adapters;
+        let input = both.input(x.clone(), self.norm.of_branch(false)); // [batch, tokens, hidden]
+        let own = adapters.map(|own| [&own.qkv, &own.out]);
+        let seen = self.attention.adapted(input.clone(), rotary, attend, own);
+        let branch = seen + self.mlp.adapted(input, adapters.map(|own| [&own.up, &own.down]));
+        both.join(x, branch, self.balance)
+    }
+
+    /// What a branch made, behind its norm.
+    fn behind(&self, branch: Tensor<3>, gain: impl Fn(&Norms) -> &Param<Tensor<1>>) -> Tensor<3> {
+        let Some(norms) = &self.norms else { return branch };
+        let scaled = scaled(gain(norms), &branch, Modulated::default());
+        scaled.input(branch, self.norm.of_branch(false))
     }
 
     /// The attention branch of the image, attended to jointly with the text, which is taken through the block.
@@ -172,29 +291,28 @@ impl DitBlock {
         layers: &TextLayers,
         modulation: Tensor<3>,
         context: &mut Context,
+        rotary: Option<&Rotary>,
     ) -> Tensor<3> {
         let [attention, mlp] = modulated(&layers.modulation, modulation);
         let text = context.tokens.clone(); // [batch, text, hidden]
-        let x = attention.input(text.clone(), self.norm.epsilon(false));
-        let side = Side { layer: &layers.attention, x, rotary: None, adapters: None };
+        let x = attention.input(text.clone(), self.norm.of_branch(false));
+        let side = Side { layer: &layers.attention, x, rotary, adapters: None };
         let [image, branch] = joint_attention([image, side], context.bias.as_ref());
         let text = attention.join(text, branch, self.balance);
-        let branch = layers.mlp.forward(mlp.input(text.clone(), self.norm.epsilon(true)));
+        let branch = layers.mlp.forward(mlp.input(text.clone(), self.norm.of_branch(true)));
         context.tokens = mlp.join(text, branch, self.balance);
         image // [batch, tokens, hidden]
     }
 
     pub(super) fn folded(self) -> Self {
-        let Self { embedder, modulation, attention, mlp, cross, text, norm, balance } = self;
         Self {
-            embedder: embedder.map(Embedder::folded),
-            modulation: modulation.folded(),
-            attention: attention.folded(),
-            mlp: mlp.folded(),
-            cross: cross.map(CrossAttention::folded),
-            text: text.map(TextLayers::folded),
-            norm,
-            balance,
+            embedder: self.embedder.map(Embedder::folded),
+            modulation: self.modulation.folded(),
+            attention: self.attention.folded(),
+            mlp: self.mlp.folded(),
+            cross: self.cross.map(CrossAttention::folded),
+            text: self.text.map(TextLayers::folded),
+            ..self
         }
     }
 }
@@ -207,6 +325,11 @@ impl TextLayers {
             mlp: self.mlp.folded(),
         }
     }
+}
+
+/// Modulation after factors of a norm, for tokens `x`.
+fn scaled(gain: &Param<Tensor<1>>, x: &Tensor<3>, then: Modulated) -> Modulated {
+    Modulated::after_gain(gain.val().cast(FloatDType::from(x.dtype())), x.dims()[0], then)
 }
 
 /// The modulation of both branches.
@@ -231,7 +354,7 @@ impl Head {
             Some(norm) => norm.before(modulated),
             None => modulated,
         };
-        modulated.input(x, self.norm.epsilon(false))
+        modulated.input(x, self.norm.of_head())
     }
 
     pub(crate) fn folded(mut self) -> Self {
@@ -242,12 +365,23 @@ impl Head {
 }
 
 impl Norm {
-    /// The constant of the layer norm before the MLP, or before anything else.
-    fn epsilon(self, mlp: bool) -> Option<f64> {
+    /// Before the MLP, or before the attention.
+    fn of_branch(self, mlp: bool) -> Option<RowNorm> {
         match self {
             Norm::None => None,
-            Norm::Layer { mlp_epsilon, .. } if mlp => Some(mlp_epsilon),
-            Norm::Layer { epsilon, .. } => Some(epsilon),
+            Norm::Layer { mlp_epsilon, .. } if mlp => Some(RowNorm::Layer(mlp_epsilon)),
+            Norm::Layer { epsilon, .. } => Some(RowNorm::Layer(epsilon)),
+            Norm::Sandwich { epsilon, .. } => Some(RowNorm::Rms(epsilon)),
+        }
+    }
+
+    /// Before the projection of the head.
+    fn of_head(self) -> Option<RowNorm> {
+        match self {
+            Norm::None => None,
+            Norm::Layer { epsilon, .. } | Norm::Sandwich { head_epsilon: epsilon, .. } => {
+                Some(RowNorm::Layer(epsilon))
+            }
         }
     }
 }

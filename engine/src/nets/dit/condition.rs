@@ -1,14 +1,14 @@
 //! What a network is told beside the noise level: by role, not by task.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::config::DitConfig;
 use crate::layers::time::Table;
 use crate::layers::{
     Activation, Dense, Fresh, Init, KvCache, Mlp, Residual, TimeCode, TimeEmbedder,
 };
-use crate::ops::{AttentionBias, activated};
+use crate::ops::activated;
 
 /// The condition of a batch of images, one entry per image in every part.
 #[derive(Debug, Clone, Default)]
@@ -38,8 +38,8 @@ pub struct Conditioning {
 pub struct Text {
     /// `[batch, tokens, width]`.
     pub tokens: Tensor<3>,
-    /// Padding, `[batch, tokens]`, `true` = not seen.
-    pub padding: Option<Tensor<2, Bool>>,
+    /// Tokens of each text, where shorter ones are filled up behind their ends; `None` where all are as long.
+    pub lengths: Option<Vec<usize>>,
     /// The text as one vector, `[batch, width]`.
     pub pooled: Option<Tensor<2>>,
 }
@@ -74,12 +74,14 @@ impl Conditioning {
             (.., Some(panel)) => panel.image.device(),
             _ => return Self::default(),
         };
-        let images: Vec<i64> = images.iter().map(|&image| image as i64).collect();
-        let count = images.len();
-        let at = Tensor::<1, Int>::from_data(TensorData::new(images, [count]), &device);
+        let rows: Vec<i64> = images.iter().map(|&image| image as i64).collect();
+        let at = Tensor::<1, Int>::from_data(TensorData::new(rows, [images.len()]), &device);
         let text = |text: &Text| Text {
             tokens: text.tokens.clone().select(0, at.clone()),
-            padding: text.padding.as_ref().map(|hidden| hidden.clone().select(0, at.clone())),
+            lengths: text
+                .lengths
+                .as_ref()
+                .map(|all| images.iter().map(|&image| all[image]).collect()),
             pooled: text.pooled.as_ref().map(|pooled| pooled.clone().select(0, at.clone())),
         };
         let panel = |panel: &Panel| Panel {
@@ -118,7 +120,7 @@ impl Conditioning {
             class: both(self.class, other.class, "a class", |a, b| Tensor::cat(vec![a, b], 0)),
             text: both(self.text, other.text, "a text", |a, b| Text {
                 tokens: Tensor::cat(vec![a.tokens, b.tokens], 0),
-                padding: both(a.padding, b.padding, "padding", |a, b| Tensor::cat(vec![a, b], 0)),
+                lengths: both(a.lengths, b.lengths, "lengths", |a, b| [a, b].concat()),
                 pooled: both(a.pooled, b.pooled, "a pooled text", |a, b| {
                     Tensor::cat(vec![a, b], 0)
                 }),
@@ -140,7 +142,7 @@ impl Conditioning {
     pub(crate) fn without_autodiff(&self) -> Self {
         let text = |text: &Text| Text {
             tokens: text.tokens.clone().without_autodiff(),
-            padding: text.padding.clone(),
+            lengths: text.lengths.clone(),
             pooled: text.pooled.clone().map(Tensor::without_autodiff),
         };
         let panel = |panel: &Panel| Panel {
@@ -175,43 +177,30 @@ impl DitConfig {
         let dense = |inputs, outputs| self.dense(inputs, outputs);
         let (rows, preserved) = (self.classes + 1, self.magnitude.normalized_embeddings);
         let activation = self.embedder_activation();
+        let widths = self.condition_widths();
+        let [_, hidden] = widths;
         let pooled = |width| {
-            let (up, down) = (dense(width, self.hidden), dense(self.hidden, self.hidden));
+            let (up, down) = (dense(width, hidden), dense(hidden, hidden));
             Mlp::new(up, down, activation, init)
         };
         Embedder {
-            time: TimeEmbedder::new(self.time, self.hidden, activation, dense, init),
-            label: (self.classes > 0).then(|| Table::new(rows, self.hidden, preserved, init)),
+            time: TimeEmbedder::new(self.time, widths, activation, dense, init),
+            label: (self.classes > 0).then(|| Table::new(rows, hidden, preserved, init)),
             pooled: self.text.as_ref().and_then(|text| text.pooled).map(pooled),
             size: self.sized.then(|| SizeEmbedder::new(self, activation, init)),
             residual: self.magnitude.residual,
-            activation: (!self.modulation.single).then_some(activation),
+            activation: (!self.modulation.single && !self.modulation.unactivated)
+                .then_some(activation),
         }
     }
 
-    /// The projection of adaLN-single, at first zero.
+    /// The projection that serves all blocks, at first zero.
     pub(super) fn init_single(&self, init: &Init<'_>) -> Option<Dense> {
         let parts = (2.0 * self.modulation.width(true) * self.hidden as f64) as usize;
-        let dense = self.dense(self.hidden, parts).with_free_weights(Fresh::Constant(0.0));
-        self.modulation.single.then(|| dense.init(init))
+        let [_, condition] = self.condition_widths();
+        let dense = self.dense(condition, parts).with_free_weights(Fresh::Constant(0.0));
+        (self.modulation.single || self.modulation.common).then(|| dense.init(init))
     }
-
-    /// From the tokens of a text to those that the blocks see.
-    pub(super) fn init_caption(&self, init: &Init<'_>) -> Option<Mlp> {
-        let text = self.text.as_ref()?;
-        let (up, down) =
-            (self.dense(text.width, self.hidden), self.dense(self.hidden, self.hidden));
-        Some(Mlp::new(up, down, self.activation, init))
-    }
-}
-
-/// A text as the blocks see it.
-#[derive(Debug, Clone)]
-pub struct Context {
-    /// `[batch, tokens, hidden]`.
-    pub tokens: Tensor<3>,
-    /// Padding among the keys of the attention that sees the text.
-    pub bias: Option<AttentionBias>,
 }
 
 /// From noise level, class and pooled text to the condition vector.
@@ -227,7 +216,7 @@ pub struct Embedder {
     pub size: Option<SizeEmbedder>,
     #[module(skip)]
     pub(super) residual: Residual,
-    /// None before adaLN-single, whose head takes the condition as it is.
+    /// None before adaLN-single, whose head takes the condition as it is, and where blocks do.
     #[module(skip)]
     pub(super) activation: Option<Activation>,
 }
@@ -248,7 +237,8 @@ impl SizeEmbedder {
     fn new(config: &DitConfig, activation: Activation, init: &Init<'_>) -> Self {
         let code = TimeCode::Sinusoidal { channels: SIZE_CHANNELS, frequency_shift: 0.0 };
         let dense = |inputs, outputs| config.dense(inputs, outputs);
-        let new = || TimeEmbedder::new(code, config.hidden / 3, activation, dense, init);
+        let third = config.condition_widths()[1] / 3;
+        let new = || TimeEmbedder::new(code, [third; 2], activation, dense, init);
         Self { side: new(), ratio: new() }
     }
 
@@ -264,7 +254,7 @@ impl SizeEmbedder {
 }
 
 impl Embedder {
-    /// The condition vector, activated but for adaLN-single.
+    /// The condition vector, activated where all take it so.
     ///
     /// # Shapes
     /// `time`: `[batch]`, output: `[batch, 1, hidden]`

@@ -2,24 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::form::{Branches, Norm, Placing, TextConfig};
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Activation, Fresh, Magnitude, ModulationConfig, Position, Residual, TimeCode};
 use crate::nets::ConfigError;
-
-/// Normalisation of the input of each branch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Norm {
-    /// None: magnitudes are preserved by other means.
-    None,
-    /// Layer norm without learned parameters.
-    Layer {
-        /// ε of the attention branches and of the head.
-        epsilon: f64,
-        /// ε of the MLP branches; the diffusers port of DiT has 1e-5 here and 1e-6 above.
-        mlp_epsilon: f64,
-    },
-}
 
 /// The patch sizes that a network has beside its native one, and what they share with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,30 +39,6 @@ pub enum Sharing {
     },
 }
 
-/// Text that a network reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextConfig {
-    /// Width of the encoder's tokens.
-    pub width: usize,
-    /// Width of a text as one vector, which acts like a class; `None` where there is none.
-    #[serde(default)]
-    pub pooled: Option<usize>,
-    /// How the image attends to the text.
-    pub attention: TextAttention,
-}
-
-/// How the tokens of an image attend to those of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum TextAttention {
-    /// To a text that stays as it is, between self-attention and MLP (PixArt-α, Chen et al. 2023).
-    Cross,
-    /// To a text that attends to the image in turn, with layers of its own in every block (MM-DiT, Esser et al.
-    /// 2024).
-    Joint,
-}
-
 /// Everything that determines a [`Dit`](super::Dit) but its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +67,9 @@ pub struct DitConfig {
     pub learned_variance: bool,
     /// Learned biases in every layer; otherwise only a constant input channel of the patches.
     pub bias: bool,
+    /// Not even that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub homogeneous: bool,
     /// Embedding of the noise level.
     pub time: TimeCode,
     /// Every block but the first has its own embedding of noise level and class, as the diffusers port of
@@ -122,6 +87,15 @@ pub struct DitConfig {
     pub sized: bool,
     /// Normalisation of branch inputs.
     pub norm: Norm,
+    /// What attention and MLPs have that DiT has not.
+    #[serde(default, skip_serializing_if = "Branches::is_plain")]
+    pub branches: Branches,
+    /// Rotary positions, whether or not there is a table, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placing: Option<Placing>,
+    /// Inner width of the embedding of the noise level and width of the condition vector, where these are not `hidden`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<[usize; 2]>,
     /// How the condition acts.
     pub modulation: ModulationConfig,
     /// Activation of the MLPs of the blocks.
@@ -161,12 +135,16 @@ impl DitConfig {
             classes: 1000,
             learned_variance: true,
             bias: true,
+            homogeneous: false,
             time: TimeCode::Sinusoidal { channels: TIME_CHANNELS, frequency_shift: 0.0 },
             embedder_per_block: false,
             position: Position::Plain,
             span: None,
             sized: false,
             norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
+            branches: Branches::default(),
+            placing: None,
+            condition: None,
             modulation: ModulationConfig::ADALN_ZERO,
             activation: Activation::GeluTanh,
             magnitude: Magnitude::FREE,
@@ -321,7 +299,7 @@ impl DitConfig {
     }
 
     /// Inner width of the MLPs.
-    pub(super) fn inner(&self) -> usize {
+    pub fn inner(&self) -> usize {
         (self.hidden as f64 * self.mlp_ratio) as usize
     }
 
@@ -364,7 +342,7 @@ impl DitConfig {
         if let Some(patch) = self.patches().iter().find(|patch| self.overlap && *patch % 2 == 1) {
             return Err(ConfigError::value("patch", patch, "even, for squares that overlap"));
         }
-        self.check_text()?;
+        self.check_form()?;
         self.check_condition()?;
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio < 64.0) {
             return Err(ConfigError::value("mlp_ratio", self.mlp_ratio, "within (0, 64)"));
@@ -376,37 +354,40 @@ impl DitConfig {
         if let Some(span) = self.span.filter(|span| !(span.is_finite() && *span > 0.0)) {
             return Err(ConfigError::value("span of the positions", span, "finite and above 0"));
         }
-        if self.sized && !self.hidden.is_multiple_of(3) {
-            let expected = "a multiple of 3, for a network that is told the size";
-            return Err(ConfigError::value("hidden", self.hidden, expected));
-        }
-        if self.modulation.single && (self.magnitude.normalized_weights || self.embedder_per_block)
-        {
-            let expected = "false where weights are normalised or blocks have embedders";
-            return Err(ConfigError::value("modulation.single", true, expected));
-        }
-        Ok(())
-    }
-
-    fn check_text(&self) -> Result<(), ConfigError> {
-        let Some(text) = &self.text else { return Ok(()) };
-        for (name, width) in [("width of a text", text.width), ("pooled", text.pooled.unwrap_or(1))]
-        {
-            if width == 0 || width > LIMIT {
-                return Err(ConfigError::value(name, width, "a positive number below 2^24"));
+        let [inner, width] = self.condition_widths();
+        for (name, value) in [("inner width of the condition", inner), ("its width", width)] {
+            if !(1..=1 << 16).contains(&value) {
+                return Err(ConfigError::value(name, value, "1 to 65536"));
             }
         }
+        if self.sized && !width.is_multiple_of(3) {
+            let expected = "a multiple of 3, for a network that is told the size";
+            return Err(ConfigError::value("width of the condition", width, expected));
+        }
+        let ModulationConfig { single, common, .. } = self.modulation;
+        for (name, on) in [("modulation.single", single), ("modulation.common", common)] {
+            if on && (self.magnitude.normalized_weights || self.embedder_per_block) {
+                let expected = "false where weights are normalised or blocks have embedders";
+                return Err(ConfigError::value(name, true, expected));
+            }
+        }
+        if common && (single || self.modulation.unactivated) {
+            let expected = "false where modulation.single or modulation.unactivated is true";
+            return Err(ConfigError::value("modulation.common", true, expected));
+        }
+        if common && !self.text.as_ref().is_some_and(|text| text.refiners == 0 && self.is_joint()) {
+            let expected = "false without joint attention to a text, or where that is refined";
+            return Err(ConfigError::value("modulation.common", true, expected));
+        }
+        if self.homogeneous && self.bias {
+            return Err(ConfigError::value("homogeneous", true, "false where there are biases"));
+        }
         Ok(())
     }
 
-    /// Whether it is told a text as one vector, too.
-    pub fn pools(&self) -> bool {
-        self.text.as_ref().is_some_and(|text| text.pooled.is_some())
-    }
-
-    /// Whether image and text are attended to jointly.
-    pub(crate) fn is_joint(&self) -> bool {
-        self.text.as_ref().is_some_and(|text| text.attention == TextAttention::Joint)
+    /// Inner width of the embedding of the noise level, and width of the condition.
+    pub fn condition_widths(&self) -> [usize; 2] {
+        self.condition.unwrap_or([self.hidden; 2])
     }
 
     /// Describes a layer of this network.

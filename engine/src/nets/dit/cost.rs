@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 
-use super::{Dit, DitConfig, TextAttention};
+use super::{Dit, DitConfig, TextAttention, TextEntry};
 use crate::layers::Init;
 
 impl DitConfig {
@@ -12,67 +12,109 @@ impl DitConfig {
     /// Those of panels are not counted.
     pub fn flops(&self, size: [usize; 2], patch: usize, text: usize) -> f64 {
         let (hidden, tokens) = (self.hidden as f64, text as f64);
+        let [inner, width] = self.condition_widths().map(|width| width as f64);
         let [rows, columns] = self.grid(size, patch);
-        let parts = |gated| self.modulation.width(gated) * hidden * hidden;
+        let parts = |gated| self.modulation.width(gated) * hidden * width;
         let pixels = (rows * columns * patch * patch) as f64;
         let predicted = self.out_channels() * self.window(1).pow(2);
         let ends = pixels * hidden * (self.channels + predicted) as f64;
-        let modulation = match self.modulation.single {
-            true => 2.0 * parts(true),
-            false => self.depth as f64 * 2.0 * parts(true) + parts(false),
+        let refiners = self.text.as_ref().map_or(0, |text| text.refiners);
+        let shared = if self.is_parallel() { 1.0 } else { 2.0 };
+        let modulation = match (self.modulation.single, self.modulation.common) {
+            (true, _) => 2.0 * parts(true),
+            (_, true) => (4.0 + shared) * parts(true) + parts(false),
+            _ => {
+                let both = self.first_shared().unwrap_or(self.depth);
+                let blocks = 2.0 * (both + refiners) as f64 + shared * (self.depth - both) as f64;
+                blocks * parts(true) + parts(false)
+            }
         };
-        let embedder = (self.time.channels(self.hidden) as f64 + hidden) * hidden;
-        let third = hidden / 3.0;
+        let embedder = (self.time.channels(self.hidden) as f64 + width) * inner;
+        let third = width / 3.0;
         let sized = if self.sized { 3.0 * (256.0 + third) * third } else { 0.0 };
-        let square = tokens * hidden * hidden;
         // What depends on the text alone: its way into the network, and its layers in every block.
         let of_text = self.text.as_ref().map_or(0.0, |config| {
-            let pooled = config.pooled.map_or(0.0, |width| (width as f64 + hidden) * hidden);
-            let caption = tokens * config.width as f64 * hidden + square;
-            let block = match config.attention {
-                TextAttention::Cross => 2.0 * square,
-                TextAttention::Joint => (4.0 + 2.0 * self.mlp_ratio) * square + 2.0 * parts(true),
+            let pooled = config.pooled.map_or(0.0, |pooled| (pooled as f64 + width) * width);
+            let second =
+                if config.entry == TextEntry::Mlp { tokens * hidden * hidden } else { 0.0 };
+            let caption = tokens * config.width as f64 * hidden + second;
+            let seen = (text + self.missing(text)) as f64;
+            let alone = config.refiners as f64 * (self.layers(seen) + self.pairs(seen, seen));
+            let own = |blocks: usize| match self.modulation.common {
+                true => 0.0,
+                false => blocks as f64 * 2.0 * parts(true),
             };
-            pooled + caption + self.depth as f64 * block
+            let blocks = match config.attention {
+                TextAttention::Cross => self.depth as f64 * self.keys() * seen * hidden * hidden,
+                TextAttention::Joint => {
+                    let adapters = config.shared as f64 * self.adapters(patch, seen);
+                    let layers = self.depth as f64 * self.layers(seen);
+                    layers + adapters + own(self.depth - config.shared)
+                }
+            };
+            pooled + caption + alone + blocks
         });
         let rest = ends + modulation + embedder + sized + of_text;
         self.trunk_flops(size, patch, text) + 2.0 * rest
+    }
+
+    /// Products of attention between so many queries and keys.
+    fn pairs(&self, queries: f64, keys: f64) -> f64 {
+        2.0 * queries * keys * self.hidden as f64
+    }
+
+    /// Keys and values of a token, as a multiple of the square of the width.
+    fn keys(&self) -> f64 {
+        2.0 * self.key_heads() as f64 / self.heads as f64
+    }
+
+    /// Products of so many tokens with the layers of a block.
+    fn layers(&self, tokens: f64) -> f64 {
+        let hidden = self.hidden as f64;
+        let mlp = if self.branches.gated { 3.0 } else { 2.0 } * self.inner() as f64;
+        tokens * hidden * ((2.0 + self.keys()) * hidden + mlp)
+    }
+
+    /// Those of so many tokens with the adapters of a block.
+    fn adapters(&self, patch: usize, tokens: f64) -> f64 {
+        let Some(rank) = self.adapter_rank().filter(|_| patch != self.patch) else { return 0.0 };
+        let inner = if self.branches.gated { 3.0 } else { 2.0 } * self.inner() as f64;
+        tokens * rank as f64 * (self.hidden as f64 * (6.0 + self.keys()) + inner)
     }
 
     /// The part of [`DitConfig::flops`] that depends on the number of tokens of the image: projections, attention, also to
     /// the text, MLP, adapters. FlexiDiT's percentages are of this.
     pub fn trunk_flops(&self, size: [usize; 2], patch: usize, text: usize) -> f64 {
         let [rows, columns] = self.grid(size, patch);
-        let (tokens, hidden) = ((rows * columns) as f64, self.hidden as f64);
-        let square = tokens * hidden * hidden;
-        let pairs = |a: f64, b: f64| 2.0 * a * b * hidden;
-        let own = 4.0 * square + pairs(tokens, tokens);
-        let text = text as f64;
+        let (count, hidden) = (rows * columns, self.hidden as f64);
+        let [tokens, seen] = [count, text].map(|count| (count + self.missing(count)) as f64);
         let attention = match self.text.as_ref().map(|text| text.attention) {
-            None => own,
-            Some(TextAttention::Cross) => own + 2.0 * square + pairs(tokens, text),
-            Some(TextAttention::Joint) => 4.0 * square + pairs(tokens + text, tokens + text),
-        };
-        let mlp = 2.0 * self.mlp_ratio * square;
-        let adapters = match self.adapter_rank() {
-            Some(rank) if patch != self.patch => {
-                tokens * rank as f64 * hidden * (8.0 + 2.0 * self.mlp_ratio)
+            None => self.pairs(tokens, tokens),
+            Some(TextAttention::Cross) => {
+                let projections = 2.0 * tokens * hidden * hidden;
+                self.pairs(tokens, tokens) + projections + self.pairs(tokens, seen)
             }
-            _ => 0.0,
+            Some(TextAttention::Joint) => self.pairs(tokens + seen, tokens + seen),
         };
-        2.0 * self.depth as f64 * (attention + mlp + adapters)
+        let adapters = self.adapters(patch, tokens);
+        let refiners = self.text.as_ref().map_or(0, |text| text.refiners) as f64;
+        let refined = refiners * (self.layers(tokens) + self.pairs(tokens, tokens));
+        2.0 * (self.depth as f64 * (self.layers(tokens) + attention + adapters) + refined)
     }
 
     /// Number of parameters of the network, see [`Dit::parameters`].
     pub fn parameters(&self) -> usize {
-        // All blocks but the first are alike, and the size of the image does not matter. Parameters are drawn
+        // All blocks but the first are alike, of their kind, and the size of the image does not matter. Parameters are drawn
         // when they are first needed: here, never.
         let side = self.patches().into_iter().fold(0, usize::max);
         let of = |depth| {
             let small = Self { depth, size: [side; 2], ..self.clone() };
             small.init_from(&Init::new(0, &Device::flex())).parameters()
         };
-        of(1) + (self.depth - 1) * (of(2) - of(1))
+        match self.first_shared() {
+            None => of(1) + (self.depth - 1) * (of(2) - of(1)),
+            Some(_) => of(self.depth),
+        }
     }
 }
 
@@ -93,6 +135,7 @@ impl Dit {
 mod tests {
     use burn::tensor::{Device, Tensor};
 
+    use super::super::stream::tests::{joined, parallel};
     use super::DitConfig;
     use crate::nets::{Conditioning, Flexible, Sharing, Text, TextAttention, TextConfig};
 
@@ -125,14 +168,16 @@ mod tests {
     fn the_products_of_a_call_are_those_of_the_formula() {
         let shared = Sharing::Kernels { underlying: 4 };
         let adapted = Sharing::Adapters { rank: 8 };
-        let reads = |attention, pooled| Some(TextConfig { width: 24, pooled, attention });
+        let reads =
+            |attention, pooled| Some(TextConfig { pooled, ..TextConfig::new(24, attention) });
         let (cross, joint) =
             (reads(TextAttention::Cross, None), reads(TextAttention::Joint, Some(20)));
         let kinds = [None, cross, joint].into_iter().flat_map(|text| {
             [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)]
                 .map(|base| DitConfig { text: text.clone(), ..base })
         });
-        for base in kinds {
+        let joined = [joined(64, 2), joined(64, 1), parallel(64)];
+        for base in kinds.chain(joined) {
             for sharing in [shared, adapted] {
                 let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };
                 let config = DitConfig {
@@ -150,7 +195,7 @@ mod tests {
                         let time = Tensor::zeros([1], &device);
                         let text = config.text.as_ref().map(|text| Text {
                             tokens: Tensor::zeros([1, TOKENS, text.width], &device),
-                            padding: None,
+                            lengths: None,
                             pooled: text.pooled.map(|width| Tensor::zeros([1, width], &device)),
                         });
                         let told = Conditioning { text, ..Conditioning::classes(&[0], &device) };

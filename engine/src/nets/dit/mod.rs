@@ -7,15 +7,20 @@ mod condition;
 mod config;
 mod cost;
 mod flexify;
+mod form;
+mod pass;
 mod patches;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod trunk;
 
-pub use block::{Condition, DitBlock, Head, TextLayers};
-pub use condition::{Conditioning, Context, Embedder, Panel, Text};
-pub use config::{DitConfig, Flexible, Norm, Sharing, TextAttention, TextConfig};
+pub use block::{Condition, DitBlock, Head, Norms, TextLayers};
+pub use condition::{Conditioning, Embedder, Panel, Text};
+pub use config::{DitConfig, Flexible, Sharing};
 pub use flexify::flexify;
+pub use form::{Branches, Norm, Placing, TextAttention, TextConfig, TextEntry};
 pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Mode};
+pub use stream::{Caption, Common, Context, Fill, Refiners};
 pub use trunk::{AfterBlock, Dit};
 pub(crate) use trunk::{Call, Encoded};

@@ -3,7 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 
-use super::config::{DitConfig, Norm};
+use super::config::DitConfig;
+use super::form::Norm;
 use crate::layers::{Dense, Fresh, Init, Lora, Modulated};
 
 /// What a network has of its own at one further patch size.
@@ -92,10 +93,12 @@ impl DitConfig {
     /// Adapters of this rank for every block, which add nothing yet.
     pub(crate) fn init_adapters(&self, rank: usize, init: &Init<'_>) -> Vec<BlockAdapters> {
         let (hidden, inner) = (self.hidden, self.inner());
+        let qkv = hidden + 2 * hidden / self.heads * self.key_heads();
+        let up = if self.branches.gated { 2 * inner } else { inner };
         let fresh = |_| BlockAdapters {
-            qkv: Lora::new(hidden, 3 * hidden, rank, init),
+            qkv: Lora::new(hidden, qkv, rank, init),
             out: Lora::new(hidden, hidden, rank, init),
-            up: Lora::new(hidden, inner, rank, init),
+            up: Lora::new(hidden, up, rank, init),
             down: Lora::new(inner, hidden, rank, init),
         };
         (0..self.depth).map(fresh).collect()

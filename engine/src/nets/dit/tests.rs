@@ -1,7 +1,7 @@
 //! Laws of what a network is told.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::{
     Conditioning, Dit, DitConfig, Flexible, Panel, Sharing, Text, TextAttention, TextConfig,
@@ -23,7 +23,7 @@ fn net(preserved: bool, change: impl FnOnce(&mut DitConfig)) -> Dit {
 }
 
 fn reads(attention: TextAttention, pooled: bool) -> impl Fn(&mut DitConfig) {
-    let text = TextConfig { width: 12, pooled: pooled.then_some(6), attention };
+    let text = TextConfig { pooled: pooled.then_some(6), ..TextConfig::new(12, attention) };
     move |config| config.text = Some(text.clone())
 }
 
@@ -48,7 +48,7 @@ fn text(seed: u64, tokens: usize, pooled: bool) -> Text {
     let mut draws = Draws::new(seed, 1.0);
     Text {
         tokens: draws.tensor([2, tokens, 12]),
-        padding: None,
+        lengths: None,
         pooled: pooled.then(|| draws.tensor([2, 6])),
     }
 }
@@ -71,10 +71,8 @@ fn every_token_of_a_text_matters_and_padding_does_not() {
 
         let junk = text(7, 4, false).tokens;
         let long = Tensor::cat(vec![short.tokens, junk], 1);
-        let flags = [[false, false, false, true, true, true, true]; 2];
-        let padding = Tensor::<2, Bool>::from_data(flags, &Device::flex());
-        let padded = Text { tokens: long, padding: Some(padding), pooled: None };
-        let unpadded = Text { padding: None, ..padded.clone() };
+        let padded = Text { tokens: long, lengths: Some(vec![3; 2]), pooled: None };
+        let unpadded = Text { lengths: None, ..padded.clone() };
         let found = call(&net, &x, &told(padded.clone()));
         assert!(difference(&found, &expected) < 1e-5, "{attention:?}");
         assert!(difference(&call(&net, &x, &told(unpadded)), &expected) > 1e-3, "{attention:?}");

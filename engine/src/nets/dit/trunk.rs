@@ -3,17 +3,19 @@
 use std::borrow::Cow;
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
-use super::block::{Condition, DitBlock, Head};
-use super::condition::{Conditioning, Context, Embedder};
+use super::block::{DitBlock, Head};
+use super::condition::{Conditioning, Embedder};
 use super::config::DitConfig;
-use super::patches::{BlockAdapters, BlockMode, Ends, Mode};
+use super::pass::Pass;
+use super::patches::{Ends, Mode};
+use super::stream::{Caption, Common, Refiners};
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::patch::{patchify, unpatchify};
 use crate::layers::resize::{resize_embedding, resize_projection};
-use crate::layers::{Attend, Dense, Fresh, Init, KvCache, Mlp};
-use crate::ops::{self, AttentionBias};
+use crate::layers::{Attend, Dense, Fresh, Init, KvCache, Position};
+use crate::ops;
 
 /// A diffusion transformer.
 #[derive(Module, Debug)]
@@ -29,18 +31,22 @@ pub struct Dit {
     pub head: Head,
     /// One per further patch size.
     pub modes: Vec<Mode>,
-    /// `[hidden, parts]`: the modulation of all blocks before their own numbers (adaLN-single).
+    /// `[hidden, parts]`: the modulation of all blocks before their own numbers (adaLN-single), or as it is.
     pub single: Option<Dense>,
-    /// `[text, hidden]` and `[hidden, hidden]`: from the tokens of a text to those that the blocks see.
-    pub caption: Option<Mlp>,
+    /// What modulates the texts of all blocks, and all blocks with the same layers for text and image.
+    pub common: Option<Common>,
+    /// From the tokens of a text to those that the blocks see.
+    pub caption: Option<Caption>,
+    /// What image and text go through before they see each other.
+    pub refiners: Option<Refiners>,
     position: Tensor<3>,
     kernel: usize,
     #[module(skip)]
     pub(super) config: DitConfig,
 }
 
-/// Sees the residual stream after each block, `[batch, tokens, hidden]` with the tokens of the panels behind
-/// those of the image, and returns what the next one works on.
+/// Sees the residual stream after each block, `[batch, tokens, hidden]` with the tokens of the panels, and of a text that goes
+/// through the same layers, behind those of the image, and returns what the next one works on.
 pub type AfterBlock<'a> = &'a mut dyn FnMut(usize, Tensor<3>) -> Tensor<3>;
 
 /// How the trunk is called.
@@ -53,46 +59,6 @@ pub(crate) struct Call<'a> {
     pub(crate) keep: bool,
     /// See [`AfterBlock`].
     pub(crate) after_block: AfterBlock<'a>,
-}
-
-/// A pass of tokens through blocks: what all of these see.
-struct Pass<'a> {
-    net: &'a Dit,
-    time: Tensor<1>,
-    told: &'a Conditioning,
-    /// Tokens of the image and of each panel.
-    counts: Vec<usize>,
-    /// Of the image, or of every token.
-    condition: Tensor<3>,
-    /// The condition as blocks without an embedder of their own take it.
-    shared: Tensor<3>,
-    context: Option<Context>,
-    mode: Option<&'a Mode>,
-    /// In place of those of the mode, one per block.
-    adapters: Option<&'a [BlockAdapters]>,
-}
-
-impl Pass<'_> {
-    /// Through the block that stands at place `i`, or a copy of it.
-    fn through(
-        &mut self,
-        i: usize,
-        block: &DitBlock,
-        tokens: Tensor<3>,
-        attend: Attend<'_>,
-    ) -> Tensor<3> {
-        let modulation = match &block.embedder {
-            Some(own) => self.net.condition(own, &self.time, self.told, &self.counts),
-            None => self.shared.clone(),
-        };
-        let mode = self.mode.map_or(BlockMode::default(), |mode| mode.block(i));
-        let mode = match self.adapters {
-            Some(own) => BlockMode { adapters: Some(&own[i]), ..mode },
-            None => mode,
-        };
-        let condition = Condition { modulation, context: self.context.as_mut() };
-        block.forward(tokens, condition, attend, mode)
-    }
 }
 
 /// What a head works on.
@@ -125,7 +91,9 @@ impl DitConfig {
             head: self.init_head(self.kernel(), init),
             modes: self.init_modes(init),
             single: self.init_single(init),
+            common: self.init_common(init),
             caption: self.init_caption(init),
+            refiners: self.init_refiners(init),
             position: self.positions(self.size, self.patch, [0.0; 2], init.device),
             kernel: self.kernel(),
             config: self.clone(),
@@ -135,7 +103,7 @@ impl DitConfig {
     /// Layer from patches of this size.
     pub(super) fn init_embedding(&self, patch: usize, init: &Init<'_>) -> Dense {
         let dense = self.dense(patch * patch * self.channels, self.hidden);
-        DenseConfig { ones: !self.bias, ..dense }.init(init)
+        DenseConfig { ones: !self.bias && !self.homogeneous, ..dense }.init(init)
     }
 
     /// Layer to what patches of this size predict, at first zero.
@@ -156,6 +124,9 @@ impl DitConfig {
         origin: [f64; 2],
         device: &Device,
     ) -> Tensor<3> {
+        if self.position == Position::Absent {
+            return Tensor::zeros([1; 3], device);
+        }
         let coordinates = self.coordinates(size, patch, origin);
         self.position.table(self.grid(size, patch), coordinates, self.hidden, device)
     }
@@ -220,6 +191,9 @@ impl Dit {
         };
         tokens = steered(tokens, 0);
         for (i, block) in self.blocks.iter().enumerate() {
+            if self.config.first_shared() == Some(i) {
+                tokens = pass.joined(tokens);
+            }
             let attend = match (caches.get_mut(i), told.seen.get(i)) {
                 (Some(cache), None) => Attend::Cached { cache, keep },
                 (None, Some(seen)) => Attend::Seen(seen),
@@ -230,7 +204,8 @@ impl Dit {
             tokens = after_block(i, after);
         }
         let Pass { condition, counts, .. } = pass;
-        match told.panels.is_empty() {
+        let [_, all, _] = tokens.dims();
+        match all == counts[0] {
             true => Encoded { tokens, condition },
             false => Encoded {
                 tokens: tokens.narrow(1, 0, counts[0]),
@@ -239,116 +214,8 @@ impl Dit {
         }
     }
 
-    /// The tokens before the first block, `[batch, tokens with those of panels, hidden]`, and what all blocks see.
-    fn enter<'a>(
-        &'a self,
-        x: Tensor<4>,
-        time: Tensor<1>,
-        told: &'a Conditioning,
-        patch: usize,
-    ) -> (Tensor<3>, Pass<'a>) {
-        let mode = self.mode(patch);
-        let image = self.embed(x, patch); // [batch, tokens, hidden]
-        let panels = told.panels.iter();
-        let panels = panels.map(|panel| self.embed_at(panel.image.clone(), patch, panel.origin));
-        let parts: Vec<Tensor<3>> = std::iter::once(image).chain(panels).collect();
-        let counts: Vec<usize> = parts.iter().map(|part| part.dims()[1]).collect();
-        let condition = self.condition(&self.embedder, &time, told, &counts);
-        let shared = match &self.single {
-            Some(dense) => {
-                dense.forward(self.config.embedder_activation().forward(condition.clone()))
-            }
-            None => condition.clone(),
-        };
-        let tokens = side_by_side(parts);
-        let context = self.context(told, tokens.dims()[1]);
-        let adapters = None;
-        (tokens, Pass { net: self, time, told, counts, condition, shared, context, mode, adapters })
-    }
-
-    /// Keys and values of the tokens of an image and its panels, block by block, for [`Conditioning::seen`]; the layers have
-    /// these adapters, one per block.
-    pub(crate) fn seen_with(
-        &self,
-        adapters: &[BlockAdapters],
-        x: Tensor<4>,
-        time: Tensor<1>,
-        told: &Conditioning,
-        patch: usize,
-    ) -> Vec<KvCache> {
-        let (mut tokens, pass) = self.enter(x, time, told, patch);
-        let mut pass = Pass { adapters: Some(adapters), ..pass };
-        let mut seen = vec![KvCache::default(); self.blocks.len()];
-        for (i, (block, cache)) in self.blocks.iter().zip(&mut seen).enumerate() {
-            tokens = pass.through(i, block, tokens, Attend::Cached { cache, keep: true });
-        }
-        seen
-    }
-
-    /// The tokens of the image and the panels before the first block, and after each of `blocks`, which stand in place
-    /// of the network's first ones: each `[batch, tokens, hidden]`.
-    pub(crate) fn states_of(
-        &self,
-        blocks: &[DitBlock],
-        x: Tensor<4>,
-        time: Tensor<1>,
-        told: &Conditioning,
-        patch: usize,
-    ) -> Vec<Tensor<3>> {
-        let (tokens, mut pass) = self.enter(x, time, told, patch);
-        let mut states = vec![tokens];
-        for (i, block) in blocks.iter().enumerate() {
-            let before = states[i].clone();
-            states.push(pass.through(i, block, before, Attend::Full));
-        }
-        states
-    }
-
-    /// The condition of the image, `[batch, 1, hidden]`; with panels that of every token, of which
-    /// the image and the panels have `counts`.
-    fn condition(
-        &self,
-        embedder: &Embedder,
-        time: &Tensor<1>,
-        told: &Conditioning,
-        counts: &[usize],
-    ) -> Tensor<3> {
-        let image = embedder.forward(time.clone(), told);
-        if told.panels.is_empty() {
-            return image;
-        }
-        let of_panel = |panel: &super::Panel| embedder.forward(time.full_like(panel.time), told);
-        let all = std::iter::once(image).chain(told.panels.iter().map(of_panel));
-        let [batch, hidden] = [time.dims()[0], self.config.hidden];
-        side_by_side(
-            all.zip(counts).map(|(one, &count)| one.expand([batch, count, hidden])).collect(),
-        )
-    }
-
-    /// The text, for blocks that work on `tokens` of images.
-    fn context(&self, told: &Conditioning, tokens: usize) -> Option<Context> {
-        let (caption, text) = match (&self.caption, &told.text) {
-            (Some(caption), Some(text)) => (caption, text),
-            (None, None) => return None,
-            (Some(_), None) => panic!("a network that reads text is told none"),
-            (None, Some(_)) => panic!("a network that reads no text is told one"),
-        };
-        let hidden = text.padding.clone().map(|padding| match self.config.is_joint() {
-            false => padding,
-            true => {
-                let [batch, _] = padding.dims();
-                let seen = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
-                Tensor::cat(vec![seen, padding], 1) // [batch, tokens and those of the text]
-            }
-        });
-        Some(Context {
-            tokens: caption.forward(text.tokens.clone().cast(caption.up.dtype())),
-            bias: hidden.map(AttentionBias::hidden_keys),
-        })
-    }
-
     /// What the network has of its own at a patch size that is not the native one.
-    fn mode(&self, patch: usize) -> Option<&Mode> {
+    pub(super) fn mode(&self, patch: usize) -> Option<&Mode> {
         let mode = self.modes.iter().find(|mode| mode.patch == patch);
         assert!(
             mode.is_some() || patch == self.config.patch,
@@ -367,7 +234,7 @@ impl Dit {
     }
 
     /// [`Dit::embed`] of an image elsewhere on the canvas, see [`Panel::origin`](super::Panel::origin).
-    fn embed_at(&self, x: Tensor<4>, patch: usize, origin: [f64; 2]) -> Tensor<3> {
+    pub(super) fn embed_at(&self, x: Tensor<4>, patch: usize, origin: [f64; 2]) -> Tensor<3> {
         let [_, _, height, width] = x.dims();
         let x = x.cast(self.dtype());
         let mode = self.mode(patch);
@@ -379,6 +246,9 @@ impl Dit {
         let mut tokens = embedding.forward(patchify(x, patch)); // [batch, tokens, hidden]
         if let Some(mode) = mode {
             tokens = tokens + mode.token.val().unsqueeze();
+        }
+        if self.config.position == Position::Absent {
+            return tokens;
         }
         let position = match ([height, width], origin) == (self.config.size, [0.0; 2]) {
             true => mode.map_or(&self.position, |mode| &mode.position).clone(),
@@ -468,7 +338,9 @@ impl Dit {
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
         self.head = self.head.folded();
         self.single = self.single.map(Dense::folded);
-        self.caption = self.caption.map(Mlp::folded);
+        self.common = self.common.map(Common::folded);
+        self.caption = self.caption.map(Caption::folded);
+        self.refiners = self.refiners.map(Refiners::folded);
         self
     }
 
@@ -482,13 +354,5 @@ impl Dit {
     pub fn quantized(self) -> Option<Self> {
         let net = self.folded();
         net.quantizes().then(|| net.map(&mut Quantize::default()))
-    }
-}
-
-/// Tokens of several sources in order, each `[batch, tokens, hidden]`.
-fn side_by_side(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, 1),
     }
 }

@@ -3,12 +3,13 @@
 
 mod halves;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
+use crate::layers::{Fresh, Init};
 use halves::conv;
 pub use halves::{Decoder, Encoder};
 
@@ -39,6 +40,10 @@ pub struct VaeConfig {
     pub scale: f64,
     /// See `scale`.
     pub shift: f64,
+    /// The diffusion model sees squares of 2 x 2 cells as one, its channels normalised by statistics beside the weights,
+    /// with this ε added to their variance (FLUX.2); scale and shift are 1 and 0 then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squares: Option<f64>,
     /// An AutoencoderTiny, which has none of the other blocks and no groups, attention or quant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tiny: Option<TinyBlocks>,
@@ -85,9 +90,19 @@ impl TinyBlocks {
 }
 
 impl VaeConfig {
-    /// Pixels per latent cell along a side.
+    /// Pixels along a side per cell of a latent as the diffusion model sees it.
     pub fn factor(&self) -> usize {
+        self.reduction() * if self.squares.is_some() { SQUARE } else { 1 }
+    }
+
+    /// Pixels along a side per cell of an unscaled latent.
+    fn reduction(&self) -> usize {
         1 << (self.widths.len() - 1)
+    }
+
+    /// Channels of a latent as the diffusion model sees it.
+    pub fn scaled_channels(&self) -> usize {
+        self.latent_channels * if self.squares.is_some() { SQUARE * SQUARE } else { 1 }
     }
 
     /// Whether there can be such an autoencoder.
@@ -109,6 +124,13 @@ impl VaeConfig {
         match &self.tiny {
             Some(tiny) => tiny.check(self)?,
             None => self.check_groups()?,
+        }
+        if let Some(epsilon) = self.squares
+            && !(epsilon >= 0.0 && epsilon.is_finite() && (self.scale, self.shift) == (1.0, 0.0))
+        {
+            let found = format!("{epsilon}, {} and {}", self.scale, self.shift);
+            let expected = "finite and 0 or more, 1 and 0";
+            return Err(ConfigError::value("ε, scale and shift of squares", found, expected));
         }
         match self.scale == 0.0 || !self.scale.is_finite() {
             true => Err(ConfigError::value("latent scale", self.scale, "finite and not zero")),
@@ -139,11 +161,17 @@ impl VaeConfig {
             panic!("{fault}");
         }
         let quant = |width| self.quant.then(|| conv(width, width, 1, device));
+        let init = &Init::new(0, device);
+        let numbers = |value| init.param(Fresh::Constant(value), [self.scaled_channels()]);
         Vae {
             encoder: Encoder::new(self, device),
             decoder: Decoder::new(self, device),
             quant: quant(2 * self.latent_channels),
             post_quant: quant(self.latent_channels),
+            statistics: self.squares.map(|_| Statistics {
+                mean: numbers(0.0).set_require_grad(false),
+                variance: numbers(1.0).set_require_grad(false),
+            }),
             config: self.clone(),
             rounds: false,
         }
@@ -167,10 +195,50 @@ pub struct Vae {
     pub decoder: Decoder,
     quant: Option<Conv2d>,
     post_quant: Option<Conv2d>,
+    /// Of the squares of latents.
+    pub statistics: Option<Statistics>,
     #[module(skip)]
     config: VaeConfig,
     /// See [`Vae::rounding`].
     rounds: bool,
+}
+
+/// What the channels of squares of cells are normalised by, each `[scaled channels]`.
+#[derive(Module, Debug)]
+pub struct Statistics {
+    /// Taken off.
+    pub mean: Param<Tensor<1>>,
+    /// Of which the square root divides.
+    pub variance: Param<Tensor<1>>,
+}
+
+/// Cells along a side of a square.
+const SQUARE: usize = 2;
+
+impl Statistics {
+    /// The mean and the divisor of a latent, `[1, channels, 1, 1]`.
+    fn numbers(&self, epsilon: f64) -> [Tensor<4>; 2] {
+        let divisor = (self.variance.val() + epsilon).sqrt();
+        [self.mean.val(), divisor].map(|numbers| numbers.reshape([1, -1, 1, 1]))
+    }
+}
+
+/// `[batch, channels, height, width]` to `[batch, channels · 4, height / 2, width / 2]`, ordered channel, row, column.
+fn squares(latent: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = latent.dims();
+    let [rows, columns] = [height, width].map(|side| side / SQUARE);
+    let cells: Tensor<6> = latent.reshape([batch, channels, rows, SQUARE, columns, SQUARE]);
+    let cells = cells.permute([0, 1, 3, 5, 2, 4]);
+    cells.reshape([batch, channels * SQUARE * SQUARE, rows, columns])
+}
+
+/// The inverse of [`squares`].
+fn cells(latent: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, rows, columns] = latent.dims();
+    let channels = channels / (SQUARE * SQUARE);
+    let cells: Tensor<6> = latent.reshape([batch, channels, SQUARE, SQUARE, rows, columns]);
+    let cells = cells.permute([0, 1, 4, 2, 5, 3]);
+    cells.reshape([batch, channels, rows * SQUARE, columns * SQUARE])
 }
 
 /// A diagonal Gaussian over latents, both `[batch, latent_channels, height, width]`, unscaled.
@@ -206,7 +274,7 @@ impl Vae {
     /// Posterior over latents of an image with pixels in [-1, 1].
     ///
     /// # Shapes
-    /// `[batch, channels, height, width]`; a latent cell covers [`VaeConfig::factor`] pixels a side
+    /// `[batch, channels, height, width]`
     pub fn encode(&self, image: Tensor<4>) -> Posterior {
         if self.config.tiny.is_some() {
             // Its pixels are in [0, 1].
@@ -248,13 +316,21 @@ impl Vae {
         self.decoder.forward(h, self.rounds)
     }
 
-    /// A raw latent as the diffusion model sees it.
+    /// A raw latent as the diffusion model sees it, whose cells cover [`VaeConfig::factor`] pixels a side.
     pub fn scale(&self, latent: Tensor<4>) -> Tensor<4> {
+        if let (Some(epsilon), Some(statistics)) = (self.config.squares, &self.statistics) {
+            let [mean, divisor] = statistics.numbers(epsilon);
+            return (squares(latent) - mean) / divisor;
+        }
         (latent - self.config.shift) * self.config.scale
     }
 
     /// Inverse of [`Vae::scale`].
     pub fn unscale(&self, latent: Tensor<4>) -> Tensor<4> {
+        if let (Some(epsilon), Some(statistics)) = (self.config.squares, &self.statistics) {
+            let [mean, divisor] = statistics.numbers(epsilon);
+            return cells(latent * divisor + mean);
+        }
         latent * (1.0 / self.config.scale) + self.config.shift
     }
 
@@ -270,7 +346,7 @@ impl Vae {
             return self.decode(latent);
         }
         let device = latent.device();
-        let factor = self.config.factor();
+        let factor = self.config.reduction();
         let shape = [batch, self.config.channels, height * factor, width * factor];
         let mut image = Tensor::<4>::zeros(shape, &device);
         let mut weights = Tensor::<4>::zeros([1, 1, shape[2], shape[3]], &device);

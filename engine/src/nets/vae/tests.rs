@@ -12,6 +12,7 @@ fn tiny() -> Vae {
         quant: true,
         scale: 0.5,
         shift: 0.1,
+        squares: None,
         tiny: None,
     };
     config.init(&Device::flex()).map(&mut Draws::new(0, 0.2))

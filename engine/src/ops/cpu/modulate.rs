@@ -6,18 +6,18 @@ use rayon::prelude::*;
 use super::bridge::Kernel;
 use super::buffers::{Rows, buffer, tensor};
 use super::math::{add_scaled, dot, simd, sum};
+use crate::ops::RowNorm;
 
 /// Rows that one task handles.
 const ROWS: usize = 8;
 
-/// Layer norm, then scale, shift and rotation: those of them that are on.
+/// A norm, then scale, shift and rotation: those of them that are on.
 ///
 /// Inputs are `x`, `[batch, tokens, width]`, then the factors that are on in the order above, each
 /// `[batch, 1 | tokens, width]`, the angles of half the width.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct Modulate {
-    /// The layer norm's constant, if there is one.
-    pub(in crate::ops) norm: Option<f32>,
+    pub(in crate::ops) norm: Option<RowNorm>,
     pub(in crate::ops) scale: bool,
     pub(in crate::ops) shift: bool,
     pub(in crate::ops) rotation: bool,
@@ -59,18 +59,21 @@ fn turn(angles: Rows) -> [Rows; 2] {
     [cos, sin].map(|values| Rows::new(tensor(values, &angles.shape)))
 }
 
-/// Mean and one over the standard deviation of a row.
+/// What a norm takes off a row, its mean or nothing, and the factor on what is left.
 #[inline(always)]
-fn moments(x: &[f32], epsilon: f32) -> (f32, f32) {
+fn moments(x: &[f32], norm: RowNorm) -> (f32, f32) {
     let width = x.len() as f32;
-    let mean = sum(x.len(), |i| x[i]) / width;
+    let (mean, epsilon) = match norm {
+        RowNorm::Layer(epsilon) => (sum(x.len(), |i| x[i]) / width, epsilon as f32),
+        RowNorm::Rms(epsilon) => (0.0, epsilon as f32),
+    };
     let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / width;
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
 #[inline(always)]
-fn normalize(norm: Option<f32>, x: &[f32], y: &mut [f32]) {
-    let (mean, factor) = norm.map_or((0.0, 1.0), |epsilon| moments(x, epsilon));
+fn normalize(norm: Option<RowNorm>, x: &[f32], y: &mut [f32]) {
+    let (mean, factor) = norm.map_or((0.0, 1.0), |norm| moments(x, norm));
     for (y, x) in y.iter_mut().zip(x) {
         *y = (x - mean) * factor;
     }
@@ -173,8 +176,8 @@ impl Kernel for Modulate {
                                 *g *= scale;
                             }
                         }
-                        if let Some(epsilon) = self.norm {
-                            through_norm(epsilon, x, &clean, out);
+                        if let Some(norm) = self.norm {
+                            through_norm(norm, x, &clean, out);
                         }
                     },
                 );
@@ -198,9 +201,12 @@ fn by_image(tensors: &mut [Vec<f32>], batch: usize) -> Vec<Vec<&mut [f32]>> {
 
 /// From the gradient of a row `clean` that was normalised to that of the row `x`, in place.
 #[inline(always)]
-fn through_norm(epsilon: f32, x: &[f32], clean: &[f32], gradient: &mut [f32]) {
-    let (width, (_, factor)) = (x.len(), moments(x, epsilon));
-    let mean = sum(width, |i| gradient[i]) / width as f32;
+fn through_norm(norm: RowNorm, x: &[f32], clean: &[f32], gradient: &mut [f32]) {
+    let (width, (_, factor)) = (x.len(), moments(x, norm));
+    let mean = match norm {
+        RowNorm::Layer(_) => sum(width, |i| gradient[i]) / width as f32,
+        RowNorm::Rms(_) => 0.0,
+    };
     let along = dot(clean, gradient) / width as f32;
     for (g, x) in gradient.iter_mut().zip(clean) {
         *g = factor * (*g - mean - x * along);

@@ -95,6 +95,7 @@ impl ControlShape {
             return fault("control is set, and there is no init, the model to steer".into());
         };
         let (net, depth) = (&init.config.net.dit, self.depth);
+        net.check_branches().map_err(|reason| Error::Config { reason })?;
         let has_branch = self.kind.is_some() || self.branches().matching.is_some();
         if has_branch && !(1..=net.depth).contains(&depth) {
             return fault(format!("control.depth is {depth}, expected 1 to {}", net.depth));

@@ -1,73 +1,24 @@
-//! Encoders of text: T5 (Raffel et al. 2020), the text half of CLIP (Radford et al. 2021), and their kind.
+//! Encoders of text: T5 (Raffel et al. 2020), the text half of CLIP (Radford et al. 2021), language models whose states
+//! are read (Qwen3, Yang et al. 2025), and their kind.
+
+mod config;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+pub use config::{Places, TextEncoderConfig};
+
 use crate::layers::dense::DenseConfig;
-use crate::layers::{Activation, Attend, Attention, AttentionConfig, Dense, Fresh, Init};
-use crate::ops::{AttentionBias, AttentionSpec};
-
-/// Largest number of anything.
-const LIMIT: usize = 1 << 20;
-
-/// Everything that determines a [`TextEncoder`] but its weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextEncoderConfig {
-    /// Rows of the table of tokens.
-    pub vocabulary: usize,
-    /// Width of a token.
-    pub hidden: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head: usize,
-    /// Inner width of the feed-forward layers.
-    pub inner: usize,
-    /// Activation of the feed-forward layers.
-    pub activation: Activation,
-    /// What is activated is multiplied by a second projection (GLU, Shazeer 2020).
-    pub gated: bool,
-    /// How the tokens know their places.
-    pub places: Places,
-    /// Tokens see only those before them.
-    pub causal: bool,
-    /// Layer norms and biases, as in CLIP; otherwise RMS norms and none, and products of queries and keys are not
-    /// scaled, as in T5.
-    pub bias: bool,
-    /// ε of the norms.
-    pub epsilon: f64,
-    /// Width of a text as one vector, which is projected from its last token; `None` without a projection.
-    #[serde(default)]
-    pub projection: Option<usize>,
-}
-
-/// How the tokens of a text know their places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Places {
-    /// By a learned vector for each of so many places.
-    Learned(usize),
-    /// By a learned number for each head and each bucket of distances, added to the scores of all blocks.
-    Relative {
-        /// Buckets, half of them for each direction.
-        buckets: usize,
-        /// Distance from which on all fall into the last bucket.
-        farthest: usize,
-    },
-}
+use crate::layers::{Activation, Attend, Attention, AttentionConfig, Dense, Fresh, Init, Rope};
+use crate::ops::{AttentionBias, AttentionSpec, Pairs, Rotary};
 
 /// A text encoder.
 #[derive(Module, Debug)]
 pub struct TextEncoder {
     /// `[vocabulary, hidden]`.
     pub tokens: Param<Tensor<2>>,
-    /// `[places, hidden]`, or `[buckets, heads]`.
-    pub places: Param<Tensor<2>>,
+    /// `[places, hidden]`, or `[buckets, heads]`; none of rotary places.
+    pub places: Option<Param<Tensor<2>>>,
     /// The blocks, first to last.
     pub blocks: Vec<TextBlock>,
     /// After the last block.
@@ -114,6 +65,12 @@ pub struct TextStream {
     x: Tensor<3>,
     /// What acts on the scores of every block.
     bias: Option<AttentionBias>,
+    rotary: Option<Rotary>,
+    /// Blocks passed.
+    passed: usize,
+    /// Blocks behind which it is kept.
+    kept_behind: Vec<usize>,
+    kept: Vec<Tensor<3>>,
 }
 
 /// What an encoder makes of texts, in f32.
@@ -121,50 +78,11 @@ pub struct TextStream {
 pub struct TextStates {
     /// After all blocks and the last norm, `[batch, tokens, hidden]`.
     pub last: Tensor<3>,
-    /// The stream before the blocks that were asked for, without a norm, each `[batch, tokens, hidden]`.
+    /// The stream behind as many blocks as were asked for, without a norm, each `[batch, tokens, hidden]`.
     pub kept: Vec<Tensor<3>>,
 }
 
 impl TextEncoderConfig {
-    /// Whether there can be such an encoder.
-    ///
-    /// # Errors
-    /// The first number that is out of range.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let (places, farthest) = match self.places {
-            Places::Learned(places) => (places, 1),
-            Places::Relative { buckets, farthest } => (buckets, farthest),
-        };
-        let counts = [
-            ("vocabulary", self.vocabulary, LIMIT),
-            ("hidden", self.hidden, 1 << 16),
-            ("depth", self.depth, 1 << 10),
-            ("heads", self.heads, 1 << 10),
-            ("width of a head", self.head, 1 << 12),
-            ("inner width", self.inner, 1 << 18),
-            ("places of a text", places, LIMIT),
-            ("farthest distance", farthest, LIMIT),
-            ("width of the projection", self.projection.unwrap_or(1), 1 << 16),
-        ];
-        for (name, value, limit) in counts {
-            if !(1..=limit).contains(&value) {
-                return Err(ConfigError::value(name, value, format!("1 to {limit}")));
-            }
-        }
-        match self.places {
-            Places::Relative { buckets, farthest }
-                if buckets % 4 != 0 || farthest <= buckets / 4 =>
-            {
-                let expected = format!("a multiple of 4, a quarter of it below {farthest}");
-                Err(ConfigError::value("buckets", buckets, expected))
-            }
-            _ if !(self.epsilon > 0.0 && self.epsilon < 1.0) => {
-                Err(ConfigError::value("epsilon", self.epsilon, "within (0, 1)"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Makes the network with the fresh weights of a seed.
     ///
     /// # Panics
@@ -196,12 +114,13 @@ impl TextEncoderConfig {
 
     fn around(&self, blocks: Vec<TextBlock>, init: &Init<'_>) -> TextEncoder {
         let places = match self.places {
-            Places::Learned(places) => [places, self.hidden],
-            Places::Relative { buckets, .. } => [buckets, self.heads],
+            Places::Learned(places) => Some([places, self.hidden]),
+            Places::Relative { buckets, .. } => Some([buckets, self.heads]),
+            Places::Rotary { .. } => None,
         };
         TextEncoder {
             tokens: init.param(Fresh::Normal(0.02), [self.vocabulary, self.hidden]),
-            places: init.param(Fresh::Normal(0.02), places),
+            places: places.map(|shape| init.param(Fresh::Normal(0.02), shape)),
             blocks,
             norm: self.init_norm(init),
             projection: self.projection.map(|width| {
@@ -224,10 +143,12 @@ impl TextEncoderConfig {
     }
 
     fn init_block(&self, init: &Init<'_>) -> TextBlock {
-        let scale = (!self.bias).then_some(1.0);
+        let scale = matches!(self.places, Places::Relative { .. }).then_some(1.0);
+        let (spec, key_heads) = (AttentionSpec::new(self.heads), self.key_heads());
         let attention = AttentionConfig {
             head: self.head,
-            spec: AttentionSpec { scale, ..AttentionSpec::new(self.heads) },
+            spec: AttentionSpec { scale, key_heads, ..spec },
+            norm: self.head_norm.then_some(self.epsilon),
             ..AttentionConfig::new(self.hidden, self.heads)
         };
         TextBlock {
@@ -282,24 +203,36 @@ fn apply(dense: &Dense, x: &Tensor<3>, activation: Option<Activation>) -> Tensor
     dense.activated(x.clone().cast(dense.dtype()), activation).cast(FloatDType::F32)
 }
 
+impl TextStream {
+    /// What the next block made of it.
+    fn behind(mut self, x: Tensor<3>) -> Self {
+        self.passed += 1;
+        if self.kept_behind.contains(&self.passed) {
+            self.kept.push(x.clone());
+        }
+        Self { x, ..self }
+    }
+}
+
 impl TextBlock {
     /// The texts behind this block.
     pub fn forward(&self, stream: TextStream) -> TextStream {
-        let TextStream { x, bias } = stream;
+        let TextStream { x, bias, rotary, .. } = &stream;
         let dtype = self.attention.qkv.dtype();
         let typed = bias
             .clone()
             .map(|bias| AttentionBias { added: bias.added.map(|added| added.cast(dtype)), ..bias });
         let attend = typed.as_ref().map_or(Attend::Full, Attend::Biased);
         let h = self.first.forward(x.clone()).cast(dtype);
-        let x = x + self.attention.forward(h, attend).cast(FloatDType::F32);
+        let seen = self.attention.adapted(h, rotary.as_ref(), attend, None);
+        let x = x.clone() + seen.cast(FloatDType::F32);
         let h = self.second.forward(x.clone());
         let inner = apply(&self.up, &h, Some(self.activation));
         let inner = match &self.gate {
             Some(gate) => inner * apply(gate, &h, None),
             None => inner,
         };
-        TextStream { x: x + apply(&self.down, &inner, None), bias }
+        stream.behind(x + apply(&self.down, &inner, None))
     }
 
     fn folded(mut self) -> Self {
@@ -317,7 +250,7 @@ impl TextEncoder {
         &self.config
     }
 
-    /// The states of texts of one length; `keep` are the blocks before which the stream is kept, in rising order.
+    /// The states of texts of one length; the stream is kept behind so many blocks each, in rising order.
     ///
     /// # Shapes
     /// `ids`: so many texts of so many tokens, `padding`: `[batch, tokens]`, `true` where no token sees one
@@ -331,15 +264,11 @@ impl TextEncoder {
         padding: Option<Tensor<2, Bool>>,
         keep: &[usize],
     ) -> TextStates {
-        let mut stream = self.enter(ids, padding);
-        let mut kept = Vec::new();
-        for (i, block) in self.blocks.iter().enumerate() {
-            if keep.contains(&i) {
-                kept.push(stream.x.clone());
-            }
-            stream = block.forward(stream);
-        }
-        TextStates { last: self.leave(stream), kept }
+        let stream = self
+            .blocks
+            .iter()
+            .fold(self.begin(ids, padding, keep), |stream, block| block.forward(stream));
+        TextStates { last: self.norm.forward(stream.x), kept: stream.kept }
     }
 
     /// Texts before the first block; see [`TextEncoder::forward`].
@@ -347,13 +276,44 @@ impl TextEncoder {
     /// # Panics
     /// As there.
     pub fn enter(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> TextStream {
-        let tokens = ids.first().expect("a text").len();
-        TextStream { x: self.embed(ids), bias: self.bias(tokens, padding) }
+        self.begin(ids, padding, &self.config.behind)
     }
 
-    /// Texts behind the last block, `[batch, tokens, hidden]`.
+    fn begin(
+        &self,
+        ids: &[Vec<usize>],
+        padding: Option<Tensor<2, Bool>>,
+        keep: &[usize],
+    ) -> TextStream {
+        let tokens = ids.first().expect("a text").len();
+        let (x, bias, rotary) = (self.embed(ids), self.bias(tokens, padding), self.rotary(tokens));
+        let kept = keep.first().filter(|first| **first == 0).map(|_| x.clone());
+        let (kept, kept_behind) = (kept.into_iter().collect(), keep.to_vec());
+        TextStream { x, bias, rotary, passed: 0, kept_behind, kept }
+    }
+
+    fn rotary(&self, tokens: usize) -> Option<Rotary> {
+        let Places::Rotary { theta } = self.config.places else { return None };
+        let rope = Rope { axes: vec![self.config.head], theta, pairs: Pairs::Halves };
+        let places: Vec<[f64; 1]> = (0..tokens).map(|place| [place as f64]).collect();
+        Some(rope.table(&places, &self.norm.gain.lazy_device()))
+    }
+
+    /// The states of texts behind the last block, `[batch, tokens, width]`.
     pub fn leave(&self, stream: TextStream) -> Tensor<3> {
-        self.norm.forward(stream.x)
+        match stream.kept.is_empty() {
+            true => self.norm.forward(stream.x),
+            false => Tensor::cat(stream.kept, 2),
+        }
+    }
+
+    /// The states of texts of one length, `[batch, tokens, width]`: those that [`TextEncoderConfig::behind`] names.
+    ///
+    /// # Panics
+    /// As [`TextEncoder::forward`].
+    pub fn states(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        let stream = self.enter(ids, padding);
+        self.leave(self.blocks.iter().fold(stream, |stream, block| block.forward(stream)))
     }
 
     fn embed(&self, ids: &[Vec<usize>]) -> Tensor<3> {
@@ -368,12 +328,12 @@ impl TextEncoder {
         let ids = Tensor::<1, Int>::from_data(TensorData::new(flat, [batch * tokens]), &device);
         let x = self.tokens.val().select(0, ids).cast(FloatDType::F32);
         let x: Tensor<3> = x.reshape([batch, tokens, self.config.hidden]);
-        match self.config.places {
-            Places::Learned(places) => {
+        match (self.config.places, &self.places) {
+            (Places::Learned(places), Some(table)) => {
                 assert!(tokens <= places, "{tokens} tokens, expected up to {places}");
-                x + self.places.val().narrow(0, 0, tokens).cast(FloatDType::F32).unsqueeze::<3>()
+                x + table.val().narrow(0, 0, tokens).cast(FloatDType::F32).unsqueeze::<3>()
             }
-            Places::Relative { .. } => x,
+            _ => x,
         }
     }
 
@@ -396,11 +356,13 @@ impl TextEncoder {
             };
             bias = Some(AttentionBias::hidden(hidden));
         }
-        if let Places::Relative { buckets, farthest } = self.config.places {
+        if let (Places::Relative { buckets, farthest }, Some(table)) =
+            (self.config.places, &self.places)
+        {
             let ids: Vec<i64> =
                 pairs().map(|(query, key)| bucket(key - query, buckets, farthest) as i64).collect();
             let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens * tokens]), &device);
-            let added = self.places.val().select(0, ids).cast(FloatDType::F32); // [queries · keys, heads]
+            let added = table.val().select(0, ids).cast(FloatDType::F32); // [queries · keys, heads]
             let added = added.swap_dims(0, 1).reshape([1, self.config.heads, tokens, tokens]);
             bias = Some(AttentionBias { added: Some(added), ..bias.unwrap_or_default() });
         }

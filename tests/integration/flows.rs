@@ -1,0 +1,119 @@
+//! Pictures of models of texts on rectified flows, against diffusers' pipelines.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use pyrograph::{Noise, Request};
+use pyrograph_weights::{Checkpoint, write_safetensors};
+use serde_json::Value;
+
+use crate::command::TestCommand;
+use crate::text;
+use crate::util::{Case, assert_close, device, json, tolerance};
+
+/// The runs of a case: their names and requests.
+fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, Request<String>)> {
+    let settings = json(&folder.join("case.json"));
+    let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    let runs = settings["runs"].as_object().expect("runs").iter();
+    runs.map(|(name, run)| {
+        let mut request = Request::new([settings["prompt"].as_str().expect("a prompt").to_owned()]);
+        request.negative = run["negative_prompt"].as_str().map(str::to_owned);
+        request.tokens = number(&settings["max_sequence_length"]);
+        request.steps = number(&run["steps"]);
+        request.guidance.scale = run["guidance_scale"].as_f64().map(cfg_scale);
+        request.size =
+            number(&settings["height"]).zip(number(&settings["width"])).map(<[usize; 2]>::from);
+        request.noise = Some(Noise::Values(case.tensor("pipe_noise", &device())));
+        (name.clone(), request)
+    })
+    .collect()
+}
+
+/// The latents behind each step, `[steps, 1, channels, height, width]`; some cases have them as tokens.
+fn latents(case: &Case, name: &str, request: &Request<String>) -> Tensor<5> {
+    let name = format!("{name}_latents_per_step");
+    let Some(Noise::Values(noise)) = &request.noise else { panic!("noise") };
+    let [images, channels, height, width] = noise.dims();
+    match case.rank(&name) {
+        5 => case.tensor(&name, &device()),
+        _ => {
+            let tokens: Tensor<4> = case.tensor(&name, &device());
+            let steps = tokens.dims()[0];
+            let cells: Tensor<5> = tokens.reshape([steps, images, height, width, channels]);
+            cells.permute([0, 1, 4, 2, 3])
+        }
+    }
+}
+
+/// Latents and pictures of every run; `cfg_scale` makes our guidance of theirs.
+pub fn assert_pictures(folder: &Path, cfg_scale: fn(f64) -> f64) {
+    let (case, pipeline) = (Case::open(folder), text::open(folder));
+    for (name, request) in runs(folder, &case, cfg_scale) {
+        let mut states = Vec::new();
+        let generated = pipeline.generate(&request, &mut |progress| {
+            states.push(progress.x.clone());
+            ControlFlow::Continue(())
+        });
+        let generated = generated.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let expected = latents(&case, &name, &request);
+        assert_close(&name, Tensor::stack(states, 0), expected, tolerance(1e-4));
+        let settings = pipeline.resolve(&request).expect("possible");
+        let pixels = pipeline.pixels(generated.latents, &settings);
+        let image = (pixels * 0.5 + 0.5).clamp(0.0, 1.0).permute([0, 2, 3, 1]);
+        let expected: Tensor<4> = case.tensor(&format!("{name}_image"), &device());
+        let worst: f32 = (image - expected).abs().max().into_scalar();
+        println!("{name}: image {worst:.1e}");
+        assert!(f64::from(worst) <= tolerance(2e-4), "{name}: image differs by {worst}");
+    }
+}
+
+/// The same through the command, from the folder and from what `convert` makes of it.
+pub fn assert_command(folder: &Path, cfg_scale: fn(f64) -> f64) {
+    let (case, work) = (Case::open(folder), tempfile::tempdir().expect("a folder"));
+    let path = |name: &str| work.path().join(name);
+    let noise = ("noise".into(), case.tensor::<4>("pipe_noise", &device()).into_data());
+    let written = write_safetensors(&path("noise.safetensors"), &[noise], &Default::default());
+    written.expect("written");
+    let convert = TestCommand::new(&work, ["convert", "-o", "own", "--dtype", "f32"]);
+    convert.args([folder]).succeeded();
+    for (name, request) in runs(folder, &case, cfg_scale) {
+        let all = latents(&case, &name, &request);
+        let expected: Tensor<4> = all.clone().narrow(0, all.dims()[0] - 1, 1).squeeze_dim(0);
+        for model in [folder, Path::new("own")] {
+            let run = TestCommand::new(&work, ["generate", "text", "-m"]).args([model]).args([
+                "--noise",
+                "noise.safetensors",
+                "--save-latents",
+                "made.safetensors",
+                "--seed",
+                "0",
+            ]);
+            run.args(arguments(&request)).succeeded();
+            let made = Checkpoint::open(path("made.safetensors")).expect("latents");
+            let (made, shape) = made.read_f32("latents").expect("latents");
+            let made = Tensor::<1>::from_floats(made.as_slice(), &device());
+            let made: Tensor<4> = made.reshape(<[usize; 4]>::try_from(shape).expect("four"));
+            assert_close(&name, made, expected.clone(), tolerance(1e-4));
+            std::fs::remove_file(path("made.safetensors")).expect("removed");
+        }
+    }
+}
+
+/// A request as arguments.
+fn arguments(request: &Request<String>) -> Vec<String> {
+    let [height, width] = request.size.expect("a size");
+    let mut arguments = vec![request.prompts[0].clone()];
+    for (option, value) in [
+        ("--negative-prompt", request.negative.clone()),
+        ("--steps", request.steps.map(|steps| steps.to_string())),
+        ("--cfg-scale", request.guidance.scale.map(|scale| scale.to_string())),
+        ("--max-tokens", request.tokens.map(|tokens| tokens.to_string())),
+        ("-H", Some(height.to_string())),
+        ("-W", Some(width.to_string())),
+    ] {
+        arguments.extend(value.map(|value| [option.to_owned(), value]).into_iter().flatten());
+    }
+    arguments
+}
