@@ -6,11 +6,14 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
 use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Norm, Tuned};
-use pyrograph_weights::convert::{Lora, LoraTerm, dit_lora, pixart_lora, read_lora, z_image_lora};
+use pyrograph_weights::convert::{
+    Lora, LoraTerm, dit_lora, flux2_lora, pixart_lora, read_lora, z_image_lora,
+};
 use pyrograph_weights::{Checkpoint, Layout};
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
+use crate::model::flux2;
 use crate::train::lora::LORA;
 
 /// A LoRA that was read for a network; copies share its matrices.
@@ -45,6 +48,7 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
 pub(crate) fn layouts(net: &DitConfig, steps: usize) -> [Layout; 3] {
     match net.text {
         Some(_) if matches!(net.norm, Norm::Sandwich { .. }) => z_image_lora(net.patch),
+        Some(_) if net.modulation.common => flux2_lora(flux2::widths(net)),
         Some(_) => pixart_lora(),
         None => dit_lora(steps, net.embedder_per_block),
     }

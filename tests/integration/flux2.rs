@@ -1,13 +1,20 @@
 //! FLUX.2 klein against diffusers: the transformer, pictures, the autoencoder, the file of the original code.
 
-use burn::tensor::Tensor;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph_engine::nets::{Conditioning, Net, Text};
+use pyrograph_engine::random::Generator;
+use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::flows;
 use crate::util::{
     Case, assert_close, cases, copy_folder, device, files, json, open_changed, tolerance,
 };
 
+/// Layers that a LoRA changes, by the ends of their names.
+const CHANGED: [&str; 5] = ["linear1", "linear2", "img_mlp.0", "txt_attn.qkv", "img.lin"];
 /// Timesteps from data to noise.
 const TIMESTEPS: f64 = 1000.0;
 
@@ -24,6 +31,15 @@ fn output(net: &Net, case: &Case) -> (Tensor<3>, Vec<Tensor<3>>) {
         tokens
     });
     (output.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]), blocks)
+}
+
+/// The file of the original code.
+fn single(folder: &Path) -> PathBuf {
+    let file = files(folder).find(|file| {
+        let name = file.to_string_lossy();
+        name.ends_with(".safetensors") && !name.ends_with("case.safetensors")
+    });
+    file.expect("weights")
 }
 
 /// The folder's transformer on the inputs of the single file's case, and that file, with a word on positions.
@@ -53,18 +69,61 @@ fn blocks_and_output_are_those_of_diffusers() {
 
         let work = tempfile::tempdir().expect("a folder");
         let known = &json(&folder.join("case.json"))["not_in_the_file"];
-        let file = files(&folder).find(|file| {
-            let name = file.to_string_lossy();
-            name.ends_with(".safetensors") && !name.ends_with("case.safetensors")
-        });
         let copy = work.path().join("model.safetensors");
-        std::fs::copy(file.expect("weights"), &copy).expect("copied");
+        std::fs::copy(single(&folder), &copy).expect("copied");
         let error = pyrograph::model::recognise(&copy).map(drop).expect_err("other axes");
         assert!(error.to_string().contains("axes_dims"), "{error}");
         std::fs::write(work.path().join("config.json"), known.to_string()).expect("written");
         let net = open_changed(&copy, |_| ()).net;
         let expected = case.tensor("forward_output", &device());
         assert_close("single file", output(&net, &case).0, expected, tolerance(1e-5));
+    }
+}
+
+/// Of layers that files join, a LoRA acts on each of ours: the output is that of weights which hold its product.
+#[test]
+fn a_lora_of_joined_layers_is_its_product() {
+    for folder in cases("flux2-single") {
+        let (case, work) = (Case::open(&folder), tempfile::tempdir().expect("a folder"));
+        let known = json(&folder.join("case.json"))["not_in_the_file"].to_string();
+        std::fs::write(work.path().join("config.json"), known).expect("written");
+        let at = |name: &str| work.path().join(name);
+        let plain = Checkpoint::open(single(&folder)).expect("weights");
+        let mut draws = Generator::new(3);
+        let (mut weights, mut lora) = (Vec::new(), Vec::new());
+        for name in plain.tensors().keys() {
+            let (mut values, shape) = plain.read_f32(name).expect("floats");
+            let layer = name.strip_suffix(".weight").unwrap_or_default();
+            let is_changed = CHANGED.iter().any(|end| layer.ends_with(end));
+            if let (true, &[out, inputs]) = (is_changed, shape.as_slice()) {
+                let [a, b] = [[2, inputs], [out, 2]].map(|shape: [usize; 2]| {
+                    let drawn = draws.normal(shape[0] * shape[1]);
+                    (drawn.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>(), shape)
+                });
+                for (row, value) in values.iter_mut().enumerate() {
+                    let (o, i) = (row / inputs, row % inputs);
+                    *value += b.0[2 * o] * a.0[i] + b.0[2 * o + 1] * a.0[inputs + i];
+                }
+                for (matrix, (values, shape)) in [("A", a), ("B", b)] {
+                    let name = format!("diffusion_model.{layer}.lora_{matrix}.weight");
+                    lora.push((name, TensorData::new(values, shape)));
+                }
+            }
+            weights.push((name.clone(), TensorData::new(values, shape)));
+        }
+        assert!(lora.len() >= 10, "{} matrices", lora.len());
+        write_safetensors(&at("merged.safetensors"), &weights, &Default::default())
+            .expect("written");
+        write_safetensors(&at("lora.safetensors"), &lora, &Default::default()).expect("written");
+        std::fs::copy(single(&folder), at("plain.safetensors")).expect("copied");
+        let mut net = open_changed(&at("plain.safetensors"), |_| ()).net;
+        let before = output(&net, &case).0;
+        let lora = Adapter::open(&at("lora.safetensors"), &net, Some(2.0), &device(), &mut |_| ());
+        Adapters::default().put_on(&mut net, lora.expect("a LoRA"), 1.0).expect("put on");
+        let merged = open_changed(&at("merged.safetensors"), |_| ()).net;
+        let expected = output(&merged, &case).0;
+        assert!(!before.all_close(expected.clone(), None, Some(1e-3)));
+        assert_close("adapted", output(&net, &case).0, expected, tolerance(1e-5));
     }
 }
 

@@ -7,7 +7,7 @@ use pyrograph::model::text::Template;
 use pyrograph::model::text_encoder::TextEncoderSource;
 use pyrograph::tokenizer::Tokenizer;
 use pyrograph_engine::nets::TextEncoder;
-use pyrograph_weights::FloatDtype;
+use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
 
 use crate::util::{Case, assert_close, cases, device, json, tolerance};
 
@@ -156,6 +156,28 @@ fn qwen3_states_and_templates() {
                 assert_close(&name, state.clone(), expected, tolerance(1e-5));
             }
         }
+    }
+}
+
+/// One file of all shards, as part of a language model: what it does not tell is that of the published ones.
+#[test]
+fn single_files_of_qwen3_open() {
+    for folder in cases("qwen3-encoder") {
+        let work = tempfile::tempdir().expect("a folder");
+        let shards = Checkpoint::open(folder.join("model.safetensors.index.json")).expect("shards");
+        let read = |name: &String| {
+            let (values, shape) = shards.read_f32(name).expect("floats");
+            (format!("model.{name}"), TensorData::new(values, shape))
+        };
+        let mut tensors: Vec<_> = shards.tensors().keys().map(read).collect();
+        tensors.push(("lm_head.weight".into(), TensorData::new(vec![0.0_f32; 4], [2, 2])));
+        let path = work.path().join("qwen3.safetensors");
+        write_safetensors(&path, &tensors, &Default::default()).expect("written");
+        let (whole, found) = (recognise(&folder), recognise(&path));
+        assert_eq!(found.config, whole.config);
+        let ids = [vec![3, 1, 4, 1, 5]];
+        let [a, b] = [whole, found].map(|source| load(&source).states(&ids, None));
+        assert_eq!(a.into_data(), b.into_data());
     }
 }
 

@@ -165,6 +165,7 @@ const EXAMPLES: [(&str, &[&str]); 24] = [
         "generate text",
         &[
             "generate text -m PixArt-Sigma-XL-2-1024-MS \"a lighthouse in the fog\" -W 1344 -H 768",
+            "generate text -m Z-Image-Turbo \"a lighthouse in the fog\" -W 768 -H 512",
             "generate text -m PixArt-XL-2-512x512 \"a cat\" \"a dog\" -n 8 --negative-prompt \"a blurry photo\"",
             "generate text -m PixArt-XL-2-512x512 --prompt-file prompts.txt -o \"%03d-{prompt}.png\"",
             "generate text --from-metadata 000-a-cat.png",

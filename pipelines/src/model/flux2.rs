@@ -93,7 +93,7 @@ pub(super) fn reads() -> TextInput {
 }
 
 /// Of a network's layers that its files join.
-pub(super) fn widths(net: &DitConfig) -> Flux2Widths {
+pub(crate) fn widths(net: &DitConfig) -> Flux2Widths {
     let separate = net.first_shared().unwrap_or(net.depth);
     Flux2Widths { hidden: net.hidden, inner: net.inner(), separate, shared: net.depth - separate }
 }

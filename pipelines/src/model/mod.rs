@@ -8,7 +8,7 @@ pub(crate) mod aspect;
 mod autoencoder;
 mod check;
 mod diffusers;
-mod flux2;
+pub(crate) mod flux2;
 mod folders;
 mod original;
 mod pixart;

@@ -192,6 +192,11 @@ impl Clip {
     }
 }
 
+/// ε of the norms of every published Qwen3.
+const QWEN3_EPSILON: f64 = 1e-6;
+/// Base of their rotary places.
+const QWEN3_THETA: f64 = 1e6;
+
 /// The parts of Qwen3's configuration that its states depend on.
 #[derive(Deserialize)]
 struct Qwen3 {
@@ -225,6 +230,38 @@ fn default_rope() -> String {
 }
 
 impl Qwen3 {
+    /// That of tensors under the names of the transformers library, if they are those of a Qwen3; what they do not tell is
+    /// that of all published ones.
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let tensors = checkpoint.tensors();
+        let start = if tensors.contains_key("model.norm.weight") { "model." } else { "" };
+        let shape =
+            |name: &str| Some(tensors.get(&format!("{start}{name}.weight"))?.shape.as_slice());
+        let first = |part: &str| shape(&format!("layers.0.{part}"));
+        let &[vocab_size, hidden_size] = shape("embed_tokens")? else { return None };
+        let &[head_dim] = first("self_attn.q_norm")? else { return None };
+        let rows = |part: &str| first(part)?.first().copied();
+        let number = |name: &String| -> Option<usize> {
+            name.strip_prefix(start)?.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+        };
+        Some(Self {
+            vocab_size,
+            hidden_size,
+            intermediate_size: rows("mlp.gate_proj")?,
+            num_hidden_layers: tensors.keys().filter_map(number).max()?.saturating_add(1),
+            num_attention_heads: rows("self_attn.q_proj")?.checked_div(head_dim)?,
+            num_key_value_heads: rows("self_attn.k_proj")?.checked_div(head_dim)?,
+            head_dim,
+            rms_norm_eps: QWEN3_EPSILON,
+            hidden_act: "silu".into(),
+            attention_bias: false,
+            use_sliding_window: false,
+            rope_theta: Some(QWEN3_THETA),
+            rope_parameters: None,
+            rope_scaling: None,
+        })
+    }
+
     fn config(&self) -> Result<TextEncoderConfig, String> {
         let kind = self.rope_parameters.as_ref().map_or("default", |rope| &rope.rope_type);
         if kind != "default" || self.rope_scaling.is_some() {
@@ -280,7 +317,7 @@ fn unknown(key: &str, found: &str) -> String {
 }
 
 impl TextEncoderSource {
-    /// The encoder in a folder with a `config.json`: that of T5, the text half of CLIP, or Qwen3; or that of T5 in a file.
+    /// The encoder in a folder with a `config.json`: that of T5, the text half of CLIP, or Qwen3; or that of T5 or Qwen3 in a file.
     ///
     /// # Errors
     /// Another network, a configuration that no encoder can have, weights that do not fit it.
@@ -317,13 +354,16 @@ impl TextEncoderSource {
         Self::checked(folder, config, Source::new(checkpoint, layout), end)
     }
 
-    /// The encoder of T5 in a file of its own (`t5xxl_fp16.safetensors`), whose sizes its tensors tell.
+    /// The encoder of T5 or Qwen3 in a file of its own (`t5xxl_fp16.safetensors`), whose sizes its tensors tell.
     fn file(path: &Path) -> Result<Self> {
         let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
         let checkpoint = Checkpoint::open(path)?;
-        let t5 = T5::of(&checkpoint).ok_or_else(|| fault("no text encoder of T5".into()))?;
-        let (config, layout) = (t5.config().map_err(fault)?, convert::t5(&checkpoint));
-        Self::checked(path, config, Source::new(checkpoint, layout), None)
+        let (config, layout) = match (T5::of(&checkpoint), Qwen3::of(&checkpoint)) {
+            (Some(t5), _) => (t5.config(), convert::t5(&checkpoint)),
+            (None, Some(qwen3)) => (qwen3.config(), convert::qwen3(&checkpoint)),
+            (None, None) => return Err(fault("no text encoder of T5 or Qwen3".into())),
+        };
+        Self::checked(path, config.map_err(fault)?, Source::new(checkpoint, layout), None)
     }
 
     /// Refuses a configuration that no encoder can have, and weights that do not fit it.

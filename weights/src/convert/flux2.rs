@@ -113,6 +113,11 @@ pub fn flux2_original(widths: Flux2Widths) -> Layout {
     Layout::new("original FLUX.2", rules(&spelling, "scale", widths), Vec::new())
 }
 
+/// The spellings of a FLUX.2's weights that LoRA files have: our own, the original code's, and that of diffusers.
+pub fn flux2_lora(widths: Flux2Widths) -> [Layout; 3] {
+    [Layout::native(), flux2_original(widths), flux2_diffusers(widths)]
+}
+
 /// The rules; factors of norms have the name `gain`.
 fn rules(spelling: &Spelling, gain: &str, widths: Flux2Widths) -> Vec<Rule> {
     let mut rules = Vec::new();

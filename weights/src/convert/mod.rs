@@ -15,7 +15,7 @@ pub use autoencoder::{autoencoder, autoencoder_tiny, is_autoencoder};
 pub use dit::{dit_diffusers, dit_lora, dit_original, embedder_per_block};
 pub use efficientnet::efficientnet_lite;
 pub use face::{face_detector, face_reader, face_recogniser};
-pub use flux2::{Flux2Widths, flux2_diffusers, flux2_original};
+pub use flux2::{Flux2Widths, flux2_diffusers, flux2_lora, flux2_original};
 pub use lora::{Lora, LoraTerm, PersonParts, read_lora, write_lora};
 pub use mp_dit::mp_dit;
 pub use pixart::{pixart_diffusers, pixart_lora, pixart_original};

@@ -17,7 +17,7 @@ use burn::tensor::TensorData;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Mismatch, Result};
-use crate::layout::{Layout, Rule, Transform};
+use crate::layout::{Layout, Part, Rule, Transform};
 use crate::tensor::TensorInfo;
 use alpha::{Scaling, fault};
 
@@ -115,6 +115,8 @@ struct Place {
     part: [usize; 2],
     kernel: bool,
     chunks: Option<Vec<usize>>,
+    /// Our layer is this part of the foreign one.
+    cut: Option<Part>,
     /// Name of the foreign layer in its own network.
     module: String,
 }
@@ -154,12 +156,14 @@ pub fn read_lora(
     let mut read = Vec::new();
     let mut alpha_assumed = false;
     for (name, tensors) in found {
-        let (place, own) = (&places[name], tensors.alpha.map(|(name, _)| name));
+        let own = tensors.alpha.map(|(name, _)| name);
         let (Some(down), Some(up)) = (tensors.down, tensors.up) else { continue };
-        let factor = scaling.factor(checkpoint, &place.module, own, down.1.shape[0])?;
-        alpha_assumed |= factor.is_none();
-        let term = term(checkpoint, [down, up], place, factor.unwrap_or(1.0))?;
-        read.push((place.layer, LoraTerm { layer: layers[place.layer].0.clone(), ..term }));
+        for place in &places[name] {
+            let factor = scaling.factor(checkpoint, &place.module, own, down.1.shape[0])?;
+            alpha_assumed |= factor.is_none();
+            let term = term(checkpoint, [down, up], place, factor.unwrap_or(1.0))?;
+            read.push((place.layer, LoraTerm { layer: layers[place.layer].0.clone(), ..term }));
+        }
     }
     read.sort_by_key(|(layer, term)| (*layer, term.start));
     let terms = read.into_iter().map(|(_, term)| term).collect();
@@ -185,7 +189,7 @@ fn token(checkpoint: &Checkpoint) -> Result<Option<TensorData>> {
 /// The tensors of every foreign layer by its name in the file, complete and of the right shapes.
 fn matched<'a>(
     checkpoint: &'a Checkpoint,
-    places: &HashMap<String, Place>,
+    places: &HashMap<String, Vec<Place>>,
 ) -> Result<BTreeMap<&'a str, Found<'a>>> {
     let mut mismatch = Mismatch::default();
     let mut found: BTreeMap<&str, Found<'_>> = BTreeMap::new();
@@ -207,10 +211,12 @@ fn matched<'a>(
     }
     let mut taken = HashMap::new();
     for (name, tensors) in &found {
-        let place = &places[*name];
-        check(place, name, tensors, &mut mismatch);
-        if let Some(other) = taken.insert((place.layer, place.part), name) {
-            mismatch.different.push(twice(other, name));
+        let places = &places[*name];
+        check(places, name, tensors, &mut mismatch);
+        for place in places {
+            if let Some(other) = taken.insert((place.layer, place.part), name) {
+                mismatch.different.push(twice(other, name));
+            }
         }
     }
     if !mismatch.is_empty() {
@@ -242,9 +248,9 @@ fn refuse_other_kinds(checkpoint: &Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// Every spelling of every foreign layer.
-fn places(layouts: &[Layout], layers: &[(String, [usize; 2])]) -> HashMap<String, Place> {
-    let mut places = HashMap::new();
+/// Every spelling of every foreign layer, which can hold several of ours.
+fn places(layouts: &[Layout], layers: &[(String, [usize; 2])]) -> HashMap<String, Vec<Place>> {
+    let mut places: HashMap<String, Vec<Place>> = HashMap::new();
     for (layer, (name, widths)) in layers.iter().enumerate() {
         let rules = layouts.iter().filter_map(|layout| layout.rule(&format!("{name}.weight")));
         for rule in rules {
@@ -261,26 +267,44 @@ fn places(layouts: &[Layout], layers: &[(String, [usize; 2])]) -> HashMap<String
                     part: [part, parts],
                     kernel: rule.transform == Transform::PatchKernel,
                     chunks: rule.chunks.clone(),
+                    cut: rule.part.clone(),
                     module: module.clone(),
                 };
                 let dotted = DOTTED.map(|prefix| format!("{prefix}{module}"));
                 let plain = module.replace('.', "_");
                 let underscored = UNDERSCORED.map(|prefix| format!("{prefix}{plain}"));
-                places.extend(dotted.into_iter().chain(underscored).map(|n| (n, place.clone())));
+                for name in dotted.into_iter().chain(underscored) {
+                    let known = places.entry(name).or_default();
+                    // Of two spellings with one name, the last.
+                    known.retain(|other| place.cut.is_some() && other.layer != layer);
+                    known.push(place.clone());
+                }
             }
         }
     }
     places
 }
 
+/// Inputs and outputs of a foreign layer, of which these are all parts.
+fn whole(places: &[Place]) -> [usize; 2] {
+    let end = |place: &Place| match &place.cut {
+        None => place.widths,
+        Some(Part::Inputs(rows)) => [rows.end, place.widths[1]],
+        Some(Part::Outputs(columns)) => [place.widths[0], columns.end],
+    };
+    let ends = places.iter().map(end);
+    ends.fold([0; 2], |[inputs, outputs], [a, b]| [inputs.max(a), outputs.max(b)])
+}
+
 /// Adds what is missing of a layer's tensors, or of another type or shape.
-fn check(place: &Place, name: &str, tensors: &Found<'_>, mismatch: &mut Mismatch) {
+fn check(places: &[Place], name: &str, tensors: &Found<'_>, mismatch: &mut Mismatch) {
+    let place = &places[0];
     let (Some(down), Some(up)) = (tensors.down, tensors.up) else {
         let absent = if tensors.down.is_none() { "[rank, in]" } else { "[out, rank]" };
         mismatch.missing.push(format!("{name}: the matrix of shape {absent}"));
         return;
     };
-    let [inputs, outputs] = place.widths;
+    let [inputs, outputs] = whole(places);
     let (width, most) = (outputs / place.part[1], inputs.max(outputs));
     let rank = down.1.shape.first().copied().unwrap_or_default();
     let ones = |shape: &[usize]| shape.iter().all(|length| *length == 1);
@@ -329,7 +353,8 @@ fn term(
         true => Transform::PatchKernel,
         false => Transform::Transpose,
     };
-    let rule = |transform, chunks| Rule { chunks, ..Rule::new("", "", transform) };
+    let rule = |transform, chunks, part| Rule { chunks, part, ..Rule::new("", "", transform) };
+    let cut = |of: fn(&Part) -> bool| place.cut.clone().filter(of);
     let placed = |rule: Rule, (values, shape): (Vec<f32>, Vec<usize>)| {
         let placed = rule.shape(&[&shape]).ok_or_else(|| {
             let chunks = rule.chunks.as_ref().map_or(1, Vec::len);
@@ -337,8 +362,16 @@ fn term(
         })?;
         Ok((rule.apply(vec![(values, shape)]), placed))
     };
-    let (down, rank) = placed(rule(transform, None), down)?;
-    let (mut up, shape) = placed(rule(Transform::Transpose, place.chunks.clone()), up)?;
+    let (down, rank) =
+        placed(rule(transform, None, cut(|part| matches!(part, Part::Inputs(_)))), down)?;
+    let (mut up, shape) = placed(
+        rule(
+            Transform::Transpose,
+            place.chunks.clone(),
+            cut(|part| matches!(part, Part::Outputs(_))),
+        ),
+        up,
+    )?;
     up.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
     Ok(LoraTerm {
         layer: String::new(),

@@ -2,7 +2,7 @@
 
 mod header;
 mod kind;
-mod t5;
+mod names;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +16,7 @@ use crate::files::open_file;
 use crate::tensor::{OpenFile, TensorInfo, Values};
 use header::{Gguf, MAGIC, Tensor, read};
 pub(crate) use kind::Kind;
-use t5::{is_gate, t5_name};
+pub(crate) use names::Names;
 
 /// Number of files that a model was split into.
 const PARTS_KEY: &str = "split.count";
@@ -26,8 +26,8 @@ pub(crate) fn is_gguf(start: &[u8]) -> bool {
     start.starts_with(&MAGIC)
 }
 
-/// Reads and validates the header of a file. Tensors in blocks are numbers of 32 bits from here on; those of a T5 encoder have
-/// the names of the transformers library.
+/// Reads and validates the header of a file. Tensors in blocks are numbers of 32 bits from here on; those of a text
+/// encoder have the names of the transformers library.
 pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     let fault = |reason: String| Error::Gguf { path: path.to_owned(), reason };
     let (file, whole) = open_file(path)?;
@@ -35,9 +35,8 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     if let Some(parts) = metadata.get(PARTS_KEY).filter(|parts| parts.as_str() != "1") {
         return Err(fault(format!("one of {parts} parts of a model: join them first")));
     }
-    let gated = tensors.keys().any(|name| is_gate(name));
-    let is_t5 = !tensors.is_empty() && tensors.keys().all(|name| t5_name(name, gated).is_some());
-    let named = |name: String| t5_name(&name, gated).filter(|_| is_t5).unwrap_or(name);
+    let names = Names::of(tensors.keys());
+    let named = |name: String| names.as_ref().and_then(|names| names.name(&name)).unwrap_or(name);
     let file = Arc::new(OpenFile::new(path, file));
     let placed = |Tensor { kind, shape, range }| {
         let file = Arc::clone(&file);
