@@ -16,8 +16,12 @@ use crate::util::{Case, assert_close, device, json, tolerance};
 fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, Request<String>)> {
     let settings = json(&folder.join("case.json"));
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
-    let runs = settings["runs"].as_object().expect("runs").iter();
-    runs.map(|(name, run)| {
+    // One run alone has no name.
+    let runs = match settings["runs"].as_object() {
+        Some(runs) => runs.iter().map(|(name, run)| (name.clone(), run.clone())).collect(),
+        None => vec![("pipe".to_owned(), settings.clone())],
+    };
+    let request = |(name, run): (String, Value)| {
         let mut request = Request::new([settings["prompt"].as_str().expect("a prompt").to_owned()]);
         request.negative = run["negative_prompt"].as_str().map(str::to_owned);
         request.tokens = number(&settings["max_sequence_length"]);
@@ -26,9 +30,9 @@ fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, R
         request.size =
             number(&settings["height"]).zip(number(&settings["width"])).map(<[usize; 2]>::from);
         request.noise = Some(Noise::Values(case.tensor("pipe_noise", &device())));
-        (name.clone(), request)
-    })
-    .collect()
+        (name, request)
+    };
+    runs.into_iter().map(request).collect()
 }
 
 /// The latents behind each step, `[steps, 1, channels, height, width]`; some cases have them as tokens.

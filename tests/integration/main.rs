@@ -39,6 +39,7 @@ mod resume;
 mod robustness;
 mod samplers;
 mod schedulers;
+mod sd3;
 mod signal;
 mod stopping;
 mod student;

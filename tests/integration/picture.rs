@@ -48,8 +48,8 @@ fn states(pipeline: &ClassPipeline, request: &Request<usize>) -> Vec<Tensor<4>> 
 
 #[test]
 fn the_last_steps_alone_are_taken_from_a_noised_picture() {
-    let Model { net, config, vae, text } = open("mp-dit-rotation", |_| ());
-    let copy = Model { net: net.clone(), config: config.clone(), vae, text };
+    let Model { net, config, vae, text, clips } = open("mp-dit-rotation", |_| ());
+    let copy = Model { net: net.clone(), config: config.clone(), vae, text, clips };
     let pipeline = ClassPipeline::new(copy, &device()).expect("a class model");
     let mut settings = config.defaults.settings(0);
     (settings.steps, settings.guidance.scale) = (6, 1.0);

@@ -43,6 +43,8 @@ pub enum Transform {
     Copy,
     /// The same values in one dimension.
     Flatten,
+    /// The same values without a first dimension of length 1.
+    Unbatch,
     /// `[out, in]` to `[in, out]`; trailing dimensions of length 1 are dropped before.
     Transpose,
     /// `[out, channels, rows, columns]` to `[rows · columns · channels, out]`.
@@ -212,6 +214,10 @@ impl Transform {
                     shape.iter().try_fold(1usize, |product, side| product.checked_mul(*side));
                 length.map(|length| vec![length])
             }
+            Transform::Unbatch => match shape {
+                [1, rest @ ..] => Some(rest.to_vec()),
+                _ => None,
+            },
             Transform::Transpose => match shape {
                 [out, inputs, ones @ ..] if ones.iter().all(|length| *length == 1) => {
                     Some(vec![*inputs, *out])

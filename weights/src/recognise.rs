@@ -16,6 +16,8 @@ pub enum Foreign {
     PixArtOriginal,
     /// The original FLUX.2.
     Flux2Original,
+    /// The original Stable Diffusion 3.
+    Sd3Original,
     /// The original Z-Image.
     ZImageOriginal,
     /// diffusers' `AutoencoderKL`, in its present or its former spelling.
@@ -25,12 +27,13 @@ pub enum Foreign {
 }
 
 /// Two names that only this kind holds together.
-pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 8] = [
+pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 9] = [
     (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
     (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
     (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
     (Foreign::PixArtOriginal, ["t_block.1.weight", "y_embedder.y_proj.fc1.weight"]),
     (Foreign::Flux2Original, ["single_stream_modulation.lin.weight", "txt_in.weight"]),
+    (Foreign::Sd3Original, ["joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight"]),
     (Foreign::ZImageOriginal, ["x_pad_token", "noise_refiner.0.attention.qkv.weight"]),
     (Foreign::AutoencoderKl, ["encoder.conv_in.weight", "decoder.conv_norm_out.weight"]),
     (Foreign::AutoencoderCompVis, ["encoder.conv_in.weight", "decoder.norm_out.weight"]),

@@ -14,8 +14,8 @@ use crate::ops::{self, AttentionBias, AttentionSpec, Packed, Rotary};
 pub struct Attention {
     /// Queries, keys and values: `[hidden, (heads + 2 · key_heads) · d]`.
     pub qkv: Dense,
-    /// Output projection: `[heads · d, hidden]`.
-    pub out: Dense,
+    /// Output projection: `[heads · d, hidden]`; none of a side whose tokens are seen and go no further.
+    pub out: Option<Dense>,
     /// Norms of the heads of queries and keys.
     pub norm: Option<HeadNorm>,
     #[module(skip)]
@@ -127,7 +127,7 @@ impl AttentionConfig {
         let gain = || init.param(Fresh::Constant(1.0), [self.head]);
         Attention {
             qkv: projection(self.hidden, (heads + 2 * key_heads) * self.head).init(init),
-            out: projection(heads * self.head, self.hidden).init(init),
+            out: Some(projection(heads * self.head, self.hidden).init(init)),
             norm: self.norm.map(|epsilon| HeadNorm { query: gain(), key: gain(), epsilon }),
             spec: self.spec,
             renormalized: self.renormalized,
@@ -264,13 +264,16 @@ impl Attention {
             Some(rms) => normalize(mixed, 2) * rms,
             None => mixed,
         };
-        self.out.adapted(mixed, None, adapter)
+        match &self.out {
+            Some(out) => out.adapted(mixed, None, adapter),
+            None => mixed,
+        }
     }
 
     /// See [`Dense::folded`].
     pub fn folded(mut self) -> Self {
         self.qkv = self.qkv.folded();
-        self.out = self.out.folded();
+        self.out = self.out.map(Dense::folded);
         self
     }
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use pyrograph_engine::denoisers;
-use pyrograph_engine::nets::DitConfig;
+use pyrograph_engine::nets::{DitConfig, TextConfig, TextEncoderConfig};
 use pyrograph_weights::Checkpoint;
 
+use super::text::ClipInput;
 use super::{ModelConfig, Recognised};
 use crate::error::{Error, Result};
 
@@ -33,6 +34,10 @@ pub(super) fn check_numbers(path: &Path, config: &ModelConfig) -> Result<()> {
 /// Checks that a text encoder is of the width that the network reads.
 pub(super) fn check_text(config: &ModelConfig) -> Result<(), String> {
     let encoder = config.text.as_ref().and_then(|input| input.encoder.as_ref());
+    let clips = config.text.as_ref().map_or(&[][..], |input| &input.clips);
+    if let (Some(text), false) = (&config.net.dit.text, clips.is_empty()) {
+        return check_clips(text, encoder, clips);
+    }
     match (&config.net.dit.text, encoder) {
         (_, None) => Ok(()),
         (Some(text), Some(encoder)) if text.width == encoder.width() => match text.pooled {
@@ -50,6 +55,29 @@ pub(super) fn check_text(config: &ModelConfig) -> Result<(), String> {
             text.width
         )),
         (None, Some(_)) => Err("a text encoder, but a network that reads no text".into()),
+    }
+}
+
+/// The same with encoders of CLIP.
+fn check_clips(
+    text: &TextConfig,
+    encoder: Option<&TextEncoderConfig>,
+    clips: &[ClipInput],
+) -> Result<(), String> {
+    let width = encoder.map_or(text.width, TextEncoderConfig::width);
+    let all: usize = clips.iter().map(|clip| clip.encoder.width()).sum();
+    let vectors = clips.iter().map(|clip| clip.encoder.projection.unwrap_or(clip.encoder.hidden));
+    let pooled: usize = vectors.sum();
+    match (width == text.width && all <= width, Some(pooled) == text.pooled) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!(
+            "text encoders of widths {width} and, those of CLIP together, {all}, the network reads {}",
+            text.width
+        )),
+        (_, false) => Err(format!(
+            "texts as vectors of {pooled} numbers together, the network reads {}",
+            text.pooled.unwrap_or(0)
+        )),
     }
 }
 

@@ -13,7 +13,7 @@ use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
 use super::text::{TextInput, TextSource};
 use super::{
-    ModelConfig, Parts, Recognised, Source, autoencoder, flux2, pixart, read_json, z_image,
+    ModelConfig, Parts, Recognised, Source, autoencoder, flux2, pixart, read_json, sd3, z_image,
 };
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -57,6 +57,8 @@ fn yes() -> bool {
     true
 }
 
+/// The class that reads texts by several encoders.
+const SD3: &str = "StableDiffusion3Pipeline";
 /// Steps where the user says nothing; diffusers' own default for this pipeline.
 const STEPS: usize = 50;
 /// Most classes with a name.
@@ -113,18 +115,7 @@ impl Flow {
 pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     let Index { class, id2label, is_distilled } = read_json(folder.join("model_index.json"))?;
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
-    let network = match class.as_str() {
-        "DiTPipeline" => dit(folder, id2label)?,
-        "PixArtAlphaPipeline" => pixart::network(folder, pixart::ALPHA_TOKENS)?,
-        "PixArtSigmaPipeline" => pixart::network(folder, pixart::SIGMA_TOKENS)?,
-        "ZImagePipeline" => z_image::network(folder)?,
-        "Flux2KleinPipeline" => flux2::network(folder, is_distilled)?,
-        _ => {
-            let expected = "`DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, \
-                `ZImagePipeline` or `Flux2KleinPipeline`";
-            return Err(fault(format!("pipeline `{class}`, expected {expected}")));
-        }
-    };
+    let network = network(folder, &class, id2label, is_distilled)?;
     let Network { net, labels, mut input, steps, cfg_scale, flow, weights } = network;
     // Numbers before the weights, which need not be there for them to be wrong.
     net.check().map_err(|error| fault(error.to_string()))?;
@@ -148,12 +139,10 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     let (vae, vae_source) = vae.map(|vae| autoencoder::folder(&vae)).transpose()?.unzip();
     let (net, source) =
         weights(net, Checkpoint::open(weights_file(&folder.join("transformer"))?)?)?;
-    let mut text = None;
-    if let Some(input) = input.as_mut().filter(|_| elsewhere.text_encoder.is_none()) {
-        let own = TextSource::recognise(folder)?.reading(input);
-        input.encoder = Some(own.encoder.config.clone());
-        text = Some(own);
-    }
+    let (text, clips) = match input.as_mut().filter(|_| elsewhere.text_encoder.is_none()) {
+        Some(input) => encoders(folder, class == SD3, input)?,
+        None => (None, Vec::new()),
+    };
     let config = ModelConfig {
         net: net.into(),
         process,
@@ -170,7 +159,56 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
         text: input,
     };
     let (kind, vae) = (format!("diffusers {class}"), vae_source);
-    Ok(Recognised { kind, config, net: source, vae, text, notices })
+    Ok(Recognised { kind, config, net: source, vae, text, clips, notices })
+}
+
+/// What the configuration of a pipeline's network says.
+fn network(
+    folder: &Path,
+    class: &str,
+    id2label: BTreeMap<usize, String>,
+    is_distilled: bool,
+) -> Result<Network> {
+    match class {
+        "DiTPipeline" => dit(folder, id2label),
+        "PixArtAlphaPipeline" => pixart::network(folder, pixart::ALPHA_TOKENS),
+        "PixArtSigmaPipeline" => pixart::network(folder, pixart::SIGMA_TOKENS),
+        "ZImagePipeline" => z_image::network(folder),
+        SD3 => sd3::network(folder),
+        "Flux2KleinPipeline" => flux2::network(folder, is_distilled),
+        _ => {
+            let expected = "`DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, \
+                `ZImagePipeline`, `Flux2KleinPipeline` or `StableDiffusion3Pipeline`";
+            Err(Error::NotAModel {
+                path: folder.to_owned(),
+                reason: format!("pipeline `{class}`, expected {expected}"),
+            })
+        }
+    }
+}
+
+/// What reads the texts of a pipeline, and is described in `input`.
+///
+/// # Errors
+/// Folders that are not there, and other networks in them.
+pub(super) fn encoders(
+    folder: &Path,
+    is_sd3: bool,
+    input: &mut TextInput,
+) -> Result<(Option<TextSource>, Vec<TextSource>)> {
+    let mut clips = Vec::new();
+    for number in ["", "_2"].iter().filter(|_| is_sd3) {
+        let (clip, described) = TextSource::recognise(folder, number)?.clip();
+        clips.push(clip);
+        input.clips.push(described);
+    }
+    // SD3 works without T5.
+    if is_sd3 && !folder.join("text_encoder_3").is_dir() {
+        return Ok((None, clips));
+    }
+    let own = TextSource::recognise(folder, if is_sd3 { "_3" } else { "" })?.reading(input);
+    input.encoder = Some(own.encoder.config.clone());
+    Ok((Some(own), clips))
 }
 
 /// That of a `DiTPipeline`.

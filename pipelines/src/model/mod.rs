@@ -16,6 +16,7 @@ mod reader;
 mod registry;
 mod scheduler;
 mod scheduler_keys;
+pub(crate) mod sd3;
 mod states;
 pub mod text;
 pub mod text_encoder;
@@ -89,6 +90,8 @@ const NET: &str = "dit";
 const VAE: &str = "vae";
 /// Name of the text encoder's part in a bundle.
 const TEXT: &str = "text";
+/// Names of the parts of encoders of CLIP.
+const CLIPS: [&str; 2] = ["clip", "clip_2"];
 /// Largest file of a configuration.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
@@ -101,6 +104,8 @@ pub struct Model {
     pub vae: Option<Vae>,
     /// What reads its texts, if it is told any.
     pub text: Option<TextReader>,
+    /// Encoders of CLIP that read them, too.
+    pub clips: Vec<TextReader>,
     /// Description.
     pub config: ModelConfig,
 }
@@ -149,6 +154,8 @@ pub struct Recognised {
     pub vae: Option<Source>,
     /// What reads its texts.
     pub text: Option<TextSource>,
+    /// Encoders of CLIP beside it.
+    pub clips: Vec<TextSource>,
     /// What its user should know; loading passes it on.
     pub notices: Vec<Notice>,
 }
@@ -239,14 +246,19 @@ fn native(path: &Path) -> Result<Recognised> {
     let input = config.text.as_ref();
     let text = input.and_then(|input| Some((input, input.encoder.as_ref()?)));
     let text = text.map(|(input, encoder)| {
-        let source = TextSource::sealed(path, encoder, Source::sealed(&bundle, TEXT)?);
+        let source = TextSource::sealed(path, encoder, None, Source::sealed(&bundle, TEXT)?);
         source.map(|source| source.reading(input))
+    });
+    let clips = input.iter().flat_map(|input| &input.clips).zip(CLIPS).map(|(clip, name)| {
+        let source = Source::sealed(&bundle, name)?;
+        Ok(TextSource::sealed(path, &clip.encoder, clip.end, source)?.clip().0)
     });
     Ok(Recognised {
         kind: "pyrograph bundle".into(),
         net: Source::sealed(&bundle, NET)?,
         vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
         text: text.transpose()?,
+        clips: clips.collect::<Result<_>>()?,
         notices: Vec::new(),
         config,
     })
@@ -278,9 +290,9 @@ impl Recognised {
     /// # Errors
     /// A part that differs.
     pub fn verify(&self) -> Result<()> {
-        let text = self.text.as_ref().map(|text| &text.encoder.source);
-        let sources = [Some(&self.net), self.vae.as_ref(), text];
-        sources.into_iter().flatten().try_for_each(Source::verify)
+        let texts = self.text.iter().chain(&self.clips).map(|text| &text.encoder.source);
+        let sources = std::iter::once(&self.net).chain(&self.vae).chain(texts);
+        sources.into_iter().try_for_each(Source::verify)
     }
 
     /// Adds the autoencoder of another model.
@@ -306,6 +318,17 @@ impl Recognised {
         let Some(input) = &mut self.config.text else {
             return Err(fault("a text encoder, for a model that reads no text".into()));
         };
+        if self.config.net.dit.text.as_ref().is_some_and(|text| text.closing) {
+            if tokenizer.is_some() {
+                return Err(fault(
+                    "several text encoders, each with a tokenizer of its own".into(),
+                ));
+            }
+            input.clips.clear();
+            (self.text, self.clips) = diffusers::encoders(path, true, input)?;
+            check_text(&self.config).map_err(fault)?;
+            return Ok(self);
+        }
         let text = TextSource::find(path, tokenizer)?.reading(input);
         input.encoder = Some(text.encoder.config.clone());
         check_text(&self.config).map_err(fault)?;
@@ -328,7 +351,7 @@ impl Recognised {
             WeightType::Float(dtype) => dtype,
             WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
         };
-        let Self { config, net, vae, text, notices, .. } = self;
+        let Self { config, net, vae, text, clips, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);
         let net = load_part(config.net.init(0, device), &net, dtype, device, notify)?;
         let vae = match (&config.vae, &vae) {
@@ -339,7 +362,9 @@ impl Recognised {
             _ => None,
         };
         let text = text.map(|text| text.open(device, notify)).transpose()?;
-        Ok(Model { net, vae, text, config })
+        let clips = clips.into_iter().map(|clip| clip.open(device, notify));
+        let clips = clips.collect::<Result<_>>()?;
+        Ok(Model { net, vae, text, clips, config })
     }
 }
 
@@ -419,6 +444,9 @@ impl Model {
         parts.extend(self.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
         if let Some(text) = &self.text {
             parts.push((TEXT, text.source().part()?));
+        }
+        for (clip, name) in self.clips.iter().zip(CLIPS) {
+            parts.push((name, clip.source().part()?));
         }
         Ok(save_bundle(path, manifest, parts, dtype, overwrite)?)
     }

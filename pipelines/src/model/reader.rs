@@ -5,12 +5,12 @@ use std::sync::mpsc::sync_channel;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use pyrograph_engine::device::is_host;
-use pyrograph_engine::nets::{TextBlock, TextEncoder};
+use pyrograph_engine::nets::{TextBlock, TextEncoder, TextStream};
 use pyrograph_weights::{FloatDtype, sha256_of};
 
 use super::Notice;
 use super::states::States;
-use super::text::TextSource;
+use super::text::{Filling, TextSource};
 use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result, TextError};
 use crate::health::cache_folder;
@@ -75,8 +75,8 @@ impl TextReader {
             false => {
                 let mut fingerprint = encoder.source.checkpoint.fingerprint();
                 let behind = &encoder.config.behind;
-                if source.filled || !behind.is_empty() {
-                    let states = format!("{fingerprint} {behind:?} {}", source.filled);
+                if source.filled != Filling::None || !behind.is_empty() {
+                    let states = format!("{fingerprint} {behind:?} {:?}", source.filled);
                     fingerprint = sha256_of(states.as_bytes());
                 }
                 let states = cache_folder().map(|cache| States::new(&cache, &fingerprint, device));
@@ -137,22 +137,14 @@ impl TextReader {
     }
 
     fn states(&self, texts: &[String], limit: usize, keep: bool) -> Result<Vec<Tensor<3>>> {
-        let filled = |text: &String| {
-            let mut ids = self.tokens(text, limit)?.ids;
-            let own = ids.len();
-            if self.source.filled {
-                ids.resize(limit, self.source.tokenizer.pad());
-            }
-            Ok(Filled { ids, own })
-        };
-        let filled = texts.iter().map(filled).collect::<Result<Vec<_>>>()?;
+        let filled = self.filled(texts, limit)?;
         let states: Vec<Tensor<3>> = match &*self.encoder {
             Encoder::Held(net) => filled
                 .into_iter()
                 .map(|text| net.states(std::slice::from_ref(&text.ids), text.padding(&self.device)))
                 .collect(),
             Encoder::Streamed(Some(kept)) if keep => self.kept(kept, filled)?,
-            Encoder::Streamed(_) => self.streamed(filled)?,
+            Encoder::Streamed(_) => self.streamed(filled, |ends, stream, _| ends.leave(stream))?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -162,6 +154,47 @@ impl TextReader {
             }
         }
         Ok(states)
+    }
+
+    /// The tokens of texts.
+    fn filled(&self, texts: &[String], limit: usize) -> Result<Vec<Filled>> {
+        let filled = |text: &String| {
+            let mut ids = self.tokens(text, limit)?.ids;
+            let own = ids.len();
+            match self.source.filled {
+                Filling::None => return Ok(Filled { ids, own }),
+                _ => ids.resize(limit, self.source.tokenizer.pad()),
+            }
+            let own = if self.source.filled == Filling::Seen { limit } else { own };
+            Ok(Filled { ids, own })
+        };
+        texts.iter().map(filled).collect()
+    }
+
+    /// The states of texts of CLIP, `[1, tokens, width]`, and each as one vector, `[1, width]`.
+    ///
+    /// # Errors
+    /// Those of [`TextReader::read`].
+    pub(crate) fn read_pooled(
+        &self,
+        texts: &[String],
+        limit: usize,
+    ) -> Result<Vec<(Tensor<3>, Tensor<2>)>> {
+        let leave = |net: &TextEncoder, stream: TextStream, ids: Vec<usize>| {
+            net.leave_pooled(stream, &self.source.encoder.ends(&[ids]))
+        };
+        let filled = self.filled(texts, limit)?;
+        match &*self.encoder {
+            Encoder::Held(net) => {
+                let one = |text: Filled| {
+                    let padding = text.padding(&self.device);
+                    let stream = net.through(std::slice::from_ref(&text.ids), padding);
+                    leave(net, stream, text.ids)
+                };
+                Ok(filled.into_iter().map(one).collect())
+            }
+            Encoder::Streamed(_) => self.streamed(filled, leave),
+        }
     }
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
@@ -174,7 +207,7 @@ impl TextReader {
         if missing.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
-        let made = self.streamed(missing.clone())?;
+        let made = self.streamed(missing.clone(), |ends, stream, _| ends.leave(stream))?;
         missing.iter().zip(&made).for_each(|(text, states)| kept.put(&text.ids, states));
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
@@ -182,7 +215,11 @@ impl TextReader {
     }
 
     /// All texts through one block after the other, while the next block is read.
-    fn streamed(&self, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
+    fn streamed<T>(
+        &self,
+        texts: Vec<Filled>,
+        leave: impl Fn(&TextEncoder, TextStream, Vec<usize>) -> T,
+    ) -> Result<Vec<T>> {
         let TextEncoderSource { config, source, .. } = &self.source.encoder;
         self.check_memory(&self.source.encoder)?;
         source.verify()?;
@@ -191,11 +228,11 @@ impl TextReader {
         let ends = config.init_ends(0, device);
         let (ends, _) =
             pyrograph_weights::load_part(ends, None, checkpoint, layout, FloatDtype::F32, device)?;
-        let entered = |text: Filled| {
+        let entered = |text: &Filled| {
             let padding = text.padding(device);
-            ends.enter(&[text.ids], padding)
+            ends.enter(std::slice::from_ref(&text.ids), padding)
         };
-        let mut streams: Vec<_> = texts.into_iter().map(entered).collect();
+        let mut streams: Vec<_> = texts.iter().map(entered).collect();
         let (give, take) = sync_channel::<Result<TextBlock>>(0);
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -223,7 +260,8 @@ impl TextReader {
                 // So that the block is done with before the one after the next is read.
                 let _ = device.sync();
             }
-            Ok(streams.into_iter().map(|stream| ends.leave(stream)).collect())
+            let all = streams.into_iter().zip(texts);
+            Ok(all.map(|(stream, text)| leave(&ends, stream, text.ids)).collect())
         })
     }
 
@@ -252,7 +290,7 @@ mod tests {
     fn streamed_states_are_those_of_the_whole_encoder() {
         let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
         let folder = goldens.join("pixart-sigma");
-        let source = || TextSource::recognise(&folder).expect("T5");
+        let source = || TextSource::recognise(&folder, "").expect("T5");
         let device = Device::flex();
         let held = TextReader::open(source(), &device, &mut |_| ()).expect("small");
         assert!(matches!(*held.encoder, Encoder::Held(_)));

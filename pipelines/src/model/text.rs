@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use pyrograph_engine::nets::{Text, TextEncoderConfig};
+use pyrograph_engine::nets::{Places, Text, TextEncoderConfig};
 use pyrograph_weights::{Part, sha256_of};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub enum Template {
     Qwen3,
     /// Qwen3's, of a question that it answers at once.
     Qwen3Unthinking,
+    /// Nothing: a text as it was written.
+    Bare,
 }
 
 impl Template {
@@ -36,6 +38,7 @@ impl Template {
     fn around(self) -> [&'static str; 2] {
         const START: &str = "<|im_start|>user\n";
         match self {
+            Self::Bare => [""; 2],
             Self::Qwen3 => [START, "<|im_end|>\n<|im_start|>assistant\n"],
             Self::Qwen3Unthinking => {
                 [START, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"]
@@ -74,6 +77,25 @@ impl States {
     }
 }
 
+/// Whether texts are filled up to one length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Filling {
+    /// They have their own lengths.
+    #[default]
+    None,
+    /// With tokens that the encoder's others do not see.
+    Hidden,
+    /// With tokens that they do see.
+    Seen,
+}
+
+impl Filling {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
 /// How a model reads texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +103,10 @@ pub struct TextInput {
     /// The encoder, if the model has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder: Option<TextEncoderConfig>,
+    /// Encoders of CLIP, whose states stand side by side before those of the encoder, and whose texts as one vector are told,
+    /// too (SD3). With some, there need be no other: its states are zeros then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clips: Vec<ClipInput>,
     /// Most tokens of a text; the rest is cut off.
     pub tokens: usize,
     /// Texts are [cleaned](crate::prompt::clean), as its captions were.
@@ -95,10 +121,34 @@ pub struct TextInput {
     /// Which states of the encoder.
     #[serde(default, skip_serializing_if = "States::is_last")]
     pub states: States,
-    /// A text has all tokens, and what fills it up is told the network like a text.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub filled: bool,
+    /// Whether a text has all tokens, and what fills it up is told the network like a text.
+    #[serde(default, skip_serializing_if = "Filling::is_none")]
+    pub filled: Filling,
 }
+
+/// An encoder of CLIP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipInput {
+    /// Its network.
+    pub encoder: TextEncoderConfig,
+    /// The token that ends a text, where it is not the largest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<usize>,
+}
+
+impl ClipInput {
+    /// Tokens of its texts, which are filled up.
+    pub(crate) fn tokens(&self) -> usize {
+        match self.encoder.places {
+            Places::Learned(places) => places,
+            _ => CLIP_TOKENS,
+        }
+    }
+}
+
+/// Tokens of a text of CLIP.
+const CLIP_TOKENS: usize = 77;
 
 impl TextInput {
     /// A text as the encoder reads it; a `raw` one is not cleaned.
@@ -115,6 +165,28 @@ impl TextInput {
         let after = self.template.map_or("", |template| template.around()[1]);
         part.strip_suffix(after).unwrap_or(&part).to_owned()
     }
+}
+
+/// Texts of one length, of which every encoder of CLIP has made states, `[1, its tokens, its width]`, and one vector,
+/// `[1, its width]`, and another encoder states of this width: as SD3 is told them.
+pub(crate) fn with_clips(
+    states: Vec<Tensor<3>>,
+    clips: Vec<Vec<(Tensor<3>, Tensor<2>)>>,
+    device: &Device,
+) -> Text {
+    let mut texts = Vec::new();
+    for (i, state) in states.into_iter().enumerate() {
+        let [batch, _, width] = state.dims();
+        let own = clips.iter().map(|clip| clip[i].clone());
+        let (mut parts, pooled): (Vec<Tensor<3>>, Vec<Tensor<2>>) = own.unzip();
+        let [_, tokens, _] = parts[0].dims();
+        let filled = parts.iter().map(|part| part.dims()[2]).sum::<usize>();
+        parts.push(Tensor::zeros([batch, tokens, width - filled], device));
+        let tokens = Tensor::cat(vec![Tensor::cat(parts, 2), state], 1);
+        texts.push((tokens, Tensor::cat(pooled, 1)));
+    }
+    let (tokens, pooled): (Vec<_>, Vec<_>) = texts.into_iter().unzip();
+    Text { tokens: Tensor::cat(tokens, 0), lengths: None, pooled: Some(Tensor::cat(pooled, 0)) }
 }
 
 /// Texts of different lengths side by side, each `[1, tokens, width]`, and if `pooled` the mean of each as one vector.
@@ -174,22 +246,22 @@ pub struct TextSource {
     /// From tokens to states.
     pub encoder: TextEncoderSource,
     /// See [`TextInput::filled`].
-    pub filled: bool,
+    pub filled: Filling,
 }
 
 impl TextSource {
-    /// The folders `tokenizer` and `text_encoder` of a pipeline of diffusers.
-    pub(super) fn recognise(folder: &Path) -> Result<Self> {
+    /// The folders `tokenizer` and `text_encoder` of a pipeline of diffusers, with a number behind the names of further ones.
+    pub(super) fn recognise(folder: &Path, number: &str) -> Result<Self> {
         let part = |name: &str| {
-            let part = folder.join(name);
-            let reason = format!("no folder {name}, which a model of texts needs");
+            let part = folder.join(format!("{name}{number}"));
+            let reason = format!("no folder {name}{number}, which a model of texts needs");
             let missing = || Error::NotAModel { path: folder.to_owned(), reason };
             part.is_dir().then_some(part).ok_or_else(missing)
         };
         Ok(Self {
             tokenizer: Tokenizer::open(&part("tokenizer")?)?,
             encoder: TextEncoderSource::recognise(&part("text_encoder")?)?,
-            filled: false,
+            filled: Filling::None,
         })
     }
 
@@ -210,19 +282,36 @@ impl TextSource {
                 if beside.is_dir() { beside } else { path.to_owned() }
             }
         };
-        Ok(Self { encoder: encoder(path)?, tokenizer: Tokenizer::open(&own)?, filled: false })
+        Ok(Self {
+            encoder: encoder(path)?,
+            tokenizer: Tokenizer::open(&own)?,
+            filled: Filling::None,
+        })
     }
 
     /// A part of a bundle, which holds both.
-    pub(super) fn sealed(path: &Path, config: &TextEncoderConfig, source: Source) -> Result<Self> {
+    pub(super) fn sealed(
+        path: &Path,
+        config: &TextEncoderConfig,
+        end: Option<usize>,
+        source: Source,
+    ) -> Result<Self> {
         let tokenizer = Tokenizer::stored(path, source.checkpoint.metadata().get(TOKENIZER))?;
-        let encoder = TextEncoderSource::checked(path, config.clone(), source, None)?;
-        Ok(Self { tokenizer, encoder, filled: false })
+        let encoder = TextEncoderSource::checked(path, config.clone(), source, end)?;
+        Ok(Self { tokenizer, encoder, filled: Filling::None })
     }
 
     /// The same as a model reads it.
     pub(super) fn reading(self, input: &TextInput) -> Self {
         Self { encoder: input.states.of(self.encoder), filled: input.filled, ..self }
+    }
+
+    /// An encoder of CLIP, whose states are those that its last block sees, and the description of it.
+    pub(super) fn clip(self) -> (Self, ClipInput) {
+        let mut encoder = self.encoder;
+        encoder.config.behind = vec![encoder.config.depth.saturating_sub(1)];
+        let input = ClipInput { encoder: encoder.config.clone(), end: encoder.end };
+        (Self { encoder, filled: Filling::Seen, ..self }, input)
     }
 
     /// What changes with the weights of the encoder, and with the tokenizer.

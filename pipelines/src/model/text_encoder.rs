@@ -20,7 +20,7 @@ pub struct TextEncoderSource {
     /// Its weights.
     pub source: Source,
     /// The token that ends a text; of a text without it, and where it is unknown, the largest one does.
-    end: Option<usize>,
+    pub(super) end: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -335,7 +335,8 @@ impl TextEncoderSource {
                 let t5: T5 = read_json(config())?;
                 (t5.config().map_err(fault)?, convert::t5(&checkpoint), None)
             }
-            (Some("clip_text_model"), _) | (None, Some("CLIPTextModel")) => {
+            (Some("clip_text_model"), _)
+            | (None, Some("CLIPTextModel" | "CLIPTextModelWithProjection")) => {
                 let clip: Clip = read_json(config())?;
                 let projected = checkpoint.tensors().contains_key("text_projection.weight");
                 let end = clip.end();

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::diffusers::{Flow, Network};
-use super::text::{States, Template, TextInput};
+use super::text::{Filling, States, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -90,12 +90,13 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
 pub(super) fn reads() -> TextInput {
     TextInput {
         encoder: None,
+        clips: Vec::new(),
         tokens: TOKENS,
         clean: false,
         sizes: None,
         template: Some(Template::Qwen3),
         states: States::BeforeLast,
-        filled: false,
+        filled: Filling::None,
     }
 }
 

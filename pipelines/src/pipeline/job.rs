@@ -79,10 +79,11 @@ impl<T: Task> Pipeline<T> {
             None => net.size,
             Some(size) => {
                 let step = self.factor() * net.patch;
+                let limit = net.table.map_or(SIDE_LIMIT, |table| SIDE_LIMIT.min(table * step));
                 let possible =
-                    |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
+                    |side: usize| (1..=limit).contains(&side) && side.is_multiple_of(step);
                 if !size.iter().all(|side| possible(*side)) {
-                    return Err(Error::Size { size, step, limit: SIDE_LIMIT });
+                    return Err(Error::Size { size, step, limit });
                 }
                 size.map(|side| side / self.factor())
             }

@@ -95,9 +95,10 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Task`].
     pub fn check_trained(&self) -> Result<()> {
-        match self.told() {
+        let several = self.text.as_ref().is_some_and(|input| !input.clips.is_empty());
+        match if several { "texts by several encoders" } else { self.told() } {
             "classes" | "texts" => Ok(()),
-            found => Err(Error::Task { found, expected: "classes or texts" }),
+            found => Err(Error::Task { found, expected: "classes or texts by one encoder" }),
         }
     }
 

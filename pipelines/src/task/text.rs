@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
-use pyrograph_engine::nets::Conditioning;
+use burn::tensor::{Device, Tensor};
+use pyrograph_engine::nets::{Conditioning, Text};
 
 use super::{PromptTask, Task, Told};
 use crate::error::{Error, Result, TextError};
 use crate::metadata::Asked;
-use crate::model::text::{TextInput, side_by_side, told_size};
+use crate::model::text::{ClipInput, Filling, TextInput, side_by_side, told_size, with_clips};
 use crate::model::{Model, TextReader, aspect};
 use crate::request::Request;
 use crate::settings::Settings;
@@ -16,7 +16,11 @@ use crate::settings::Settings;
 /// Images of texts.
 #[derive(Debug, Clone)]
 pub struct TextTask {
-    reader: TextReader,
+    /// None where encoders of CLIP are all that there is.
+    reader: Option<TextReader>,
+    clips: Vec<TextReader>,
+    /// Width of the tokens of a text.
+    width: usize,
     input: TextInput,
     /// Whether the network is told the size of the image.
     sized: bool,
@@ -45,16 +49,33 @@ impl TextTask {
         let mut prompts: Vec<&String> = request.prompts.iter().chain(&request.negative).collect();
         prompts.sort();
         prompts.dedup();
+        let clips = self.input.clips.iter().map(ClipInput::tokens).zip(&self.clips);
+        let readers: Vec<(usize, &TextReader)> =
+            self.reader.iter().map(|reader| (limit, reader)).chain(clips).collect();
         for prompt in prompts {
-            let encoded =
-                self.reader.tokens(&self.input.cleaned(prompt, request.raw_prompt), limit)?;
-            cuts.extend(encoded.cut.map(|part| Cut {
-                prompt: prompt.clone(),
-                part: self.input.of_text(part),
-                tokens: limit,
-            }));
+            let text = self.input.cleaned(prompt, request.raw_prompt);
+            for (tokens, reader) in &readers {
+                let part = reader.tokens(&text, *tokens)?.cut;
+                let part = part.map(|part| self.input.of_text(part));
+                let cut = |part| Cut { prompt: prompt.clone(), part, tokens: *tokens };
+                cuts.extend(part.map(cut));
+            }
         }
         Ok(cuts)
+    }
+
+    /// What the network is told of texts.
+    fn read(&self, texts: &[String], limit: usize) -> Result<Text> {
+        let states = match &self.reader {
+            Some(reader) => reader.read(texts, limit)?,
+            None => vec![Tensor::zeros([1, limit, self.width], &self.device); texts.len()],
+        };
+        if self.clips.is_empty() {
+            return Ok(side_by_side(states, self.pooled, &self.device));
+        }
+        let clips = self.input.clips.iter().zip(&self.clips);
+        let clips = clips.map(|(clip, reader)| reader.read_pooled(texts, clip.tokens()));
+        Ok(with_clips(states, clips.collect::<Result<_>>()?, &self.device))
     }
 
     /// Most tokens of a text.
@@ -77,16 +98,18 @@ impl Task for TextTask {
     }
 
     fn text_tokens(&self, request: &Request<String>) -> Result<usize> {
-        if self.input.filled {
-            return Ok(self.limit(request));
-        }
+        let of_clips = self.input.clips.iter().map(ClipInput::tokens).max().unwrap_or(0);
+        let Some(reader) = self.reader.as_ref().filter(|_| self.input.filled == Filling::None)
+        else {
+            return Ok(self.limit(request) + of_clips);
+        };
         let negative = request.negative.clone().unwrap_or_default();
         let mut longest = 0;
         for text in request.prompts.iter().chain([&negative]) {
             let text = self.input.cleaned(text, request.raw_prompt);
-            longest = longest.max(self.reader.tokens(&text, self.limit(request))?.ids.len());
+            longest = longest.max(reader.tokens(&text, self.limit(request))?.ids.len());
         }
-        Ok(longest)
+        Ok(longest + of_clips)
     }
 
     fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
@@ -103,8 +126,7 @@ impl Task for TextTask {
             images.push(entry);
         }
         let size = self.sized.then(|| told_size(size, texts.len(), &self.device));
-        let states = self.reader.read(&texts, self.limit(request))?;
-        let text = Some(side_by_side(states, self.pooled, &self.device));
+        let text = Some(self.read(&texts, self.limit(request))?);
         let table = Conditioning { text, size, ..Conditioning::default() };
         let weaker = vec![vec![0; images.len()]];
         Ok(Told { table, images, weaker })
@@ -114,15 +136,18 @@ impl Task for TextTask {
 impl PromptTask for TextTask {
     fn of(model: &Model, device: &Device) -> Result<Self> {
         let net = &model.config.net.dit;
-        match (&model.text, &model.config.text) {
-            (Some(reader), Some(input)) if net.classes == 0 => Ok(Self {
-                reader: reader.clone(),
+        let has_reader = model.text.is_some() || !model.clips.is_empty();
+        match (has_reader, &model.config.text) {
+            (true, Some(input)) if net.classes == 0 => Ok(Self {
+                reader: model.text.clone(),
+                clips: model.clips.clone(),
+                width: net.text.as_ref().map_or(0, |text| text.width),
                 input: input.clone(),
                 sized: net.sized,
                 pooled: net.pools(),
                 device: device.clone(),
             }),
-            (None, Some(_)) => Err(TextError::NoEncoder.into()),
+            (false, Some(_)) => Err(TextError::NoEncoder.into()),
             _ => Err(Error::Task { found: model.config.told(), expected: "texts" }),
         }
     }

@@ -23,7 +23,7 @@ use super::streams::Streams;
 use crate::data::{Annotation, Dataset, Notice, Reads};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::text::{States, TextInput};
+use crate::model::text::{Filling, States, TextInput};
 use crate::model::{Model, ModelConfig, TextReader};
 
 /// What is trained of a network.
@@ -240,16 +240,17 @@ fn initial(
             labels: Labels(classes.to_vec()),
             text: encoder.map(|encoder| TextInput {
                 encoder: Some(encoder),
+                clips: Vec::new(),
                 tokens: config.captions.tokens,
                 clean: config.captions.clean,
                 sizes: None,
                 template: None,
                 states: States::Last,
-                filled: false,
+                filled: Filling::None,
             }),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();
-        return Ok((Model { net, vae, text: None, config: model }, None));
+        return Ok((Model { net, vae, text: None, clips: Vec::new(), config: model }, None));
     };
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
@@ -257,7 +258,7 @@ fn initial(
         let text = Some(TextInput { encoder, ..input });
         let (vae_config, defaults) = (latents.cloned(), config.defaults.clone());
         let config = ModelConfig { vae: vae_config, defaults, text, ..model.config };
-        return Ok((Model { net: model.net, vae, text: None, config }, None));
+        return Ok((Model { net: model.net, vae, text: None, clips: Vec::new(), config }, None));
     }
     let dit = &model.config.net.dit;
     let adopted = Adopted::new(&model.config.labels, dit.classes, classes);
@@ -281,5 +282,5 @@ fn initial(
         },
         ..model.config
     };
-    Ok((Model { net, vae, text: None, config }, Some(adopted)))
+    Ok((Model { net, vae, text: None, clips: Vec::new(), config }, Some(adopted)))
 }

@@ -212,7 +212,8 @@ fn teacher(path: &Path, spec: &TrajectorySpec, device: &Device) -> Result<(Dit, 
             path.display()
         ));
     }
-    let Model { net, vae, text, config } = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
+    let Model { net, vae, text, config, .. } =
+        recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     match net {
         Net::Dit(net) => {
             let sources = Sources::from([

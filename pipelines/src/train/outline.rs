@@ -69,6 +69,12 @@ impl Outline {
 
     /// The model of a network.
     pub(super) fn with(&self, net: Net) -> Model {
-        Model { net, vae: self.vae.clone(), text: self.text.clone(), config: self.config.clone() }
+        Model {
+            net,
+            vae: self.vae.clone(),
+            text: self.text.clone(),
+            clips: Vec::new(),
+            config: self.config.clone(),
+        }
     }
 }

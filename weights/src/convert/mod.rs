@@ -8,6 +8,7 @@ mod flux2;
 mod lora;
 mod mp_dit;
 mod pixart;
+mod sd3;
 mod text_encoder;
 mod z_image;
 
@@ -19,5 +20,6 @@ pub use flux2::{Flux2Widths, flux2_diffusers, flux2_lora, flux2_original};
 pub use lora::{Lora, LoraTerm, PersonParts, read_lora, write_lora};
 pub use mp_dit::mp_dit;
 pub use pixart::{pixart_diffusers, pixart_lora, pixart_original};
+pub use sd3::{Sd3Blocks, sd3_diffusers, sd3_lora, sd3_original};
 pub use text_encoder::{clip, qwen3, t5};
 pub use z_image::{z_image_diffusers, z_image_lora, z_image_original};

@@ -150,7 +150,9 @@ impl<'a> Layers<'a> {
 
     fn attention(&mut self, name: &str, attention: &'a mut Attention) {
         self.add(&format!("{name}.qkv"), &mut attention.qkv);
-        self.add(&format!("{name}.out"), &mut attention.out);
+        if let Some(out) = &mut attention.out {
+            self.add(&format!("{name}.out"), out);
+        }
     }
 
     fn modulation(&mut self, name: &str, modulation: &'a mut Modulation) {
@@ -177,13 +179,16 @@ impl<'a> Layers<'a> {
     }
 
     fn block(&mut self, name: &str, block: &'a mut DitBlock) {
-        let DitBlock { embedder, modulation, attention, mlp, cross, text, .. } = block;
+        let DitBlock { embedder, modulation, attention, mlp, cross, text, second, .. } = block;
         if let Some(embedder) = embedder {
             self.embedder(&format!("{name}.embedder"), embedder);
         }
         self.modulation(&format!("{name}.modulation"), modulation);
         self.attention(&format!("{name}.attention"), attention);
         self.mlp(&format!("{name}.mlp"), mlp);
+        if let Some(second) = second {
+            self.attention(&format!("{name}.second"), second);
+        }
         if let Some(cross) = cross {
             self.add(&format!("{name}.cross.q"), &mut cross.q);
             self.add(&format!("{name}.cross.kv"), &mut cross.kv);
@@ -192,7 +197,9 @@ impl<'a> Layers<'a> {
         if let Some(text) = text {
             self.modulation(&format!("{name}.text.modulation"), &mut text.modulation);
             self.attention(&format!("{name}.text.attention"), &mut text.attention);
-            self.mlp(&format!("{name}.text.mlp"), &mut text.mlp);
+            if let Some(mlp) = &mut text.mlp {
+                self.mlp(&format!("{name}.text.mlp"), mlp);
+            }
         }
     }
 

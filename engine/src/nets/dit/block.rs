@@ -31,6 +31,8 @@ pub struct DitBlock {
     pub cross: Option<CrossAttention>,
     /// Layers of the text, where it attends to the image in turn.
     pub text: Option<TextLayers>,
+    /// A second attention of the image to itself.
+    pub second: Option<Attention>,
     /// Factors of the norms around the branches.
     pub norms: Option<Norms>,
     #[module(skip)]
@@ -61,8 +63,8 @@ pub struct TextLayers {
     pub modulation: Modulation,
     /// Attention branch.
     pub attention: Attention,
-    /// MLP branch.
-    pub mlp: Mlp,
+    /// MLP branch; none in a block behind which the text is not seen.
+    pub mlp: Option<Mlp>,
 }
 
 /// What a block sees beside its tokens.
@@ -114,20 +116,22 @@ impl DitConfig {
         DenseConfig { bias: dense.bias && !self.branches.unbiased, ..dense }
     }
 
-    fn init_layers(
-        &self,
-        branches: usize,
-        modulation: ModulationConfig,
-        init: &Init<'_>,
-    ) -> TextLayers {
+    fn init_mlp(&self, init: &Init<'_>) -> Mlp {
         let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
         let up = dense(self.hidden, self.inner() * if self.branches.gated { 2 } else { 1 });
-        let down = dense(self.inner(), self.hidden);
-        TextLayers {
-            modulation: self.init_modulation(branches, true, modulation, init),
-            attention: self.attention().init(dense, init),
-            mlp: Mlp::new(up, down, self.activation, init),
-        }
+        Mlp::new(up, dense(self.inner(), self.hidden), self.activation, init)
+    }
+
+    /// Those of the text, which goes no further than a closing block.
+    fn init_text(&self, closing: bool, init: &Init<'_>) -> TextLayers {
+        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
+        let modulation = match closing {
+            true => self.init_modulation(1, false, self.modulation, init),
+            false => self.init_modulation(2, true, self.modulation, init),
+        };
+        let mut attention = self.attention().init(dense, init);
+        attention.out = attention.out.filter(|_| !closing);
+        TextLayers { modulation, attention, mlp: (!closing).then(|| self.init_mlp(init)) }
     }
 
     fn init_modulation(
@@ -145,7 +149,9 @@ impl DitConfig {
     /// A block that reads no text, which the condition acts on or not.
     pub(super) fn init_plain_block(&self, is_modulated: bool, init: &Init<'_>) -> DitBlock {
         let modulation = if is_modulated { self.modulation } else { ModulationConfig::NONE };
-        let TextLayers { modulation, attention, mlp } = self.init_layers(2, modulation, init);
+        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
+        let modulation = self.init_modulation(2, true, modulation, init);
+        let (attention, mlp) = (self.attention().init(dense, init), self.init_mlp(init));
         let gain = || init.param(Fresh::Constant(1.0), [self.hidden]);
         DitBlock {
             embedder: None,
@@ -154,6 +160,7 @@ impl DitConfig {
             mlp,
             cross: None,
             text: None,
+            second: None,
             norms: matches!(self.norm, Norm::Sandwich { .. }).then(|| Norms {
                 before_attention: gain(),
                 after_attention: gain(),
@@ -175,16 +182,24 @@ impl DitConfig {
             let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
             self.attention().init_cross(self.hidden, dense, init)
         };
-        let text = || self.init_layers(2, self.modulation, init);
+        let closes = self.text.as_ref().is_some_and(|text| text.closing) && index + 1 == self.depth;
+        let text = || self.init_text(closes, init);
         let parallel = is_shared && self.is_parallel();
-        let modulation = match parallel {
-            true => self.init_modulation(1, true, self.modulation, init),
-            false => plain.modulation,
+        let is_dual = self.text.as_ref().is_some_and(|text| index < text.dual);
+        let second = || {
+            let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
+            self.attention().init(dense, init)
+        };
+        let modulation = match (parallel, is_dual) {
+            (true, _) => self.init_modulation(1, true, self.modulation, init),
+            (_, true) => self.init_modulation(3, true, self.modulation, init),
+            _ => plain.modulation,
         };
         DitBlock {
             embedder,
             modulation,
             parallel,
+            second: is_dual.then(second),
             cross: (kind == Some(TextAttention::Cross)).then(cross),
             text: (kind == Some(TextAttention::Joint) && !is_shared).then(text),
             ..plain
@@ -223,7 +238,13 @@ impl DitBlock {
         if self.parallel {
             return self.in_parallel(x, modulation, rotary[0], attend, mode);
         }
-        let [mut attention, mut mlp] = modulated(&self.modulation, modulation.clone());
+        let mut parts = self.modulation.forward(modulation.clone());
+        let third = self.second.as_ref().zip(parts.get(2).cloned());
+        let third = third.map(|(layer, modulated)| {
+            let input = modulated.input(x.clone(), self.norm.of_branch(false));
+            (layer.adapted(input, rotary[0], Attend::Full, None), modulated)
+        });
+        let (mut attention, mut mlp) = (parts.remove(0), parts.remove(0));
         if let Some([first, second]) = mode.norms {
             (attention, mlp) = (first.before(attention), second.before(mlp));
         }
@@ -247,6 +268,9 @@ impl DitBlock {
         };
         let branch = self.behind(branch, |norms| &norms.after_attention);
         let mut x = attention.join(x, branch, self.balance);
+        if let Some((seen, modulated)) = third {
+            x = modulated.join(x, seen, self.balance);
+        }
         if let (Some(cross), Some(context)) = (&self.cross, context) {
             let seen = cross.forward(x.clone(), context.tokens.clone(), context.bias.as_ref());
             x = ops::join(x, seen, None, self.balance);
@@ -293,14 +317,17 @@ impl DitBlock {
         context: &mut Context,
         rotary: Option<&Rotary>,
     ) -> Tensor<3> {
-        let [attention, mlp] = modulated(&layers.modulation, modulation);
+        let parts = layers.modulation.forward(modulation);
+        let attention = &parts[0];
         let text = context.tokens.clone(); // [batch, text, hidden]
         let x = attention.input(text.clone(), self.norm.of_branch(false));
         let side = Side { layer: &layers.attention, x, rotary, adapters: None };
         let [image, branch] = joint_attention([image, side], context.bias.as_ref());
-        let text = attention.join(text, branch, self.balance);
-        let branch = layers.mlp.forward(mlp.input(text.clone(), self.norm.of_branch(true)));
-        context.tokens = mlp.join(text, branch, self.balance);
+        if let (Some(layer), Some(mlp)) = (&layers.mlp, parts.get(1)) {
+            let text = attention.join(text, branch, self.balance);
+            let branch = layer.forward(mlp.input(text.clone(), self.norm.of_branch(true)));
+            context.tokens = mlp.join(text, branch, self.balance);
+        }
         image // [batch, tokens, hidden]
     }
 
@@ -312,6 +339,7 @@ impl DitBlock {
             mlp: self.mlp.folded(),
             cross: self.cross.map(CrossAttention::folded),
             text: self.text.map(TextLayers::folded),
+            second: self.second.map(Attention::folded),
             ..self
         }
     }
@@ -322,7 +350,7 @@ impl TextLayers {
         Self {
             modulation: self.modulation.folded(),
             attention: self.attention.folded(),
-            mlp: self.mlp.folded(),
+            mlp: self.mlp.map(Mlp::folded),
         }
     }
 }
@@ -330,11 +358,6 @@ impl TextLayers {
 /// Modulation after factors of a norm, for tokens `x`.
 fn scaled(gain: &Param<Tensor<1>>, x: &Tensor<3>, then: Modulated) -> Modulated {
     Modulated::after_gain(gain.val().cast(FloatDType::from(x.dtype())), x.dims()[0], then)
-}
-
-/// The modulation of both branches.
-fn modulated(layer: &Modulation, condition: Tensor<3>) -> [Modulated; 2] {
-    layer.forward(condition).try_into().expect("a block modulates two branches")
 }
 
 impl Head {

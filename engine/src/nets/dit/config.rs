@@ -82,6 +82,10 @@ pub struct DitConfig {
     /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<f64>,
+    /// The weights hold a square table of positions of so many tokens a side, from whose middle those of an image are taken
+    /// (SD3); there is one patch size then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<usize>,
     /// Whether the network is told how large the image is, see [`Conditioning::size`](super::Conditioning::size).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sized: bool,
@@ -140,6 +144,7 @@ impl DitConfig {
             embedder_per_block: false,
             position: Position::Plain,
             span: None,
+            table: None,
             sized: false,
             norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
             branches: Branches::default(),
@@ -339,6 +344,13 @@ impl DitConfig {
             return Err(ConfigError::value("size", found, expected));
         }
         self.check_patches()?;
+        if let (Some(side), true) = (self.table, self.flexible.is_some()) {
+            let expected = "none, for a network of several patch sizes";
+            return Err(ConfigError::value("table of positions", side, expected));
+        }
+        if let Some(side) = self.table.filter(|side| *side > 1 << 12) {
+            return Err(ConfigError::value("table of positions", side, "at most 4096 a side"));
+        }
         if let Some(patch) = self.patches().iter().find(|patch| self.overlap && *patch % 2 == 1) {
             return Err(ConfigError::value("patch", patch, "even, for squares that overlap"));
         }

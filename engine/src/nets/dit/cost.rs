@@ -26,7 +26,8 @@ impl DitConfig {
             _ => {
                 let both = self.first_shared().unwrap_or(self.depth);
                 let blocks = 2.0 * (both + refiners) as f64 + shared * (self.depth - both) as f64;
-                blocks * parts(true) + parts(false)
+                let dual = self.text.as_ref().map_or(0, |text| text.dual) as f64;
+                (blocks + dual) * parts(true) + parts(false)
             }
         };
         let embedder = (self.time.channels(self.hidden) as f64 + width) * inner;
@@ -49,7 +50,15 @@ impl DitConfig {
                 TextAttention::Joint => {
                     let adapters = config.shared as f64 * self.adapters(patch, seen);
                     let layers = self.depth as f64 * self.layers(seen);
-                    layers + adapters + own(self.depth - config.shared)
+                    // Of a closing block, there is no output and no MLP, and no gate.
+                    let unused = match config.closing {
+                        true => {
+                            let keys = (1.0 + self.keys()) * seen * hidden * hidden;
+                            self.layers(seen) - keys + own(1) - parts(false)
+                        }
+                        false => 0.0,
+                    };
+                    layers + adapters + own(self.depth - config.shared) - unused
                 }
             };
             pooled + caption + alone + blocks
@@ -99,7 +108,10 @@ impl DitConfig {
         let adapters = self.adapters(patch, tokens);
         let refiners = self.text.as_ref().map_or(0, |text| text.refiners) as f64;
         let refined = refiners * (self.layers(tokens) + self.pairs(tokens, tokens));
-        2.0 * (self.depth as f64 * (self.layers(tokens) + attention + adapters) + refined)
+        let dual = self.text.as_ref().map_or(0, |text| text.dual) as f64;
+        let second = (2.0 + self.keys()) * tokens * hidden * hidden + self.pairs(tokens, tokens);
+        let blocks = self.depth as f64 * (self.layers(tokens) + attention + adapters);
+        2.0 * (blocks + refined + dual * second)
     }
 
     /// Number of parameters of the network, see [`Dit::parameters`].
@@ -111,9 +123,9 @@ impl DitConfig {
             let small = Self { depth, size: [side; 2], ..self.clone() };
             small.init_from(&Init::new(0, &Device::flex())).parameters()
         };
-        match self.first_shared() {
-            None => of(1) + (self.depth - 1) * (of(2) - of(1)),
-            Some(_) => of(self.depth),
+        match self.text.as_ref().is_some_and(|text| text.shared + text.dual > 0 || text.closing) {
+            false => of(1) + (self.depth - 1) * (of(2) - of(1)),
+            true => of(self.depth),
         }
     }
 }
@@ -127,7 +139,8 @@ impl Dit {
             let fourier = embedder.time.fourier.as_ref();
             fourier.map(Module::num_params)
         });
-        self.num_params() - fixed.sum::<usize>()
+        let table = self.table.as_ref().map_or(0, Module::num_params);
+        self.num_params() - fixed.sum::<usize>() - table
     }
 }
 
@@ -135,7 +148,7 @@ impl Dit {
 mod tests {
     use burn::tensor::{Device, Tensor};
 
-    use super::super::stream::tests::{joined, parallel};
+    use super::super::stream::tests::{dual, joined, parallel};
     use super::DitConfig;
     use crate::nets::{Conditioning, Flexible, Sharing, Text, TextAttention, TextConfig};
 
@@ -176,7 +189,7 @@ mod tests {
             [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)]
                 .map(|base| DitConfig { text: text.clone(), ..base })
         });
-        let joined = [joined(64, 2), joined(64, 1), parallel(64)];
+        let joined = [joined(64, 2), joined(64, 1), parallel(64), dual(64)];
         for base in kinds.chain(joined) {
             for sharing in [shared, adapted] {
                 let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };

@@ -88,6 +88,12 @@ pub struct TextConfig {
     /// In those, attention and MLP have one input and one gate, and what both make is added (Wang & Komatsuzaki 2021).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub parallel: bool,
+    /// The last block of a network of joint attention sees the text, which goes no further (SD3).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closing: bool,
+    /// So many first blocks have a second attention, of the image to itself, beside the joint one (SD3.5-medium).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub dual: usize,
     /// Blocks that the image goes through for itself before, and as many for the text, which no noise level acts on (Lumina
     /// Image 2.0, Qin et al. 2025).
     #[serde(default, skip_serializing_if = "is_none")]
@@ -107,6 +113,8 @@ impl TextConfig {
             entry: TextEntry::Mlp,
             shared: 0,
             parallel: false,
+            closing: false,
+            dual: 0,
             refiners: 0,
             multiple: None,
         }
@@ -169,14 +177,32 @@ impl DitConfig {
         self.text.as_ref().is_some_and(|text| text.parallel)
     }
 
+    /// Whether the network can make images or latents of this size.
+    ///
+    /// # Errors
+    /// A side that is longer than the table of positions.
+    pub fn check_size(&self, size: [usize; 2]) -> Result<(), ConfigError> {
+        let Some(side) = self.table else { return Ok(()) };
+        let most = side.saturating_mul(self.patch);
+        match size.into_iter().max().filter(|longest| *longest > most) {
+            Some(longest) => {
+                Err(ConfigError::value("side of a latent", longest, format!("at most {most}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Says why no branches can be copied from its blocks, where that is so.
     ///
     /// # Errors
-    /// Blocks that have the same layers for text and image.
+    /// Blocks that have the same layers for text and image, positions that are no function of the place.
     pub fn check_branches(&self) -> Result<(), String> {
-        match self.first_shared() {
-            None => Ok(()),
-            Some(_) => Err("branches of a network whose blocks hold image and text as one".into()),
+        match (self.first_shared(), self.table) {
+            (None, None) => Ok(()),
+            (Some(_), _) => {
+                Err("branches of a network whose blocks hold image and text as one".into())
+            }
+            (_, Some(_)) => Err("branches of a network with a table of positions".into()),
         }
     }
 
@@ -193,6 +219,7 @@ impl DitConfig {
         if let Some(placing) = &self.placing {
             self.check_placing(placing)?;
         }
+        self.check_size(self.size)?;
         let Some(text) = &self.text else { return Ok(()) };
         for (name, width) in [("width of a text", text.width), ("pooled", text.pooled.unwrap_or(1))]
         {
@@ -209,8 +236,19 @@ impl DitConfig {
             let expected = "0 without joint attention";
             return Err(ConfigError::value("shared blocks", text.shared, expected));
         }
-        let most =
-            [("shared blocks", text.shared, self.depth), ("refiners", text.refiners, 1 << 10)];
+        if (text.closing || text.dual > 0) && (!self.is_joint() || text.shared > 0) {
+            let expected = "joint attention without shared blocks";
+            return Err(ConfigError::value("closing or dual blocks", text.dual, expected));
+        }
+        if text.dual > 0 && (self.modulation.single || self.modulation.common) {
+            let expected = "0 where one projection serves all blocks";
+            return Err(ConfigError::value("dual blocks", text.dual, expected));
+        }
+        let most = [
+            ("dual blocks", text.dual, self.depth),
+            ("shared blocks", text.shared, self.depth),
+            ("refiners", text.refiners, 1 << 10),
+        ];
         for (name, count, most) in most {
             if count > most {
                 return Err(ConfigError::value(name, count, format!("at most {most}")));

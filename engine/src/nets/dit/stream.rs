@@ -364,6 +364,25 @@ pub(super) mod tests {
         }
     }
 
+    /// A network in the manner of SD3.5-medium, of one block with a second attention and one that closes.
+    pub(in crate::nets::dit) fn dual(hidden: usize) -> DitConfig {
+        let text = TextConfig {
+            entry: TextEntry::Linear,
+            dual: 1,
+            closing: true,
+            ..TextConfig::new(24, TextAttention::Joint)
+        };
+        DitConfig {
+            size: [8, 8],
+            classes: 0,
+            position: Position::Absent,
+            table: Some(7),
+            branches: Branches { head_norm: Some(1e-6), ..Branches::default() },
+            text: Some(text),
+            ..DitConfig::dit(hidden, 2, 4)
+        }
+    }
+
     /// A network of two blocks, the last of which take text and image as one, in the manner of Z-Image if all do.
     pub(in crate::nets::dit) fn joined(hidden: usize, shared: usize) -> DitConfig {
         let norm = match shared {
@@ -440,7 +459,7 @@ pub(super) mod tests {
 
     #[test]
     fn texts_of_a_batch_are_what_each_is_alone() {
-        for config in [joined(32, 1), joined(32, 2), parallel(32)] {
+        for config in [joined(32, 1), joined(32, 2), parallel(32), dual(32)] {
             let net = drawn(&config);
             let together = call(&net, images(), &told());
             for (image, length) in [(0, 3), (1, 7)] {

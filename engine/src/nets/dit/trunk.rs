@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::block::{DitBlock, Head};
@@ -39,6 +39,8 @@ pub struct Dit {
     pub caption: Option<Caption>,
     /// What image and text go through before they see each other.
     pub refiners: Option<Refiners>,
+    /// `[side · side, hidden]`: positions, row by row.
+    pub table: Option<Param<Tensor<2>>>,
     position: Tensor<3>,
     kernel: usize,
     #[module(skip)]
@@ -94,6 +96,10 @@ impl DitConfig {
             common: self.init_common(init),
             caption: self.init_caption(init),
             refiners: self.init_refiners(init),
+            table: self.table.map(|side| {
+                let fresh = Fresh::Normal(0.02);
+                init.param(fresh, [side * side, self.hidden]).set_require_grad(false)
+            }),
             position: self.positions(self.size, self.patch, [0.0; 2], init.device),
             kernel: self.kernel(),
             config: self.clone(),
@@ -247,6 +253,9 @@ impl Dit {
         if let Some(mode) = mode {
             tokens = tokens + mode.token.val().unsqueeze();
         }
+        if let (Some(table), Some(side)) = (&self.table, self.config.table) {
+            tokens = tokens + middle(table.val(), side, self.config.grid([height, width], patch));
+        }
         if self.config.position == Position::Absent {
             return tokens;
         }
@@ -355,4 +364,13 @@ impl Dit {
         let net = self.folded();
         net.quantizes().then(|| net.map(&mut Quantize::default()))
     }
+}
+
+/// The middle of a square table, `[1, rows · columns, hidden]`.
+fn middle(table: Tensor<2>, side: usize, [rows, columns]: [usize; 2]) -> Tensor<3> {
+    let [_, hidden] = table.dims();
+    let [top, left] = [rows, columns].map(|count| (side - count) / 2);
+    let table: Tensor<3> = table.reshape([side, side, hidden]);
+    let part = table.narrow(0, top, rows).narrow(1, left, columns);
+    part.reshape([1, rows * columns, hidden])
 }

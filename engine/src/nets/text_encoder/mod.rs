@@ -307,13 +307,27 @@ impl TextEncoder {
         }
     }
 
+    /// The same, and each text as one vector, see [`TextEncoder::pooled`].
+    pub fn leave_pooled(&self, stream: TextStream, ends: &[usize]) -> (Tensor<3>, Tensor<2>) {
+        let pooled = self.pooled(&self.norm.forward(stream.x.clone()), ends);
+        (self.leave(stream), pooled)
+    }
+
+    /// Texts of one length behind all blocks; see [`TextEncoder::forward`].
+    ///
+    /// # Panics
+    /// As there.
+    pub fn through(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> TextStream {
+        let stream = self.enter(ids, padding);
+        self.blocks.iter().fold(stream, |stream, block| block.forward(stream))
+    }
+
     /// The states of texts of one length, `[batch, tokens, width]`: those that [`TextEncoderConfig::behind`] names.
     ///
     /// # Panics
     /// As [`TextEncoder::forward`].
     pub fn states(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let stream = self.enter(ids, padding);
-        self.leave(self.blocks.iter().fold(stream, |stream, block| block.forward(stream)))
+        self.leave(self.through(ids, padding))
     }
 
     fn embed(&self, ids: &[Vec<usize>]) -> Tensor<3> {

@@ -1,21 +1,22 @@
-//! Checkpoint files of the original DiT, MP-DiT, PixArt, Z-Image and FLUX.2 code.
+//! Checkpoint files of the original DiT, MP-DiT, PixArt, Z-Image, FLUX.2 and Stable Diffusion 3 code.
 //!
 //! Sizes are read from the tensors. What the tensors do not tell, above all the number of heads, comes
 //! from a `config.json` beside the file, from the arguments stored in a training checkpoint, or from the
 //! published sizes.
 
+mod flows;
+
 use std::path::Path;
 
 use pyrograph_engine::diffusion::{
-    GuidedChannels, NoiseSchedule, Prediction, Process, Sampler, Shifting, Spacing, TimeInput,
+    GuidedChannels, NoiseSchedule, Prediction, Process, Sampler, Spacing, TimeInput,
 };
 use pyrograph_engine::layers::{ModulationConfig, TimeCode};
 use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, StudentConfig};
-use pyrograph_weights::{Checkpoint, Foreign, Layout, convert};
+use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
 
-use super::text::TextInput;
-use super::{ModelConfig, Recognised, Source, flux2, pixart, read_json, z_image};
+use super::{ModelConfig, Recognised, Source, pixart, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
 use crate::settings::Defaults;
@@ -56,6 +57,7 @@ pub(super) fn recognise(path: &Path) -> Result<Recognised> {
         Some(Foreign::MpDit) => found.mp_dit(),
         Some(Foreign::PixArtOriginal) => found.pixart(),
         Some(Foreign::ZImageOriginal) => found.z_image(),
+        Some(Foreign::Sd3Original) => found.sd3(),
         Some(Foreign::Flux2Original) => found.flux2(),
         Some(other) => {
             Err(found.fault(format!("{other:?} alone is not a class-conditional model")))
@@ -96,6 +98,7 @@ impl Original<'_> {
         };
         Ok(Recognised {
             text: None,
+            clips: Vec::new(),
             kind: kind.into(),
             config: config(NetConfig { dit: net, student }, defaults),
             net: Source::new(self.checkpoint, convert::dit_original(steps)),
@@ -148,6 +151,7 @@ impl Original<'_> {
             [modulation.scale, modulation.shift, modulation.gate, modulation.rotation];
         Ok(Recognised {
             text: None,
+            clips: Vec::new(),
             kind: "MP-DiT checkpoint".into(),
             config: config(net.into(), defaults()),
             net: Source::new(self.checkpoint, convert::mp_dit(scale, shift, gate, rotation)),
@@ -208,112 +212,7 @@ impl Original<'_> {
             net: Source::new(self.checkpoint, convert::pixart_original()),
             vae: None,
             text: None,
-            notices: Vec::new(),
-        })
-    }
-
-    /// The number of heads follows from the width of one, the axes of positions from that.
-    fn flux2(self) -> Result<Recognised> {
-        let [hidden, channels] = self.shape("img_in.weight")?;
-        let [head] = self.shape("single_blocks.0.norm.query_norm.scale")?;
-        let [_, text] = self.shape("txt_in.weight")?;
-        let [_, inner] = self.shape("double_blocks.0.img_mlp.2.weight")?;
-        let axes = self.hints.axes_dims.clone().unwrap_or(vec![flux2::AXIS; flux2::AXES]);
-        if head == 0 || axes.iter().fold(0, |sum: usize, axis| sum.saturating_add(*axis)) != head {
-            return Err(self.axes(head, &axes));
-        }
-        let net = flux2::Sizes {
-            channels,
-            heads: hidden / head,
-            head,
-            blocks: [self.blocks("double_blocks."), self.blocks("single_blocks.")],
-            text,
-            mlp_ratio: inner as f64 / hidden.max(1) as f64,
-            axes,
-            theta: self.hints.rope_theta.unwrap_or(flux2::THETA),
-            epsilon: flux2::EPSILON,
-        }
-        .net();
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let is_base = name.contains("base");
-        let process = Process {
-            shifting: Some(Shifting::Flux2),
-            ..Process::new(
-                NoiseSchedule::RectifiedFlow { shift: 1.0 },
-                Prediction::Flow,
-                TimeInput::Timestep,
-            )
-        };
-        let layout = convert::flux2_original(flux2::widths(&net));
-        let usual = flux2::defaults(self.hints.is_distilled.unwrap_or(!is_base));
-        self.flow("original FLUX.2 checkpoint", (net, layout), process, usual, flux2::reads())
-    }
-
-    fn axes(&self, head: usize, axes: &[usize]) -> Error {
-        self.fault(format!(
-            "heads of width {head}, axes of positions of {axes:?}: put a config.json with `axes_dims`, whose sum is {head}, \
-             beside it"
-        ))
-    }
-
-    /// Heads of Z-Image follow from the axes of its positions, which are in no file.
-    fn z_image(self) -> Result<Recognised> {
-        let [hidden, values] = self.shape("x_embedder.weight")?;
-        let [qkv, _] = self.shape("layers.0.attention.qkv.weight")?;
-        let [inner, _] = self.shape("layers.0.feed_forward.w1.weight")?;
-        let [head] = self.shape("layers.0.attention.q_norm.weight")?;
-        let [text] = self.shape("cap_embedder.0.weight")?;
-        let axes = self.hints.axes_dims.clone().unwrap_or(z_image::AXES.to_vec());
-        let theta = self.hints.rope_theta.unwrap_or(z_image::THETA);
-        if head == 0 || axes.iter().fold(0, |sum: usize, axis| sum.saturating_add(*axis)) != head {
-            return Err(self.axes(head, &axes));
-        }
-        let heads = hidden / head;
-        let sizes = z_image::Sizes {
-            channels: values / z_image::PATCH.pow(2),
-            patch: z_image::PATCH,
-            hidden,
-            depth: self.blocks("layers."),
-            refiners: self.blocks("noise_refiner."),
-            heads: [heads, (qkv / head).saturating_sub(heads) / 2],
-            inner,
-            text,
-            epsilon: z_image::EPSILON,
-        };
-        let process = Process::new(
-            NoiseSchedule::RectifiedFlow { shift: z_image::SHIFT },
-            Prediction::Backflow,
-            TimeInput::Countdown,
-        );
-        let net = sizes.net(z_image::Axes { axes, theta });
-        let usual = (z_image::STEPS, z_image::CFG_SCALE);
-        let layout = convert::z_image_original();
-        self.flow("original Z-Image checkpoint", (net, layout), process, usual, z_image::reads())
-    }
-
-    /// A model of texts on a rectified flow.
-    fn flow(
-        self,
-        kind: &str,
-        (net, layout): (DitConfig, Layout),
-        process: Process,
-        (steps, cfg_scale): (usize, f64),
-        input: TextInput,
-    ) -> Result<Recognised> {
-        let defaults = Defaults {
-            sampler: Sampler::Euler,
-            spacing: Some(Spacing::Trailing),
-            steps,
-            cfg_scale,
-            cfg_channels: GuidedChannels::All,
-            cfg_interval: None,
-        };
-        Ok(Recognised {
-            kind: kind.into(),
-            config: ModelConfig { text: Some(input), process, ..config(net.into(), defaults) },
-            net: Source::new(self.checkpoint, layout),
-            vae: None,
-            text: None,
+            clips: Vec::new(),
             notices: Vec::new(),
         })
     }
@@ -445,7 +344,7 @@ const LAST_TIMESTEP: f64 = 999.0;
 const HISTORY_LAYERS: usize = 6;
 
 /// Names of the classes of ImageNet-1k, a line each.
-const IMAGENET: &str = include_str!("imagenet.txt");
+const IMAGENET: &str = include_str!("../imagenet.txt");
 
 fn defaults() -> Defaults {
     Defaults {
