@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use pyrograph::{Noise, Request};
+use pyrograph::{Noise, Request, TextPipeline, WeightType};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde_json::Value;
 
 use crate::command::TestCommand;
 use crate::text;
-use crate::util::{Case, assert_close, device, json, tolerance};
+use crate::util::{Case, assert_close, device, device_name, json, tolerance};
 
 /// The runs of a case: their names and requests.
 fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, Request<String>)> {
@@ -70,6 +70,27 @@ pub fn assert_pictures(folder: &Path, cfg_scale: fn(f64) -> f64) {
         let worst: f32 = (image - expected).abs().max().into_scalar();
         println!("{name}: image {worst:.1e}");
         assert!(f64::from(worst) <= tolerance(2e-4), "{name}: image differs by {worst}");
+    }
+}
+
+/// In fewer bits, the pictures are nearly those of f32.
+pub fn assert_types(folder: &Path) {
+    let (case, mut of_f32) = (Case::open(folder), None);
+    let (_, request) = runs(folder, &case, |scale| scale).remove(0);
+    // 8 bits and packed weights are the CPU's alone.
+    let types: &[&str] = match device_name().as_str() {
+        "cpu" => &["f32", "f16", "bf16", "int8"],
+        _ => &["f32"],
+    };
+    for kind in types {
+        let recognised = pyrograph::model::recognise(folder).expect("a model");
+        let dtype: WeightType = kind.parse().expect("a type");
+        let model = recognised.load(dtype, &device(), &mut |_| ()).expect("its weights");
+        let pipeline = TextPipeline::new(model, &device()).expect("a model of texts");
+        let made = pipeline.generate(&request, &mut |_| ControlFlow::Continue(()));
+        let latents = made.unwrap_or_else(|error| panic!("{kind}: {error}")).latents;
+        let expected = of_f32.get_or_insert(latents.clone());
+        assert_close(kind, latents, expected.clone(), 0.05);
     }
 }
 

@@ -149,6 +149,11 @@ fn pictures_are_those_of_diffusers() {
 }
 
 #[test]
+fn pictures_in_fewer_bits_are_nearly_the_same() {
+    cases("flux2-klein").iter().for_each(|folder| flows::assert_types(folder));
+}
+
+#[test]
 fn the_command_makes_the_pictures_of_diffusers() {
     cases("flux2-klein").iter().for_each(|folder| flows::assert_command(folder, |scale| scale));
 }

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::dense::{Dense, DenseConfig};
 use super::init::Init;
 use super::lora::Lora;
-use crate::ops::Activation;
+use crate::ops::{Activation, gated};
 
 /// Two linear layers with an activation between them, which one half of a gated first layer multiplies by the other (GLU,
 /// Shazeer 2020).
@@ -44,7 +44,7 @@ impl Mlp {
         let up = adapters.map(|[up, _]| up);
         let inner = match self.gated {
             false => self.up.adapted(x, Some(self.activation), up),
-            true => glu(self.up.adapted(x, None, up), self.activation),
+            true => gated(self.up.adapted(x, None, up), self.activation),
         };
         self.down.adapted(inner, None, adapters.map(|[_, down]| down))
     }
@@ -55,11 +55,4 @@ impl Mlp {
         self.down = self.down.folded();
         self
     }
-}
-
-/// The first half of each row, activated, times the second.
-fn glu<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    let half = x.dims()[D - 1] / 2;
-    let [first, second] = [0, half].map(|start| x.clone().narrow(D - 1, start, half));
-    activation.forward(first) * second
 }

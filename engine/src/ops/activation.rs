@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::available;
-use super::cpu::activation::Pointwise;
+use super::cpu::activation::{Gated, Pointwise};
 use super::cpu::bridge::run;
 use super::magnitude::mp_silu;
 
@@ -43,6 +43,31 @@ impl Activation {
             false => plain(x, self),
         }
     }
+}
+
+/// Of each row the first half, activated, times the second (GLU, Shazeer 2020).
+///
+/// # Shapes
+/// `[.., 2 · width]` to `[.., width]`
+///
+/// # Panics
+/// For rows of an odd number of elements.
+pub fn gated<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    assert!(
+        x.dims()[D - 1].is_multiple_of(2),
+        "rows of {} elements have no halves",
+        x.dims()[D - 1]
+    );
+    match available(&x) {
+        true => run(Gated(activation), vec![x.into()]),
+        false => plain_gated(x, activation),
+    }
+}
+
+fn plain_gated<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    let half = x.dims()[D - 1] / 2;
+    let [first, second] = [0, half].map(|start| x.clone().narrow(D - 1, start, half));
+    plain(first, activation) * second
 }
 
 /// With an activation, if there is one.
@@ -95,6 +120,13 @@ mod tests {
                 &[x],
                 |x| activation.forward(x[0].clone()),
                 |x| plain(x[0].clone(), activation),
+            );
+        }
+        for activation in ACTIVATIONS {
+            compare(
+                &[random([3, 7, 102]) * 3.0],
+                |x| gated(x[0].clone(), activation),
+                |x| plain_gated(x[0].clone(), activation),
             );
         }
         let far = Tensor::<1>::from_floats([-1e4, -100.0, 0.0, 100.0, 1e4], &Device::flex());

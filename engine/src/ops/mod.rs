@@ -19,8 +19,8 @@ mod rotary;
 #[cfg(test)]
 mod testing;
 
-pub use activation::Activation;
 pub(crate) use activation::activated;
+pub use activation::{Activation, gated};
 pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention};
 pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]

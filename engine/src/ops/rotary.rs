@@ -1,6 +1,6 @@
 //! What happens to queries and keys before attention: a norm of each head, and rotary positions.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::attention::{AttentionSpec, Packed};
@@ -93,7 +93,8 @@ fn fused(
         norm: norm.map(|norm| norm.epsilon as f32),
         pairs: rotary.map(|rotary| rotary.pairs),
     };
-    let gains = norm.into_iter().flat_map(|norm| norm.gains.clone()).map(Operand::from);
+    let gains = norm.into_iter().flat_map(|norm| norm.gains.clone());
+    let gains = gains.map(|gain| Operand::from(gain.cast(FloatDType::F32)));
     let angles = rotary.into_iter().flat_map(|rotary| [rotary.cos.clone(), rotary.sin.clone()]);
     let angles = angles.map(|angles| Operand::from(angles.without_autodiff()));
     run(kernel, std::iter::once(rows.into()).chain(gains).chain(angles).collect())
@@ -114,7 +115,8 @@ fn plain(
             let mut x = rows.clone().narrow(2, first, count);
             if let Some(HeadNorm { gains, epsilon }) = norm {
                 let square = x.clone().square().mean_dim(3);
-                x = x * (square + *epsilon).sqrt().recip() * gains[which].clone().unsqueeze();
+                let gain = gains[which].clone().cast(FloatDType::F32);
+                x = x * (square + *epsilon).sqrt().recip() * gain.unsqueeze();
             }
             parts.push(match rotary {
                 Some(rotary) => turn(x, rotary),

@@ -279,7 +279,7 @@ fn decode(bench: &Timer<'_>, model: Model) -> anyhow::Result<()> {
     let vae = model.vae.context("the model has no autoencoder")?;
     let size = model.config.net.dit.size.map(|side| side * vae.config().factor());
     check_memory(bench, size, memory::autoencoder(vae.config(), bench.args.batch, size))?;
-    let latent = input(&model.config.net.dit, bench.args.batch, bench.device);
+    let latent = vae.unscale(input(&model.config.net.dit, bench.args.batch, bench.device));
     bench.report("decode", None, || Ok(vae.decode(latent.clone())))
 }
 

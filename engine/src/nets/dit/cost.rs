@@ -197,7 +197,7 @@ mod tests {
                     size: [16, 16],
                     classes: 3,
                     overlap: base.bias,
-                    flexible: Some(flexible),
+                    flexible: Some(flexible).filter(|_| base.table.is_none()),
                     ..base.clone()
                 };
                 let net = config.init(0, &Device::flex()).folded();

@@ -376,7 +376,7 @@ pub(super) mod tests {
             size: [8, 8],
             classes: 0,
             position: Position::Absent,
-            table: Some(7),
+            table: Some(9),
             branches: Branches { head_norm: Some(1e-6), ..Branches::default() },
             text: Some(text),
             ..DitConfig::dit(hidden, 2, 4)

@@ -254,7 +254,8 @@ impl Dit {
             tokens = tokens + mode.token.val().unsqueeze();
         }
         if let (Some(table), Some(side)) = (&self.table, self.config.table) {
-            tokens = tokens + middle(table.val(), side, self.config.grid([height, width], patch));
+            let table = table.val().cast(FloatDType::from(tokens.dtype()));
+            tokens = tokens + middle(table, side, self.config.grid([height, width], patch));
         }
         if self.config.position == Position::Absent {
             return tokens;

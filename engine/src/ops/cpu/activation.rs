@@ -142,3 +142,56 @@ impl Kernel for Pointwise {
         vec![Some(tensor(out, &shape(&x)))]
     }
 }
+
+/// Of each row the first half, activated, times the second.
+#[derive(Debug, Clone)]
+pub(in crate::ops) struct Gated(pub(in crate::ops) Activation);
+
+/// Width of the last dimension of a tensor, and of its half.
+fn widths(x: &FlexTensor) -> (usize, usize) {
+    let width = shape(x).last().copied().unwrap_or(0);
+    (width, width / 2)
+}
+
+impl Kernel for Gated {
+    fn forward(&self, inputs: Vec<FlexTensor>) -> FlexTensor {
+        let x = inputs[0].to_contiguous();
+        let (width, half) = widths(&x);
+        let mut sides = shape(&x);
+        *sides.last_mut().expect("a dimension") = half;
+        let mut y = buffer(sides.iter().product());
+        let rows = values(&x).par_chunks_exact(width.max(1));
+        y.par_chunks_exact_mut(half.max(1)).zip(rows).for_each(|(y, x)| {
+            let (first, second) = x.split_at(half);
+            y.copy_from_slice(first);
+            activate(self.0, y);
+            y.iter_mut().zip(second).for_each(|(y, x)| *y *= x);
+        });
+        tensor(y, &sides)
+    }
+
+    fn backward(
+        &self,
+        inputs: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        _wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let (x, gradient) = (inputs[0].to_contiguous(), gradient.to_contiguous());
+        let (width, half) = widths(&x);
+        let mut out = buffer(values(&x).len());
+        let rows = values(&x).par_chunks_exact(width.max(1));
+        let sources = rows.zip(values(&gradient).par_chunks_exact(half.max(1)));
+        out.par_chunks_exact_mut(width.max(1)).zip(sources).for_each(|(out, (x, gradient))| {
+            let (first, second) = x.split_at(half);
+            let (to_first, to_second) = out.split_at_mut(half);
+            to_second.copy_from_slice(first);
+            activate(self.0, to_second);
+            to_second.iter_mut().zip(gradient).for_each(|(to, g)| *to *= g);
+            for ((to, g), x) in to_first.iter_mut().zip(gradient).zip(second) {
+                *to = g * x;
+            }
+            chain(self.0, first, to_first);
+        });
+        vec![Some(tensor(out, &shape(&x)))]
+    }
+}
