@@ -22,7 +22,7 @@ fn left(path: &Path) -> f64 {
 
 /// A model of people who stand left or right, and a branch of this kind for it in `branch`.
 fn trained(folder: &Path, steps: &str, more: &[&str]) -> String {
-    base(folder, steps);
+    base(folder, &["--steps", steps]);
     let train = ["train", "control", "-m", "base", "--data", "people", "--batch", "16"];
     let options = ["-o", "branch", "--steps", steps, "--lr", "0.003"];
     let command = TestCommand::new(folder, train).on_cpu().args(options).args(more);
@@ -132,7 +132,7 @@ fn a_branch_learns_from_pictures_that_were_drawn() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     let command = |args: &[&str]| TestCommand::new(folder.path(), args).on_cpu();
-    base(folder.path(), "5");
+    base(folder.path(), &["--steps", "5"]);
     let first = fs::read_dir(at("people")).expect("people").next().expect("one").expect("read");
     let person = first.file_name();
     for entry in fs::read_dir(at("people")).expect("people") {

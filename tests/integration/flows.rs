@@ -3,14 +3,16 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use pyrograph::{Noise, Request, TextPipeline, WeightType};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde_json::Value;
 
 use crate::command::TestCommand;
-use crate::text;
-use crate::util::{Case, assert_close, device, device_name, json, tolerance};
+use crate::util::{
+    Case, assert_close, device, device_name, files, json, relative_difference, text, tolerance,
+    write_pictures,
+};
 
 /// The runs of a case: their names and requests.
 fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, Request<String>)> {
@@ -53,7 +55,7 @@ fn latents(case: &Case, name: &str, request: &Request<String>) -> Tensor<5> {
 
 /// Latents and pictures of every run; `cfg_scale` makes our guidance of theirs.
 pub fn assert_pictures(folder: &Path, cfg_scale: fn(f64) -> f64) {
-    let (case, pipeline) = (Case::open(folder), text::open(folder));
+    let (case, pipeline) = (Case::open(folder), crate::text::open(folder));
     for (name, request) in runs(folder, &case, cfg_scale) {
         let mut states = Vec::new();
         let generated = pipeline.generate(&request, &mut |progress| {
@@ -92,6 +94,56 @@ pub fn assert_types(folder: &Path) {
         let expected = of_f32.get_or_insert(latents.clone());
         assert_close(kind, latents, expected.clone(), 0.05);
     }
+}
+
+/// A LoRA learns from states that are those of generation, is written as diffusers names it, and is the same in the weights as
+/// beside them.
+pub fn assert_lora(folder: &Path, layers: &[&str]) {
+    let (work, path) = (tempfile::tempdir().expect("a folder"), text(folder));
+    let command = |args: &[&str]| TestCommand::new(&work, args).on_cpu();
+    write_pictures(&work.path().join("data"), &["red"], |_, _, _| [200, 30, 30, 255]);
+    let caption = json(&folder.join("case.json"))["prompt"].as_str().expect("a prompt").to_owned();
+    for picture in files(&work.path().join("data/red")) {
+        std::fs::write(picture.with_extension("txt"), &caption).expect("written");
+    }
+    let train = ["train", "lora", "-m", path, "--data", "data/red", "-o", "run", "--steps", "3"];
+    let sizes = ["--batch", "2", "--rank", "2", "--lr", "0.05"];
+    command(&train).args(sizes).settings(&["sample_every=0"]).succeeded();
+    let file = Checkpoint::open(work.path().join("run/lora.safetensors")).expect("a LoRA");
+    for layer in layers {
+        let name = format!("transformer.{layer}.lora_B.weight");
+        assert!(file.tensors().contains_key(&name), "{layer}: {:?}", file.tensors().keys());
+    }
+    let states = Checkpoint::open(work.path().join("run/captions.safetensors")).expect("states");
+    let (states, shape) = states.read_f32("states").expect("states");
+    let states: Tensor<2> = Tensor::<1>::from_floats(states.as_slice(), &device())
+        .reshape([shape[0] as i32, shape[1] as i32]);
+    let case = Case::open(folder);
+    let expected: Tensor<2> = match case.has("text_states") {
+        true => case.tensor::<3>("text_states", &device()).narrow(0, 0, 1).squeeze_dim(0),
+        false => case.tensor("forward_text_0", &device()),
+    };
+    // What fills a text up is more here.
+    let tokens = expected.dims()[0].min(16);
+    let [found, expected] = [states, expected].map(|states| states.narrow(0, 0, tokens));
+    assert_close("states", found, expected, 1e-3);
+
+    command(&["merge", path, "--lora", "run:30", "-o", "merged", "--dtype", "f32"]).succeeded();
+    let latents = |output: &str, args: &[&str]| -> Tensor<4> {
+        let generate = ["generate", "text", "a lighthouse", "--steps", "2", "--seed", "4", "-o"];
+        let latents = format!("{output}.safetensors");
+        let size = ["-W", "96", "-H", "64", "--max-tokens", "24"];
+        let asked = command(&generate).args([&format!("{output}.png"), "--save-latents", &latents]);
+        // A network of random weights may make a picture of one colour.
+        asked.args(size).args(args).ended();
+        let file = Checkpoint::open(work.path().join(latents)).expect("latents");
+        let (values, shape) = file.read_f32("latents").expect("latents");
+        Tensor::from_data(TensorData::new(values, shape), &device())
+    };
+    let (bare, put_on) =
+        (latents("bare", &["-m", path]), latents("with", &["-m", path, "--lora", "run:30"]));
+    assert!(relative_difference(put_on.clone(), bare) > 1e-3);
+    assert_close("merged", latents("merged", &["-m", "merged"]), put_on, 2e-5);
 }
 
 /// The same through the command, from the folder and from what `convert` makes of it.

@@ -158,6 +158,17 @@ fn the_command_makes_the_pictures_of_diffusers() {
     cases("flux2-klein").iter().for_each(|folder| flows::assert_command(folder, |scale| scale));
 }
 
+#[test]
+fn a_lora_is_trained_and_written_as_diffusers_names_it() {
+    let layers = [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.1.ff.linear_in",
+        "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+        "single_transformer_blocks.1.attn.to_out",
+    ];
+    cases("flux2-klein").iter().for_each(|folder| flows::assert_lora(folder, &layers));
+}
+
 /// Keys count, or are refused by name.
 #[test]
 fn keys_count_or_are_refused() {

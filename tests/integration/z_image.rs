@@ -121,6 +121,13 @@ fn the_command_makes_the_pictures_of_diffusers() {
     folders().for_each(|folder| flows::assert_command(&folder, cfg_scale));
 }
 
+#[test]
+fn a_lora_is_trained_and_written_as_diffusers_names_it() {
+    let layers =
+        ["layers.0.attention.to_q", "layers.1.attention.to_out.0", "layers.0.feed_forward.w3"];
+    folders().for_each(|folder| flows::assert_lora(&folder, &layers));
+}
+
 /// Keys count, or are refused by name.
 #[test]
 fn keys_of_a_transformer_count_or_are_refused() {

@@ -87,6 +87,17 @@ impl Layout {
     }
 
     /// The table without the rules for these of our parameters.
+    /// Rows and columns, after the transform, that the parts of a tensor reach to.
+    pub(crate) fn reach(&self, source: &str) -> [usize; 2] {
+        let rules = self.rules.iter().flatten();
+        let parts = rules.filter(|rule| rule.sources.iter().any(|own| own == source));
+        parts.filter_map(|rule| rule.part.as_ref()).fold([0; 2], |[rows, columns], part| match part
+        {
+            Part::Inputs(range) => [rows.max(range.end), columns],
+            Part::Outputs(range) => [rows, columns.max(range.end)],
+        })
+    }
+
     /// The table with further rules, and further patterns of what may stay unused.
     pub(crate) fn with(mut self, rules: Vec<Rule>, ignored: Vec<&'static str>) -> Self {
         self.rules.iter_mut().for_each(|own| own.extend(rules.iter().cloned()));

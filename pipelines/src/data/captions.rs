@@ -13,7 +13,7 @@ use crate::error::words::counted;
 use crate::error::{Error, Result, TextError};
 use crate::memory;
 use crate::model::TextReader;
-use crate::model::text::{TextInput, side_by_side, told_size};
+use crate::model::text::{Filling, TextInput, side_by_side, told_size};
 
 /// Key of what the states were made from.
 const ORIGIN_KEY: &str = "origin";
@@ -64,7 +64,7 @@ impl Captions {
         let (mut tokens, mut cut) = (0, Vec::new());
         for (text, cleaned) in texts.iter().zip(&cleaned) {
             let encoded = reader.tokens(cleaned, limit)?;
-            tokens += encoded.ids.len();
+            tokens += if input.filled == Filling::None { encoded.ids.len() } else { limit };
             cut.extend(encoded.cut.map(|_| text));
         }
         let notice = cut.first().map(|first| Notice::Cut {

@@ -302,7 +302,7 @@ impl TextSource {
     }
 
     /// The same as a model reads it.
-    pub(super) fn reading(self, input: &TextInput) -> Self {
+    pub(crate) fn reading(self, input: &TextInput) -> Self {
         Self { encoder: input.states.of(self.encoder), filled: input.filled, ..self }
     }
 
@@ -319,7 +319,11 @@ impl TextSource {
     /// # Errors
     /// A tokenizer that has no text.
     pub(crate) fn fingerprint(&self) -> Result<String> {
-        let weights = self.encoder.source.checkpoint.fingerprint();
+        let mut weights = self.encoder.source.checkpoint.fingerprint();
+        let behind = &self.encoder.config.behind;
+        if self.filled != Filling::None || !behind.is_empty() {
+            weights = format!("{weights} {behind:?} {:?}", self.filled);
+        }
         Ok(sha256_of(format!("{weights} {}", self.tokenizer.text()?).as_bytes()))
     }
 

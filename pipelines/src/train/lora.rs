@@ -84,7 +84,8 @@ impl LoraShape {
 pub(crate) fn write(path: &Path, tuned: &Tuned, base: &str) -> Result<()> {
     let config = tuned.net.config();
     // Networks that only we have go by our names.
-    let layout = &layouts(config, 1)[if config.bias { DIFFUSERS } else { OWN }];
+    let is_own = !config.bias && !config.homogeneous;
+    let layout = &layouts(config, 1)[if is_own { OWN } else { DIFFUSERS }];
     let Adapter { terms, token } = tuned.adapter();
     let person = token.map(|token| PersonParts { token: token.into_data(), base: base.to_owned() });
     let terms = terms.into_iter().flat_map(|(layer, terms)| {

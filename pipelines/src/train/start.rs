@@ -77,12 +77,12 @@ impl Start {
         let size = [height / factor, width / factor];
         let text = config.text_encoder.as_deref();
         let text = text.map(|path| TextSource::find(path, config.tokenizer.as_deref()));
-        let text = text.transpose()?;
-        let width = text.as_ref().map(|text| text.encoder.config.width());
+        let mut text = text.transpose()?;
         let init = match &config.init {
-            Some(path) => Some(started_from(config, path, channels, factor, width)?),
+            Some(path) => Some(started_from(config, path, channels, factor, &mut text)?),
             None => None,
         };
+        let width = text.as_ref().map(|text| text.encoder.config.width());
         let net = match &init {
             Some(recognised) => recognised.config.net.dit.clone(),
             // How many classes there are does not matter.
@@ -149,14 +149,14 @@ pub(super) fn told(width: Option<usize>, classes: usize) -> Condition {
     width.map_or(Condition::Classes(classes), Condition::Text)
 }
 
-/// The model at `path`, where a run on images or latents of so many channels, with captions whose states have this
-/// `width`, can start from it.
+/// The model at `path`, where a run on images or latents of so many channels, with captions that `text` reads, as the model
+/// does from here on, can start from it.
 fn started_from(
     config: &TrainConfig,
     path: &Path,
     channels: usize,
     factor: usize,
-    width: Option<usize>,
+    text: &mut Option<TextSource>,
 ) -> Result<Recognised> {
     let not = |reason: String| Err(Error::NotAModel { path: path.to_owned(), reason });
     let recognised = recognise(path)?;
@@ -167,6 +167,10 @@ fn started_from(
     }
     recognised.config.check_trained()?;
     config.check_start(&recognised.config, factor)?;
+    if let Some(input) = &recognised.config.text {
+        *text = text.take().map(|text| text.reading(input));
+    }
+    let width = text.as_ref().map(|text| text.encoder.config.width());
     match (net.dit.channels, net.dit.text.as_ref().map(|text| text.width)) {
         (found, _) if found != channels => {
             not(format!("made for images of {found} channels, the run has {channels}"))

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::alpha::METADATA;
 use super::{BASE, LoraTerm, TOKEN};
 use crate::error::{Error, Result};
-use crate::layout::{Layout, Rule, Transform};
+use crate::layout::{Layout, Part, Rule, Transform};
 use crate::write_safetensors;
 
 /// Before the names of layers.
@@ -35,8 +35,7 @@ pub fn write_lora(
     terms: &[LoraTerm],
     person: Option<PersonParts>,
 ) -> Result<()> {
-    let mut tensors: Vec<(String, TensorData)> = Vec::new();
-    let mut modules = Vec::new();
+    let mut modules: BTreeMap<String, [Columns; 2]> = BTreeMap::new();
     let rank = terms.first().map_or(0, |term| term.down.shape()[1]);
     for LoraTerm { layer, down, up, .. } in terms {
         let no_place = || Error::NoTensor {
@@ -47,22 +46,46 @@ pub fn write_lora(
         let is_plain = |rule: &Rule| rule.transform != Transform::PatchKernel;
         let rule = rule.filter(is_plain).ok_or_else(no_place)?;
         let parts = rule.sources.len();
-        let (down, up) = (Columns::of(down), Columns::of(up).reordered(rule.chunks.as_deref()));
+        let up = Columns::of(up).reordered(rule.chunks.as_deref());
         let width = up.width / parts;
         for (part, source) in rule.sources.iter().enumerate() {
-            let module = source.strip_suffix(".weight").unwrap_or(source);
-            let name = |matrix: &str| format!("{PREFIX}{module}.lora_{matrix}.weight");
-            tensors.push((name("A"), down.transposed(0, down.width)));
-            tensors.push((name("B"), up.transposed(part * width, width)));
-            modules.push(module.to_owned());
+            let [mut down, mut up] = [Columns::of(down).turned(), up.some(part * width, width)];
+            let [inputs, outputs] = layout.reach(source);
+            match &rule.part {
+                None => (),
+                Some(Part::Inputs(range)) => down = down.among(range.start, inputs),
+                Some(Part::Outputs(range)) => up = up.among(range.start, outputs),
+            }
+            let module = source.strip_suffix(".weight").unwrap_or(source).to_owned();
+            // Of several of our layers in one of theirs, the terms stand side by side.
+            let both = match modules.remove(&module) {
+                Some([first_down, first_up]) => [first_down.above(down), first_up.above(up)],
+                None => [down, up],
+            };
+            modules.insert(module, both);
         }
     }
+    let mut tensors: Vec<(String, TensorData)> = Vec::new();
+    let mut ranks = BTreeMap::new();
+    for (module, [down, up]) in &modules {
+        if down.rows != rank {
+            ranks.insert(module.clone(), down.rows);
+        }
+        let name = |matrix: &str| format!("{PREFIX}{module}.lora_{matrix}.weight");
+        tensors.push((name("A"), TensorData::new(down.values.clone(), [down.rows, down.width])));
+        tensors.push((name("B"), up.transposed()));
+    }
     let setting = |name: &str| format!("{PREFIX}{name}");
-    let settings = json!({
+    let mut settings = json!({
         setting("r"): rank,
         setting("lora_alpha"): rank,
-        setting("target_modules"): modules,
+        setting("target_modules"): modules.keys().collect::<Vec<_>>(),
     });
+    if !ranks.is_empty() {
+        for name in ["rank_pattern", "alpha_pattern"] {
+            settings[setting(name)] = json!(ranks);
+        }
+    }
     let mut metadata = BTreeMap::from([
         (METADATA.to_owned(), settings.to_string()),
         ("format".to_owned(), "pt".to_owned()),
@@ -100,11 +123,39 @@ impl Columns {
         Self { values, ..self }
     }
 
-    /// Some of the columns, as rows.
-    fn transposed(&self, start: usize, count: usize) -> TensorData {
+    /// Some of the columns.
+    fn some(&self, start: usize, count: usize) -> Self {
+        let rows = self.values.chunks_exact(self.width.max(1));
+        let values = rows.flat_map(|row| row[start..start + count].iter().copied()).collect();
+        Self { rows: self.rows, width: count, values }
+    }
+
+    /// These columns among zeros.
+    fn among(&self, start: usize, width: usize) -> Self {
+        let mut values = vec![0.0; self.rows * width];
+        let rows = self.values.chunks_exact(self.width.max(1));
+        for (to, row) in values.chunks_exact_mut(width.max(1)).zip(rows) {
+            to[start..start + self.width].copy_from_slice(row);
+        }
+        Self { rows: self.rows, width, values }
+    }
+
+    /// The rows of both.
+    fn above(self, other: Self) -> Self {
+        let values = [self.values, other.values].concat();
+        Self { rows: self.rows + other.rows, width: self.width, values }
+    }
+
+    /// Rows for columns.
+    fn turned(&self) -> Self {
         let column =
             |column: usize| (0..self.rows).map(move |row| self.values[row * self.width + column]);
-        let values: Vec<f32> = (start..start + count).flat_map(column).collect();
-        TensorData::new(values, [count, self.rows])
+        let values = (0..self.width).flat_map(column).collect();
+        Self { rows: self.width, width: self.rows, values }
+    }
+
+    fn transposed(&self) -> TensorData {
+        let Self { rows, width, values } = self.turned();
+        TensorData::new(values, [rows, width])
     }
 }
