@@ -88,7 +88,7 @@ fn modulate(bencher: Bencher<'_, '_>) {
     let (x, row) = (tokens(HIDDEN), random([BATCH, 1, HIDDEN]));
     bencher.bench_local(|| {
         let factors = [Some(row.clone()), Some(row.clone()), None];
-        black_box(ops::modulate(x.clone(), Some(1e-6), factors))
+        black_box(ops::modulate(x.clone(), Some(ops::RowNorm::Layer(1e-6)), factors))
     });
 }
 

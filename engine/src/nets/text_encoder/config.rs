@@ -8,7 +8,7 @@ use crate::nets::ConfigError;
 /// Largest number of anything.
 const LIMIT: usize = 1 << 20;
 
-/// Everything that determines a [`TextEncoder`] but its weights.
+/// Everything that determines a [`TextEncoder`](super::TextEncoder) but its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderConfig {
@@ -65,9 +65,9 @@ pub enum Places {
         /// Distance from which on all fall into the last bucket.
         farthest: usize,
     },
-    /// By angles that queries and keys turn by, see [`Rope`]; halves of a head are pairs.
+    /// By angles that queries and keys turn by, see [`Rope`](crate::layers::Rope); halves of a head are pairs.
     Rotary {
-        /// See [`Rope::theta`].
+        /// See [`Rope::theta`](crate::layers::Rope::theta).
         theta: f64,
     },
 }
