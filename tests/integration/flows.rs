@@ -1,7 +1,7 @@
 //! Pictures of models of texts on rectified flows, against diffusers' pipelines.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use pyrograph::{Noise, Request, TextPipeline, WeightType};
@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::command::TestCommand;
 use crate::util::{
-    Case, assert_close, device, device_name, files, json, relative_difference, text, tolerance,
-    write_pictures,
+    Case, assert_close, copy_folder, device, device_name, files, json, relative_difference, text,
+    tolerance, write_pictures,
 };
 
 /// The runs of a case: their names and requests.
@@ -144,6 +144,32 @@ pub fn assert_lora(folder: &Path, layers: &[&str]) {
         (latents("bare", &["-m", path]), latents("with", &["-m", path, "--lora", "run:30"]));
     assert!(relative_difference(put_on.clone(), bare) > 1e-3);
     assert_close("merged", latents("merged", &["-m", "merged"]), put_on, 2e-5);
+}
+
+/// The file of the original code in a case.
+pub fn single(folder: &Path) -> PathBuf {
+    let file = files(folder).find(|file| {
+        let name = file.to_string_lossy();
+        name.ends_with(".safetensors") && !name.ends_with("case.safetensors")
+    });
+    file.expect("weights")
+}
+
+/// With this value of a key of a part, a folder like `golden` is refused with a word.
+pub fn assert_refused(golden: &Path, faults: &[(&str, &str, Value, &str)]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model");
+    copy_folder(golden, &path);
+    for (part, key, value, word) in faults {
+        let name = if *part == "scheduler" { "scheduler_config.json" } else { "config.json" };
+        let (file, own) = (path.join(part).join(name), json(&golden.join(part).join(name)));
+        let mut config = own.clone();
+        config[key] = value.clone();
+        std::fs::write(&file, config.to_string()).expect("written");
+        let error = pyrograph::model::recognise(&path).map(drop).expect_err(key).to_string();
+        assert!(error.contains(word), "{key}: {error}");
+        std::fs::write(&file, own.to_string()).expect("written");
+    }
 }
 
 /// The same through the command, from the folder and from what `convert` makes of it.
