@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use pyrograph::{Noise, Request, TextPipeline, WeightType};
-use pyrograph_weights::{Checkpoint, write_safetensors};
+use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
 use serde_json::Value;
 
 use crate::command::TestCommand;
@@ -53,9 +53,24 @@ fn latents(case: &Case, name: &str, request: &Request<String>) -> Tensor<5> {
     }
 }
 
+/// The model of a case. Which states of its encoder it was made with, the case may tell and no file.
+fn open(folder: &Path) -> TextPipeline {
+    let mut recognised = pyrograph::model::recognise(folder).expect("a model");
+    let layers = json(&folder.join("case.json"))["layers"].clone();
+    if let (Some(text), Ok(layers)) =
+        (&mut recognised.text, serde_json::from_value::<Vec<usize>>(layers))
+    {
+        let config = &mut text.encoder.config;
+        config.depth = *layers.last().expect("a layer");
+        config.behind = layers;
+    }
+    let model = recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("its weights");
+    TextPipeline::new(model, &device()).expect("a model of texts")
+}
+
 /// Latents and pictures of every run; `cfg_scale` makes our guidance of theirs.
 pub fn assert_pictures(folder: &Path, cfg_scale: fn(f64) -> f64) {
-    let (case, pipeline) = (Case::open(folder), crate::text::open(folder));
+    let (case, pipeline) = (Case::open(folder), open(folder));
     for (name, request) in runs(folder, &case, cfg_scale) {
         let mut states = Vec::new();
         let generated = pipeline.generate(&request, &mut |progress| {
