@@ -8,6 +8,7 @@ use pyrograph_engine::layers::TimeCode;
 use pyrograph_engine::nets::{DitConfig, Norm};
 use pyrograph_weights::{Checkpoint, convert};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
@@ -160,6 +161,22 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     };
     let (kind, vae) = (format!("diffusers {class}"), vae_source);
     Ok(Recognised { kind, config, net: source, vae, text, clips, notices })
+}
+
+/// Refuses what is left of the configuration of a class whose keys are all read, but for what diffusers notes.
+pub(super) fn no_others(rest: &Map<String, Value>, class: &str) -> Result<(), String> {
+    match rest.keys().find(|key| !key.starts_with('_')) {
+        Some(key) => Err(format!("{key} is not a key of {class}")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses another number of channels that come out than of those that go in.
+pub(super) fn as_many(out: Option<usize>, channels: usize) -> Result<(), String> {
+    match out.filter(|out| *out != channels) {
+        Some(out) => Err(format!("out_channels is {out}, expected in_channels, {channels}")),
+        None => Ok(()),
+    }
 }
 
 /// What the configuration of a pipeline's network says.

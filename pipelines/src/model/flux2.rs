@@ -12,7 +12,7 @@ use pyrograph_weights::convert::{self, Flux2Widths};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::diffusers::{Flow, Network};
+use super::diffusers::{Flow, Network, as_many, no_others};
 use super::text::{Filling, States, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
@@ -82,14 +82,10 @@ pub(super) fn defaults(is_distilled: bool) -> (usize, f64) {
 /// How such a model reads texts, but for its encoder.
 pub(super) fn reads() -> TextInput {
     TextInput {
-        encoder: None,
-        clips: Vec::new(),
-        tokens: TOKENS,
-        clean: false,
-        sizes: None,
         template: Some(Template::Qwen3Unthinking),
         states: States::Quarters,
         filled: Filling::Hidden,
+        ..TextInput::new(TOKENS)
     }
 }
 
@@ -101,15 +97,8 @@ pub(crate) fn widths(net: &DitConfig) -> Flux2Widths {
 
 impl Transformer {
     fn net(&self) -> Result<DitConfig, String> {
-        if let Some(key) = self.rest.keys().find(|key| !key.starts_with('_')) {
-            return Err(format!("{key} is not a key of Flux2Transformer2DModel"));
-        }
-        if let Some(out) = self.out_channels.filter(|out| *out != self.in_channels) {
-            return Err(format!(
-                "out_channels is {out}, expected in_channels, {}",
-                self.in_channels
-            ));
-        }
+        no_others(&self.rest, "Flux2Transformer2DModel")?;
+        as_many(self.out_channels, self.in_channels)?;
         if self.guidance_embeds {
             return Err("guidance_embeds is true, expected false".into());
         }

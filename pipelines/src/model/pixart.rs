@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::diffusers::Network;
-use super::text::{Filling, States, TextInput};
+use super::text::TextInput;
 use super::{Source, aspect, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -83,16 +83,7 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
 /// to so many tokens.
 pub(super) fn reads(side: usize, tokens: usize) -> TextInput {
     let sizes = Some(side).filter(|side| aspect::is_known(*side));
-    TextInput {
-        encoder: None,
-        clips: Vec::new(),
-        tokens,
-        clean: true,
-        sizes,
-        template: None,
-        states: States::Last,
-        filled: Filling::None,
-    }
+    TextInput { clean: true, sizes, ..TextInput::new(tokens) }
 }
 
 impl Transformer {

@@ -8,8 +8,8 @@ use pyrograph_weights::convert::{self, Sd3Blocks};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::diffusers::Network;
-use super::text::{Filling, States, Template, TextInput};
+use super::diffusers::{Network, as_many, no_others};
+use super::text::{Filling, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -66,16 +66,7 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
 
 /// How such a model reads texts, but for its encoders.
 pub(super) fn reads() -> TextInput {
-    TextInput {
-        encoder: None,
-        clips: Vec::new(),
-        tokens: TOKENS,
-        clean: false,
-        sizes: None,
-        template: Some(Template::Bare),
-        states: States::Last,
-        filled: Filling::Seen,
-    }
+    TextInput { template: Some(Template::Bare), filled: Filling::Seen, ..TextInput::new(TOKENS) }
 }
 
 /// Which of a network's blocks have other layers than the rest.
@@ -85,15 +76,8 @@ pub(crate) fn blocks(net: &DitConfig) -> Sd3Blocks {
 
 impl Transformer {
     fn net(&self) -> Result<DitConfig, String> {
-        if let Some(key) = self.rest.keys().find(|key| !key.starts_with('_')) {
-            return Err(format!("{key} is not a key of SD3Transformer2DModel"));
-        }
-        if let Some(out) = self.out_channels.filter(|out| *out != self.in_channels) {
-            return Err(format!(
-                "out_channels is {out}, expected in_channels, {}",
-                self.in_channels
-            ));
-        }
+        no_others(&self.rest, "SD3Transformer2DModel")?;
+        as_many(self.out_channels, self.in_channels)?;
         let hidden = self.num_attention_heads.saturating_mul(self.attention_head_dim);
         if self.caption_projection_dim != hidden {
             let found = self.caption_projection_dim;

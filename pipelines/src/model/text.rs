@@ -151,6 +151,20 @@ impl ClipInput {
 const CLIP_TOKENS: usize = 77;
 
 impl TextInput {
+    /// Texts of up to so many tokens, by whose last states a model is told them, and without an encoder so far.
+    pub(crate) fn new(tokens: usize) -> Self {
+        Self {
+            encoder: None,
+            clips: Vec::new(),
+            tokens,
+            clean: false,
+            sizes: None,
+            template: None,
+            states: States::Last,
+            filled: Filling::None,
+        }
+    }
+
     /// A text as the encoder reads it; a `raw` one is not cleaned.
     pub(crate) fn cleaned(&self, text: &str, raw: bool) -> String {
         match self.template {

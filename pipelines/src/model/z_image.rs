@@ -12,8 +12,8 @@ use pyrograph_weights::convert;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::diffusers::{Flow, Network};
-use super::text::{Filling, States, Template, TextInput};
+use super::diffusers::{Flow, Network, no_others};
+use super::text::{States, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -89,22 +89,15 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
 /// How such a model reads texts, but for its encoder.
 pub(super) fn reads() -> TextInput {
     TextInput {
-        encoder: None,
-        clips: Vec::new(),
-        tokens: TOKENS,
-        clean: false,
-        sizes: None,
         template: Some(Template::Qwen3),
         states: States::BeforeLast,
-        filled: Filling::None,
+        ..TextInput::new(TOKENS)
     }
 }
 
 impl Transformer {
     fn net(&self) -> Result<DitConfig, String> {
-        if let Some(key) = self.rest.keys().find(|key| !key.starts_with('_')) {
-            return Err(format!("{key} is not a key of ZImageTransformer2DModel"));
-        }
+        no_others(&self.rest, "ZImageTransformer2DModel")?;
         let &[patch] = self.all_patch_size.as_slice() else {
             return Err(format!("all_patch_size is {:?}, expected one", self.all_patch_size));
         };

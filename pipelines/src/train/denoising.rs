@@ -23,7 +23,7 @@ use super::streams::Streams;
 use crate::data::{Annotation, Dataset, Notice, Reads};
 use crate::error::{Error, Result};
 use crate::labels::Labels;
-use crate::model::text::{Filling, States, TextInput};
+use crate::model::text::TextInput;
 use crate::model::{Model, ModelConfig, TextReader};
 
 /// What is trained of a network.
@@ -240,13 +240,8 @@ fn initial(
             labels: Labels(classes.to_vec()),
             text: encoder.map(|encoder| TextInput {
                 encoder: Some(encoder),
-                clips: Vec::new(),
-                tokens: config.captions.tokens,
                 clean: config.captions.clean,
-                sizes: None,
-                template: None,
-                states: States::Last,
-                filled: Filling::None,
+                ..TextInput::new(config.captions.tokens)
             }),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();

@@ -121,24 +121,8 @@ pub fn flux2_lora(widths: Flux2Widths) -> [Layout; 3] {
 /// The rules; factors of norms have the name `gain`.
 fn rules(spelling: &Spelling, gain: &str, widths: Flux2Widths) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for (ours, theirs) in spelling.ends {
-        let rule = Rule::new(&format!("{ours}.weight"), &format!("{theirs}.weight"), Transpose);
-        let chunks = match ours {
-            "single" | "common.text" => Some(BLOCK_CHUNKS.to_vec()),
-            "common.shared" => Some(SHARED_CHUNKS.to_vec()),
-            "head.modulation.dense" if spelling.head_shift_first => Some(HEAD_CHUNKS.to_vec()),
-            _ => None,
-        };
-        rules.push(Rule { chunks, ..rule });
-    }
     let [separate, shared] = spelling.blocks;
-    for (side, names) in ["", "text."].into_iter().zip(spelling.separate) {
-        for ((ours, transform), theirs) in LAYERS.into_iter().zip(names) {
-            let kind = if transform == Copy { gain } else { "weight" };
-            let sources = theirs.iter().map(|name| format!("{separate}.*.{name}.{kind}")).collect();
-            rules.push(Rule::concat(&format!("blocks.*.{side}{ours}"), sources, transform));
-        }
-    }
+    // Before the rules of the others, whose pattern they have, too.
     let [first, last, query, key] = spelling.shared;
     let (qkv, all) = (3 * widths.hidden, 3 * widths.hidden + 2 * widths.inner);
     let out = widths.hidden + widths.inner;
@@ -151,13 +135,30 @@ fn rules(spelling: &Spelling, gain: &str, widths: Flux2Widths) -> Vec<Rule> {
         for block in 0..widths.shared {
             let ours = format!("blocks.{}.{ours}.weight", widths.separate + block);
             let rule = Rule::new(&ours, &format!("{shared}.{block}.{theirs}.weight"), Transpose);
-            rules.insert(0, Rule { part: Some(part.clone()), ..rule });
+            rules.push(Rule { part: Some(part.clone()), ..rule });
         }
     }
     for (ours, theirs) in [("query", query), ("key", key)] {
         for block in 0..widths.shared {
             let ours = format!("blocks.{}.attention.norm.{ours}", widths.separate + block);
-            rules.insert(0, Rule::new(&ours, &format!("{shared}.{block}.{theirs}.{gain}"), Copy));
+            rules.push(Rule::new(&ours, &format!("{shared}.{block}.{theirs}.{gain}"), Copy));
+        }
+    }
+    for (ours, theirs) in spelling.ends {
+        let rule = Rule::new(&format!("{ours}.weight"), &format!("{theirs}.weight"), Transpose);
+        let chunks = match ours {
+            "single" | "common.text" => Some(BLOCK_CHUNKS.to_vec()),
+            "common.shared" => Some(SHARED_CHUNKS.to_vec()),
+            "head.modulation.dense" if spelling.head_shift_first => Some(HEAD_CHUNKS.to_vec()),
+            _ => None,
+        };
+        rules.push(Rule { chunks, ..rule });
+    }
+    for (side, names) in ["", "text."].into_iter().zip(spelling.separate) {
+        for ((ours, transform), theirs) in LAYERS.into_iter().zip(names) {
+            let kind = if transform == Copy { gain } else { "weight" };
+            let sources = theirs.iter().map(|name| format!("{separate}.*.{name}.{kind}")).collect();
+            rules.push(Rule::concat(&format!("blocks.*.{side}{ours}"), sources, transform));
         }
     }
     rules

@@ -189,8 +189,7 @@ impl Grid {
                 even.into_iter().map(|s| shifted(s, shift)).collect()
             }
             Some(Spacing::Trailing) => {
-                let time = |i: usize| 1.0 - i as f64 / steps as f64;
-                (0..steps).map(|i| shifted(time(i), shift)).collect()
+                (0..steps).map(|i| shifted(1.0 - i as f64 / steps as f64, shift)).collect()
             }
             Some(Spacing::Sigmas(sigmas)) => {
                 let sigmas = without_last_zero(sigmas);
@@ -455,9 +454,8 @@ mod tests {
     #[test]
     fn a_trailing_flow_is_shifted_once() {
         let schedule = NoiseSchedule::RectifiedFlow { shift: 3.0 };
-        let spacing = Some(&Spacing::Trailing);
-        let grid = Grid::new(Family::Exploding, &schedule, spacing, 3).expect("a grid");
-        for ([from, _], sigma) in grid.steps.iter().zip([1.0, 6.0 / 7.0, 0.6]) {
+        let grid = Grid::new(Family::Exploding, &schedule, Some(&Spacing::Trailing), 3);
+        for ([from, _], sigma) in grid.expect("a grid").steps.iter().zip([1.0, 6.0 / 7.0, 0.6]) {
             assert!((from.sigma - sigma).abs() < 1e-12, "{}", from.sigma);
         }
     }

@@ -116,6 +116,10 @@ impl DitConfig {
         DenseConfig { bias: dense.bias && !self.branches.unbiased, ..dense }
     }
 
+    fn init_attention(&self, init: &Init<'_>) -> Attention {
+        self.attention().init(|inputs, outputs| self.branch_dense(inputs, outputs), init)
+    }
+
     fn init_mlp(&self, init: &Init<'_>) -> Mlp {
         let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
         let up = dense(self.hidden, self.inner() * if self.branches.gated { 2 } else { 1 });
@@ -124,12 +128,11 @@ impl DitConfig {
 
     /// Those of the text, which goes no further than a closing block.
     fn init_text(&self, closing: bool, init: &Init<'_>) -> TextLayers {
-        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
         let modulation = match closing {
             true => self.init_modulation(1, false, self.modulation, init),
             false => self.init_modulation(2, true, self.modulation, init),
         };
-        let mut attention = self.attention().init(dense, init);
+        let mut attention = self.init_attention(init);
         attention.out = attention.out.filter(|_| !closing);
         TextLayers { modulation, attention, mlp: (!closing).then(|| self.init_mlp(init)) }
     }
@@ -149,9 +152,8 @@ impl DitConfig {
     /// A block that reads no text, which the condition acts on or not.
     pub(super) fn init_plain_block(&self, is_modulated: bool, init: &Init<'_>) -> DitBlock {
         let modulation = if is_modulated { self.modulation } else { ModulationConfig::NONE };
-        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
         let modulation = self.init_modulation(2, true, modulation, init);
-        let (attention, mlp) = (self.attention().init(dense, init), self.init_mlp(init));
+        let (attention, mlp) = (self.init_attention(init), self.init_mlp(init));
         let gain = || init.param(Fresh::Constant(1.0), [self.hidden]);
         DitBlock {
             embedder: None,
@@ -186,10 +188,6 @@ impl DitConfig {
         let text = || self.init_text(closes, init);
         let parallel = is_shared && self.is_parallel();
         let is_dual = self.text.as_ref().is_some_and(|text| index < text.dual);
-        let second = || {
-            let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
-            self.attention().init(dense, init)
-        };
         let modulation = match (parallel, is_dual) {
             (true, _) => self.init_modulation(1, true, self.modulation, init),
             (_, true) => self.init_modulation(3, true, self.modulation, init),
@@ -199,7 +197,7 @@ impl DitConfig {
             embedder,
             modulation,
             parallel,
-            second: is_dual.then(second),
+            second: is_dual.then(|| self.init_attention(init)),
             cross: (kind == Some(TextAttention::Cross)).then(cross),
             text: (kind == Some(TextAttention::Joint) && !is_shared).then(text),
             ..plain

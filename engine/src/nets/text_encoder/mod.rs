@@ -264,10 +264,7 @@ impl TextEncoder {
         padding: Option<Tensor<2, Bool>>,
         keep: &[usize],
     ) -> TextStates {
-        let stream = self
-            .blocks
-            .iter()
-            .fold(self.begin(ids, padding, keep), |stream, block| block.forward(stream));
+        let stream = self.behind_all(self.begin(ids, padding, keep));
         TextStates { last: self.norm.forward(stream.x), kept: stream.kept }
     }
 
@@ -318,7 +315,10 @@ impl TextEncoder {
     /// # Panics
     /// As there.
     pub fn through(&self, ids: &[Vec<usize>], padding: Option<Tensor<2, Bool>>) -> TextStream {
-        let stream = self.enter(ids, padding);
+        self.behind_all(self.enter(ids, padding))
+    }
+
+    fn behind_all(&self, stream: TextStream) -> TextStream {
         self.blocks.iter().fold(stream, |stream, block| block.forward(stream))
     }
 

@@ -9,7 +9,7 @@ use pyrograph_weights::{Layout, convert};
 use super::super::text::TextInput;
 use super::super::{ModelConfig, Recognised, Source, flux2, sd3, z_image};
 use super::{Original, config};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::settings::Defaults;
 
 impl Original<'_> {
@@ -55,10 +55,7 @@ impl Original<'_> {
         let [head] = self.shape("single_blocks.0.norm.query_norm.scale")?;
         let [_, text] = self.shape("txt_in.weight")?;
         let [_, inner] = self.shape("double_blocks.0.img_mlp.2.weight")?;
-        let axes = self.hints.axes_dims.clone().unwrap_or(vec![flux2::AXIS; flux2::AXES]);
-        if head == 0 || axes.iter().fold(0, |sum: usize, axis| sum.saturating_add(*axis)) != head {
-            return Err(self.axes(head, &axes));
-        }
+        let axes = self.axes(head, vec![flux2::AXIS; flux2::AXES])?;
         let net = flux2::Sizes {
             channels,
             heads: hidden / head,
@@ -86,11 +83,17 @@ impl Original<'_> {
         self.flow("original FLUX.2 checkpoint", (net, layout), process, usual, flux2::reads())
     }
 
-    fn axes(&self, head: usize, axes: &[usize]) -> Error {
-        self.fault(format!(
-            "heads of width {head}, axes of positions of {axes:?}: put a config.json with `axes_dims`, whose sum is {head}, \
-             beside it"
-        ))
+    /// The axes of positions of heads of this width: those of a `config.json`, or the usual ones.
+    fn axes(&self, head: usize, usual: Vec<usize>) -> Result<Vec<usize>> {
+        let axes = self.hints.axes_dims.clone().unwrap_or(usual);
+        let sum = axes.iter().fold(0, |sum: usize, axis| sum.saturating_add(*axis));
+        match head > 0 && sum == head {
+            true => Ok(axes),
+            false => Err(self.fault(format!(
+                "heads of width {head}, axes of positions of {axes:?}: put a config.json with `axes_dims`, whose sum is \
+                 {head}, beside it"
+            ))),
+        }
     }
 
     /// Heads of Z-Image follow from the axes of its positions, which are in no file.
@@ -100,11 +103,8 @@ impl Original<'_> {
         let [inner, _] = self.shape("layers.0.feed_forward.w1.weight")?;
         let [head] = self.shape("layers.0.attention.q_norm.weight")?;
         let [text] = self.shape("cap_embedder.0.weight")?;
-        let axes = self.hints.axes_dims.clone().unwrap_or(z_image::AXES.to_vec());
+        let axes = self.axes(head, z_image::AXES.to_vec())?;
         let theta = self.hints.rope_theta.unwrap_or(z_image::THETA);
-        if head == 0 || axes.iter().fold(0, |sum: usize, axis| sum.saturating_add(*axis)) != head {
-            return Err(self.axes(head, &axes));
-        }
         let heads = hidden / head;
         let sizes = z_image::Sizes {
             channels: values / z_image::PATCH.pow(2),
