@@ -230,8 +230,14 @@ pub enum Error {
         /// The type.
         dtype: String,
     },
+    /// A model that can only be used.
+    #[error("{}: weights in 8 bits, or as a file stores them, cannot be saved; they can from f32, f16 and bf16", path.display())]
+    NotSaved {
+        /// Where to.
+        path: PathBuf,
+    },
     /// A type of weights that is not known.
-    #[error("unknown type `{found}`, expected f32, f16, bf16 or int8")]
+    #[error("unknown type `{found}`, expected f32, f16, bf16, int8 or stored")]
     UnknownDtype {
         /// What was asked for.
         found: String,

@@ -96,7 +96,7 @@ pub fn assert_types(folder: &Path) {
     let (_, request) = runs(folder, &case, |scale| scale).remove(0);
     // 8 bits and packed weights are the CPU's alone.
     let types: &[&str] = match device_name().as_str() {
-        "cpu" => &["f32", "f16", "bf16", "int8"],
+        "cpu" => &["f32", "f16", "bf16", "int8", "stored"],
         _ => &["f32"],
     };
     for kind in types {

@@ -1,13 +1,17 @@
 //! FLUX.2 klein against diffusers: the transformer, pictures, the autoencoder, the file of the original code.
 
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
+use pyrograph::WeightType;
 use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph_engine::nets::{Conditioning, Net, Text};
 use pyrograph_engine::random::Generator;
-use pyrograph_weights::{Checkpoint, write_safetensors};
+use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
 
 use crate::flows;
-use crate::util::{Case, assert_close, cases, device, json, open_changed, tolerance};
+use crate::util::{
+    Case, assert_close, cases, device, device_name, files, identical, json, open_changed, tolerance,
+};
 
 /// Layers that a LoRA changes, by the ends of their names.
 const CHANGED: [&str; 5] = ["linear1", "linear2", "img_mlp.0", "txt_attn.qkv", "img.lin"];
@@ -64,6 +68,50 @@ fn blocks_and_output_are_those_of_diffusers() {
         let net = open_changed(&copy, |_| ()).net;
         let expected = case.tensor("forward_output", &device());
         assert_close("single file", output(&net, &case).0, expected, tolerance(1e-5));
+    }
+}
+
+/// A file of blocks of few bits is read as diffusers has their numbers, and used as it is without being unpacked first.
+#[test]
+fn weights_of_few_bits_stay_as_they_are_stored() {
+    for folder in cases("flux2-gguf") {
+        let (case, work) = (Case::open(&folder), tempfile::tempdir().expect("a folder"));
+        let known = &json(&folder.join("case.json"))["not_in_the_file"];
+        std::fs::write(work.path().join("config.json"), known.to_string()).expect("written");
+        let file = files(&folder).find(|file| file.extension().is_some_and(|end| end == "gguf"));
+        let copy = work.path().join("model.gguf");
+        std::fs::copy(file.expect("weights"), &copy).expect("copied");
+        let open = |dtype: &str| {
+            let recognised = pyrograph::model::recognise(&copy).expect("a model");
+            let own = recognised.weight_type(&device());
+            let dtype: WeightType = dtype.parse().expect("a type");
+            (own, recognised.load(dtype, &device(), &mut |_| ()))
+        };
+        let (own, whole) = open("f32");
+        let expected = case.tensor("forward_output", &device());
+        let whole = whole.expect("its weights");
+        assert_close("f32", output(&whole.net, &case).0, expected, tolerance(1e-5));
+        if device_name() != "cpu" {
+            assert_eq!(own, WeightType::default());
+            let error = open("stored").1.map(drop).expect_err("the CPU's alone").to_string();
+            assert!(error.contains("stored"), "{error}");
+            continue;
+        }
+        assert_eq!(own, WeightType::Stored);
+        let stored = open("stored").1.expect("its weights");
+        let found = output(&stored.net, &case).0;
+        // As with weights that are rounded to bf16, whose products are the same.
+        let rounded = open("bf16").1.expect("its weights");
+        let rounded = output(&rounded.net.clone().folded(), &case).0;
+        assert_close("stored", found.clone(), output(&whole.net, &case).0, 0.03);
+        assert_close("stored, bf16", found.clone(), rounded, 0.03);
+        assert!(identical(output(&stored.net.clone().folded(), &case).0, found));
+        let parameters = |net: &Net| net.num_params();
+        assert!(parameters(&stored.net) < parameters(&whole.net) / 4, "held twice");
+        let manifest = stored.manifest().expect("a description");
+        let path = work.path().join("saved");
+        let error = stored.save(&path, manifest, FloatDtype::F32, false).expect_err("not plain");
+        assert!(error.to_string().contains("saved") && !path.exists(), "{error}");
     }
 }
 

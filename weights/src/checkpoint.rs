@@ -97,6 +97,15 @@ impl Checkpoint {
         &self.metadata
     }
 
+    /// Whether some of it is in blocks of few bits, or in 8-bit floats.
+    pub fn is_compressed(&self) -> bool {
+        let few = |info: &TensorInfo| match info.values {
+            Values::Blocks(..) => true,
+            _ => info.dtype.is_f8(),
+        };
+        self.tensors.values().any(few)
+    }
+
     /// Number of elements of all tensors.
     pub fn elements(&self) -> usize {
         self.tensors.values().map(|info| info.shape.iter().product::<usize>()).sum()
@@ -112,13 +121,25 @@ impl Checkpoint {
             Some(values) => values.map_err(|source| self.unreadable(name, source))?,
             None => to_f32(&self.read(name)?, info.dtype),
         };
-        if let Some(scale) = &info.scale {
-            let bytes = scale.values.read(usize::MAX);
-            let bytes = bytes.map_err(|source| self.unreadable(name, source))?;
-            let factor = to_f32(&bytes, scale.dtype).into_iter().product::<f32>();
+        if info.scale.is_some() {
+            let factor = self.factor(name)?;
             values.iter_mut().for_each(|value| *value *= factor);
         }
         Ok((values, info.shape.clone()))
+    }
+
+    /// The number that all elements of a tensor are multiplied by.
+    pub(crate) fn factor(&self, name: &str) -> Result<f32> {
+        let Some(scale) = &self.info(name)?.scale else { return Ok(1.0) };
+        let bytes = scale.values.read(usize::MAX);
+        let bytes = bytes.map_err(|source| self.unreadable(name, source))?;
+        Ok(to_f32(&bytes, scale.dtype).into_iter().product())
+    }
+
+    /// A part of what is stored of a tensor that lies in one piece.
+    pub(crate) fn bytes(&self, name: &str, start: usize, length: usize) -> Result<Vec<u8>> {
+        let bytes = self.info(name)?.values.part(start as u64, length);
+        bytes.map_err(|source| self.unreadable(name, source))
     }
 
     /// The elements of a tensor in this type, little-endian, whole rows of its first dimension at a time.

@@ -1,11 +1,12 @@
 //! Strict loading of a module.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::checkpoint::Checkpoint;
+use crate::compressed::Compressed;
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
 use crate::layout::{Layout, Rule, Transform, put_columns};
@@ -35,6 +36,26 @@ pub fn load<M: Module>(
     let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
     let module = module.map(&mut loader);
     loader.end(true).map(|report| (module, report))
+}
+
+/// [`load()`], but for those of these parameters whose numbers have 16 bits or fewer: they are not filled, but returned as
+/// they are stored, by name.
+///
+/// # Errors
+/// As there.
+pub fn load_compressed<M: Module>(
+    module: M,
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+    kept: BTreeSet<String>,
+    dtype: FloatDtype,
+    device: &Device,
+) -> Result<(M, BTreeMap<String, Compressed>, LoadReport)> {
+    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
+    loader.kept = kept;
+    let module = module.map(&mut loader);
+    let compressed = std::mem::take(&mut loader.compressed);
+    loader.end(true).map(|report| (module, compressed, report))
 }
 
 /// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read; returns its
@@ -95,6 +116,9 @@ struct Loader<'a> {
     /// What the values become; without, none are read.
     to: Option<(FloatDtype, &'a Device)>,
     path: Vec<String>,
+    /// Parameters that are not read if they are compressed, and those that are.
+    kept: BTreeSet<String>,
+    compressed: BTreeMap<String, Compressed>,
     /// Of all parameters, where none are read.
     shapes: Vec<(String, Vec<usize>)>,
     used: BTreeSet<String>,
@@ -109,9 +133,19 @@ impl<'a> Loader<'a> {
         layout: &'a Layout,
         to: Option<(FloatDtype, &'a Device)>,
     ) -> Self {
-        let (path, shapes, used, mismatch) = Default::default();
-        let report = LoadReport::default();
-        Self { checkpoint, layout, to, path, shapes, used, mismatch, report, failure: None }
+        Self {
+            checkpoint,
+            layout,
+            to,
+            path: Vec::new(),
+            kept: BTreeSet::new(),
+            compressed: BTreeMap::new(),
+            shapes: Vec::new(),
+            used: BTreeSet::new(),
+            mismatch: Mismatch::default(),
+            report: LoadReport::default(),
+            failure: None,
+        }
     }
 
     /// What was found, where all that is stored should have been used, or not.
@@ -218,6 +252,15 @@ impl Loader<'_> {
             return Ok(None);
         }
         let Some((dtype, _)) = self.to else { return Ok(None) };
+        if self.kept.contains(name)
+            && let Some(compressed) = Compressed::of(self.checkpoint, &rule, expected)?
+        {
+            if !compressed.is_finite() {
+                self.report.not_finite.push(name.to_owned());
+            }
+            self.compressed.insert(name.to_owned(), compressed);
+            return Ok(None);
+        }
         self.read(&rule, &infos, expected, dtype).map(Some)
     }
 

@@ -203,6 +203,18 @@ impl Values {
         }
     }
 
+    /// Bytes of the file, of values that lie in a range of it.
+    pub(crate) fn part(&self, start: u64, length: usize) -> Result<Vec<u8>> {
+        match self {
+            Values::Range(file, range) | Values::Blocks(file, range, _)
+                if start + length as u64 <= range.end - range.start =>
+            {
+                file.read(range.start + start, length)
+            }
+            _ => Err(Error::new(ErrorKind::InvalidData, "not in one piece of this length")),
+        }
+    }
+
     /// Up to `most` bytes from the first.
     pub(crate) fn read(&self, most: usize) -> Result<Vec<u8>> {
         match self {

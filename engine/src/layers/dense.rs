@@ -1,12 +1,14 @@
 //! Linear layers, free or magnitude-preserving.
 
+use std::sync::Arc;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 
 use super::init::{Fresh, Init};
 use super::lora::{Lora, LowRank};
 use crate::ops::magnitude::normalize;
-use crate::ops::{self, Activation, activated};
+use crate::ops::{self, Activation, Compressed, activated};
 
 /// `x · W (+ b)`, with the weight's units optionally of unit length.
 ///
@@ -24,11 +26,22 @@ pub struct Dense {
     preserved: bool,
     ones: bool,
     #[module(skip)]
-    /// Inputs and outputs of a weight that [`ops::pack`] has rearranged.
-    packed: Option<[usize; 2]>,
+    form: Form,
     #[module(skip)]
     /// See [`Dense::put_on`].
     pub(super) adapter: Option<Lora>,
+}
+
+/// How a layer holds its weight.
+#[derive(Debug, Clone, Default)]
+enum Form {
+    /// As it is.
+    #[default]
+    Plain,
+    /// As [`ops::pack`] has rearranged it, of these inputs and outputs.
+    Packed([usize; 2]),
+    /// Here; the parameter is empty.
+    Compressed(Arc<dyn Compressed>),
 }
 
 /// How to make a [`Dense`].
@@ -77,7 +90,7 @@ impl DenseConfig {
             gain: self.gain.map(|gain| init.param(Fresh::Constant(gain), [1])),
             preserved: self.preserved,
             ones: self.ones,
-            packed: None,
+            form: Form::Plain,
             adapter: None,
         }
     }
@@ -119,20 +132,29 @@ impl Dense {
 
     /// The layer without what is put on it.
     fn own<const D: usize>(&self, x: Tensor<D>, activation: Option<Activation>) -> Tensor<D> {
-        if let Some([_, outputs]) = self.packed {
-            let bias = self.bias.as_ref().map(Param::val);
-            return ops::packed_linear(x, self.weight.val(), outputs, bias, activation);
+        let bias = || self.bias.as_ref().map(Param::val);
+        match &self.form {
+            Form::Plain => {
+                let (weight, bias) = self.weight_and_bias();
+                ops::linear(x, weight, bias, activation)
+            }
+            Form::Packed([_, outputs]) => {
+                ops::packed_linear(x, self.weight.val(), *outputs, bias(), activation)
+            }
+            Form::Compressed(weight) => ops::compressed_linear(x, &**weight, bias(), activation),
         }
-        let (weight, bias) = self.weight_and_bias();
-        ops::linear(x, weight, bias, activation)
     }
 
     /// Width of the input, without the ones channel, and of the output.
     pub fn widths(&self) -> [usize; 2] {
-        self.packed.unwrap_or_else(|| {
-            let shape = self.weight.lazy_shape();
-            [shape[0] - usize::from(self.ones), shape[1]]
-        })
+        match &self.form {
+            Form::Plain => {
+                let shape = self.weight.lazy_shape();
+                [shape[0] - usize::from(self.ones), shape[1]]
+            }
+            Form::Packed(widths) => *widths,
+            Form::Compressed(weight) => weight.widths(),
+        }
     }
 
     /// Puts on the sum of these terms, in place of what was on; nothing if there are none.
@@ -154,7 +176,7 @@ impl Dense {
 
     /// Whether [`Dense::merge`] can add to the weight.
     pub(crate) fn merges(&self) -> bool {
-        !self.preserved && !self.ones && self.packed.is_none()
+        self.is_plain() && !self.preserved && !self.ones
     }
 
     /// Adds what is put on to the weight, and takes it off.
@@ -178,20 +200,48 @@ impl Dense {
 
     /// Type in which the layer computes: that of its weight, or f32 if only its products are smaller.
     pub fn dtype(&self) -> FloatDType {
-        match self.packed {
-            Some(_) => FloatDType::F32,
-            None => FloatDType::from(self.weight.val().dtype()),
+        match self.form {
+            Form::Plain => FloatDType::from(self.weight.val().dtype()),
+            Form::Packed(_) | Form::Compressed(_) => FloatDType::F32,
         }
     }
 
     /// Whether the layer rounds what it multiplies to bf16: see [`ops::rounds`].
     pub fn rounds(&self) -> bool {
-        self.packed.is_some() && ops::rounds(&self.weight.val())
+        match self.form {
+            Form::Plain => false,
+            Form::Packed(_) => ops::rounds(&self.weight.val()),
+            Form::Compressed(_) => ops::compressed_rounds(),
+        }
     }
 
-    /// The weight that multiplies the input, `[in (+ 1), out]`.
+    /// Whether the weight is there as it is, and can be saved, trained and changed.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.form, Form::Plain)
+    }
+
+    /// Whether [`Dense::hold`] is for this layer: what is normalised, or extended, needs its weight as a whole.
+    pub fn holds(&self) -> bool {
+        self.merges()
+    }
+
+    /// Multiplies by this weight from now on, for inference alone; the layer's own is no longer there.
+    ///
+    /// # Panics
+    /// For a layer that does not [hold](Dense::holds) one, and for other [widths](Dense::widths).
+    pub fn hold(&mut self, weight: Arc<dyn Compressed>) {
+        assert!(self.holds(), "a layer whose weight is needed as a whole");
+        assert_eq!(weight.widths(), self.widths(), "inputs and outputs");
+        self.weight = Param::from_tensor(Tensor::zeros([0, 0], &self.weight.lazy_device()));
+        self.form = Form::Compressed(weight);
+    }
+
+    /// The weight that multiplies the input, `[in (+ 1), out]`, unless it was packed.
     pub fn effective_weight(&self) -> Tensor<2> {
         let weight = self.weight.val();
+        if let Form::Compressed(compressed) = &self.form {
+            return ops::unpacked(&**compressed, &weight.device());
+        }
         if !self.preserved {
             return weight;
         }
@@ -201,7 +251,7 @@ impl Dense {
     /// The same function for inference: normalisation and gain are multiplied into the weight once, and
     /// on the CPU the weight is laid out for its kernel.
     pub fn folded(mut self) -> Self {
-        if self.packed.is_some() {
+        if !self.is_plain() {
             return self;
         }
         let widths = self.widths();
@@ -211,7 +261,7 @@ impl Dense {
             drop(old);
             match ops::packs(&weight) {
                 true => {
-                    self.packed = Some(widths);
+                    self.form = Form::Packed(widths);
                     ops::pack(weight)
                 }
                 false => weight,

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod compressed;
 mod convolution;
 mod cpu;
 mod linear;
@@ -22,6 +23,7 @@ mod testing;
 pub(crate) use activation::activated;
 pub use activation::{Activation, gated};
 pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention};
+pub use compressed::{Compressed, GRAIN, compressed_linear, compressed_rounds, unpacked};
 pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]
 pub(crate) use cpu::matrix::counted;

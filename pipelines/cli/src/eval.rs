@@ -133,7 +133,7 @@ impl Judging {
 /// How a model is held while it makes images to judge.
 #[derive(Args)]
 pub(crate) struct Judged {
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 and stored
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
     /// Images per network call
@@ -147,7 +147,7 @@ impl Judged {
         model: &Path,
         on: &Opened,
     ) -> anyhow::Result<Pipeline<T>> {
-        let options = OpenOptions { dtype: self.dtype, ..OpenOptions::default() };
+        let options = OpenOptions { dtype: Some(self.dtype), ..OpenOptions::default() };
         let pipeline = Pipeline::open_on(model, on, &options)?;
         crate::memory::give_back(self.dtype);
         Ok(pipeline)

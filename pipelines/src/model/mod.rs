@@ -18,6 +18,7 @@ mod scheduler;
 mod scheduler_keys;
 pub(crate) mod sd3;
 mod states;
+mod stored;
 pub mod text;
 pub mod text_encoder;
 mod weight_type;
@@ -32,8 +33,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
+use pyrograph_engine::device::is_host;
 use pyrograph_engine::diffusion::{Grid, Process};
-use pyrograph_engine::nets::{Net, NetConfig, Vae, VaeConfig};
+use pyrograph_engine::nets::{Adaptable, Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
     read_manifest, save_bundle,
@@ -295,6 +297,15 @@ impl Recognised {
         sources.into_iter().try_for_each(Source::verify)
     }
 
+    /// How the weights are held on a device if nobody says: as they are stored, on the CPU, where those of the transformer are
+    /// of fewer than 16 bits, and in f32 otherwise.
+    pub fn weight_type(&self, device: &Device) -> WeightType {
+        match is_host(device) && self.net.checkpoint.is_compressed() {
+            true => WeightType::Stored,
+            false => WeightType::default(),
+        }
+    }
+
     /// Adds the autoencoder of another model.
     fn with_vae(mut self, path: &Path) -> Result<Self> {
         let Found { config, source, notice } = autoencoder::find(path)?;
@@ -336,7 +347,7 @@ impl Recognised {
     }
 
     /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
-    /// activations need, though in bf16 and 8 bits its products may [round](Vae::rounding); `notify` hears of weights that are not finite.
+    /// activations need, though beside weights of fewer bits its products may [round](Vae::rounding); `notify` hears of weights that are not finite.
     ///
     /// # Errors
     /// If a file of a bundle is not the one that was saved, if anything is missing, unused, or of the wrong shape, or
@@ -347,17 +358,25 @@ impl Recognised {
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Model> {
-        let dtype = match dtype.into() {
+        let held = dtype.into();
+        let dtype = match held {
             WeightType::Float(dtype) => dtype,
             WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
+            WeightType::Stored if is_host(device) => FloatDtype::F32,
+            WeightType::Stored => return Err(Error::UnsupportedDtype { dtype: held.to_string() }),
         };
         let Self { config, net, vae, text, clips, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);
-        let net = load_part(config.net.init(0, device), &net, dtype, device, notify)?;
+        let fresh = config.net.init(0, device);
+        let net = match held {
+            WeightType::Stored => stored::load(fresh, &net, device, notify)?,
+            _ => load_part(fresh, &net, dtype, device, notify)?,
+        };
         let vae = match (&config.vae, &vae) {
             (Some(config), Some(source)) => {
                 let vae = load_part(config.init(device), source, FloatDtype::F32, device, notify)?;
-                Some(if dtype == FloatDtype::Bf16 { vae.rounding() } else { vae })
+                let rounds = dtype == FloatDtype::Bf16 || held == WeightType::Stored;
+                Some(if rounds { vae.rounding() } else { vae })
             }
             _ => None,
         };
@@ -379,12 +398,16 @@ fn load_part<M: Module>(
         return Err(Error::UnsupportedDtype { dtype: dtype.to_string() });
     }
     source.verify()?;
-    let (module, LoadReport { not_finite, .. }) =
+    let (module, report) =
         pyrograph_weights::load(module, &source.checkpoint, &source.layout, dtype, device)?;
+    tell(&report, notify);
+    Ok(module)
+}
+
+fn tell(LoadReport { not_finite, .. }: &LoadReport, notify: &mut dyn FnMut(Notice)) {
     if let Some(first) = not_finite.first() {
         notify(Notice::NotFinite { tensors: not_finite.len(), first: first.to_string() });
     }
-    Ok(module)
 }
 
 /// The autoencoder of a model, in f32, and the fingerprint of its weights.
@@ -432,7 +455,7 @@ impl Model {
     /// Writes a native bundle: a folder that appears whole or not at all.
     ///
     /// # Errors
-    /// See [`check_save`].
+    /// See [`check_save`], and weights that were loaded in 8 bits or as a file stores them.
     pub fn save(
         &self,
         path: &Path,
@@ -440,6 +463,9 @@ impl Model {
         dtype: FloatDtype,
         overwrite: bool,
     ) -> Result<()> {
+        if !self.net.is_plain() {
+            return Err(Error::NotSaved { path: path.to_owned() });
+        }
         let mut parts = vec![(NET, Part::module(&self.net))];
         parts.extend(self.vae.as_ref().map(|vae| (VAE, Part::module(vae))));
         if let Some(text) = &self.text {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// A float type of the file format, or 8 bits with scales.
+/// A float type of the file format, 8 bits with scales, or whatever a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum WeightType {
@@ -16,6 +16,9 @@ pub enum WeightType {
     Float(FloatDtype),
     /// 8 bits with scales, on the CPU alone; the network computes in f32.
     Int8,
+    /// As the file stores them where those are 16 bits or fewer, on the CPU alone: unpacked each time that they are
+    /// multiplied, in bf16 where that is faster; the network computes in f32.
+    Stored,
 }
 
 impl Default for WeightType {
@@ -36,6 +39,7 @@ impl FromStr for WeightType {
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.to_ascii_lowercase().as_str() {
             "int8" | "i8" | "q8_0" => Ok(Self::Int8),
+            "stored" => Ok(Self::Stored),
             other => {
                 let float = other.parse().map(Self::Float);
                 float.map_err(|_| Error::UnknownDtype { found: text.to_owned() })
@@ -49,6 +53,7 @@ impl fmt::Display for WeightType {
         match self {
             Self::Float(dtype) => dtype.fmt(f),
             Self::Int8 => f.write_str("int8"),
+            Self::Stored => f.write_str("stored"),
         }
     }
 }

@@ -12,13 +12,13 @@ use crate::model::{self, Model, Parts, Source, WeightType};
 use crate::task::PromptTask;
 use crate::threads;
 
-/// How to open a model; by default, in f32 on a GPU if there is one.
+/// How to open a model; by default on a GPU if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions<'a> {
     /// Where it works.
     pub device: DeviceChoice,
-    /// How the network's weights are held.
-    pub dtype: WeightType,
+    /// How the network's weights are held; without, in the model's [own way](model::Recognised::weight_type).
+    pub dtype: Option<WeightType>,
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one.
     pub vae: Option<PathBuf>,
     /// Text encoder for a checkpoint that comes without one: its folder, that of a pipeline, or a file.
@@ -85,7 +85,8 @@ impl<T: PromptTask> Pipeline<T> {
                 let guide = model::recognise(&path)?;
                 let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
                 let notify = &mut |notice| hooks.notify(notice);
-                pipeline = pipeline.with_guide(guide.load(options.dtype, device, notify)?)?;
+                let dtype = options.dtype.unwrap_or_else(|| guide.weight_type(device));
+                pipeline = pipeline.with_guide(guide.load(dtype, device, notify)?)?;
                 pipeline.origin.guide = Some(used);
             }
             Ok(pipeline)
@@ -102,12 +103,13 @@ pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Resul
         tokenizer: options.tokenizer.as_deref(),
     };
     let recognised = model::recognise_with(path, parts)?;
+    let dtype = dtype.unwrap_or_else(|| recognised.weight_type(&on.device));
     let weights = |source: &Source| source.checkpoint.fingerprint();
     let origin = Origin {
         name: base_name(path),
         kind: recognised.kind.clone(),
         weights: weights(&recognised.net),
-        dtype: *dtype,
+        dtype,
         vae: recognised.vae.as_ref().map(|source| Used {
             file: vae.as_deref().map(base_name),
             fingerprint: Some(weights(source)),
@@ -119,6 +121,6 @@ pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Resul
         guide: None,
         device: on.to_string(),
     };
-    let model = recognised.load(*dtype, &on.device, &mut |notice| hooks.notify(notice))?;
+    let model = recognised.load(dtype, &on.device, &mut |notice| hooks.notify(notice))?;
     Ok((model, origin))
 }

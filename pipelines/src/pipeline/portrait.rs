@@ -26,8 +26,8 @@ impl PortraitPipeline {
         on: &Opened,
         options: &OpenOptions<'_>,
     ) -> Result<Self> {
-        if options.dtype != WeightType::default() {
-            let (found, expected) = (options.dtype.to_string(), "f32 for portraits".into());
+        if let Some(dtype) = options.dtype.filter(|dtype| *dtype != WeightType::default()) {
+            let (found, expected) = (dtype.to_string(), "f32 for portraits".into());
             return Err(Error::Setting { what: "the type of the weights", found, expected });
         }
         if let Some(guide) = &options.guide {

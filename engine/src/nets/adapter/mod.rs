@@ -35,6 +35,14 @@ pub trait Adaptable {
         copy.linear_layers().into_iter().map(|(name, layer)| (name, layer.widths())).collect()
     }
 
+    /// Whether all weights are there as they are, so that the network can be saved: none was packed, or is compressed.
+    fn is_plain(&self) -> bool
+    where
+        Self: Clone,
+    {
+        self.clone().linear_layers().iter().all(|(_, layer)| layer.is_plain())
+    }
+
     /// Puts on these adapters, each times a factor, in place of those that were on.
     ///
     /// With no adapters, and with factors of 0, the output is that of the bare network, bit for bit. Weights

@@ -9,8 +9,9 @@ use super::buffers::{buffer, shape, tensor, values};
 use super::math::{add_scaled, column_sums, simd};
 use super::matrix::{Matrix, multiply};
 use super::mixed;
-use super::packed::product;
+use super::packed::{self, product};
 use crate::ops::activation::Activation;
+use crate::ops::compressed::Compressed;
 
 /// `f(x · W + b)` for `x` of `[.., in]`, `W` of `[in, out]` and, if given, `b` of `[out]`.
 #[derive(Debug, Clone)]
@@ -128,6 +129,20 @@ pub(in crate::ops) fn packed(
     let inputs = std::mem::replace(dims.last_mut().expect("a dimension"), outputs);
     let finish = Finish { bias: bias.as_ref().map(values), activation };
     tensor(product(values(&x), inputs, weight, outputs, finish), &dims)
+}
+
+/// The same with a weight that is unpacked as it is multiplied.
+pub(in crate::ops) fn compressed(
+    x: &FlexTensor,
+    weight: &dyn Compressed,
+    bias: Option<FlexTensor>,
+    activation: Option<Activation>,
+) -> FlexTensor {
+    let x = x.to_contiguous();
+    let mut dims = shape(&x);
+    *dims.last_mut().expect("a dimension") = weight.widths()[1];
+    let finish = Finish { bias: bias.as_ref().map(values), activation };
+    tensor(packed::compressed(values(&x), weight, finish), &dims)
 }
 
 /// A weight of any strides, such as a transposed or narrowed one.

@@ -125,16 +125,7 @@ pub(in crate::ops) fn in_rows(a: Matrix<'_>) -> Vec<u32> {
     }
     if a.strides[1] == 1 {
         words.par_chunks_mut(steps).enumerate().for_each(|(row, words)| {
-            simd(
-                #[inline(always)]
-                || {
-                    let line = &a.values[row * a.strides[0]..][..a.columns];
-                    pairs(line, words.iter_mut());
-                    if let [last] = line.chunks_exact(2).remainder() {
-                        words[steps - 1] = pair(*last, 0.0);
-                    }
-                },
-            );
+            in_words(&a.values[row * a.strides[0]..][..a.columns], words);
         });
         return words;
     }
@@ -159,6 +150,19 @@ pub(in crate::ops) fn in_rows(a: Matrix<'_>) -> Vec<u32> {
         }
     });
     words
+}
+
+/// One row as pairs; a last number that has no other is followed by 0.
+pub(in crate::ops) fn in_words(line: &[f32], words: &mut [u32]) {
+    simd(
+        #[inline(always)]
+        || {
+            pairs(line, words.iter_mut());
+            if let ([last], Some(word)) = (line.chunks_exact(2).remainder(), words.last_mut()) {
+                *word = pair(*last, 0.0);
+            }
+        },
+    );
 }
 
 /// Panels of columns, the rows of each in pairs: `[panels, ⌈rows / 2⌉]`.

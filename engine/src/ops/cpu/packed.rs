@@ -3,6 +3,10 @@
 //! A weight `[in, out]` is kept in panels of [`COLUMNS`] columns, which a product reads from first to last.
 //! Where the machine has dot products of bf16, the rows of a panel are woven in pairs, as their instruction
 //! takes them; where it has tile units, pairs of 16 columns are [tiles](super::amx).
+//!
+//! Of a [compressed](Compressed) weight a panel is made for each product, and meets all rows.
+
+use std::ops::Range;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
@@ -16,8 +20,9 @@ use super::buffers::buffer;
 use super::linear::Finish;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
-use super::mixed::in_rows;
+use super::mixed::{in_rows, in_words};
 use super::tile::{COLUMNS, GROUPED, Method, ROWS, Tile, Weights};
+use crate::ops::compressed::Compressed;
 
 /// Steps whose products are summed at a time, so that what they read stays in the near caches.
 const DEPTH: usize = 1536;
@@ -124,12 +129,42 @@ pub(in crate::ops) fn product(
     finish: Finish<'_>,
 ) -> Vec<f32> {
     let method = Method::of(packed.dtype()).expect("a packed weight");
+    let sizes = [x.len() / inputs.max(1), inputs, outputs];
     if rounds(packed) {
-        return in_tiles(x, inputs, packed, outputs, finish);
+        let made = |panel| tiles_of(packed, panel, inputs, outputs);
+        let right = match packed.dtype() {
+            DType::BF16 => Right::Packed(bytemuck::cast_slice(elements::<u16>(packed))),
+            _ => Right::Made(&made),
+        };
+        return in_tiles(x, right, sizes, finish);
     }
-    let mut y = in_vectors(method, x, inputs, packed, outputs);
-    finish.rows(&mut y, outputs);
-    y
+    let panels = match steps_of(packed, method) {
+        Some(kept) => Panels::Kept(kept),
+        None => Panels::Packed(packed),
+    };
+    in_vectors(method, x, panels, sizes, finish)
+}
+
+/// The same with a compressed weight, in bf16 where that is the machine's fastest.
+pub(in crate::ops) fn compressed(
+    x: &[f32],
+    weight: &dyn Compressed,
+    finish: Finish<'_>,
+) -> Vec<f32> {
+    let [inputs, outputs] = weight.widths();
+    let sizes = [x.len() / inputs.max(1), inputs, outputs];
+    let method = Method::of(DType::BF16).expect("products of half precision");
+    if method != Method::Amx {
+        return in_vectors(method, x, Panels::Compressed(weight), sizes, finish);
+    }
+    let made = |panel: usize| {
+        let (mut memory, first) = (Vec::new(), panel * COLUMNS);
+        let columns = COLUMNS.min(outputs - first);
+        memory.resize(columns * inputs, 0.0);
+        weight.read(first..first + columns, 0..inputs, &mut memory);
+        amx::pack(Side::Right, Matrix::new(&memory, columns, inputs), false)
+    };
+    in_tiles(x, Right::Made(&made), sizes, finish)
 }
 
 /// Whether products with a packed weight are of bf16 in tile units.
@@ -138,73 +173,138 @@ pub(in crate::ops) fn rounds(packed: &FlexTensor) -> bool {
 }
 
 /// The same in the tile units. A panel of 8 bits becomes one of bf16 when it is needed, and meets all rows.
-fn in_tiles(
-    x: &[f32],
-    inputs: usize,
-    packed: &FlexTensor,
-    outputs: usize,
-    finish: Finish<'_>,
-) -> Vec<f32> {
-    let rows = x.len() / inputs.max(1);
+fn in_tiles(x: &[f32], right: Right<'_>, sizes: [usize; 3], finish: Finish<'_>) -> Vec<f32> {
+    let [rows, inputs, _] = sizes;
     let left = amx::pack(Side::Left, Matrix::new(x, rows, inputs), true);
-    let made = |panel: usize| {
-        if inputs.is_multiple_of(GROUP) {
-            // All groups are of one panel.
-            let records = bytemuck::cast_slice::<u16, i8>(elements::<u16>(packed));
-            let length = inputs / GROUP * RECORD;
-            return amx::dequantized(&records[panel * length..][..length]);
-        }
-        let mut memory = Vec::new();
-        let columns = COLUMNS.min(outputs - panel * COLUMNS);
-        let weight = bytemuck::cast_slice(widened(packed, panel * inputs, inputs, &mut memory));
-        let weight = Matrix::strided(weight, inputs, columns, COLUMNS);
-        amx::pack(Side::Right, weight.transposed(), false)
-    };
-    let right = match packed.dtype() {
-        DType::BF16 => Right::Packed(bytemuck::cast_slice(elements::<u16>(packed))),
-        _ => Right::Made(&made),
-    };
-    amx::product(&left, right, [rows, inputs, outputs], finish)
+    amx::product(&left, right, sizes, finish)
 }
 
-/// `x · W`.
+/// A panel of a weight in 8 bits as tiles.
+fn tiles_of(packed: &FlexTensor, panel: usize, inputs: usize, outputs: usize) -> amx::Tiles {
+    if inputs.is_multiple_of(GROUP) {
+        // All groups are of one panel.
+        let records = bytemuck::cast_slice::<u16, i8>(elements::<u16>(packed));
+        let length = inputs / GROUP * RECORD;
+        return amx::dequantized(&records[panel * length..][..length]);
+    }
+    let mut memory = Vec::new();
+    let columns = COLUMNS.min(outputs - panel * COLUMNS);
+    let weight = bytemuck::cast_slice(widened(packed, panel * inputs, inputs, &mut memory));
+    let weight = Matrix::strided(weight, inputs, columns, COLUMNS);
+    amx::pack(Side::Right, weight.transposed(), false)
+}
+
+/// Where the panels of a weight come from.
+#[derive(Clone, Copy)]
+enum Panels<'a> {
+    /// As they are multiplied.
+    Kept(&'a [Weights]),
+    /// In fewer bits.
+    Packed(&'a FlexTensor),
+    Compressed(&'a dyn Compressed),
+}
+
+/// What one thread makes of a part of a panel.
+#[derive(Default)]
+struct Made {
+    weights: Vec<Weights>,
+    /// The numbers of a compressed weight, and these as words.
+    values: Vec<f32>,
+    words: Vec<u32>,
+}
+
+impl<'a> Panels<'a> {
+    /// Steps of a panel, of `all`.
+    fn steps<'b>(
+        self,
+        method: Method,
+        panel: usize,
+        steps: Range<usize>,
+        all: usize,
+        made: &'b mut Made,
+    ) -> &'b [Weights]
+    where
+        'a: 'b,
+    {
+        let first = panel * all + steps.start;
+        match self {
+            Self::Kept(weights) => &weights[first..first + steps.len()],
+            Self::Packed(packed) => widened(packed, first, steps.len(), &mut made.weights),
+            Self::Compressed(weight) => read(weight, method, panel, steps, made),
+        }
+    }
+}
+
+/// Steps of a panel of a compressed weight.
+fn read<'a>(
+    weight: &dyn Compressed,
+    method: Method,
+    panel: usize,
+    steps: Range<usize>,
+    Made { weights, values, words }: &'a mut Made,
+) -> &'a [Weights] {
+    let ([inputs, outputs], count) = (weight.widths(), steps.len());
+    let outputs = panel * COLUMNS..outputs.min((panel + 1) * COLUMNS);
+    let inputs = steps.start * method.inputs()..inputs.min(steps.end * method.inputs());
+    values.resize(outputs.len() * inputs.len(), 0.0);
+    weight.read(outputs.clone(), inputs.clone(), values);
+    weights.resize(count, [0; COLUMNS]);
+    let lines: &[u32] = match method {
+        Method::Dot => {
+            words.resize(outputs.len() * count, 0);
+            let lines = values.chunks_exact(inputs.len()).zip(words.chunks_exact_mut(count));
+            lines.for_each(|(line, words)| in_words(line, words));
+            words
+        }
+        _ => bytemuck::cast_slice(values),
+    };
+    // A square at a time, so that both sides stay in the nearest cache.
+    for (group, lines) in lines.chunks(GROUPED * count).enumerate() {
+        for start in (0..count).step_by(GROUPED) {
+            let out = &mut weights[start..count.min(start + GROUPED)];
+            for (column, line) in (group * GROUPED..).zip(lines.chunks_exact(count)) {
+                for (out, word) in out.iter_mut().zip(&line[start..]) {
+                    out[column] = *word;
+                }
+            }
+        }
+    }
+    weights
+}
+
+/// `f(x · W + b)` in vectors, or by `gemm`.
 fn in_vectors(
     method: Method,
     x: &[f32],
-    inputs: usize,
-    packed: &FlexTensor,
-    outputs: usize,
+    panels: Panels<'_>,
+    [rows, inputs, outputs]: [usize; 3],
+    finish: Finish<'_>,
 ) -> Vec<f32> {
-    let (rows, steps) = (x.len() / inputs.max(1), inputs.div_ceil(method.inputs()));
+    let steps = inputs.div_ceil(method.inputs());
     #[cfg(test)]
     super::matrix::count(rows * inputs * outputs);
     let pairs = (method == Method::Dot).then(|| in_rows(Matrix::new(x, rows, inputs)));
     let words: &[u32] = pairs.as_deref().unwrap_or(bytemuck::cast_slice(x));
-    let kept = steps_of(packed, method);
     let mut y = buffer(rows * outputs);
     let all = Output::new(&mut y);
     // Threads share the panels, so that each reads a part of the weight alone.
-    let panels = outputs.div_ceil(COLUMNS);
-    let share = panels.div_ceil(rayon::current_num_threads()).max(1);
-    (0..panels.div_ceil(share)).into_par_iter().for_each(|i| {
-        let mine = i * share..panels.min((i + 1) * share);
-        let mut converted = Vec::new();
+    let count = outputs.div_ceil(COLUMNS);
+    let share = count.div_ceil(rayon::current_num_threads()).max(1);
+    (0..count.div_ceil(share)).into_par_iter().for_each(|i| {
+        let mine = i * share..count.min((i + 1) * share);
+        let mut made = Made::default();
         for start in (0..steps).step_by(DEPTH) {
-            let count = DEPTH.min(steps - start);
+            let part = start..steps.min(start + DEPTH);
             for panel in mine.clone() {
-                let first = panel * steps + start;
-                let weight = match kept {
-                    Some(weight) => &weight[first..first + count],
-                    None => widened(packed, first, count, &mut converted),
-                };
+                let weight = panels.steps(method, panel, part.clone(), steps, &mut made);
                 let columns = COLUMNS.min(outputs - panel * COLUMNS);
                 // SAFETY: `mine` are panels of the product, and no other task has them.
                 #[allow(unsafe_code)]
                 let y = unsafe { all.at(panel * COLUMNS) };
                 if method == Method::Portable {
-                    let x = Matrix::strided(&x[start..], rows, count, inputs);
+                    let x = Matrix::strided(&x[start..], rows, part.len(), inputs);
                     let weight = bytemuck::cast_slice(weight);
-                    let weight = Matrix::strided(weight, count, columns, COLUMNS);
+                    let weight = Matrix::strided(weight, part.len(), columns, COLUMNS);
                     // SAFETY: the product's memory is borrowed for all tasks.
                     #[allow(unsafe_code)]
                     unsafe {
@@ -226,6 +326,7 @@ fn in_vectors(
             }
         }
     });
+    finish.rows(&mut y, outputs);
     y
 }
 

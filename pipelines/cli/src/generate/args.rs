@@ -105,7 +105,8 @@ pub(crate) struct Images {
     /// Show the result in the terminal
     #[arg(long, conflicts_with = "json")]
     pub(super) show: bool,
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 [default: f32]
+    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 and stored, as the file has them [default: stored for files of
+    /// fewer than 16 bits on the CPU, else f32]
     #[arg(long)]
     pub(super) dtype: Option<WeightType>,
     /// Images per network call

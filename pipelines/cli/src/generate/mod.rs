@@ -81,12 +81,12 @@ fn open<K: Kind>(
     let opened = common.open()?;
     let started = Instant::now();
     let notify = |notice| common.tell(&notice);
-    let dtype = args.dtype.or(earlier.map(|earlier| earlier.record.dtype)).unwrap_or_default();
+    let dtype = args.dtype.or(earlier.map(|earlier| earlier.record.dtype));
     let mut options = OpenOptions { dtype, vae, guide, ..OpenOptions::default() };
     options.hooks.notify = Some(&notify);
     kind.parts(earlier, &mut options)?;
     let mut pipeline = Pipeline::open_on(&model, &opened, &options)?;
-    crate::memory::give_back(options.dtype);
+    crate::memory::give_back(pipeline.origin().dtype);
     put_on(args, earlier, &mut pipeline, common)?;
     let origin = pipeline.origin();
     if let Some(earlier) = earlier {

@@ -110,27 +110,34 @@ impl Kind {
 
     /// The values of little-endian elements or of blocks; trailing bytes that make none are left out.
     pub(crate) fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
+        let mut values = vec![0.0; bytes.len() / self.bytes() * self.block()];
+        self.unpack(bytes, &mut values);
+        values
+    }
+
+    /// The same into memory of their number.
+    pub(crate) fn unpack(self, bytes: &[u8], values: &mut [f32]) {
         match self {
-            Kind::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-            Kind::F32 => each(bytes, f32::from_le_bytes),
-            Kind::F16 => each(bytes, half),
-            Kind::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Kind::I64 => each(bytes, |b| i64::from_le_bytes(b) as f32),
-            Kind::I32 => each(bytes, |b| i32::from_le_bytes(b) as f32),
-            Kind::I16 => each(bytes, |b| f32::from(i16::from_le_bytes(b))),
-            Kind::I8 => each(bytes, |b| f32::from(i8::from_le_bytes(b))),
-            Kind::Q4_0 => blocks(bytes, q4_0),
-            Kind::Q4_1 => blocks(bytes, q4_1),
-            Kind::Q5_0 => blocks(bytes, q5_0),
-            Kind::Q5_1 => blocks(bytes, q5_1),
-            Kind::Q8_0 => blocks(bytes, q8_0),
-            Kind::Q2K => blocks(bytes, q2_k),
-            Kind::Q3K => blocks(bytes, q3_k),
-            Kind::Q4K => blocks(bytes, q4_k),
-            Kind::Q5K => blocks(bytes, q5_k),
-            Kind::Q6K => blocks(bytes, q6_k),
-            Kind::Iq4Nl => blocks(bytes, iq4_nl),
-            Kind::Iq4Xs => blocks(bytes, iq4_xs),
+            Kind::F64 => each(bytes, values, |b| f64::from_le_bytes(b) as f32),
+            Kind::F32 => each(bytes, values, f32::from_le_bytes),
+            Kind::F16 => each(bytes, values, half),
+            Kind::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
+            Kind::I64 => each(bytes, values, |b| i64::from_le_bytes(b) as f32),
+            Kind::I32 => each(bytes, values, |b| i32::from_le_bytes(b) as f32),
+            Kind::I16 => each(bytes, values, |b| f32::from(i16::from_le_bytes(b))),
+            Kind::I8 => each(bytes, values, |b| f32::from(i8::from_le_bytes(b))),
+            Kind::Q4_0 => blocks(bytes, values, q4_0),
+            Kind::Q4_1 => blocks(bytes, values, q4_1),
+            Kind::Q5_0 => blocks(bytes, values, q5_0),
+            Kind::Q5_1 => blocks(bytes, values, q5_1),
+            Kind::Q8_0 => blocks(bytes, values, q8_0),
+            Kind::Q2K => blocks(bytes, values, q2_k),
+            Kind::Q3K => blocks(bytes, values, q3_k),
+            Kind::Q4K => blocks(bytes, values, q4_k),
+            Kind::Q5K => blocks(bytes, values, q5_k),
+            Kind::Q6K => blocks(bytes, values, q6_k),
+            Kind::Iq4Nl => blocks(bytes, values, iq4_nl),
+            Kind::Iq4Xs => blocks(bytes, values, iq4_xs),
         }
     }
 }
@@ -142,19 +149,19 @@ impl fmt::Display for Kind {
 }
 
 /// Elements that stand alone, as f32.
-fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|chunk| value(*chunk)).collect()
+fn each<const N: usize>(bytes: &[u8], values: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    let elements = values.iter_mut().zip(bytes.as_chunks().0);
+    elements.for_each(|(out, chunk)| *out = value(*chunk));
 }
 
 /// Whole blocks, as f32.
 fn blocks<const BYTES: usize, const BLOCK: usize>(
     bytes: &[u8],
+    values: &mut [f32],
     read: impl Fn(&[u8; BYTES], &mut [f32; BLOCK]),
-) -> Vec<f32> {
-    let blocks = bytes.as_chunks().0;
-    let mut values = vec![0.0; blocks.len() * BLOCK];
-    blocks.iter().zip(values.as_chunks_mut().0).for_each(|(block, values)| read(block, values));
-    values
+) {
+    let blocks = bytes.as_chunks().0.iter().zip(values.as_chunks_mut().0);
+    blocks.for_each(|(block, values)| read(block, values));
 }
 
 /// The number that most scales are stored as, as f32.

@@ -1,0 +1,298 @@
+//! Matrices that stay in the bytes of a file, to be unpacked part by part.
+
+use std::ops::Range;
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::{Dtype, put_f32};
+use crate::error::Result;
+use crate::formats::gguf::Kind;
+use crate::layout::{Part, Rule, Transform};
+use crate::tensor::{TensorInfo, Values};
+
+/// A matrix `[in, out]` whose numbers have 16 bits or fewer, as they are stored.
+#[derive(Debug)]
+pub struct Compressed {
+    widths: [usize; 2],
+    /// In the order of the outputs.
+    runs: Vec<Run>,
+}
+
+/// Outputs that stand next to each other in a tensor.
+#[derive(Debug)]
+struct Run {
+    /// The first of them.
+    first: usize,
+    outputs: usize,
+    form: Form,
+    /// Those of one output after those of another.
+    bytes: Vec<u8>,
+}
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    /// Each for itself, to be multiplied by one factor.
+    Alone(Dtype, f32),
+    /// In blocks.
+    Blocks(Kind),
+}
+
+impl Form {
+    /// That of a tensor; none for one that is better read as it is.
+    fn of(checkpoint: &Checkpoint, name: &str, info: &TensorInfo) -> Result<Option<Self>> {
+        Ok(match &info.values {
+            Values::Blocks(_, _, kind) => Some(Self::Blocks(*kind)),
+            Values::Range(..) if info.dtype.is_float() && info.dtype.size() <= 2 => {
+                Some(Self::Alone(info.dtype, checkpoint.factor(name)?))
+            }
+            _ => None,
+        })
+    }
+
+    /// Numbers that are never apart, and their bytes.
+    fn block(self) -> [usize; 2] {
+        match self {
+            Self::Alone(dtype, _) => [1, dtype.size()],
+            Self::Blocks(kind) => [kind.block(), kind.bytes()],
+        }
+    }
+
+    /// The bytes of numbers that are whole blocks.
+    fn bytes(self, numbers: &Range<usize>) -> Range<usize> {
+        let [block, bytes] = self.block();
+        numbers.start / block * bytes..numbers.end / block * bytes
+    }
+
+    fn unpack(self, bytes: &[u8], values: &mut [f32]) {
+        match self {
+            Self::Blocks(kind) => kind.unpack(bytes, values),
+            Self::Alone(dtype, factor) => {
+                put_f32(bytes, dtype, values);
+                if factor != 1.0 {
+                    values.iter_mut().for_each(|value| *value *= factor);
+                }
+            }
+        }
+    }
+}
+
+/// A tensor `[out, in]` that a parameter comes from.
+struct Source<'a> {
+    name: &'a str,
+    form: Form,
+    sides: [usize; 2],
+}
+
+impl Compressed {
+    /// A parameter of this shape, which suits the rule; none where a tensor that it comes from is of more bits, or not of
+    /// whole blocks.
+    pub(crate) fn of(
+        checkpoint: &Checkpoint,
+        rule: &Rule,
+        shape: &[usize],
+    ) -> Result<Option<Self>> {
+        let (Transform::Transpose, &[inputs, outputs]) = (rule.transform, shape) else {
+            return Ok(None);
+        };
+        let mut sources = Vec::new();
+        for name in &rule.sources {
+            let info = checkpoint.info(name)?;
+            let Some(form) = Form::of(checkpoint, name, info)? else { return Ok(None) };
+            sources.push(Source { name, form, sides: [info.shape[0], info.shape[1]] });
+        }
+        let (mut wanted, mut first) = (0..inputs, 0);
+        match &rule.part {
+            Some(Part::Inputs(range)) => wanted = range.clone(),
+            Some(Part::Outputs(range)) => first = range.start,
+            None => (),
+        }
+        let whole = |source: &Source<'_>| {
+            let [block, _] = source.form.block();
+            [source.sides[1], wanted.start, wanted.end].iter().all(|end| end.is_multiple_of(block))
+        };
+        if !sources.iter().all(whole) {
+            return Ok(None);
+        }
+        // Where each output of ours is: a source, and a row of it.
+        let rows =
+            |(i, source): (usize, &Source<'_>)| (0..source.sides[0]).map(move |row| (i, row));
+        let theirs: Vec<(usize, usize)> = sources.iter().enumerate().flat_map(rows).collect();
+        let mut places = vec![(0, 0); theirs.len()];
+        for (place, column) in theirs.iter().zip(rule.columns(theirs.len())) {
+            places[column] = *place;
+        }
+        let places = &places[first..first + outputs];
+        let mut runs = Vec::new();
+        for run in places.chunk_by(|(source, row), next| (*source, row + 1) == *next) {
+            let first = runs.last().map_or(0, |run: &Run| run.first + run.outputs);
+            let (Source { name, form, sides }, row) = (&sources[run[0].0], run[0].1);
+            let (row_bytes, wanted) = (form.bytes(&(0..sides[1])).end, form.bytes(&wanted));
+            let mut bytes = checkpoint.bytes(name, row * row_bytes, run.len() * row_bytes)?;
+            if wanted.len() < row_bytes {
+                let part = |row: &[u8]| row[wanted.clone()].to_vec();
+                bytes = bytes.chunks_exact(row_bytes.max(1)).flat_map(part).collect();
+            }
+            runs.push(Run { first, outputs: run.len(), form: *form, bytes });
+        }
+        Ok(Some(Self { widths: [inputs, outputs], runs }))
+    }
+
+    /// Inputs and outputs.
+    pub fn widths(&self) -> [usize; 2] {
+        self.widths
+    }
+
+    /// The weights of some inputs to some outputs, `[outputs, inputs]`. Inputs start at a multiple of 256, and end at one or
+    /// with the last.
+    ///
+    /// # Panics
+    /// If there are no such inputs or outputs, or `values` has another length.
+    pub fn read(&self, outputs: Range<usize>, inputs: Range<usize>, values: &mut [f32]) {
+        assert!(outputs.end <= self.widths[1] && inputs.end <= self.widths[0], "within the matrix");
+        assert_eq!(values.len(), outputs.len() * inputs.len(), "inputs and outputs");
+        for (output, values) in outputs.zip(values.chunks_exact_mut(inputs.len().max(1))) {
+            let run = &self.runs[self.runs.partition_point(|run| run.first <= output) - 1];
+            let row = run.form.bytes(&(0..self.widths[0])).end * (output - run.first);
+            run.form.unpack(&run.bytes[row..][run.form.bytes(&inputs)], values);
+        }
+    }
+
+    /// Whether all numbers are neither infinite nor NaN.
+    pub(crate) fn is_finite(&self) -> bool {
+        let [inputs, outputs] = self.widths;
+        let mut values = vec![0.0; inputs];
+        (0..outputs).all(|output| {
+            self.read(output..output + 1, 0..inputs, &mut values);
+            values.iter().fold(true, |all, value| all & value.is_finite())
+        })
+    }
+
+    /// Bytes that are held.
+    pub fn bytes(&self) -> usize {
+        self.runs.iter().map(|run| run.bytes.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::FloatDtype;
+    use crate::formats::safetensors::write_safetensors;
+    use crate::layout::Layout;
+    use crate::load::parameter;
+
+    /// A parameter as it is stored, and as it is read: `[in, out]`.
+    fn both(file: &Path, rule: Rule, shape: [usize; 2]) -> (Option<Compressed>, Vec<f32>) {
+        let checkpoint = Checkpoint::open(file).expect("a file");
+        let compressed = Compressed::of(&checkpoint, &rule, &shape).expect("read");
+        let layout = Layout::new("test", vec![rule], Vec::new());
+        let read = parameter(&checkpoint, &layout, "ours", &shape, FloatDtype::F32);
+        (compressed, read.expect("read").try_to_vec().expect("f32"))
+    }
+
+    /// The numbers of some inputs to some outputs are those of the parameter.
+    fn assert_same(
+        found: &Compressed,
+        expected: &[f32],
+        outputs: Range<usize>,
+        inputs: Range<usize>,
+    ) {
+        let mut values = vec![f32::NAN; outputs.len() * inputs.len()];
+        found.read(outputs.clone(), inputs.clone(), &mut values);
+        let width = found.widths()[1];
+        let places = outputs.flat_map(|output| inputs.clone().map(move |input| (output, input)));
+        for (value, (output, input)) in values.into_iter().zip(places) {
+            assert_eq!(
+                value.to_bits(),
+                expected[input * width + output].to_bits(),
+                "{input} {output}"
+            );
+        }
+    }
+
+    /// Every type of blocks, the whole of it and from the second block on.
+    #[test]
+    fn blocks_are_unpacked_where_they_are() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
+        let file = goldens.join("gguf-blocks/blocks.gguf");
+        let (known, mut seen) = (Checkpoint::open(&file).expect("a file"), 0);
+        for (name, info) in known.tensors() {
+            let &[outputs, inputs] = info.shape.as_slice() else { continue };
+            let rule = || Rule::new("ours", name, Transform::Transpose);
+            let (compressed, expected) = both(&file, rule(), [inputs, outputs]);
+            let Some(compressed) = compressed else { continue };
+            assert!(compressed.is_finite() && compressed.bytes() <= 2 * inputs * outputs, "{name}");
+            assert_same(&compressed, &expected, 0..outputs, 0..inputs);
+            assert_same(&compressed, &expected, outputs / 2..outputs, 256.min(inputs)..inputs);
+            // The last block of the inputs alone, and half of a block, which is none.
+            let part = |part: Range<usize>| Rule { part: Some(Part::Inputs(part)), ..rule() };
+            let last = inputs - 256.min(inputs)..inputs;
+            let (compressed, expected) = both(&file, part(last.clone()), [last.len(), outputs]);
+            assert_same(&compressed.expect("blocks"), &expected, 0..outputs, 0..last.len());
+            if compressed_in_blocks(info) {
+                let (compressed, _) = both(&file, part(0..inputs - 8), [inputs - 8, outputs]);
+                assert!(compressed.is_none(), "{name}");
+            }
+            seen += 1;
+        }
+        assert!(seen >= 14, "{seen} types");
+    }
+
+    fn compressed_in_blocks(info: &TensorInfo) -> bool {
+        matches!(info.values, Values::Blocks(..))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever the rule, what is unpacked is what is read.
+        #[test]
+        fn rules_hold_for_what_stays_stored(
+            order in (1..4usize).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
+            sides in prop::collection::vec(1..9usize, 1..4),
+            inputs in 1..40usize,
+            cut in 0..3usize,
+            wide in any::<bool>(),
+        ) {
+            let dtype = if wide { FloatDtype::F32 } else { FloatDtype::Bf16 };
+            let sides: Vec<usize> = sides.iter().map(|side| side * order.len()).collect();
+            let (mut tensors, mut next) = (Vec::new(), 0);
+            for (i, side) in sides.iter().enumerate() {
+                let values: Vec<f32> = (next..next + side * inputs).map(|i| (i % 251) as f32).collect();
+                next += values.len();
+                tensors.push((format!("theirs.{i}"), dtype.data(values, vec![*side, inputs])));
+            }
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("file.safetensors");
+            write_safetensors(&file, &tensors, &BTreeMap::new()).expect("written");
+            let outputs: usize = sides.iter().sum();
+            let names = tensors.iter().map(|(name, _)| name.clone()).collect();
+            let mut rule = Rule::concat("ours", names, Transform::Transpose);
+            rule.chunks = (order.len() > 1).then_some(order);
+            let mut shape = [inputs, outputs];
+            match cut {
+                1 => {
+                    rule.part = Some(Part::Inputs(inputs / 2..inputs));
+                    shape[0] = inputs - inputs / 2;
+                }
+                2 => {
+                    rule.part = Some(Part::Outputs(outputs / 3..outputs));
+                    shape[1] = outputs - outputs / 3;
+                }
+                _ => (),
+            }
+            let (compressed, expected) = both(&file, rule, shape);
+            prop_assert_eq!(compressed.is_none(), wide);
+            if let Some(compressed) = compressed {
+                prop_assert_eq!(compressed.widths(), shape);
+                assert_same(&compressed, &expected, 0..shape[1], 0..shape[0]);
+                assert_same(&compressed, &expected, shape[1] / 2..shape[1], 0..shape[0]);
+            }
+        }
+    }
+}
