@@ -7,13 +7,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
 use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Norm, Tuned};
 use pyrograph_weights::convert::{
-    Lora, LoraTerm, dit_lora, flux2_lora, pixart_lora, read_lora, sd3_lora, z_image_lora,
+    Lora, LoraTerm, dit_lora, flux2_lora, lumina2_lora, pixart_lora, read_lora, sd3_lora,
+    z_image_lora,
 };
 use pyrograph_weights::{Checkpoint, Layout};
 
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
-use crate::model::{flux2, sd3};
+use crate::model::{flux2, sd3, z_image};
 use crate::train::lora::LORA;
 
 /// A LoRA that was read for a network; copies share its matrices.
@@ -47,7 +48,10 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
 /// student of so many `steps`.
 pub(crate) fn layouts(net: &DitConfig, steps: usize) -> [Layout; 3] {
     match &net.text {
-        Some(_) if matches!(net.norm, Norm::Sandwich { .. }) => z_image_lora(net.patch),
+        Some(text) if matches!(net.norm, Norm::Sandwich { .. }) => match text.multiple {
+            Some(_) => z_image_lora(net.patch, z_image::heads(net)),
+            None => lumina2_lora(z_image::heads(net)),
+        },
         Some(text) if text.closing => sd3_lora(sd3::blocks(net)),
         Some(_) if net.modulation.common => flux2_lora(flux2::widths(net)),
         Some(_) => pixart_lora(),

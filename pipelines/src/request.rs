@@ -111,6 +111,9 @@ pub struct Guidance {
     /// See [`GuidanceSettings::rescale`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rescale: Option<f64>,
+    /// See [`GuidanceSettings::normalized`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalized: Option<bool>,
 }
 
 impl Guidance {
@@ -262,7 +265,7 @@ impl<P> Request<P> {
 
     /// An image per prompt with complete settings.
     pub fn with(prompts: impl IntoIterator<Item = P>, settings: &Settings) -> Self {
-        let GuidanceSettings { scale, light, channels, interval, rescale } =
+        let GuidanceSettings { scale, light, channels, interval, rescale, normalized } =
             settings.guidance.clone();
         Self {
             seed: settings.seed,
@@ -279,6 +282,7 @@ impl<P> Request<P> {
                 channels: Some(channels),
                 interval: interval.or(Some(Guidance::EVERYWHERE)),
                 rescale: Some(rescale),
+                normalized: Some(normalized),
             },
             patches: settings.patches.clone(),
             batch: Some(settings.batch),
@@ -293,7 +297,7 @@ impl<P> Request<P> {
             (None, None) => defaults.spacing.clone(),
             (_, spacing) => spacing.clone(),
         };
-        let Guidance { scale, light, channels, interval, rescale } = self.guidance;
+        let Guidance { scale, light, channels, interval, rescale, normalized } = self.guidance;
         Settings {
             seed: self.seed,
             steps: self.steps.unwrap_or(defaults.steps),
@@ -307,6 +311,7 @@ impl<P> Request<P> {
                     .or(defaults.cfg_interval)
                     .filter(|interval| *interval != Guidance::EVERYWHERE),
                 rescale: rescale.unwrap_or(0.0),
+                normalized: normalized.unwrap_or(defaults.cfg_normalized),
             },
             size: self.size,
             exact_size: self.exact_size,
@@ -338,15 +343,16 @@ mod tests {
             cfg_scale: 1.6,
             cfg_channels: GuidedChannels::First(3),
             cfg_interval: Some([0.1, 2.0]),
+            cfg_normalized: true,
         }
     }
 
     #[test]
     fn what_is_left_open_is_the_models() {
         let settings = Request::<usize>::new([1]).settings(&defaults());
-        let GuidanceSettings { scale, light, channels, interval, rescale } =
+        let GuidanceSettings { scale, light, channels, interval, rescale, normalized } =
             settings.guidance.clone();
-        assert_eq!((settings.steps, scale, light, rescale), (20, 1.6, None, 0.0));
+        assert_eq!((settings.steps, scale, light, rescale, normalized), (20, 1.6, None, 0.0, true));
         assert_eq!((channels, interval), (GuidedChannels::First(3), Some([0.1, 2.0])));
         assert_eq!(settings.spacing, Some(Spacing::Karras { rho: 7.0 }));
         // Complete settings stay what they are, whatever the model.

@@ -68,6 +68,9 @@ pub struct GuidanceSettings {
     pub interval: Option<[f64; 2]>,
     /// Share of the prediction rescaled to the conditional one's standard deviation, in [0, 1].
     pub rescale: f64,
+    /// Whether each row of the guided prediction has the length of the conditional one's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub normalized: bool,
 }
 
 impl Settings {
@@ -152,6 +155,9 @@ pub struct Defaults {
     /// See [`GuidanceSettings::interval`].
     #[serde(default)]
     pub cfg_interval: Option<[f64; 2]>,
+    /// See [`GuidanceSettings::normalized`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cfg_normalized: bool,
 }
 
 impl Defaults {
@@ -164,6 +170,7 @@ impl Defaults {
             cfg_scale: 1.0,
             cfg_channels: GuidedChannels::All,
             cfg_interval: None,
+            cfg_normalized: false,
         }
     }
 }

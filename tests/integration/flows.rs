@@ -29,6 +29,7 @@ fn runs(folder: &Path, case: &Case, cfg_scale: fn(f64) -> f64) -> Vec<(String, R
         request.tokens = number(&settings["max_sequence_length"]);
         request.steps = number(&run["steps"]);
         request.guidance.scale = run["guidance_scale"].as_f64().map(cfg_scale);
+        request.guidance.normalized = run["cfg_normalization"].as_bool();
         request.size =
             number(&settings["height"]).zip(number(&settings["width"])).map(<[usize; 2]>::from);
         request.noise = Some(Noise::Values(case.tensor("pipe_noise", &device())));
@@ -151,14 +152,19 @@ pub fn assert_lora(folder: &Path, layers: &[&str]) {
         let asked = command(&generate).args([&format!("{output}.png"), "--save-latents", &latents]);
         // A network of random weights may make a picture of one colour.
         asked.args(size).args(args).ended();
-        let file = Checkpoint::open(work.path().join(latents)).expect("latents");
-        let (values, shape) = file.read_f32("latents").expect("latents");
-        Tensor::from_data(TensorData::new(values, shape), &device())
+        saved(&work.path().join(latents))
     };
     let (bare, put_on) =
         (latents("bare", &["-m", path]), latents("with", &["-m", path, "--lora", "run:30"]));
     assert!(relative_difference(put_on.clone(), bare) > 1e-3);
     assert_close("merged", latents("merged", &["-m", "merged"]), put_on, 2e-5);
+}
+
+/// Latents that the command has saved.
+pub fn saved(path: &Path) -> Tensor<4> {
+    let file = Checkpoint::open(path).expect("latents");
+    let (values, shape) = file.read_f32("latents").expect("latents");
+    Tensor::from_data(TensorData::new(values, shape), &device())
 }
 
 /// The file of the original code in a case.
@@ -209,11 +215,12 @@ pub fn assert_command(folder: &Path, cfg_scale: fn(f64) -> f64) {
                 "0",
             ]);
             run.args(arguments(&request)).succeeded();
-            let made = Checkpoint::open(path("made.safetensors")).expect("latents");
-            let (made, shape) = made.read_f32("latents").expect("latents");
-            let made = Tensor::<1>::from_floats(made.as_slice(), &device());
-            let made: Tensor<4> = made.reshape(<[usize; 4]>::try_from(shape).expect("four"));
-            assert_close(&name, made, expected.clone(), tolerance(1e-4));
+            assert_close(
+                &name,
+                saved(&path("made.safetensors")),
+                expected.clone(),
+                tolerance(1e-4),
+            );
             std::fs::remove_file(path("made.safetensors")).expect("removed");
         }
     }
@@ -227,6 +234,7 @@ fn arguments(request: &Request<String>) -> Vec<String> {
         ("--negative-prompt", request.negative.clone()),
         ("--steps", request.steps.map(|steps| steps.to_string())),
         ("--cfg-scale", request.guidance.scale.map(|scale| scale.to_string())),
+        ("--cfg-normalize", request.guidance.normalized.map(|is| is.to_string())),
         ("--max-tokens", request.tokens.map(|tokens| tokens.to_string())),
         ("-H", Some(height.to_string())),
         ("-W", Some(width.to_string())),

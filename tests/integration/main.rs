@@ -22,6 +22,7 @@ mod install;
 mod interrupt;
 mod judge;
 mod lora;
+mod lumina2;
 mod metrics;
 mod model_folders;
 mod parity;

@@ -196,6 +196,7 @@ fn guided_output(folder: &Path, case: &Case) {
         channels: GuidedChannels::First(3),
         interval: None,
         rescale: 0.0,
+        normalized: false,
     };
     let found = noise_of(&mut guided, x.clone(), &level);
     let expected: Tensor<4> = case.tensor("cfg_output", &device);

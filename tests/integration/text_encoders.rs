@@ -184,6 +184,169 @@ fn single_files_of_qwen3_open() {
     }
 }
 
+/// Padded behind, within a window and beyond: tokens, and the stream behind every block.
+#[test]
+fn gemma2_states() {
+    for folder in cases("gemma2-encoder") {
+        let (case, settings, device) =
+            (Case::open(&folder), json(&folder.join("case.json")), device());
+        let mask: Tensor<2> = case.tensor("attention_mask", &device);
+        let [_, tokens] = mask.dims();
+        let ids = rows(&case, "input_ids", tokens);
+        let tokenizer = Tokenizer::open(&folder).expect("a tokenizer");
+        let prompts = settings["prompts"].as_array().expect("prompts");
+        let prompts = prompts.iter().map(|prompt| prompt.as_str().expect("a text"));
+        for (prompt, expected) in prompts.clone().zip(&ids) {
+            let mut found = tokenizer.encode(prompt, tokens).expect("tokens").ids;
+            found.resize(tokens, tokenizer.pad());
+            assert_eq!(&found, expected, "{prompt}");
+        }
+        let template = settings["template"].as_str().expect("a text");
+        assert_eq!(Template::Lumina2.filled("a cat"), format!("{template}a cat"));
+
+        let encoder = load(&recognise(&folder));
+        let depth = encoder.config().depth;
+        let all: Vec<usize> = (0..depth).collect();
+        for encoder in [encoder.clone(), encoder.folded()] {
+            let states = encoder.forward(&ids, Some(mask.clone().equal_elem(0.0)), &all);
+            for (i, state) in states.kept.into_iter().chain([states.last]).enumerate() {
+                // What stands behind the end of a text is not read.
+                let real = mask.clone().unsqueeze_dim::<3>(2);
+                let name = format!("hidden_{i}");
+                let expected = case.tensor::<3>(&name, &device) * real.clone();
+                assert_close(&name, state * real, expected, tolerance(1e-5));
+            }
+        }
+    }
+}
+
+/// A Gemma 2 of this width, of which its configuration says only that, and the file of its weights.
+pub fn write_gemma2(folder: &std::path::Path, hidden: usize) -> std::path::PathBuf {
+    const HEAD: usize = 256;
+    std::fs::create_dir_all(folder).expect("made");
+    let config = serde_json::json!({
+        "model_type": "gemma2", "hidden_size": hidden, "vocab_size": 500, "intermediate_size": 20,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    let mut tensors = Vec::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let (count, at) = (shape.iter().product::<usize>(), tensors.len());
+        let value = |i: usize| ((i * 37 + at * 11) % 101) as f32 / 101.0 - 0.5;
+        let data = TensorData::new((0..count).map(value).collect::<Vec<f32>>(), shape.to_vec());
+        tensors.push((format!("model.{name}.weight"), data));
+    };
+    add("embed_tokens", &[500, hidden]);
+    add("norm", &[hidden]);
+    for block in 0..2 {
+        for norm in ["input", "post_attention", "pre_feedforward", "post_feedforward"] {
+            add(&format!("layers.{block}.{norm}_layernorm"), &[hidden]);
+        }
+        for (layer, shape) in [
+            ("self_attn.q_proj", [2 * HEAD, hidden]),
+            ("self_attn.k_proj", [HEAD, hidden]),
+            ("self_attn.v_proj", [HEAD, hidden]),
+            ("self_attn.o_proj", [hidden, 2 * HEAD]),
+            ("mlp.gate_proj", [20, hidden]),
+            ("mlp.up_proj", [20, hidden]),
+            ("mlp.down_proj", [hidden, 20]),
+        ] {
+            add(&format!("layers.{block}.{layer}"), &shape);
+        }
+    }
+    let path = folder.join("model.safetensors");
+    write_safetensors(&path, &tensors, &Default::default()).expect("written");
+    path
+}
+
+/// What a file does not tell is that of the published ones.
+#[test]
+fn single_files_of_gemma2_open() {
+    let work = tempfile::tempdir().expect("a folder");
+    let path = write_gemma2(work.path(), 24);
+    let (whole, found) = (recognise(work.path()), recognise(&path));
+    assert_eq!(found.config, whole.config);
+    let ids = [vec![3, 1, 4, 1, 5]];
+    let [a, b] = [whole, found].map(|source| load(&source).states(&ids, None));
+    assert_eq!(a.into_data(), b.into_data());
+}
+
+/// llama.cpp keeps whole factors of norms, and notes what the tensors do not tell.
+#[test]
+fn gguf_files_of_gemma2_open() {
+    for folder in cases("gemma2-encoder") {
+        let work = tempfile::tempdir().expect("a folder");
+        let path = work.path().join("gemma2.gguf");
+        let config = json(&folder.join("config.json"));
+        std::fs::write(&path, gguf(&folder, &config)).expect("written");
+        let (whole, mut found) = (recognise(&folder), recognise(&path));
+        assert!(whole.config.centred && !found.config.centred);
+        // It is in no file of llama.cpp.
+        found.config.scores.divisor = whole.config.scores.divisor;
+        (found.config.centred, found.config.epsilon) = (true, whole.config.epsilon);
+        assert_eq!(found.config, whole.config);
+        found.config.centred = false;
+        let ids = [vec![3, 1, 4, 1, 5, 9, 2, 6, 5, 3]];
+        let [a, b] = [whole, found].map(|source| load(&source).states(&ids, None));
+        assert_close("states", b, a, tolerance(1e-5));
+    }
+}
+
+/// The weights in a folder as llama.cpp writes them.
+fn gguf(folder: &std::path::Path, config: &serde_json::Value) -> Vec<u8> {
+    const NAMES: [(&str, &str); 12] = [
+        ("model.layers.", "blk."),
+        ("embed_tokens", "token_embd"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "post_attention_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.", "attn_"),
+        ("mlp.", "ffn_"),
+        ("_proj", ""),
+        ("model.", ""),
+        ("layers.", "blk."),
+    ];
+    let stored = Checkpoint::open(folder.join("model.safetensors")).expect("weights");
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let number = |key: &str| config[key].as_f64().expect("a number");
+    let entries = [
+        ("attention.key_length", 4_u32, (number("head_dim") as u32).to_le_bytes()),
+        ("attention.sliding_window", 4, (number("sliding_window") as u32).to_le_bytes()),
+        ("attn_logit_softcapping", 6, (number("attn_logit_softcapping") as f32).to_le_bytes()),
+        ("attention.layer_norm_rms_epsilon", 6, (number("rms_norm_eps") as f32).to_le_bytes()),
+    ];
+    let (mut infos, mut data, count) = (Vec::new(), Vec::new(), stored.tensors().len() as u64);
+    for name in stored.tensors().keys() {
+        let (mut values, shape) = stored.read_f32(name).expect("floats");
+        if name.ends_with("norm.weight") {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        let mut theirs = name.clone();
+        NAMES.iter().for_each(|(from, to)| theirs = theirs.replace(from, to));
+        let theirs = if theirs == "norm.weight" { "output_norm.weight".into() } else { theirs };
+        infos.extend([text(&theirs), (shape.len() as u32).to_le_bytes().to_vec()].concat());
+        shape.iter().rev().for_each(|side| infos.extend((*side as u64).to_le_bytes()));
+        infos.extend(0_u32.to_le_bytes());
+        infos.extend((data.len() as u64).to_le_bytes());
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes(), &count.to_le_bytes()].concat();
+    file.extend((entries.len() as u64 + 1).to_le_bytes());
+    file.extend(
+        [text("general.architecture"), 8_u32.to_le_bytes().to_vec(), text("gemma2")].concat(),
+    );
+    for (key, kind, value) in entries {
+        let key = text(&format!("gemma2.{key}"));
+        file.extend([&key[..], &kind.to_le_bytes(), &value].concat());
+    }
+    file.extend(infos);
+    file.resize(file.len().next_multiple_of(32), 0);
+    [file, data].concat()
+}
+
 /// Half precision, 8-bit floats in four spellings, and blocks of few bits under llama.cpp's names: each stands for other
 /// numbers, and the states are those of its own.
 #[test]

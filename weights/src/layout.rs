@@ -1,5 +1,7 @@
 //! Tables from foreign names and shapes to ours.
 
+use std::ops::Range;
+
 /// How the tensors of a foreign checkpoint become the parameters of a module.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -21,6 +23,8 @@ pub struct Rule {
     pub sources: Vec<String>,
     /// Applied to each source.
     pub transform: Transform,
+    /// How many of equal parts of the last axis each source has, where that is not one.
+    pub shares: Option<Vec<usize>>,
     /// New order of equal chunks of the last axis.
     pub chunks: Option<Vec<usize>>,
     /// Of a matrix, these rows alone, which are inputs of ours, or these columns.
@@ -31,9 +35,9 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// Rows.
-    Inputs(std::ops::Range<usize>),
+    Inputs(Range<usize>),
     /// Columns.
-    Outputs(std::ops::Range<usize>),
+    Outputs(Range<usize>),
 }
 
 /// Change of shape from a foreign tensor to ours.
@@ -59,7 +63,14 @@ impl Rule {
 
     /// A parameter from several foreign tensors side by side.
     pub fn concat(target: &str, sources: Vec<String>, transform: Transform) -> Self {
-        Self { target: target.to_owned(), sources, transform, chunks: None, part: None }
+        Self {
+            target: target.to_owned(),
+            sources,
+            transform,
+            shares: None,
+            chunks: None,
+            part: None,
+        }
     }
 }
 
@@ -146,6 +157,23 @@ impl Rule {
             && self.sources.len() == 1
             && self.chunks.is_none()
             && self.part.is_none()
+    }
+
+    /// Which of so many columns of the parameter each source makes; `None` where they cannot be shared among them.
+    pub(crate) fn outputs(&self, width: usize) -> Option<Vec<Range<usize>>> {
+        let equal = vec![1; self.sources.len()];
+        let shares = self.shares.as_ref().unwrap_or(&equal);
+        let total: usize = shares.iter().sum();
+        if total == 0 || shares.len() != self.sources.len() || !width.is_multiple_of(total) {
+            return None;
+        }
+        let mut first = 0;
+        let of_share = |share: &usize| {
+            let start = first;
+            first += share * (width / total);
+            start..first
+        };
+        Some(shares.iter().map(of_share).collect())
     }
 
     /// Shape of the parameter that sources of these shapes make; `None` if they do not suit the rule.
@@ -361,6 +389,15 @@ mod tests {
         let swap = rule(Transform::Copy, 1, Some(vec![1, 0]));
         assert_eq!(apply(&swap, &[&[1, 4]]), Some((vec![2., 3., 0., 1.], vec![1, 4])));
         assert_eq!(apply(&swap, &[&[1, 3]]), None);
+    }
+
+    #[test]
+    fn outputs_are_shared_among_sources() {
+        let rule = |shares| Rule { shares, ..rule(Transform::Transpose, 3, None) };
+        assert_eq!(rule(None).outputs(12), Some(vec![0..4, 4..8, 8..12]));
+        assert_eq!(rule(None).outputs(10), None);
+        assert_eq!(rule(Some(vec![3, 1, 1])).outputs(10), Some(vec![0..6, 6..8, 8..10]));
+        assert_eq!(rule(Some(vec![3, 1])).outputs(8), None);
     }
 
     proptest! {

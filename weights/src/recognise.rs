@@ -20,14 +20,16 @@ pub enum Foreign {
     Sd3Original,
     /// The original Z-Image.
     ZImageOriginal,
+    /// The original Lumina Image 2.0.
+    Lumina2Original,
     /// diffusers' `AutoencoderKL`, in its present or its former spelling.
     AutoencoderKl,
     /// The autoencoder of the original latent diffusion code.
     AutoencoderCompVis,
 }
 
-/// Two names that only this kind holds together.
-pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 9] = [
+/// Two names that this kind holds together, and none that stands behind it.
+pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 10] = [
     (Foreign::DitOriginal, ["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]),
     (Foreign::DitDiffusers, ["pos_embed.proj.weight", "proj_out_2.weight"]),
     (Foreign::MpDit, ["x_embedder.weight", "y_embedder.embedding.weight"]),
@@ -35,6 +37,7 @@ pub(crate) const SIGNATURES: [(Foreign, [&str; 2]); 9] = [
     (Foreign::Flux2Original, ["single_stream_modulation.lin.weight", "txt_in.weight"]),
     (Foreign::Sd3Original, ["joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight"]),
     (Foreign::ZImageOriginal, ["x_pad_token", "noise_refiner.0.attention.qkv.weight"]),
+    (Foreign::Lumina2Original, ["cap_embedder.0.weight", "noise_refiner.0.attention.qkv.weight"]),
     (Foreign::AutoencoderKl, ["encoder.conv_in.weight", "decoder.conv_norm_out.weight"]),
     (Foreign::AutoencoderCompVis, ["encoder.conv_in.weight", "decoder.norm_out.weight"]),
 ];

@@ -102,6 +102,8 @@ pub struct Guided<P> {
     /// Share, in [0, 1], of the guided noise rescaled to the standard deviation of `main`'s (Lin et al.
     /// 2024, section 3.4).
     pub rescale: f64,
+    /// Each row of what leads from the guided image to noise is as long as `main`'s (Lumina Image 2.0, Qin et al. 2025).
+    pub normalized: bool,
 }
 
 impl<P: Estimates> Denoiser for Guided<P> {
@@ -118,6 +120,9 @@ impl<P: Estimates> Denoiser for Guided<P> {
             sum + (pair[0].clean.clone() - pair[1].clean.clone()) * *scale
         });
         let main = all.swap_remove(0);
+        if self.normalized {
+            clean = normalized(clean, &main.clean, x_t.clone(), level);
+        }
         if self.rescale > 0.0 && level.alpha > 0.0 {
             clean = self.rescaled(clean, &main.clean, x_t, level);
         }
@@ -154,6 +159,17 @@ impl<P> Guided<P> {
     }
 }
 
+/// Brings each row of the flow from `clean` to noise to the length of that from `main`.
+fn normalized(clean: Tensor<4>, main: &Tensor<4>, x_t: Tensor<4>, level: &Level) -> Tensor<4> {
+    let sum = level.alpha + level.sigma;
+    // `α x + σ z` less `(α + σ) x` is the flow `z − x` times σ.
+    let flow = |clean: Tensor<4>| x_t.clone() - clean * sum;
+    let length = |flow: Tensor<4>| flow.square().sum_dim(3).sqrt();
+    let guided = flow(clean);
+    let ratio = length(flow(main.clone())) / length(guided.clone()).clamp_min(f32::MIN_POSITIVE);
+    (x_t - guided * ratio) * (1.0 / sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +195,7 @@ mod tests {
             channels: GuidedChannels::All,
             interval: None,
             rescale: 0.0,
+            normalized: false,
         }
     }
 
@@ -213,6 +230,7 @@ mod tests {
             channels: apart.channels,
             interval: None,
             rescale: 0.0,
+            normalized: false,
         };
         let clean = together.denoise(random(), &level(1.0), 0).clean;
         assert!(same(clean, apart.denoise(random(), &level(1.0), 0).clean));
@@ -238,6 +256,7 @@ mod tests {
                 channels: GuidedChannels::All,
                 interval: None,
                 rescale: 0.0,
+                normalized: false,
             };
             guided.denoise(random(), &level(1.0), 0).clean
         };
@@ -277,6 +296,27 @@ mod tests {
             let clean = guided.denoise(random(), &level(1.0), 0).clean;
             assert!(same(clean, all.clone()), "{count}");
         }
+    }
+
+    /// Where the flow vanishes with the noise, the image is still finite.
+    #[test]
+    fn normalized_flows_have_the_length_of_mains_row_by_row() {
+        let (mut guided, x_t) = (guided(5.0), random());
+        let level = Level { alpha: 0.4, sigma: 0.6, timestep: 0.0 };
+        let plain = guided.denoise(x_t.clone(), &level, 0).clean;
+        guided.normalized = true;
+        let clean = guided.denoise(x_t.clone(), &level, 0).clean;
+        let rows = |clean: Tensor<4>| (x_t.clone() - clean).square().sum_dim(3).sqrt();
+        let main = rows(guided.estimates.main.0.clone());
+        assert!(rows(clean.clone()).all_close(main.clone(), Some(1e-4), None));
+        assert!(!rows(plain.clone()).all_close(main, Some(1e-1), None));
+        // In its direction.
+        let [a, b] = [clean, plain].map(|clean| x_t.clone() - clean);
+        let cosine =
+            (a.clone() * b.clone()).sum_dim(3) / (rows(x_t.clone() - a) * rows(x_t.clone() - b));
+        assert!(cosine.clone().all_close(cosine.ones_like(), Some(1e-4), None));
+        let still = guided.denoise(guided.estimates.main.0.clone() * 0.0, &level, 0).clean;
+        assert!(still.sum().into_scalar::<f32>().is_finite());
     }
 
     #[test]

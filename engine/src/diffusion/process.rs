@@ -14,6 +14,8 @@ pub enum TimeInput {
     Timestep,
     /// 1000 less that: 0 at the pure noise of a flow.
     Countdown,
+    /// The share of the way from the pure noise of a flow to data, 0 to 1 (Lumina Image 2.0).
+    Share,
     /// `ln(σ) / 4` of the variance-exploding form (EDM2): smooth, so that any sampler with fractional
     /// times works.
     LogSigma,
@@ -134,6 +136,7 @@ impl Process {
         match self.time {
             TimeInput::Timestep => level.timestep,
             TimeInput::Countdown => TIMESTEPS - level.timestep,
+            TimeInput::Share => 1.0 - level.timestep / TIMESTEPS,
             TimeInput::LogSigma => Clock::LogSigma.timestep(level.ve_sigma()),
         }
     }

@@ -32,5 +32,7 @@ pub use ic_portrait::{Appearance, IcPortrait, IcPortraitConfig, Sight};
 pub use in_context::InContext;
 pub use net::{Net, NetConfig};
 pub use student::{History, Memory, Points, STEP_LIMIT, Student, StudentConfig};
-pub use text_encoder::{Places, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream};
+pub use text_encoder::{
+    Places, Scores, TextBlock, TextEncoder, TextEncoderConfig, TextStates, TextStream,
+};
 pub use vae::{Vae, VaeConfig};

@@ -79,7 +79,17 @@ const GENERATE: &[Heading] = &[
         "Sampling",
         &["steps", "sampler", "scheduler", "eta", "churn", "sigmas", "batch_size", "vae_tile"],
     ),
-    ("Guidance", &["cfg_scale", "cfg_interval", "cfg_rescale", "cfg_channels", "guide_model"]),
+    (
+        "Guidance",
+        &[
+            "cfg_scale",
+            "cfg_interval",
+            "cfg_rescale",
+            "cfg_normalize",
+            "cfg_channels",
+            "guide_model",
+        ],
+    ),
     PATCHES,
     (
         "Output",
@@ -165,6 +175,7 @@ const EXAMPLES: [(&str, &[&str]); 24] = [
         "generate text",
         &[
             "generate text -m PixArt-Sigma-XL-2-1024-MS \"a lighthouse in the fog\" -W 1344 -H 768",
+            "generate text -m Lumina-Image-2.0 \"a lighthouse in the fog\" --steps 40",
             "generate text -m Z-Image-Turbo \"a lighthouse in the fog\" -W 768 -H 512",
             "generate text -m PixArt-XL-2-512x512 \"a cat\" \"a dog\" -n 8 --negative-prompt \"a blurry photo\"",
             "generate text -m PixArt-XL-2-512x512 --prompt-file prompts.txt -o \"%03d-{prompt}.png\"",

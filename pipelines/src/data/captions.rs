@@ -72,7 +72,7 @@ impl Captions {
             first: String::clone(first),
             tokens: limit,
         });
-        cleaned.push(input.cleaned("", false));
+        cleaned.push(input.cleaned_negative("", false));
         let need = HALF * memory::product(&[tokens, reader.width()]);
         memory::check(format!("the states of {} take", counted(texts.len(), "caption")), need)?;
         let fingerprint = reader.source().fingerprint()?;

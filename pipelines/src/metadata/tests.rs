@@ -184,9 +184,10 @@ prop_compose! {
         rescale in perhaps(typed(0, 1)),
         interval in perhaps([typed(0, 3), typed(3, 9)]),
         channels in perhaps(1usize..=3),
+        normalized in perhaps(any::<bool>()),
     ) -> Guidance {
         let channels = channels.map(GuidedChannels::First);
-        Guidance { scale, light: None, rescale, interval, channels }
+        Guidance { scale, light: None, rescale, interval, channels, normalized }
     }
 }
 

@@ -14,7 +14,8 @@ use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
 use super::text::{TextInput, TextSource};
 use super::{
-    ModelConfig, Parts, Recognised, Source, autoencoder, flux2, pixart, read_json, sd3, z_image,
+    ModelConfig, Parts, Recognised, Source, autoencoder, flux2, lumina2, pixart, read_json, sd3,
+    z_image,
 };
 use crate::error::{Error, Result};
 use crate::labels::Labels;
@@ -75,6 +76,7 @@ pub(super) struct Network {
     pub(super) input: Option<TextInput>,
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
+    pub(super) cfg_normalized: bool,
     /// How its flow goes, if it must have one.
     pub(super) flow: Option<Flow>,
     /// Its weights, and what they tell of it.
@@ -86,6 +88,9 @@ pub(super) struct Network {
 pub(super) enum Flow {
     /// From noise to data in time and velocity.
     Backward,
+    /// The same with times of 0 to 1; where they are shifted by the size of the image, diffusers takes it that there are as
+    /// many tokens as channels.
+    Lumina2 { channels: usize },
     /// From data to noise; where times are shifted by the size of the image, as in FLUX.2.
     Flux2,
 }
@@ -103,6 +108,10 @@ impl Flow {
             Self::Backward => {
                 (process.prediction, process.time) = (Prediction::Backflow, TimeInput::Countdown);
             }
+            Self::Lumina2 { channels } => {
+                *process = process.of_image(channels, 1);
+                (process.prediction, process.time) = (Prediction::Backflow, TimeInput::Share);
+            }
             Self::Flux2 => {
                 process.shifting = process.shifting.map(|_| Shifting::Flux2);
             }
@@ -117,7 +126,8 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     let Index { class, id2label, is_distilled } = read_json(folder.join("model_index.json"))?;
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let network = network(folder, &class, id2label, is_distilled)?;
-    let Network { net, labels, mut input, steps, cfg_scale, flow, weights } = network;
+    let Network { net, labels, mut input, steps, cfg_scale, cfg_normalized, flow, weights } =
+        network;
     // Numbers before the weights, which need not be there for them to be wrong.
     net.check().map_err(|error| fault(error.to_string()))?;
     let mut scheduler = scheduler::read(
@@ -155,6 +165,7 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
             cfg_scale,
             cfg_channels: GuidedChannels::All,
             cfg_interval: None,
+            cfg_normalized,
         },
         labels,
         text: input,
@@ -191,11 +202,12 @@ fn network(
         "PixArtAlphaPipeline" => pixart::network(folder, pixart::ALPHA_TOKENS),
         "PixArtSigmaPipeline" => pixart::network(folder, pixart::SIGMA_TOKENS),
         "ZImagePipeline" => z_image::network(folder),
+        "Lumina2Pipeline" => lumina2::network(folder),
         SD3 => sd3::network(folder),
         "Flux2KleinPipeline" => flux2::network(folder, is_distilled),
         _ => {
             let expected = "`DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, \
-                `ZImagePipeline`, `Flux2KleinPipeline` or `StableDiffusion3Pipeline`";
+                `ZImagePipeline`, `Lumina2Pipeline`, `Flux2KleinPipeline` or `StableDiffusion3Pipeline`";
             Err(Error::NotAModel {
                 path: folder.to_owned(),
                 reason: format!("pipeline `{class}`, expected {expected}"),
@@ -255,6 +267,7 @@ fn dit(folder: &Path, names: BTreeMap<usize, String>) -> Result<Network> {
         input: None,
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        cfg_normalized: false,
         flow: None,
         weights: |net, checkpoint| {
             let per_block = convert::embedder_per_block(&checkpoint)?;

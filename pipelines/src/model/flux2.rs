@@ -66,6 +66,7 @@ pub(super) fn network(folder: &Path, is_distilled: bool) -> Result<Network> {
         input: Some(reads()),
         steps,
         cfg_scale,
+        cfg_normalized: false,
         flow: Some(Flow::Flux2),
         weights: |net, checkpoint| {
             let layout = convert::flux2_diffusers(widths(&net));

@@ -10,6 +10,8 @@ mod check;
 mod diffusers;
 pub(crate) mod flux2;
 mod folders;
+mod gemma2;
+mod lumina2;
 mod original;
 mod pixart;
 mod reader;
@@ -22,7 +24,7 @@ mod stored;
 pub mod text;
 pub mod text_encoder;
 mod weight_type;
-mod z_image;
+pub(crate) mod z_image;
 
 pub(crate) use folders::resolved;
 pub use reader::TextReader;

@@ -74,6 +74,7 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
         input: Some(reads(transformer.sample_size, tokens)),
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        cfg_normalized: false,
         flow: None,
         weights: |net, checkpoint| Ok((net, Source::new(checkpoint, convert::pixart_diffusers()))),
     })

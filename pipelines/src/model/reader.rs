@@ -237,7 +237,7 @@ impl TextReader {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for i in 0..config.depth {
-                    let fresh = config.init_block_alone(0, device);
+                    let fresh = config.init_block_alone(i, 0, device);
                     let name = format!("blocks.{i}");
                     let block = pyrograph_weights::load_part(
                         fresh,

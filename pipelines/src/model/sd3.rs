@@ -56,6 +56,7 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
         input: Some(reads()),
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        cfg_normalized: false,
         flow: None,
         weights: |net, checkpoint| {
             let layout = convert::sd3_diffusers(blocks(&net));

@@ -23,6 +23,8 @@ pub enum Template {
     Qwen3,
     /// Qwen3's, of a question that it answers at once.
     Qwen3Unthinking,
+    /// A word to Gemma 2 on what it is for, before a text; before one to move away from, nothing.
+    Lumina2,
     /// Nothing: a text as it was written.
     Bare,
 }
@@ -39,6 +41,11 @@ impl Template {
         const START: &str = "<|im_start|>user\n";
         match self {
             Self::Bare => [""; 2],
+            Self::Lumina2 => [
+                "You are an assistant designed to generate superior images with the superior degree of image-text \
+                 alignment based on textual prompts or user prompts. <Prompt Start> ",
+                "",
+            ],
             Self::Qwen3 => [START, "<|im_end|>\n<|im_start|>assistant\n"],
             Self::Qwen3Unthinking => {
                 [START, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"]
@@ -171,6 +178,14 @@ impl TextInput {
             Some(template) => template.filled(text),
             None if self.clean && !raw => prompt::clean(text),
             None => prompt::plain(text),
+        }
+    }
+
+    /// The same of a text to move away from.
+    pub(crate) fn cleaned_negative(&self, text: &str, raw: bool) -> String {
+        match self.template {
+            Some(Template::Lumina2) => Template::Bare.filled(text),
+            _ => self.cleaned(text, raw),
         }
     }
 

@@ -9,6 +9,7 @@ use pyrograph_weights::{Checkpoint, FloatDtype, convert};
 use serde::Deserialize;
 
 use super::folders::text_weights_file;
+use super::gemma2::Gemma2;
 use super::{Notice, Source, load_part, read_json};
 use crate::error::{Error, Result};
 
@@ -105,14 +106,9 @@ impl T5 {
         };
         let activation = activation(name)
             .ok_or_else(|| unknown("feed_forward_proj", &self.feed_forward_proj))?;
+        let (vocabulary, hidden) = (self.vocab_size, self.d_model);
         Ok(TextEncoderConfig {
-            vocabulary: self.vocab_size,
-            hidden: self.d_model,
-            depth: self.num_layers,
-            heads: self.num_heads,
-            key_heads: None,
             head: self.d_kv,
-            head_norm: false,
             inner: self.d_ff,
             activation,
             gated,
@@ -120,11 +116,8 @@ impl T5 {
                 buckets: self.relative_attention_num_buckets,
                 farthest: self.relative_attention_max_distance,
             },
-            causal: false,
-            bias: false,
             epsilon: self.layer_norm_epsilon,
-            projection: None,
-            behind: Vec::new(),
+            ..TextEncoderConfig::new(vocabulary, hidden, self.num_layers, self.num_heads)
         })
     }
 }
@@ -166,23 +159,16 @@ impl Clip {
             return Err(format!("hidden_size is {hidden}, expected a multiple of {heads} heads"));
         }
         let name = &self.hidden_act;
+        let (vocabulary, depth) = (self.vocab_size, self.num_hidden_layers);
         Ok(TextEncoderConfig {
-            vocabulary: self.vocab_size,
-            hidden,
-            depth: self.num_hidden_layers,
-            heads,
-            key_heads: None,
-            head: hidden / heads,
-            head_norm: false,
             inner: self.intermediate_size,
             activation: activation(name).ok_or_else(|| unknown("hidden_act", name))?,
-            gated: false,
             places: Places::Learned(self.max_position_embeddings),
             causal: true,
             bias: true,
             epsilon: self.layer_norm_eps,
             projection: projected.then_some(self.projection_dim),
-            behind: Vec::new(),
+            ..TextEncoderConfig::new(vocabulary, hidden, depth, heads)
         })
     }
 
@@ -213,6 +199,13 @@ struct Qwen3 {
     attention_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
+    #[serde(flatten)]
+    positions: Positions,
+}
+
+/// Rotary positions in a configuration of the transformers library.
+#[derive(Default, Deserialize)]
+pub(super) struct Positions {
     rope_theta: Option<f64>,
     rope_parameters: Option<RopeParameters>,
     rope_scaling: Option<serde_json::Value>,
@@ -229,6 +222,27 @@ fn default_rope() -> String {
     "default".into()
 }
 
+impl Positions {
+    /// Their base, or this one where nothing is said; they are not scaled.
+    pub(super) fn theta(&self, usual: Option<f64>) -> Result<f64, String> {
+        let kind = self.rope_parameters.as_ref().map_or("default", |rope| &rope.rope_type);
+        if kind != "default" || self.rope_scaling.is_some() {
+            let found = self.rope_scaling.as_ref().map_or(kind.to_owned(), ToString::to_string);
+            return Err(format!("positions are scaled by {found}, expected none of it"));
+        }
+        let of_parameters = self.rope_parameters.as_ref().map(|rope| rope.rope_theta);
+        of_parameters.or(self.rope_theta).or(usual).ok_or_else(|| "no rope_theta".into())
+    }
+}
+
+/// How many blocks of a language model there are, under names that begin like this.
+pub(super) fn blocks(checkpoint: &Checkpoint, start: &str) -> Option<usize> {
+    let number = |name: &String| -> Option<usize> {
+        name.strip_prefix(start)?.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+    };
+    Some(checkpoint.tensors().keys().filter_map(number).max()?.saturating_add(1))
+}
+
 impl Qwen3 {
     /// That of tensors under the names of the transformers library, if they are those of a Qwen3; what they do not tell is
     /// that of all published ones.
@@ -241,14 +255,11 @@ impl Qwen3 {
         let &[vocab_size, hidden_size] = shape("embed_tokens")? else { return None };
         let &[head_dim] = first("self_attn.q_norm")? else { return None };
         let rows = |part: &str| first(part)?.first().copied();
-        let number = |name: &String| -> Option<usize> {
-            name.strip_prefix(start)?.strip_prefix("layers.")?.split('.').next()?.parse().ok()
-        };
         Some(Self {
             vocab_size,
             hidden_size,
             intermediate_size: rows("mlp.gate_proj")?,
-            num_hidden_layers: tensors.keys().filter_map(number).max()?.saturating_add(1),
+            num_hidden_layers: blocks(checkpoint, start)?,
             num_attention_heads: rows("self_attn.q_proj")?.checked_div(head_dim)?,
             num_key_value_heads: rows("self_attn.k_proj")?.checked_div(head_dim)?,
             head_dim,
@@ -256,18 +267,11 @@ impl Qwen3 {
             hidden_act: "silu".into(),
             attention_bias: false,
             use_sliding_window: false,
-            rope_theta: Some(QWEN3_THETA),
-            rope_parameters: None,
-            rope_scaling: None,
+            positions: Positions { rope_theta: Some(QWEN3_THETA), ..Positions::default() },
         })
     }
 
     fn config(&self) -> Result<TextEncoderConfig, String> {
-        let kind = self.rope_parameters.as_ref().map_or("default", |rope| &rope.rope_type);
-        if kind != "default" || self.rope_scaling.is_some() {
-            let found = self.rope_scaling.as_ref().map_or(kind.to_owned(), ToString::to_string);
-            return Err(format!("positions are scaled by {found}, expected none of it"));
-        }
         for (key, on) in [
             ("attention_bias", self.attention_bias),
             ("use_sliding_window", self.use_sliding_window),
@@ -276,14 +280,11 @@ impl Qwen3 {
                 return Err(format!("{key} is true, expected false"));
             }
         }
-        let of_parameters = self.rope_parameters.as_ref().map(|rope| rope.rope_theta);
-        let theta = of_parameters.or(self.rope_theta).ok_or("no rope_theta")?;
+        let theta = self.positions.theta(None)?;
         let name = &self.hidden_act;
+        let (vocabulary, hidden) = (self.vocab_size, self.hidden_size);
+        let (depth, heads) = (self.num_hidden_layers, self.num_attention_heads);
         Ok(TextEncoderConfig {
-            vocabulary: self.vocab_size,
-            hidden: self.hidden_size,
-            depth: self.num_hidden_layers,
-            heads: self.num_attention_heads,
             key_heads: Some(self.num_key_value_heads),
             head: self.head_dim,
             head_norm: true,
@@ -292,16 +293,14 @@ impl Qwen3 {
             gated: true,
             places: Places::Rotary { theta },
             causal: true,
-            bias: false,
             epsilon: self.rms_norm_eps,
-            projection: None,
-            behind: Vec::new(),
+            ..TextEncoderConfig::new(vocabulary, hidden, depth, heads)
         })
     }
 }
 
 /// An activation by its name in the transformers library.
-fn activation(name: &str) -> Option<Activation> {
+pub(super) fn activation(name: &str) -> Option<Activation> {
     Some(match name {
         "gelu" => Activation::Gelu,
         "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
@@ -312,12 +311,13 @@ fn activation(name: &str) -> Option<Activation> {
     })
 }
 
-fn unknown(key: &str, found: &str) -> String {
+pub(super) fn unknown(key: &str, found: &str) -> String {
     format!("{key} is `{found}`, expected gelu, gelu_new, quick_gelu, relu or silu")
 }
 
 impl TextEncoderSource {
-    /// The encoder in a folder with a `config.json`: that of T5, the text half of CLIP, or Qwen3; or that of T5 or Qwen3 in a file.
+    /// The encoder in a folder with a `config.json`: that of T5, the text half of CLIP, Qwen3 or Gemma 2; or that of T5, Qwen3 or
+    /// Gemma 2 in a file.
     ///
     /// # Errors
     /// Another network, a configuration that no encoder can have, weights that do not fit it.
@@ -346,23 +346,31 @@ impl TextEncoderSource {
                 let qwen3: Qwen3 = read_json(config())?;
                 (qwen3.config().map_err(fault)?, convert::qwen3(&checkpoint), None)
             }
+            (Some("gemma2"), _) | (None, Some("Gemma2Model" | "Gemma2ForCausalLM")) => {
+                let gemma2: Gemma2 = read_json(config())?;
+                (gemma2.config().map_err(fault)?, convert::gemma2(&checkpoint), None)
+            }
             (kind, class) => {
                 let found = kind.or(class).unwrap_or("none that is named");
-                let expected = "`t5`, `clip_text_model` or `qwen3`";
+                let expected = "`t5`, `clip_text_model`, `qwen3` or `gemma2`";
                 return Err(fault(format!("text encoder `{found}`, expected {expected}")));
             }
         };
         Self::checked(folder, config, Source::new(checkpoint, layout), end)
     }
 
-    /// The encoder of T5 or Qwen3 in a file of its own (`t5xxl_fp16.safetensors`), whose sizes its tensors tell.
+    /// The encoder of T5, Qwen3 or Gemma 2 in a file of its own (`t5xxl_fp16.safetensors`), whose sizes its tensors tell.
     fn file(path: &Path) -> Result<Self> {
         let fault = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
         let checkpoint = Checkpoint::open(path)?;
-        let (config, layout) = match (T5::of(&checkpoint), Qwen3::of(&checkpoint)) {
-            (Some(t5), _) => (t5.config(), convert::t5(&checkpoint)),
-            (None, Some(qwen3)) => (qwen3.config(), convert::qwen3(&checkpoint)),
-            (None, None) => return Err(fault("no text encoder of T5 or Qwen3".into())),
+        let (config, layout) = if let Some(t5) = T5::of(&checkpoint) {
+            (t5.config(), convert::t5(&checkpoint))
+        } else if let Some(qwen3) = Qwen3::of(&checkpoint) {
+            (qwen3.config(), convert::qwen3(&checkpoint))
+        } else if let Some(gemma2) = Gemma2::of(&checkpoint) {
+            (gemma2.config(), convert::gemma2(&checkpoint))
+        } else {
+            return Err(fault("no text encoder of T5, Qwen3 or Gemma 2".into()));
         };
         Self::checked(path, config.map_err(fault)?, Source::new(checkpoint, layout), None)
     }

@@ -78,12 +78,18 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
         input: Some(reads()),
         steps: STEPS,
         cfg_scale: CFG_SCALE,
+        cfg_normalized: false,
         flow: Some(Flow::Backward),
         weights: |net, checkpoint| {
-            let layout = convert::z_image_diffusers(net.patch);
+            let layout = convert::z_image_diffusers(net.patch, heads(&net));
             Ok((net, Source::new(checkpoint, layout)))
         },
     })
+}
+
+/// Heads of queries and of keys of such a network.
+pub(crate) fn heads(net: &DitConfig) -> [usize; 2] {
+    [net.heads, net.branches.key_heads.unwrap_or(net.heads)]
 }
 
 /// How such a model reads texts, but for its encoder.

@@ -188,6 +188,6 @@ fn guided<'a>(
     scales: Vec<f64>,
     estimates: impl Estimates + 'a,
 ) -> Box<dyn Denoiser + 'a> {
-    let GuidanceSettings { channels, interval, rescale, .. } = *settings;
-    Box::new(Guided { estimates, scales, channels, interval, rescale })
+    let GuidanceSettings { channels, interval, rescale, normalized, .. } = *settings;
+    Box::new(Guided { estimates, scales, channels, interval, rescale, normalized })
 }

@@ -45,15 +45,17 @@ impl TextTask {
     /// # Errors
     /// Those of [`TextReader::tokens`].
     pub fn cut(&self, request: &Request<String>) -> Result<Vec<Cut>> {
-        let (limit, mut cuts) = (self.limit(request), Vec::new());
-        let mut prompts: Vec<&String> = request.prompts.iter().chain(&request.negative).collect();
+        let (limit, raw, mut cuts) = (self.limit(request), request.raw_prompt, Vec::new());
+        let asked = request.prompts.iter().map(|text| (text, self.input.cleaned(text, raw)));
+        let negative = request.negative.iter();
+        let negative = negative.map(|text| (text, self.input.cleaned_negative(text, raw)));
+        let mut prompts: Vec<(&String, String)> = asked.chain(negative).collect();
         prompts.sort();
         prompts.dedup();
         let clips = self.input.clips.iter().map(ClipInput::tokens).zip(&self.clips);
         let readers: Vec<(usize, &TextReader)> =
             self.reader.iter().map(|reader| (limit, reader)).chain(clips).collect();
-        for prompt in prompts {
-            let text = self.input.cleaned(prompt, request.raw_prompt);
+        for (prompt, text) in prompts {
             for (tokens, reader) in &readers {
                 let part = reader.tokens(&text, *tokens)?.cut;
                 let part = part.map(|part| self.input.of_text(part));
@@ -76,6 +78,12 @@ impl TextTask {
         let clips = self.input.clips.iter().zip(&self.clips);
         let clips = clips.map(|(clip, reader)| reader.read_pooled(texts, clip.tokens()));
         Ok(with_clips(states, clips.collect::<Result<_>>()?, &self.device))
+    }
+
+    /// The text to move away from, as the encoder reads it.
+    fn negative(&self, request: &Request<String>) -> String {
+        let text = request.negative.as_deref().unwrap_or_default();
+        self.input.cleaned_negative(text, request.raw_prompt)
     }
 
     /// Most tokens of a text.
@@ -103,10 +111,9 @@ impl Task for TextTask {
         else {
             return Ok(self.limit(request) + of_clips);
         };
-        let negative = request.negative.clone().unwrap_or_default();
+        let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
         let mut longest = 0;
-        for text in request.prompts.iter().chain([&negative]) {
-            let text = self.input.cleaned(text, request.raw_prompt);
+        for text in request.prompts.iter().map(clean).chain([self.negative(request)]) {
             longest = longest.max(reader.tokens(&text, self.limit(request))?.ids.len());
         }
         Ok(longest + of_clips)
@@ -114,7 +121,7 @@ impl Task for TextTask {
 
     fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
         let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
-        let mut texts = vec![clean(&request.negative.clone().unwrap_or_default())];
+        let mut texts = vec![self.negative(request)];
         let mut entries = BTreeMap::from([(texts[0].clone(), 0)]);
         let mut images = Vec::with_capacity(request.prompts.len());
         for prompt in &request.prompts {

@@ -198,6 +198,7 @@ impl Default for TrainConfig {
                 cfg_scale: 1.6,
                 cfg_channels: Default::default(),
                 cfg_interval: None,
+                cfg_normalized: false,
             },
         }
     }

@@ -252,7 +252,7 @@ fn steps(
             let timesteps = StudentConfig::even_times(shape.steps, levels[0].timestep);
             (timesteps, Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()))
         }
-        TimeInput::Countdown => (
+        TimeInput::Countdown | TimeInput::Share => (
             levels.iter().map(|level| teacher.process.time_input(level)).collect(),
             Spacing::Timesteps(levels.iter().map(|level| level.timestep).collect()),
         ),

@@ -265,6 +265,7 @@ pub const SETTINGS: &[Setting] = &[
     row("defaults.cfg_scale", NUMBER, Any, "Their guidance; 1 is none"),
     row("defaults.cfg_channels", NAME, Any, "Channels that are guided: all, or { first = 3 }"),
     row("defaults.cfg_interval", LIST, From(0.0), "Noise levels σ, [low, high], between which guidance acts; left out, everywhere"),
+    row("defaults.cfg_normalized", SWITCH, Any, "Whether each row of the guided prediction has the length of the unguided one's"),
 
     row("patches", LIST, Any,
         "Patch sizes of a flexible model over the run: [{ until = 8500, shares = [[8, 0.75], [16, 0.25]] }]"),

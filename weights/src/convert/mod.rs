@@ -21,5 +21,8 @@ pub use lora::{Lora, LoraTerm, PersonParts, read_lora, write_lora};
 pub use mp_dit::mp_dit;
 pub use pixart::{pixart_diffusers, pixart_lora, pixart_original};
 pub use sd3::{Sd3Blocks, sd3_diffusers, sd3_lora, sd3_original};
-pub use text_encoder::{clip, qwen3, t5};
-pub use z_image::{z_image_diffusers, z_image_lora, z_image_original};
+pub use text_encoder::{clip, gemma2, qwen3, t5};
+pub use z_image::{
+    lumina2_diffusers, lumina2_lora, lumina2_original, z_image_diffusers, z_image_lora,
+    z_image_original,
+};

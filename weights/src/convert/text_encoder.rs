@@ -35,6 +35,28 @@ pub fn t5(checkpoint: &Checkpoint) -> Layout {
 /// The stream of Qwen3, alone or in the language model, with or without `model.` before the names. Blocks and a norm that
 /// the configuration leaves out may be there.
 pub fn qwen3(checkpoint: &Checkpoint) -> Layout {
+    let norms = [
+        ("first.gain", "input_layernorm"),
+        ("attention.norm.query", "self_attn.q_norm"),
+        ("attention.norm.key", "self_attn.k_norm"),
+        ("second.gain", "post_attention_layernorm"),
+    ];
+    decoder("Qwen3", checkpoint, &norms)
+}
+
+/// The same of Gemma 2.
+pub fn gemma2(checkpoint: &Checkpoint) -> Layout {
+    let norms = [
+        ("first.gain", "input_layernorm"),
+        ("behind.0.gain", "post_attention_layernorm"),
+        ("second.gain", "pre_feedforward_layernorm"),
+        ("behind.1.gain", "post_feedforward_layernorm"),
+    ];
+    decoder("Gemma 2", checkpoint, &norms)
+}
+
+/// The stream of a language model whose blocks have these norms.
+fn decoder(name: &'static str, checkpoint: &Checkpoint, norms: &[(&str, &str)]) -> Layout {
     let is_nested = checkpoint.tensors().keys().any(|name| name.starts_with("model."));
     let start = if is_nested { "model." } else { "" };
     let layer = |part: &str| format!("{start}layers.*.{part}.weight");
@@ -42,19 +64,16 @@ pub fn qwen3(checkpoint: &Checkpoint) -> Layout {
         Rule::new(&format!("blocks.*.{target}"), &layer(source), transform)
     };
     let qkv = ["q", "k", "v"].map(|part| layer(&format!("self_attn.{part}_proj"))).to_vec();
-    let rules = vec![
+    let mut rules = vec![
         Rule::new("tokens", &format!("{start}embed_tokens.weight"), Copy),
-        block("first.gain", "input_layernorm", Copy),
         Rule::concat("blocks.*.attention.qkv.weight", qkv, Transpose),
-        block("attention.norm.query", "self_attn.q_norm", Copy),
-        block("attention.norm.key", "self_attn.k_norm", Copy),
         block("attention.out.weight", "self_attn.o_proj", Transpose),
-        block("second.gain", "post_attention_layernorm", Copy),
         block("up.weight", "mlp.gate_proj", Transpose),
         block("gate.weight", "mlp.up_proj", Transpose),
         block("down.weight", "mlp.down_proj", Transpose),
         Rule::new("norm.gain", &format!("{start}norm.weight"), Copy),
     ];
+    rules.extend(norms.iter().map(|(ours, theirs)| block(ours, theirs, Copy)));
     let ignored = vec![
         // From states to words.
         "lm_head.weight",
@@ -62,8 +81,10 @@ pub fn qwen3(checkpoint: &Checkpoint) -> Layout {
         "layers.*.*.*.weight",
         "model.layers.*.*.weight",
         "model.layers.*.*.*.weight",
+        // In files of ComfyUI.
+        "spiece_model",
     ];
-    Layout::new("Qwen3", rules, ignored)
+    Layout::new(name, rules, ignored)
 }
 
 /// The text half of CLIP, with or without `text_model.` before the names.

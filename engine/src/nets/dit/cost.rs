@@ -189,7 +189,12 @@ mod tests {
             [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)]
                 .map(|base| DitConfig { text: text.clone(), ..base })
         });
-        let joined = [joined(64, 2), joined(64, 1), parallel(64), dual(64)];
+        let unfilled = |base: DitConfig| {
+            let text = base.text.clone().map(|text| TextConfig { multiple: None, ..text });
+            DitConfig { text, ..base }
+        };
+        let joined =
+            [joined(64, 2), unfilled(joined(64, 2)), joined(64, 1), parallel(64), dual(64)];
         for base in kinds.chain(joined) {
             for sharing in [shared, adapted] {
                 let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };

@@ -42,6 +42,18 @@ pub struct TextEncoderConfig {
     pub bias: bool,
     /// ε of the norms.
     pub epsilon: f64,
+    /// RMS norms also behind the attention and behind the feed-forward layer (Gemma 2).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandwich: bool,
+    /// The factors of the norms are stored less 1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub centred: bool,
+    /// Tokens come in multiplied by the root of `hidden`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scaled: bool,
+    /// What is not usual of the scores.
+    #[serde(default, skip_serializing_if = "Scores::is_usual")]
+    pub scores: Scores,
     /// Width of a text as one vector, which is projected from its last token; `None` without a projection.
     #[serde(default)]
     pub projection: Option<usize>,
@@ -49,6 +61,27 @@ pub struct TextEncoderConfig {
     /// none for that behind the last block and norm.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub behind: Vec<usize>,
+}
+
+/// Scores of attention, where they are not `q · k / √d` of all tokens (Gemma 2, Gemma Team 2024).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// The `d`; `None` for the width of a head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divisor: Option<f64>,
+    /// See [`AttentionSpec::softcap`](crate::ops::AttentionSpec::softcap).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softcap: Option<f64>,
+    /// In the first block and every second one behind it, a token sees as many before it, itself among them, and no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How the tokens of a text know their places.
@@ -73,6 +106,32 @@ pub enum Places {
 }
 
 impl TextEncoderConfig {
+    /// An encoder of such blocks of so many heads, in the manner of T5 without its places.
+    pub fn new(vocabulary: usize, hidden: usize, depth: usize, heads: usize) -> Self {
+        Self {
+            vocabulary,
+            hidden,
+            depth,
+            heads,
+            key_heads: None,
+            head: hidden / heads.max(1),
+            head_norm: false,
+            inner: 4 * hidden,
+            activation: Activation::Relu,
+            gated: false,
+            places: Places::Rotary { theta: 1e4 },
+            causal: false,
+            bias: false,
+            epsilon: 1e-6,
+            sandwich: false,
+            centred: false,
+            scaled: false,
+            scores: Scores::default(),
+            projection: None,
+            behind: Vec::new(),
+        }
+    }
+
     /// Whether there can be such an encoder.
     ///
     /// # Errors
@@ -94,12 +153,14 @@ impl TextEncoderConfig {
             ("places of a text", places, LIMIT),
             ("farthest distance", farthest, LIMIT),
             ("width of the projection", self.projection.unwrap_or(1), 1 << 16),
+            ("window of the attention", self.scores.window.unwrap_or(1), LIMIT),
         ];
         for (name, value, limit) in counts {
             if !(1..=limit).contains(&value) {
                 return Err(ConfigError::value(name, value, format!("1 to {limit}")));
             }
         }
+        self.check_scores()?;
         let rises = self.behind.windows(2).all(|pair| pair[0] < pair[1]);
         if !rises || self.behind.last().is_some_and(|last| *last > self.depth) {
             let expected = format!("rising, up to {} blocks", self.depth);
@@ -127,6 +188,25 @@ impl TextEncoderConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_scores(&self) -> Result<(), ConfigError> {
+        let Scores { divisor, softcap, window } = self.scores;
+        for (name, value) in [("divisor of the scores", divisor), ("cap of the scores", softcap)] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                return Err(ConfigError::value(name, value, "finite and above 0"));
+            }
+        }
+        if let Some(window) = window.filter(|_| !self.causal) {
+            let expected = "none where tokens see those behind them";
+            return Err(ConfigError::value("window of the attention", window, expected));
+        }
+        for (name, on) in [("sandwich", self.sandwich), ("centred", self.centred)] {
+            if on && self.bias {
+                return Err(ConfigError::value(name, true, "false of layer norms"));
+            }
+        }
+        Ok(())
     }
 
     /// Width of the states of a text.

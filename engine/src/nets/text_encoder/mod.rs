@@ -1,12 +1,12 @@
 //! Encoders of text: T5 (Raffel et al. 2020), the text half of CLIP (Radford et al. 2021), language models whose states
-//! are read (Qwen3, Yang et al. 2025), and their kind.
+//! are read (Qwen3, Yang et al. 2025; Gemma 2, Gemma Team 2024), and their kind.
 
 mod config;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 
-pub use config::{Places, TextEncoderConfig};
+pub use config::{Places, Scores, TextEncoderConfig};
 
 use crate::layers::dense::DenseConfig;
 use crate::layers::{Activation, Attend, Attention, AttentionConfig, Dense, Fresh, Init, Rope};
@@ -44,8 +44,12 @@ pub struct TextBlock {
     pub gate: Option<Dense>,
     /// `[inner, hidden]`.
     pub down: Dense,
+    /// Behind the attention and behind the feed-forward layer.
+    pub behind: Option<[TextNorm; 2]>,
     #[module(skip)]
     activation: Activation,
+    /// It sees the window alone.
+    windowed: bool,
 }
 
 /// A layer norm, or an RMS norm without a bias.
@@ -56,6 +60,7 @@ pub struct TextNorm {
     /// `[hidden]`.
     pub bias: Option<Param<Tensor<1>>>,
     epsilon: f64,
+    centred: bool,
 }
 
 /// Texts on their way through the blocks.
@@ -63,8 +68,8 @@ pub struct TextNorm {
 pub struct TextStream {
     /// `[batch, tokens, hidden]`, in f32.
     x: Tensor<3>,
-    /// What acts on the scores of every block.
-    bias: Option<AttentionBias>,
+    /// What acts on the scores of blocks, and on those of blocks with a window.
+    biases: [Option<AttentionBias>; 2],
     rotary: Option<Rotary>,
     /// Blocks passed.
     passed: usize,
@@ -92,7 +97,7 @@ impl TextEncoderConfig {
             panic!("{fault}");
         }
         let init = &Init::new(seed, device);
-        let blocks = (0..self.depth).map(|_| self.init_block(init)).collect();
+        let blocks = (0..self.depth).map(|i| self.init_block(i, init)).collect();
         self.around(blocks, init)
     }
 
@@ -107,9 +112,9 @@ impl TextEncoderConfig {
         self.around(Vec::new(), &Init::new(seed, device))
     }
 
-    /// A block of it, with the fresh weights of a seed of its own.
-    pub fn init_block_alone(&self, seed: u64, device: &Device) -> TextBlock {
-        self.init_block(&Init::new(seed, device))
+    /// The block at place `i`, with the fresh weights of a seed of its own.
+    pub fn init_block_alone(&self, i: usize, seed: u64, device: &Device) -> TextBlock {
+        self.init_block(i, &Init::new(seed, device))
     }
 
     fn around(&self, blocks: Vec<TextBlock>, init: &Init<'_>) -> TextEncoder {
@@ -136,18 +141,23 @@ impl TextEncoderConfig {
 
     fn init_norm(&self, init: &Init<'_>) -> TextNorm {
         TextNorm {
-            gain: init.param(Fresh::Constant(1.0), [self.hidden]),
+            gain: init.param(Fresh::Constant(if self.centred { 0.0 } else { 1.0 }), [self.hidden]),
             bias: self.bias.then(|| init.param(Fresh::Constant(0.0), [self.hidden])),
             epsilon: self.epsilon,
+            centred: self.centred,
         }
     }
 
-    fn init_block(&self, init: &Init<'_>) -> TextBlock {
-        let scale = matches!(self.places, Places::Relative { .. }).then_some(1.0);
+    fn init_block(&self, i: usize, init: &Init<'_>) -> TextBlock {
+        let Scores { divisor, softcap, window } = self.scores;
+        let scale = match self.places {
+            Places::Relative { .. } => Some(1.0),
+            _ => divisor.map(|divisor| divisor.sqrt().recip()),
+        };
         let (spec, key_heads) = (AttentionSpec::new(self.heads), self.key_heads());
         let attention = AttentionConfig {
             head: self.head,
-            spec: AttentionSpec { scale, key_heads, ..spec },
+            spec: AttentionSpec { scale, softcap, key_heads, ..spec },
             norm: self.head_norm.then_some(self.epsilon),
             ..AttentionConfig::new(self.hidden, self.heads)
         };
@@ -158,7 +168,9 @@ impl TextEncoderConfig {
             up: self.dense(self.hidden, self.inner).init(init),
             gate: self.gated.then(|| self.dense(self.hidden, self.inner).init(init)),
             down: self.dense(self.inner, self.hidden).init(init),
+            behind: self.sandwich.then(|| [(); 2].map(|()| self.init_norm(init))),
             activation: self.activation,
+            windowed: window.is_some() && i.is_multiple_of(2),
         }
     }
 }
@@ -185,6 +197,7 @@ impl TextNorm {
     /// `[batch, tokens, hidden]` to the same
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let gain = self.gain.val().cast(FloatDType::F32).unsqueeze::<3>();
+        let gain = if self.centred { gain + 1.0 } else { gain };
         let x = match &self.bias {
             Some(_) => x.clone() - x.mean_dim(2),
             None => x,
@@ -217,22 +230,31 @@ impl TextStream {
 impl TextBlock {
     /// The texts behind this block.
     pub fn forward(&self, stream: TextStream) -> TextStream {
-        let TextStream { x, bias, rotary, .. } = &stream;
+        let TextStream { x, biases: [everywhere, within], rotary, .. } = &stream;
         let dtype = self.attention.qkv.dtype();
+        let bias = if self.windowed { within } else { everywhere };
         let typed = bias
             .clone()
             .map(|bias| AttentionBias { added: bias.added.map(|added| added.cast(dtype)), ..bias });
         let attend = typed.as_ref().map_or(Attend::Full, Attend::Biased);
         let h = self.first.forward(x.clone()).cast(dtype);
         let seen = self.attention.adapted(h, rotary.as_ref(), attend, None);
-        let x = x.clone() + seen.cast(FloatDType::F32);
+        let x = x.clone() + self.leaving(0, seen.cast(FloatDType::F32));
         let h = self.second.forward(x.clone());
         let inner = apply(&self.up, &h, Some(self.activation));
         let inner = match &self.gate {
             Some(gate) => inner * apply(gate, &h, None),
             None => inner,
         };
-        stream.behind(x + apply(&self.down, &inner, None))
+        stream.behind(x + self.leaving(1, apply(&self.down, &inner, None)))
+    }
+
+    /// What a branch made, behind its norm.
+    fn leaving(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
+        match &self.behind {
+            Some(norms) => norms[branch].forward(x),
+            None => x,
+        }
     }
 
     fn folded(mut self) -> Self {
@@ -283,10 +305,17 @@ impl TextEncoder {
         keep: &[usize],
     ) -> TextStream {
         let tokens = ids.first().expect("a text").len();
-        let (x, bias, rotary) = (self.embed(ids), self.bias(tokens, padding), self.rotary(tokens));
+        let (x, rotary) = (self.embed(ids), self.rotary(tokens));
+        // None of a text that fits into it.
+        let window = self.config.scores.window.filter(|window| *window < tokens);
+        let everywhere = self.bias(tokens, padding.clone(), None);
+        let within = match window {
+            Some(_) => self.bias(tokens, padding, window),
+            None => everywhere.clone(),
+        };
         let kept = keep.first().filter(|first| **first == 0).map(|_| x.clone());
         let (kept, kept_behind) = (kept.into_iter().collect(), keep.to_vec());
-        TextStream { x, bias, rotary, passed: 0, kept_behind, kept }
+        TextStream { x, biases: [everywhere, within], rotary, passed: 0, kept_behind, kept }
     }
 
     fn rotary(&self, tokens: usize) -> Option<Rotary> {
@@ -342,6 +371,7 @@ impl TextEncoder {
         let ids = Tensor::<1, Int>::from_data(TensorData::new(flat, [batch * tokens]), &device);
         let x = self.tokens.val().select(0, ids).cast(FloatDType::F32);
         let x: Tensor<3> = x.reshape([batch, tokens, self.config.hidden]);
+        let x = if self.config.scaled { x * (self.config.hidden as f64).sqrt() } else { x };
         match (self.config.places, &self.places) {
             (Places::Learned(places), Some(table)) => {
                 assert!(tokens <= places, "{tokens} tokens, expected up to {places}");
@@ -351,13 +381,20 @@ impl TextEncoder {
         }
     }
 
-    /// What acts on the scores of every block.
-    fn bias(&self, tokens: usize, padding: Option<Tensor<2, Bool>>) -> Option<AttentionBias> {
+    /// What acts on the scores of a block, which has such a window or none.
+    fn bias(
+        &self,
+        tokens: usize,
+        padding: Option<Tensor<2, Bool>>,
+        window: Option<usize>,
+    ) -> Option<AttentionBias> {
         let device = self.norm.gain.lazy_device();
         let pairs = || (0..tokens * tokens).map(|i| ((i / tokens) as isize, (i % tokens) as isize));
         let mut bias = padding.map(AttentionBias::hidden_keys);
         if self.config.causal {
-            let later: Vec<bool> = pairs().map(|(query, key)| key > query).collect();
+            let far = window.map_or(isize::MAX, |window| window as isize);
+            let hides = |(query, key)| key > query || query - key >= far;
+            let later: Vec<bool> = pairs().map(hides).collect();
             let later = TensorData::new(later, [1, 1, tokens, tokens]);
             let later = Tensor::<4, Bool>::from_data(later, &device);
             let hidden = match bias.and_then(|bias| bias.hidden) {

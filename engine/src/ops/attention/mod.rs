@@ -43,6 +43,8 @@ pub struct AttentionSpec {
     pub cosine: bool,
     /// Factor on the products of queries and keys, above 0; `None` is `1 / √d` for heads of width `d`.
     pub scale: Option<f64>,
+    /// Scores `s` become `c · tanh(s / c)` for this `c` before a bias (Gemma 2); above 0.
+    pub softcap: Option<f64>,
     /// Whether products are of bf16 where the CPU has tile units for them, as they are in
     /// [mixed precision](super::mixed()).
     pub rounds: bool,
@@ -79,7 +81,7 @@ impl Packed {
 impl AttentionSpec {
     /// As many heads of keys as of queries, and scores of `q · k / √d`.
     pub fn new(heads: usize) -> Self {
-        Self { heads, key_heads: heads, cosine: false, scale: None, rounds: false }
+        Self { heads, key_heads: heads, cosine: false, scale: None, softcap: None, rounds: false }
     }
 
     /// Heads of the queries, and those of the keys and of the values together, in a row of such parts.
@@ -147,7 +149,7 @@ impl AttentionBias {
 }
 
 /// Multi-head attention: `softmax(scale · q · kᵀ + bias) · v` in each head, of all queries to all keys of the
-/// sources.
+/// sources; with a cap on the scores as a chain of burn's operations everywhere.
 ///
 /// Self-attention is one source with all parts; a cache adds keys and values; cross-attention is a source of
 /// queries and one of keys and values; joint attention two sources with all parts. Where gradients are recorded,
@@ -167,7 +169,8 @@ pub fn attention(
 ) -> Tensor<3> {
     check(&sources, spec, bias);
     let bias = bias.cloned().unwrap_or_default();
-    let fused = sources.iter().all(|source| available(&source.rows))
+    let fused = spec.softcap.is_none()
+        && sources.iter().all(|source| available(&source.rows))
         && bias.added.as_ref().is_none_or(available);
     if !fused {
         return plain(sources, spec, bias);
@@ -197,6 +200,7 @@ fn check(sources: &[Packed], spec: &AttentionSpec, bias: Option<&AttentionBias>)
         assert_eq!(of(source), [batch, width], "batch and width of a head of every source");
     }
     assert!(spec.scale.is_none_or(|scale| scale > 0.0), "a scale of {:?}", spec.scale);
+    assert!(spec.softcap.is_none_or(|cap| cap > 0.0), "scores capped at {:?}", spec.softcap);
     if let Some(bias) = bias {
         bias.check([batch, spec.heads, queries, keys]);
     }
@@ -205,7 +209,7 @@ fn check(sources: &[Packed], spec: &AttentionSpec, bias: Option<&AttentionBias>)
 fn plain(sources: Vec<Packed>, spec: &AttentionSpec, bias: AttentionBias) -> Tensor<3> {
     let [queries, keys, values] = unpack(sources, spec);
     let unit = |x| if spec.cosine { normalize(x, 3) } else { x };
-    let mixed = mix([unit(queries), unit(keys), values], spec.scale, bias);
+    let mixed = mix([unit(queries), unit(keys), values], spec, bias);
     let [batch, heads, tokens, head] = mixed.dims();
     mixed.swap_dims(1, 2).reshape([batch, tokens, heads * head])
 }
@@ -216,10 +220,10 @@ fn plain(sources: Vec<Packed>, spec: &AttentionSpec, bias: AttentionBias) -> Ten
 /// `[batch, heads, tokens, d]`
 fn mix(
     [queries, keys, values]: [Tensor<4>; 3],
-    scale: Option<f64>,
+    &AttentionSpec { scale, softcap, .. }: &AttentionSpec,
     AttentionBias { hidden, added }: AttentionBias,
 ) -> Tensor<4> {
-    let options = AttentionModuleOptions { scale, ..Default::default() };
+    let options = AttentionModuleOptions { scale, softcap, ..Default::default() };
     let ([batch, heads, tokens, head], seen) = (queries.dims(), keys.dims()[2]);
     let scores = [batch, heads, tokens, seen];
     let dtype = FloatDType::from(queries.dtype());

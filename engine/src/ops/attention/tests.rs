@@ -58,7 +58,7 @@ fn every_combination_of_sources_heads_and_bias() {
     for (combination, (heads, key_heads, cosine, scale)) in
         combinations.into_iter().flat_map(|c| specs.map(|spec| (c, spec)))
     {
-        let spec = AttentionSpec { heads, key_heads, cosine, scale, rounds: false };
+        let spec = AttentionSpec { key_heads, cosine, scale, ..AttentionSpec::new(heads) };
         let parts: Vec<Parts> = combination.iter().map(|(parts, _)| *parts).collect();
         let count = |other: Parts| -> usize {
             combination.iter().filter(|(parts, _)| *parts != other).map(|(_, n)| n).sum()
@@ -137,6 +137,24 @@ fn grouped_heads_are_repeated_heads() {
         |keys, spec| attention(vec![Packed::q(queries.clone()), Packed::kv(keys)], spec, None);
     let (found, expected) = (call(keys, &grouped), call(repeated, &AttentionSpec::new(6)));
     assert!(difference(found, expected) < 1e-6);
+}
+
+/// Of one query and two keys by hand; a cap far above the scores changes nothing.
+#[test]
+fn capped_scores() {
+    let row =
+        |values: [f32; 2]| Tensor::<1>::from_floats(values, &Device::flex()).reshape([1, 1, 2]);
+    let keys = Tensor::cat(vec![row([3.0, 1.0]), row([-2.0, 5.0])], 1);
+    let call = |softcap| {
+        let spec = AttentionSpec { scale: Some(1.0), softcap, ..AttentionSpec::new(1) };
+        let queries = Packed::q(Tensor::full([1, 1, 1], 1.5, &Device::flex()));
+        let found = attention(vec![queries, Packed::kv(keys.clone())], &spec, None);
+        found.into_scalar::<f32>()
+    };
+    let [first, second] = [4.5_f32, -3.0].map(|score| (2.0 * (score / 2.0).tanh()).exp());
+    let expected = (first + 5.0 * second) / (first + second);
+    assert!((call(Some(2.0)) - expected).abs() < 1e-6);
+    assert!((call(Some(1e4)) - call(None)).abs() < 1e-6);
 }
 
 #[test]

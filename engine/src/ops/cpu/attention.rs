@@ -107,7 +107,7 @@ impl Bias {
 
 impl Call {
     fn new(kernel: &Attention, mut inputs: Vec<FlexTensor>) -> Self {
-        let AttentionSpec { heads, key_heads, cosine, scale, rounds } = kernel.spec;
+        let AttentionSpec { heads, key_heads, cosine, scale, rounds, softcap: _ } = kernel.spec;
         let bias = kernel.biased.then(|| inputs.pop().expect("a bias").to_contiguous());
         let batch = shape(&inputs[0])[0];
         let source = |(rows, parts): (FlexTensor, &Parts)| {

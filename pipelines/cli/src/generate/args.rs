@@ -36,6 +36,9 @@ pub(crate) struct Images {
     /// Share of guidance rescaling, 0 to 1
     #[arg(long)]
     pub(super) cfg_rescale: Option<f64>,
+    /// Whether each row of the guided prediction has the length of the unguided one's [default: the model's]
+    #[arg(long, value_name = "BOOL")]
+    pub(super) cfg_normalize: Option<bool>,
     /// Guide only the first N channels; 0 is all
     #[arg(long, value_parser = whole(0, usize::MAX))]
     pub(super) cfg_channels: Option<usize>,

@@ -73,6 +73,7 @@ fn effective<T: PromptTask>(
     let of_guidance = [
         ("--cfg-interval", args.cfg_interval.is_some()),
         ("--cfg-rescale", args.cfg_rescale.is_some()),
+        ("--cfg-normalize", args.cfg_normalize.is_some()),
         ("--cfg-channels", args.cfg_channels.is_some()),
         ("--guide-model", args.guide_model.is_some()),
         ("--negative-prompt", request.negative.is_some()),
@@ -152,6 +153,7 @@ fn guidance<P>(args: &Images, request: &mut Request<P>) {
     guidance.scale = args.cfg_scale.or(guidance.scale);
     guidance.interval = args.cfg_interval.or(guidance.interval);
     guidance.rescale = args.cfg_rescale.or(guidance.rescale);
+    guidance.normalized = args.cfg_normalize.or(guidance.normalized);
     let channels = args.cfg_channels.map(|count| match count {
         0 => GuidedChannels::All,
         count => GuidedChannels::First(count),

@@ -1,4 +1,4 @@
-//! Files of models of texts on rectified flows: Z-Image, FLUX.2, Stable Diffusion 3.
+//! Files of models of texts on rectified flows: Z-Image, Lumina Image 2.0, FLUX.2, Stable Diffusion 3.
 
 use pyrograph_engine::diffusion::{
     GuidedChannels, NoiseSchedule, Prediction, Process, Sampler, Shifting, Spacing, TimeInput,
@@ -7,7 +7,7 @@ use pyrograph_engine::nets::DitConfig;
 use pyrograph_weights::{Layout, convert};
 
 use super::super::text::TextInput;
-use super::super::{ModelConfig, Recognised, Source, flux2, sd3, z_image};
+use super::super::{ModelConfig, Recognised, Source, flux2, lumina2, sd3, z_image};
 use super::{Original, config};
 use crate::error::Result;
 use crate::settings::Defaults;
@@ -96,27 +96,53 @@ impl Original<'_> {
         }
     }
 
-    /// Heads of Z-Image follow from the axes of its positions, which are in no file.
-    pub(super) fn z_image(self) -> Result<Recognised> {
+    /// Sizes of Z-Image and of Lumina Image 2.0, and the width of a head, with which come the axes of its positions, which are
+    /// in no file.
+    fn sandwich(&self) -> Result<(z_image::Sizes, usize)> {
         let [hidden, values] = self.shape("x_embedder.weight")?;
         let [qkv, _] = self.shape("layers.0.attention.qkv.weight")?;
         let [inner, _] = self.shape("layers.0.feed_forward.w1.weight")?;
         let [head] = self.shape("layers.0.attention.q_norm.weight")?;
         let [text] = self.shape("cap_embedder.0.weight")?;
-        let axes = self.axes(head, z_image::AXES.to_vec())?;
-        let theta = self.hints.rope_theta.unwrap_or(z_image::THETA);
-        let heads = hidden / head;
+        let heads = hidden.checked_div(head).unwrap_or(0);
         let sizes = z_image::Sizes {
             channels: values / z_image::PATCH.pow(2),
             patch: z_image::PATCH,
             hidden,
             depth: self.blocks("layers."),
             refiners: self.blocks("noise_refiner."),
-            heads: [heads, (qkv / head).saturating_sub(heads) / 2],
+            heads: [heads, qkv.checked_div(head).unwrap_or(0).saturating_sub(heads) / 2],
             inner,
             text,
             epsilon: z_image::EPSILON,
         };
+        Ok((sizes, head))
+    }
+
+    /// Lumina Image 2.0.
+    pub(super) fn lumina2(self) -> Result<Recognised> {
+        let (sizes, head) = self.sandwich()?;
+        let axes = self.axes(head, lumina2::AXES.to_vec())?;
+        let theta = self.hints.rope_theta.unwrap_or(lumina2::THETA);
+        let side = self.hints.input_size.unwrap_or(lumina2::SIDE);
+        let net = lumina2::net(&sizes, z_image::Axes { axes, theta }, side);
+        let process = Process::new(
+            NoiseSchedule::RectifiedFlow { shift: lumina2::SHIFT },
+            Prediction::Backflow,
+            TimeInput::Share,
+        );
+        let (usual, layout) = ((lumina2::STEPS, lumina2::CFG_SCALE), convert::lumina2_original());
+        let kind = "original Lumina Image 2.0 checkpoint";
+        let mut found = self.flow(kind, (net, layout), process, usual, lumina2::reads())?;
+        found.config.defaults.cfg_normalized = lumina2::CFG_NORMALIZED;
+        Ok(found)
+    }
+
+    /// Z-Image.
+    pub(super) fn z_image(self) -> Result<Recognised> {
+        let (sizes, head) = self.sandwich()?;
+        let axes = self.axes(head, z_image::AXES.to_vec())?;
+        let theta = self.hints.rope_theta.unwrap_or(z_image::THETA);
         let process = Process::new(
             NoiseSchedule::RectifiedFlow { shift: z_image::SHIFT },
             Prediction::Backflow,
@@ -144,6 +170,7 @@ impl Original<'_> {
             cfg_scale,
             cfg_channels: GuidedChannels::All,
             cfg_interval: None,
+            cfg_normalized: false,
         };
         Ok(Recognised {
             kind: kind.into(),

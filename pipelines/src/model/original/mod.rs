@@ -1,4 +1,4 @@
-//! Checkpoint files of the original DiT, MP-DiT, PixArt, Z-Image, FLUX.2 and Stable Diffusion 3 code.
+//! Checkpoint files of the original DiT, MP-DiT, PixArt, Z-Image, Lumina Image 2.0, FLUX.2 and Stable Diffusion 3 code.
 //!
 //! Sizes are read from the tensors. What the tensors do not tell, above all the number of heads, comes
 //! from a `config.json` beside the file, from the arguments stored in a training checkpoint, or from the
@@ -57,6 +57,7 @@ pub(super) fn recognise(path: &Path) -> Result<Recognised> {
         Some(Foreign::MpDit) => found.mp_dit(),
         Some(Foreign::PixArtOriginal) => found.pixart(),
         Some(Foreign::ZImageOriginal) => found.z_image(),
+        Some(Foreign::Lumina2Original) => found.lumina2(),
         Some(Foreign::Sd3Original) => found.sd3(),
         Some(Foreign::Flux2Original) => found.flux2(),
         Some(other) => {
@@ -354,5 +355,6 @@ fn defaults() -> Defaults {
         cfg_scale: 4.0,
         cfg_channels: Default::default(),
         cfg_interval: None,
+        cfg_normalized: false,
     }
 }

@@ -12,6 +12,7 @@ mod write;
 pub use write::{PersonParts, write_lora};
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use burn::tensor::TensorData;
 
@@ -111,8 +112,8 @@ struct Place {
     layer: usize,
     /// Inputs and outputs of our layer.
     widths: [usize; 2],
-    /// The foreign layer gives this one of so many equal parts of the outputs.
-    part: [usize; 2],
+    /// The foreign layer gives these of the outputs.
+    outputs: Range<usize>,
     kernel: bool,
     chunks: Option<Vec<usize>>,
     /// Our layer is this part of the foreign one.
@@ -214,7 +215,7 @@ fn matched<'a>(
         let places = &places[*name];
         check(places, name, tensors, &mut mismatch);
         for place in places {
-            if let Some(other) = taken.insert((place.layer, place.part), name) {
+            if let Some(other) = taken.insert((place.layer, place.outputs.start), name) {
                 mismatch.different.push(twice(other, name));
             }
         }
@@ -254,17 +255,15 @@ fn places(layouts: &[Layout], layers: &[(String, [usize; 2])]) -> HashMap<String
     for (layer, (name, widths)) in layers.iter().enumerate() {
         let rules = layouts.iter().filter_map(|layout| layout.rule(&format!("{name}.weight")));
         for rule in rules {
-            let parts = rule.sources.len();
             // Chunks of several tensors are not in one place.
-            if widths[1] % parts != 0 || parts > 1 && rule.chunks.is_some() {
-                continue;
-            }
-            for (part, source) in rule.sources.iter().enumerate() {
+            let is_one_place = rule.sources.len() == 1 || rule.chunks.is_none();
+            let Some(shared) = rule.outputs(widths[1]).filter(|_| is_one_place) else { continue };
+            for (outputs, source) in shared.into_iter().zip(&rule.sources) {
                 let module = source.strip_suffix(".weight").unwrap_or(source).to_owned();
                 let place = Place {
                     layer,
                     widths: *widths,
-                    part: [part, parts],
+                    outputs: outputs.clone(),
                     kernel: rule.transform == Transform::PatchKernel,
                     chunks: rule.chunks.clone(),
                     cut: rule.part.clone(),
@@ -305,7 +304,9 @@ fn check(places: &[Place], name: &str, tensors: &Found<'_>, mismatch: &mut Misma
         return;
     };
     let [inputs, outputs] = whole(places);
-    let (width, most) = (outputs / place.part[1], inputs.max(outputs));
+    // Of a foreign layer of several of ours, all.
+    let width = if place.cut.is_some() { outputs } else { place.outputs.len() };
+    let most = inputs.max(outputs);
     let rank = down.1.shape.first().copied().unwrap_or_default();
     let ones = |shape: &[usize]| shape.iter().all(|length| *length == 1);
     let fits = match (place.kernel, down.1.shape.as_slice()) {
@@ -376,7 +377,7 @@ fn term(
     Ok(LoraTerm {
         layer: String::new(),
         down: TensorData::new(down, rank),
-        start: place.part[0] * shape[1],
+        start: place.outputs.start,
         up: TensorData::new(up, shape),
     })
 }

@@ -45,11 +45,11 @@ pub fn write_lora(
         let rule = layout.rule(&format!("{layer}.weight"));
         let is_plain = |rule: &Rule| rule.transform != Transform::PatchKernel;
         let rule = rule.filter(is_plain).ok_or_else(no_place)?;
-        let parts = rule.sources.len();
         let up = Columns::of(up).reordered(rule.chunks.as_deref());
-        let width = up.width / parts;
-        for (part, source) in rule.sources.iter().enumerate() {
-            let [mut down, mut up] = [Columns::of(down).turned(), up.some(part * width, width)];
+        let shared = rule.outputs(up.width).ok_or_else(no_place)?;
+        for (outputs, source) in shared.into_iter().zip(&rule.sources) {
+            let [mut down, mut up] =
+                [Columns::of(down).turned(), up.some(outputs.start, outputs.len())];
             let [inputs, outputs] = layout.reach(source);
             match &rule.part {
                 None => (),

@@ -28,20 +28,27 @@ const T5_GATED: [(&str, &str); 2] =
 /// Of those without (v1.0).
 const T5_PLAIN: [(&str, &str); 1] = [("ffn_up", "layer.1.DenseReluDense.wi")];
 
-const QWEN3_ONCE: [(&str, &str); 3] =
+const DECODER_ONCE: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-const QWEN3_BLOCKS: [(&str, &str); 11] = [
+const DECODER_BLOCKS: [(&str, &str); 8] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
     ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
+];
+const QWEN3_BLOCKS: [(&str, &str); 3] = [
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+];
+const GEMMA2_BLOCKS: [(&str, &str); 3] = [
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
 impl Names {
@@ -52,18 +59,20 @@ impl Names {
         Self { once: &T5_ONCE, start, in_blocks }
     }
 
-    /// Those of Qwen3.
-    fn qwen3() -> Self {
-        let start = ["blk.", "model.layers."];
-        Self { once: &QWEN3_ONCE, start, in_blocks: QWEN3_BLOCKS.to_vec() }
+    /// Those of a language model with these beside what all have.
+    fn decoder(own: &[(&'static str, &'static str)]) -> Self {
+        let (start, in_blocks) = (["blk.", "model.layers."], [&DECODER_BLOCKS, own].concat());
+        Self { once: &DECODER_ONCE, start, in_blocks }
     }
 
     /// Those of the kind that all of these are of.
     pub(crate) fn of<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<Self> {
         let gated = names.clone().any(|name| name.ends_with(".ffn_gate.weight"));
-        // Other language models have no norms of queries.
-        let normed = names.clone().any(|name| name.ends_with(".attn_q_norm.weight"));
-        let kinds = std::iter::once(Self::t5(gated)).chain(normed.then(Self::qwen3));
+        // Other language models have no norms of queries, or none behind their branches.
+        let has = |part: &str| names.clone().any(|name| name.ends_with(part));
+        let qwen3 = has(".attn_q_norm.weight").then(|| Self::decoder(&QWEN3_BLOCKS));
+        let gemma2 = has(".post_ffw_norm.weight").then(|| Self::decoder(&GEMMA2_BLOCKS));
+        let kinds = std::iter::once(Self::t5(gated)).chain(qwen3).chain(gemma2);
         let is_some = names.clone().next().is_some();
         let mut kinds =
             kinds.filter(|kind| is_some && names.clone().all(|n| kind.name(n).is_some()));
@@ -118,6 +127,11 @@ mod tests {
         };
         let qwen3 = ["blk.7.attn_output", "token_embd", "blk.0.attn_q_norm", "output"];
         assert_eq!(kind(&qwen3).as_deref(), Some("model.layers.7.self_attn.o_proj.weight"));
+        let gemma2 = ["blk.3.ffn_norm", "blk.3.post_ffw_norm", "blk.3.post_attention_norm"];
+        let name = "model.layers.3.pre_feedforward_layernorm.weight";
+        assert_eq!(kind(&gemma2).as_deref(), Some(name));
+        // Of Gemma 3, which has all of these norms.
+        assert_eq!(kind(&[&gemma2[..], &qwen3].concat()), None);
         let t5 = ["token_embd", "enc.blk.0.attn_q"];
         assert_eq!(kind(&t5).as_deref(), Some("shared.weight"));
         assert_eq!(kind(&["blk.7.attn_output", "token_embd"]), None);
