@@ -40,6 +40,13 @@ pub enum Notice {
         /// The scale.
         scale: f64,
     },
+    /// The file of a whole model holds text encoders, but no tokenizers, without which they are of no use.
+    NoTokenizer {
+        /// The file.
+        file: PathBuf,
+        /// How the names of its text encoders begin.
+        part: String,
+    },
     /// A model names a scheduler that is not here; another one goes along a similar grid.
     OtherSampler {
         /// Name of its class.
@@ -67,6 +74,7 @@ impl Notice {
             | Self::NotFinite { .. }
             | Self::AlphaAssumed { .. }
             | Self::ScaleAssumed { .. }
+            | Self::NoTokenizer { .. }
             | Self::OtherSampler { .. }
             | Self::IdleKey { .. } => true,
         }
@@ -98,6 +106,10 @@ impl fmt::Display for Notice {
                     f,
                     "{file}: no config.json says the scale of its latents, it is taken for {scale}"
                 )
+            }
+            Self::NoTokenizer { file, part } => {
+                let file = file.display();
+                write!(f, "{file}: its text encoders, `{part}`, are not used: it has no tokenizers")
             }
             Self::OtherSampler { class, sampler } => {
                 write!(f, "the model's {class} is not here, the sampler is {sampler}")

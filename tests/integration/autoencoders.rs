@@ -48,6 +48,33 @@ fn tiny_and_lone_autoencoders_are_those_of_diffusers() {
     }
 }
 
+/// Those of FLUX.1 and FLUX.2 in files alone, for networks that say how they see latents.
+#[test]
+fn lone_autoencoders_of_flows_are_those_of_diffusers() {
+    for (name, network) in [("autoencoder-flux1", "z-image"), ("autoencoder-flux2", "flux2-klein")]
+    {
+        for folder in cases(name) {
+            let file = folder.join("vae.safetensors");
+            let network = fixtures().join("goldens").join(network);
+            let parts = Parts { vae: Some(&file), ..Parts::default() };
+            let recognised = model::recognise_with(&network, parts).expect("a model");
+            let model = recognised.load(FloatDtype::F32, &device(), &mut |_| ()).expect("weights");
+            let (vae, case, device) = (model.vae.expect("named"), Case::open(&folder), device());
+            let found = vae.encode(case.tensor("image", &device)).mean;
+            let expected = case.tensor("encoded", &device);
+            assert_close(&format!("{name}: latents"), found, expected, tolerance(1e-5));
+            let decoded = vae.decode(case.tensor("latent", &device));
+            let expected = case.tensor("decoded", &device);
+            assert_close(&format!("{name}: image"), decoded, expected, tolerance(1e-5));
+        }
+    }
+    // A model of classes does not say it, and nor do the files.
+    let lone = golden("autoencoder-flux1").join("vae.safetensors");
+    let parts = Parts { vae: Some(&lone), ..Parts::default() };
+    let error = model::recognise_with(&cases("dit-pipeline")[0], parts).map(drop);
+    assert!(error.expect_err("no scale").to_string().contains("16 channels"));
+}
+
 /// What only its configuration says counts, and what the network cannot do is refused by name.
 #[test]
 fn keys_of_a_tiny_autoencoder_count_or_are_refused() {

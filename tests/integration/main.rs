@@ -21,6 +21,7 @@ mod hostile;
 mod install;
 mod interrupt;
 mod judge;
+mod layouts;
 mod lora;
 mod lumina2;
 mod metrics;

@@ -247,8 +247,7 @@ impl Loader<'_> {
         // Shapes first: what does not fit is never read.
         let shapes: Vec<&[usize]> = infos.iter().map(|info| info.shape.as_slice()).collect();
         if rule.shape(&shapes).as_deref() != Some(expected) {
-            let different = format!("{name}: shape {expected:?} expected, found {shapes:?}");
-            self.mismatch.different.push(different);
+            self.mismatch.different.push(different(name, expected, &rule, &shapes));
             return Ok(None);
         }
         let Some((dtype, _)) = self.to else { return Ok(None) };
@@ -310,6 +309,19 @@ impl Loader<'_> {
             }
         }
         Ok(TensorData::from_bytes_vec(bytes, [inputs, width], dtype.burn()))
+    }
+}
+
+/// Shapes that do not go together, where they can be as the file has them.
+fn different(name: &str, expected: &[usize], rule: &Rule, shapes: &[&[usize]]) -> String {
+    match (rule.transform, rule.sources.as_slice(), &rule.part, expected, shapes) {
+        (Transform::Copy, [_], None, expected, [found]) => {
+            format!("{name}: shape {expected:?} expected, found {found:?}")
+        }
+        (Transform::Transpose, [source], None, [inputs, outputs], [found]) => {
+            format!("{source}: shape {:?} expected, found {found:?}", [outputs, inputs])
+        }
+        _ => format!("{name}: shape {expected:?} expected, found {shapes:?}"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Opening a checkpoint of any format.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
@@ -20,6 +21,23 @@ impl Checkpoint {
             false => open_file(path)?,
         };
         opened.unwrapped()
+    }
+
+    /// The same of the tensors whose names begin with `part` and a dot, without these; `None` if there are none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_part(path: impl AsRef<Path>, part: &str) -> Result<Option<Self>> {
+        let path = path.as_ref();
+        let (tensors, metadata) = open_file(path)?.into_parts();
+        let own = |(name, info): (String, _)| {
+            Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), info))
+        };
+        let tensors: BTreeMap<_, _> = tensors.into_iter().filter_map(own).collect();
+        match tensors.is_empty() {
+            true => Ok(None),
+            false => Self::new(path, tensors, metadata).unwrapped().map(Some),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use pyrograph_engine::nets::VaeConfig;
 use pyrograph_engine::nets::vae::TinyBlocks;
-use pyrograph_weights::{Checkpoint, convert};
+use pyrograph_weights::{Checkpoint, Layout, convert};
 use serde::Deserialize;
 
 use super::folders::{self, weights_file};
@@ -20,14 +20,40 @@ pub(super) struct Found {
     pub notice: Option<Notice>,
 }
 
-/// The autoencoder in a folder of its own or a file without a configuration, or in that of a pipeline or a model.
-pub(super) fn find(path: &Path) -> Result<Found> {
+/// How the networks of a family see latents, which the file of an autoencoder alone does not tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Latents {
+    /// `(latent − shift) · scale`.
+    Scaled { scale: f64, shift: f64 },
+    /// Squares of cells, see [`VaeConfig::squares`].
+    Squares { epsilon: f64 },
+}
+
+/// Latents of the Stable Diffusion autoencoders, whose older files do not name their scale.
+const STABLE_DIFFUSION: Latents = Latents::Scaled { scale: 0.18215, shift: 0.0 };
+
+/// The autoencoder in a folder of its own or a file without a configuration, or in that of a pipeline or a model; `latents`
+/// are those of the network that it is for.
+pub(super) fn find(path: &Path, latents: Option<Latents>) -> Result<Found> {
+    match place(path)? {
+        (Some(config), source) => Ok(Found { config, source, notice: None }),
+        (None, source) => lone(source.checkpoint, latents),
+    }
+}
+
+/// Fingerprint of the weights that [`find`] finds.
+pub(super) fn fingerprint(path: &Path) -> Result<String> {
+    Ok(place(path)?.1.checkpoint.fingerprint())
+}
+
+/// Its weights, and its configuration if there is one.
+fn place(path: &Path) -> Result<(Option<VaeConfig>, Source)> {
     if !path.exists() {
         return Err(Error::NoModel { path: path.to_owned() });
     }
     if let Some(place) = folders::autoencoder(path)? {
         let (config, source) = folder(&place)?;
-        return Ok(Found { config, source, notice: None });
+        return Ok((Some(config), source));
     }
     let model = recognise(path);
     if path.is_file()
@@ -35,11 +61,11 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         && let Ok(checkpoint) = Checkpoint::open(path)
         && convert::is_autoencoder(&checkpoint)
     {
-        return lone(checkpoint);
+        return Ok((None, Source::new(checkpoint, Layout::native())));
     }
     let Recognised { config, vae, .. } = model?;
     match config.vae.zip(vae) {
-        Some((config, source)) => Ok(Found { config, source, notice: None }),
+        Some((config, source)) => Ok((Some(config), source)),
         None => Err(fault(path, "it has no autoencoder")),
     }
 }
@@ -122,7 +148,6 @@ fn yes() -> bool {
     true
 }
 
-/// Latent scale of the Stable Diffusion autoencoders, whose older files do not name it.
 fn sd_scale() -> f64 {
     0.18215
 }
@@ -255,8 +280,18 @@ pub(super) fn folder(folder: &Path) -> Result<(VaeConfig, Source)> {
 /// Groups of the norms of every published AutoencoderKL.
 const GROUPS: usize = 32;
 
-/// An AutoencoderKL in a file without a configuration: what its tensors tell, and Stable Diffusion's scale.
-fn lone(checkpoint: Checkpoint) -> Result<Found> {
+/// The autoencoder beside the network in the file of a whole model, if there is one.
+pub(super) fn within(path: &Path, latents: Latents) -> Result<Option<Found>> {
+    let parts = WITHIN.into_iter().map(|part| Checkpoint::open_part(path, part));
+    let checkpoint = parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().next();
+    checkpoint.map(|checkpoint| lone(checkpoint, Some(latents))).transpose()
+}
+
+/// Where the files of whole models keep it.
+const WITHIN: [&str; 2] = ["first_stage_model", "vae"];
+
+/// An AutoencoderKL in a file without a configuration: what its tensors tell, and the usual scale of its latents.
+fn lone(checkpoint: Checkpoint, latents: Option<Latents>) -> Result<Found> {
     let has = |name: &str| checkpoint.tensors().contains_key(name);
     let sizes = |name: &str| {
         let found = checkpoint.tensors().get(name).map(|tensor| tensor.shape.clone());
@@ -271,13 +306,31 @@ fn lone(checkpoint: Checkpoint) -> Result<Found> {
     };
     let levels = (0..).take_while(|level| has(&block(*level, 0))).count();
     let latent_channels = sizes("decoder.conv_in.weight")?[1];
-    let scale = sd_scale();
-    if latent_channels != 4 {
-        return Err(fault(
-            checkpoint.path(),
-            format!("latents of {latent_channels} channels, whose scale only a config.json tells"),
-        ));
-    }
+    let has_squares = has("bn.running_mean");
+    let (scale, shift, squares) = match latents
+        .or((latent_channels == 4).then_some(STABLE_DIFFUSION))
+    {
+        Some(Latents::Scaled { scale, shift }) if !has_squares => (scale, shift, None),
+        Some(Latents::Squares { epsilon }) if has_squares => (1.0, 0.0, Some(epsilon)),
+        Some(_) => {
+            let words = ["with", "without"];
+            let [found, expected] = if has_squares { words } else { [words[1], words[0]] };
+            return Err(fault(
+                checkpoint.path(),
+                format!(
+                    "{found} statistics of its latents, the network is for one {expected} them"
+                ),
+            ));
+        }
+        None => {
+            return Err(fault(
+                checkpoint.path(),
+                format!(
+                    "latents of {latent_channels} channels, whose scale only a config.json tells"
+                ),
+            ));
+        }
+    };
     let config = VaeConfig {
         channels: sizes("encoder.conv_in.weight")?[1],
         latent_channels,
@@ -286,14 +339,16 @@ fn lone(checkpoint: Checkpoint) -> Result<Found> {
         groups: GROUPS,
         attention: has("encoder.mid.attn_1.norm.weight")
             || has("encoder.mid_block.attentions.0.group_norm.weight"),
-        quant: has("quant_conv.weight"),
+        quant: has("quant_conv.weight") || has("encoder.quant_conv.weight"),
         scale,
-        shift: 0.0,
-        squares: None,
+        shift,
+        squares,
         tiny: None,
     };
     config.check().map_err(|reason| fault(checkpoint.path(), reason.to_string()))?;
     let layout = convert::autoencoder(&checkpoint, levels);
-    let notice = Some(Notice::ScaleAssumed { file: checkpoint.path().to_owned(), scale });
+    let file = checkpoint.path().to_owned();
+    // What the network is for is known; else it is a guess.
+    let notice = latents.is_none().then_some(Notice::ScaleAssumed { file, scale });
     Ok(Found { config, source: Source::new(checkpoint, layout), notice })
 }

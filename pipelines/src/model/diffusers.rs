@@ -10,6 +10,7 @@ use pyrograph_weights::{Checkpoint, convert};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::autoencoder::Latents;
 use super::folders::weights_file;
 use super::scheduler::{self, Scheduler};
 use super::text::{TextInput, TextSource};
@@ -77,6 +78,8 @@ pub(super) struct Network {
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
     pub(super) cfg_normalized: bool,
+    /// How it sees latents, where the file of an autoencoder does not tell.
+    pub(super) latents: Option<Latents>,
     /// How its flow goes, if it must have one.
     pub(super) flow: Option<Flow>,
     /// Its weights, and what they tell of it.
@@ -126,8 +129,17 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
     let Index { class, id2label, is_distilled } = read_json(folder.join("model_index.json"))?;
     let fault = |reason: String| Error::NotAModel { path: folder.to_owned(), reason };
     let network = network(folder, &class, id2label, is_distilled)?;
-    let Network { net, labels, mut input, steps, cfg_scale, cfg_normalized, flow, weights } =
-        network;
+    let Network {
+        net,
+        labels,
+        mut input,
+        steps,
+        cfg_scale,
+        cfg_normalized,
+        latents,
+        flow,
+        weights,
+    } = network;
     // Numbers before the weights, which need not be there for them to be wrong.
     net.check().map_err(|error| fault(error.to_string()))?;
     let mut scheduler = scheduler::read(
@@ -171,7 +183,7 @@ pub(super) fn recognise(folder: &Path, elsewhere: Parts<'_>) -> Result<Recognise
         text: input,
     };
     let (kind, vae) = (format!("diffusers {class}"), vae_source);
-    Ok(Recognised { kind, config, net: source, vae, text, clips, notices })
+    Ok(Recognised { kind, config, net: source, vae, text, clips, latents, notices })
 }
 
 /// Refuses what is left of the configuration of a class whose keys are all read, but for what diffusers notes.
@@ -268,6 +280,7 @@ fn dit(folder: &Path, names: BTreeMap<usize, String>) -> Result<Network> {
         steps: STEPS,
         cfg_scale: CFG_SCALE,
         cfg_normalized: false,
+        latents: None,
         flow: None,
         weights: |net, checkpoint| {
             let per_block = convert::embedder_per_block(&checkpoint)?;

@@ -12,6 +12,7 @@ use pyrograph_weights::convert::{self, Flux2Widths};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::autoencoder::Latents;
 use super::diffusers::{Flow, Network, as_many, no_others};
 use super::text::{Filling, States, Template, TextInput};
 use super::{Source, read_json};
@@ -50,6 +51,8 @@ pub(super) const AXIS: usize = 32;
 pub(super) const AXES: usize = 4;
 pub(super) const THETA: f64 = 2000.0;
 pub(super) const EPSILON: f64 = 1e-6;
+/// Of its autoencoder.
+pub(super) const LATENTS: Latents = Latents::Squares { epsilon: 1e-4 };
 /// Steps and guidance where the user says nothing: those of the base model, and of the distilled one.
 const BASE: (usize, f64) = (50, 4.0);
 const DISTILLED: (usize, f64) = (4, 1.0);
@@ -67,6 +70,7 @@ pub(super) fn network(folder: &Path, is_distilled: bool) -> Result<Network> {
         steps,
         cfg_scale,
         cfg_normalized: false,
+        latents: Some(LATENTS),
         flow: Some(Flow::Flux2),
         weights: |net, checkpoint| {
             let layout = convert::flux2_diffusers(widths(&net));

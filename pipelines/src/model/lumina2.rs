@@ -73,6 +73,7 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
         steps: STEPS,
         cfg_scale: CFG_SCALE,
         cfg_normalized: CFG_NORMALIZED,
+        latents: Some(z_image::LATENTS),
         weights: |net, checkpoint| {
             let layout = convert::lumina2_diffusers(z_image::heads(&net));
             Ok((net, Source::new(checkpoint, layout)))

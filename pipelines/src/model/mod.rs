@@ -44,7 +44,7 @@ use pyrograph_weights::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::autoencoder::Found;
+use self::autoencoder::{Found, Latents};
 use self::check::{check, check_numbers, check_text};
 use self::text::{TextInput, TextSource};
 use crate::error::{Error, Result};
@@ -160,6 +160,8 @@ pub struct Recognised {
     pub text: Option<TextSource>,
     /// Encoders of CLIP beside it.
     pub clips: Vec<TextSource>,
+    /// How its network sees latents, if its family has one way.
+    latents: Option<Latents>,
     /// What its user should know; loading passes it on.
     pub notices: Vec<Notice>,
 }
@@ -214,7 +216,7 @@ fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     } else if path.is_dir() {
         diffusers::recognise(path, elsewhere)?
     } else {
-        original::recognise(path)?
+        original::recognise(path, elsewhere)?
     };
     check(path, &recognised)?;
     Ok(recognised)
@@ -263,6 +265,7 @@ fn native(path: &Path) -> Result<Recognised> {
         vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
         text: text.transpose()?,
         clips: clips.collect::<Result<_>>()?,
+        latents: None,
         notices: Vec::new(),
         config,
     })
@@ -275,12 +278,12 @@ pub(crate) fn fingerprint(path: &Path) -> Result<String> {
 
 /// Description of the autoencoder that [`open_autoencoder`] opens.
 pub(crate) fn autoencoder_config(path: &Path) -> Result<VaeConfig> {
-    Ok(autoencoder::find(path)?.config)
+    Ok(autoencoder::find(path, None)?.config)
 }
 
 /// Fingerprint of the autoencoder that [`recognise_with`] would add.
 pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
-    Ok(autoencoder::find(path)?.source.checkpoint.fingerprint())
+    autoencoder::fingerprint(path)
 }
 
 /// Fingerprint of the text encoder that [`recognise_with`] would add.
@@ -310,7 +313,7 @@ impl Recognised {
 
     /// Adds the autoencoder of another model.
     fn with_vae(mut self, path: &Path) -> Result<Self> {
-        let Found { config, source, notice } = autoencoder::find(path)?;
+        let Found { config, source, notice } = autoencoder::find(path, self.latents)?;
         let channels = self.config.net.dit.channels;
         if config.scaled_channels() != channels {
             let found = config.scaled_channels();
@@ -416,7 +419,7 @@ fn tell(LoadReport { not_finite, .. }: &LoadReport, notify: &mut dyn FnMut(Notic
 ///
 /// What it takes for granted is in the configuration from then on, and no matter for a new model.
 pub(crate) fn open_autoencoder(path: &Path, device: &Device) -> Result<(Vae, String)> {
-    let Found { config, source, .. } = autoencoder::find(path)?;
+    let Found { config, source, .. } = autoencoder::find(path, None)?;
     let vae = load_part(config.init(device), &source, FloatDtype::F32, device, &mut |_| ())?;
     Ok((vae, source.checkpoint.fingerprint()))
 }

@@ -75,6 +75,7 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
         steps: STEPS,
         cfg_scale: CFG_SCALE,
         cfg_normalized: false,
+        latents: None,
         flow: None,
         weights: |net, checkpoint| Ok((net, Source::new(checkpoint, convert::pixart_diffusers()))),
     })

@@ -8,6 +8,7 @@ use pyrograph_weights::convert::{self, Sd3Blocks};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::autoencoder::Latents;
 use super::diffusers::{Network, as_many, no_others};
 use super::text::{Filling, Template, TextInput};
 use super::{Source, read_json};
@@ -39,6 +40,8 @@ pub(super) const EPSILON: f64 = 1e-6;
 /// Latent cells a side of the images that it was trained for, and the shift of its times, where a file does not tell.
 pub(super) const SIDE: usize = 128;
 pub(super) const SHIFT: f64 = 3.0;
+/// Of its autoencoder.
+pub(super) const LATENTS: Latents = Latents::Scaled { scale: 1.5305, shift: 0.0609 };
 /// Most tokens of a text of T5.
 pub(super) const TOKENS: usize = 256;
 /// Steps and guidance where the user says nothing; diffusers' own defaults for this pipeline.
@@ -57,6 +60,7 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
         steps: STEPS,
         cfg_scale: CFG_SCALE,
         cfg_normalized: false,
+        latents: Some(LATENTS),
         flow: None,
         weights: |net, checkpoint| {
             let layout = convert::sd3_diffusers(blocks(&net));

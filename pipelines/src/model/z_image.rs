@@ -12,6 +12,7 @@ use pyrograph_weights::convert;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::autoencoder::Latents;
 use super::diffusers::{Flow, Network, no_others};
 use super::text::{States, Template, TextInput};
 use super::{Source, read_json};
@@ -63,6 +64,8 @@ pub(super) const STEPS: usize = 8;
 pub(super) const CFG_SCALE: f64 = 1.0;
 /// Time shift of Z-Image-Turbo.
 pub(super) const SHIFT: f64 = 3.0;
+/// Of FLUX.1's autoencoder.
+pub(super) const LATENTS: Latents = Latents::Scaled { scale: 0.3611, shift: 0.1159 };
 /// Channels of each axis of positions and their base, where a file does not tell.
 pub(super) const AXES: [usize; 3] = [32, 48, 48];
 pub(super) const THETA: f64 = 256.0;
@@ -79,6 +82,7 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
         steps: STEPS,
         cfg_scale: CFG_SCALE,
         cfg_normalized: false,
+        latents: Some(LATENTS),
         flow: Some(Flow::Backward),
         weights: |net, checkpoint| {
             let layout = convert::z_image_diffusers(net.patch, heads(&net));

@@ -86,12 +86,25 @@ pub fn autoencoder(checkpoint: &Checkpoint, levels: usize) -> Layout {
     let has = |name: &str| checkpoint.tensors().contains_key(name);
     let former = has("decoder.mid_block.attentions.0.query.weight");
     let layout = match has("decoder.norm_out.weight") {
-        true => compvis(levels),
+        // That of FLUX.2 has them within its halves.
+        true if has("decoder.post_quant_conv.weight") => {
+            compvis(levels, ["encoder.quant_conv", "decoder.post_quant_conv"])
+        }
+        true => compvis(levels, QUANT),
         false => diffusers(if former { FORMER_ATTENTION } else { DIFFUSERS_ATTENTION }),
     };
     let statistics = [("mean", "running_mean"), ("variance", "running_var")]
         .map(|(own, their)| Rule::new(&format!("statistics.{own}"), &format!("bn.{their}"), Copy));
     layout.with(statistics.to_vec(), vec!["bn.num_batches_tracked"])
+}
+
+/// The convolutions around the latent.
+const QUANT: [&str; 2] = ["quant_conv", "post_quant_conv"];
+
+fn quant(rules: &mut Vec<Rule>, convolutions: [&str; 2]) {
+    for (target, source) in ["quant", "post_quant"].into_iter().zip(convolutions) {
+        conv(rules, target, source);
+    }
 }
 
 fn common(rules: &mut Vec<Rule>, half: &str, norm_out: &str) {
@@ -118,13 +131,12 @@ fn diffusers(names: [&str; 5]) -> Layout {
         let layer = format!("{theirs}.attentions.0");
         attention(&mut rules, &format!("{ours}.attention"), &layer, names);
     }
-    conv(&mut rules, "quant", "quant_conv");
-    conv(&mut rules, "post_quant", "post_quant_conv");
+    quant(&mut rules, QUANT);
     Layout::new("AutoencoderKL", rules, Vec::new())
 }
 
 /// The original code numbers the decoder's levels from the finest.
-fn compvis(levels: usize) -> Layout {
+fn compvis(levels: usize, convolutions: [&str; 2]) -> Layout {
     let mut rules = Vec::new();
     for (half, ours, sampler) in [("encoder", "down", "downsample"), ("decoder", "up", "upsample")]
     {
@@ -145,8 +157,7 @@ fn compvis(levels: usize) -> Layout {
         let layer = format!("{mid}.attn_1");
         attention(&mut rules, &format!("{mid}.attention"), &layer, COMPVIS_ATTENTION);
     }
-    conv(&mut rules, "quant", "quant_conv");
-    conv(&mut rules, "post_quant", "post_quant_conv");
+    quant(&mut rules, convolutions);
     // Training checkpoints hold the discriminator of the loss as well.
     Layout::new("latent diffusion autoencoder", rules, Vec::new())
 }

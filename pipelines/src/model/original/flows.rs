@@ -6,6 +6,7 @@ use pyrograph_engine::diffusion::{
 use pyrograph_engine::nets::DitConfig;
 use pyrograph_weights::{Layout, convert};
 
+use super::super::autoencoder::Latents;
 use super::super::text::TextInput;
 use super::super::{ModelConfig, Recognised, Source, flux2, lumina2, sd3, z_image};
 use super::{Original, config};
@@ -42,8 +43,13 @@ impl Original<'_> {
         let process = Process::new(schedule, Prediction::Flow, TimeInput::Timestep);
         let (usual, layout) =
             ((sd3::STEPS, sd3::CFG_SCALE), convert::sd3_original(sd3::blocks(&net)));
-        let mut found =
-            self.flow("original SD3 checkpoint", (net, layout), process, usual, sd3::reads())?;
+        let mut found = self.flow(
+            "original SD3 checkpoint",
+            (net, layout),
+            process,
+            usual,
+            (sd3::reads(), sd3::LATENTS),
+        )?;
         // Its pipeline leaves the places of the steps to the scheduler.
         found.config.defaults.spacing = None;
         Ok(found)
@@ -80,7 +86,13 @@ impl Original<'_> {
         };
         let layout = convert::flux2_original(flux2::widths(&net));
         let usual = flux2::defaults(self.hints.is_distilled.unwrap_or(!is_base));
-        self.flow("original FLUX.2 checkpoint", (net, layout), process, usual, flux2::reads())
+        self.flow(
+            "original FLUX.2 checkpoint",
+            (net, layout),
+            process,
+            usual,
+            (flux2::reads(), flux2::LATENTS),
+        )
     }
 
     /// The axes of positions of heads of this width: those of a `config.json`, or the usual ones.
@@ -133,7 +145,8 @@ impl Original<'_> {
         );
         let (usual, layout) = ((lumina2::STEPS, lumina2::CFG_SCALE), convert::lumina2_original());
         let kind = "original Lumina Image 2.0 checkpoint";
-        let mut found = self.flow(kind, (net, layout), process, usual, lumina2::reads())?;
+        let mut found =
+            self.flow(kind, (net, layout), process, usual, (lumina2::reads(), z_image::LATENTS))?;
         found.config.defaults.cfg_normalized = lumina2::CFG_NORMALIZED;
         Ok(found)
     }
@@ -151,7 +164,13 @@ impl Original<'_> {
         let net = sizes.net(z_image::Axes { axes, theta });
         let usual = (z_image::STEPS, z_image::CFG_SCALE);
         let layout = convert::z_image_original();
-        self.flow("original Z-Image checkpoint", (net, layout), process, usual, z_image::reads())
+        self.flow(
+            "original Z-Image checkpoint",
+            (net, layout),
+            process,
+            usual,
+            (z_image::reads(), z_image::LATENTS),
+        )
     }
 
     /// A model of texts on a rectified flow.
@@ -161,7 +180,7 @@ impl Original<'_> {
         (net, layout): (DitConfig, Layout),
         process: Process,
         (steps, cfg_scale): (usize, f64),
-        input: TextInput,
+        (input, latents): (TextInput, Latents),
     ) -> Result<Recognised> {
         let defaults = Defaults {
             sampler: Sampler::Euler,
@@ -179,6 +198,7 @@ impl Original<'_> {
             vae: None,
             text: None,
             clips: Vec::new(),
+            latents: Some(latents),
             notices: Vec::new(),
         })
     }

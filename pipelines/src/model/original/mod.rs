@@ -16,8 +16,10 @@ use pyrograph_engine::nets::{DitConfig, History, NetConfig, Points, STEP_LIMIT, 
 use pyrograph_weights::{Checkpoint, Foreign, convert};
 use serde::Deserialize;
 
-use super::{ModelConfig, Recognised, Source, pixart, read_json};
+use super::autoencoder::{self, Found, Latents};
+use super::{ModelConfig, Parts, Recognised, Source, pixart, read_json};
 use crate::error::{Error, Result};
+use crate::hooks::Notice;
 use crate::labels::Labels;
 use crate::settings::Defaults;
 
@@ -44,7 +46,7 @@ struct Original<'a> {
     hints: Hints,
 }
 
-pub(super) fn recognise(path: &Path) -> Result<Recognised> {
+pub(super) fn recognise(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     let checkpoint = Checkpoint::open(path)?;
     let hints = match path.with_file_name("config.json") {
         beside if beside.is_file() => read_json(beside)?,
@@ -52,22 +54,73 @@ pub(super) fn recognise(path: &Path) -> Result<Recognised> {
     };
     let foreign = pyrograph_weights::recognise(&checkpoint);
     let found = Original { path, checkpoint, hints };
-    match foreign {
-        Some(Foreign::DitOriginal) => found.dit(),
-        Some(Foreign::MpDit) => found.mp_dit(),
-        Some(Foreign::PixArtOriginal) => found.pixart(),
-        Some(Foreign::ZImageOriginal) => found.z_image(),
-        Some(Foreign::Lumina2Original) => found.lumina2(),
-        Some(Foreign::Sd3Original) => found.sd3(),
-        Some(Foreign::Flux2Original) => found.flux2(),
-        Some(other) => {
-            Err(found.fault(format!("{other:?} alone is not a class-conditional model")))
+    let mut recognised = found.recognise(foreign)?;
+    if let Some(latents) = recognised.latents {
+        recognised.add_parts(path, latents, elsewhere)?;
+    }
+    Ok(recognised)
+}
+
+/// A name that only a transformer of diffusers has, and what that is.
+const OF_PIPELINES: [(&str, &str); 6] = [
+    ("proj_out_2.weight", "DiT"),
+    ("adaln_single.linear.weight", "PixArt"),
+    ("all_x_embedder.2-1.weight", "Z-Image"),
+    ("time_caption_embed.caption_embedder.0.weight", "Lumina Image 2.0"),
+    ("double_stream_modulation_img.linear.weight", "FLUX.2"),
+    ("time_text_embed.text_embedder.linear_1.weight", "Stable Diffusion 3"),
+];
+
+/// Where the files of whole models keep text encoders.
+const TEXT_ENCODERS: [&str; 3] = ["text_encoders", "cond_stage_model", "conditioner"];
+
+impl Recognised {
+    /// What the file of a whole model holds beside the network.
+    fn add_parts(&mut self, path: &Path, latents: Latents, elsewhere: Parts<'_>) -> Result<()> {
+        if elsewhere.vae.is_none()
+            && let Some(Found { config, source, notice }) = autoencoder::within(path, latents)?
+        {
+            (self.config.vae, self.vae) = (Some(config), Some(source));
+            self.notices.extend(notice);
         }
-        None => Err(found.fault("the names of its tensors belong to no known model".into())),
+        for part in TEXT_ENCODERS.iter().filter(|_| elsewhere.text_encoder.is_none()) {
+            if Checkpoint::open_part(path, part)?.is_some() {
+                let (file, part) = (path.to_owned(), (*part).to_owned());
+                self.notices.push(Notice::NoTokenizer { file, part });
+            }
+        }
+        Ok(())
     }
 }
 
 impl Original<'_> {
+    fn recognise(self, foreign: Option<Foreign>) -> Result<Recognised> {
+        match foreign {
+            Some(Foreign::DitOriginal) => self.dit(),
+            Some(Foreign::MpDit) => self.mp_dit(),
+            Some(Foreign::PixArtOriginal) => self.pixart(),
+            Some(Foreign::ZImageOriginal) => self.z_image(),
+            Some(Foreign::Lumina2Original) => self.lumina2(),
+            Some(Foreign::Sd3Original) => self.sd3(),
+            Some(Foreign::Flux2Original) => self.flux2(),
+            Some(Foreign::AutoencoderKl | Foreign::AutoencoderCompVis) => {
+                Err(self.fault("an autoencoder alone".into()))
+            }
+            _ => Err(self.fault(self.of_pipeline())),
+        }
+    }
+
+    /// What it is if it is no model.
+    fn of_pipeline(&self) -> String {
+        let holds = |(name, _): &&(&str, &str)| self.checkpoint.tensors().contains_key(*name);
+        match OF_PIPELINES.iter().find(holds) {
+            Some((_, kind)) => format!(
+                "the transformer of diffusers' {kind} alone: open the folder of its pipeline, where the scheduler is"
+            ),
+            None => "the names of its tensors belong to no known model".into(),
+        }
+    }
+
     fn fault(&self, reason: String) -> Error {
         Error::NotAModel { path: self.path.to_owned(), reason }
     }
@@ -104,6 +157,7 @@ impl Original<'_> {
             config: config(NetConfig { dit: net, student }, defaults),
             net: Source::new(self.checkpoint, convert::dit_original(steps)),
             vae: None,
+            latents: None,
             notices: Vec::new(),
         })
     }
@@ -157,6 +211,7 @@ impl Original<'_> {
             config: config(net.into(), defaults()),
             net: Source::new(self.checkpoint, convert::mp_dit(scale, shift, gate, rotation)),
             vae: None,
+            latents: None,
             notices: Vec::new(),
         })
     }
@@ -214,6 +269,7 @@ impl Original<'_> {
             vae: None,
             text: None,
             clips: Vec::new(),
+            latents: None,
             notices: Vec::new(),
         })
     }
