@@ -24,6 +24,7 @@ mod judge;
 mod lora;
 mod lumina2;
 mod metrics;
+mod minit2i;
 mod model_folders;
 mod parity;
 mod people;

@@ -165,6 +165,7 @@ impl Sizes {
                 head_norm: Some(self.epsilon),
                 gated: true,
                 unbiased: true,
+                unbiased_mlp: false,
             },
             placing: Some(Placing {
                 rope: Rope { axes: self.axes, theta: self.theta, pairs: Pairs::Interleaved },
@@ -172,6 +173,7 @@ impl Sizes {
                 text: 3,
                 first: 0,
                 behind: false,
+                own: false,
             }),
             text: Some(TextConfig {
                 entry: TextEntry::Linear,
