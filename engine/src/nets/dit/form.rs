@@ -273,6 +273,10 @@ impl DitConfig {
             let expected = "0 where one projection serves all blocks";
             return Err(ConfigError::value("dual blocks", text.dual, expected));
         }
+        self.check_counts(text)
+    }
+
+    fn check_counts(&self, text: &TextConfig) -> Result<(), ConfigError> {
         let most = [
             ("dual blocks", text.dual, self.depth),
             ("shared blocks", text.shared, self.depth),
