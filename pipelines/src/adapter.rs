@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::layers::LowRank;
 use pyrograph_engine::nets::{self, Adaptable, DitConfig, Net, Norm, Tuned};
 use pyrograph_weights::convert::{
-    Lora, LoraTerm, dit_lora, flux2_lora, lumina2_lora, pixart_lora, read_lora, sd3_lora,
-    z_image_lora,
+    Lora, LoraTerm, dit_lora, flux2_lora, lumina2_lora, minit2i_lora, pixart_lora, read_lora,
+    sd3_lora, z_image_lora,
 };
 use pyrograph_weights::{Checkpoint, Layout};
 
@@ -52,6 +52,7 @@ pub(crate) fn layouts(net: &DitConfig, steps: usize) -> [Layout; 3] {
             Some(_) => z_image_lora(net.patch, z_image::heads(net)),
             None => lumina2_lora(z_image::heads(net)),
         },
+        Some(_) if matches!(net.norm, Norm::Rms { .. }) => minit2i_lora(),
         Some(text) if text.closing => sd3_lora(sd3::blocks(net)),
         Some(_) if net.modulation.common => flux2_lora(flux2::widths(net)),
         Some(_) => pixart_lora(),

@@ -25,6 +25,7 @@ mod layouts;
 mod lora;
 mod lumina2;
 mod metrics;
+mod minit2i;
 mod model_folders;
 mod parity;
 mod people;

@@ -18,6 +18,14 @@ pub enum Prediction {
     Flow,
     /// `x_0 − z`: that from noise to data.
     Backflow,
+    /// `x_0`, on inputs `(1 − t) x_0 + t · noise · z`. Where `t` is below `least`, the flow to it is no faster than from there
+    /// (JiT, Li & He 2025).
+    CleanFlow {
+        /// Standard deviation of the noise.
+        noise: f64,
+        /// Least `t` that the flow is divided by.
+        least: f64,
+    },
     /// The preconditioning of Karras et al. 2022, Table 1.
     Edm {
         /// Standard deviation of the data.
@@ -59,6 +67,12 @@ impl Prediction {
                 let forward = Prediction::Flow.coefficients(level);
                 Coefficients { c_out: -forward.c_out, ..forward }
             }
+            Prediction::CleanFlow { noise, least } => {
+                let c_in = 1.0 / (alpha + sigma / noise);
+                let time = c_in * sigma / noise;
+                let share = time / time.max(least);
+                Coefficients { c_in, c_skip: c_in * (1.0 - share), c_out: share }
+            }
             Prediction::Edm { sigma_data } => {
                 let sigma = level.ve_sigma();
                 let total = sigma.hypot(sigma_data);
@@ -97,6 +111,13 @@ mod tests {
             assert!((target(Prediction::Velocity, preserving) - velocity).abs() < 1e-12);
             assert!((target(Prediction::Flow, level(0.75, 0.25)) - (z - x)).abs() < 1e-12);
             assert!((target(Prediction::Backflow, level(0.75, 0.25)) - (x - z)).abs() < 1e-12);
+            let slow = Prediction::CleanFlow { noise: 2.0, least: 0.05 };
+            assert!((target(slow, level(0.75, 0.5)) - x).abs() < 1e-12);
+            // At a tenth of the least time, a tenth of the way to the estimate.
+            let c = slow.coefficients(&level(0.995, 0.01));
+            let x_t = scaling * (0.995 * x + 0.01 * z);
+            let expected = 0.9 * (0.995 * x + 0.01 * z) + 0.1 * 3.0;
+            assert!((c.c_skip * x_t + c.c_out * 3.0 - expected).abs() < 1e-12);
         }
     }
 

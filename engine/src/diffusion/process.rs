@@ -161,6 +161,10 @@ impl Process {
         if let Prediction::Edm { sigma_data } = self.prediction {
             within("sigma_data", sigma_data, "above 0", sigma_data > 0.0)?;
         }
+        if let Prediction::CleanFlow { noise, least } = self.prediction {
+            within("standard deviation of the noise", noise, "above 0", noise > 0.0)?;
+            within("least time", least, "0 to 1", (0.0..=1.0).contains(&least) && least > 0.0)?;
+        }
         match self.clip {
             None => (),
             Some(Clip::Fixed(limit)) => within("clip", limit, "above 0", limit > 0.0)?,

@@ -83,7 +83,8 @@ impl Search {
     pub fn text_encoder(&self, record: &Record) -> Result<Option<PathBuf>> {
         let same = |path: &Path| model::text_fingerprint(path).ok();
         let find = |encoder| {
-            let others = self.parts(&["config.json", "model_index.json"]);
+            let others =
+                self.parts(&["config.json", "model_index.json", "text_encoder/config.json"]);
             self.weights("the text encoder", encoder, None, others, &same)
         };
         record.text_encoder.as_ref().map(find).transpose()
@@ -194,7 +195,8 @@ impl Search {
     fn network(&self, what: &'static str, used: &Used) -> Result<PathBuf> {
         let fingerprint = |path: &Path| model::fingerprint(path).ok();
         let is_model = |path: &PathBuf| {
-            ["model.json", "model_index.json"].iter().any(|file| path.join(file).is_file())
+            let files = ["model.json", "model_index.json", "transformer/config.json"];
+            files.iter().any(|file| path.join(file).is_file())
         };
         let shipped = |name: &str| model::find(Path::new(name)).ok();
         let others = self.entries(DEPTH).filter(is_model);

@@ -35,6 +35,10 @@ pub(super) fn check_numbers(path: &Path, config: &ModelConfig) -> Result<()> {
 pub(super) fn check_text(config: &ModelConfig) -> Result<(), String> {
     let encoder = config.text.as_ref().and_then(|input| input.encoder.as_ref());
     let clips = config.text.as_ref().map_or(&[][..], |input| &input.clips);
+    let length = config.net.dit.text.as_ref().and_then(|text| text.length);
+    if config.text.as_ref().is_some_and(|input| input.absent) && length.is_none() {
+        return Err("no text in place of the empty one, for texts that have no length".into());
+    }
     if let (Some(text), false) = (&config.net.dit.text, clips.is_empty()) {
         return check_clips(text, encoder, clips);
     }

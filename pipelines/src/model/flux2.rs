@@ -169,6 +169,7 @@ impl Sizes {
                 head_norm: Some(self.epsilon),
                 gated: true,
                 unbiased: true,
+                unbiased_mlp: false,
             },
             placing: Some(Placing {
                 rope: Rope { axes: self.axes, theta: self.theta, pairs: Pairs::Interleaved },
@@ -176,6 +177,7 @@ impl Sizes {
                 text: 3,
                 first: 0,
                 behind: false,
+                own: false,
             }),
             text: Some(TextConfig {
                 entry: TextEntry::Linear,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pyrograph_weights::read_at_most;
 
+use super::minit2i;
 use crate::error::{Error, Result};
 
 /// Files of weights by their last part, in small letters.
@@ -40,6 +41,7 @@ pub(crate) fn resolved(path: &Path) -> Result<PathBuf> {
     for _ in 0..NESTED {
         if !at.is_dir()
             || ["model.json", "model_index.json"].iter().any(|name| at.join(name).exists())
+            || minit2i::is_in(&at)
         {
             break;
         }

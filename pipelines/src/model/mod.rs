@@ -12,6 +12,7 @@ pub(crate) mod flux2;
 mod folders;
 mod gemma2;
 mod lumina2;
+mod minit2i;
 mod original;
 mod pixart;
 mod reader;
@@ -213,6 +214,8 @@ fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
     let path = &resolved(path)?;
     let recognised = if path.join("model.json").is_file() {
         native(path)?
+    } else if minit2i::is_in(path) {
+        minit2i::recognise(path, elsewhere)?
     } else if path.is_dir() {
         diffusers::recognise(path, elsewhere)?
     } else {

@@ -13,6 +13,7 @@ use super::text_encoder::TextEncoderSource;
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::prompt;
+use crate::request::is_false;
 use crate::tokenizer::Tokenizer;
 
 /// What stands around each text, of a language model that was taught to answer.
@@ -131,6 +132,10 @@ pub struct TextInput {
     /// Whether a text has all tokens, and what fills it up is told the network like a text.
     #[serde(default, skip_serializing_if = "Filling::is_none")]
     pub filled: Filling,
+    /// Where nothing is said of what guidance moves away from, that is no text at all in place of the empty one; of a network
+    /// whose texts have a [length](pyrograph_engine::nets::TextConfig::length).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub absent: bool,
 }
 
 /// An encoder of CLIP.
@@ -169,6 +174,7 @@ impl TextInput {
             template: None,
             states: States::Last,
             filled: Filling::None,
+            absent: false,
         }
     }
 

@@ -196,6 +196,7 @@ impl Sizes {
                 head_norm: Some(HEAD_EPSILON),
                 gated: true,
                 unbiased: true,
+                unbiased_mlp: false,
             },
             placing: Some(Placing {
                 rope: Rope { axes, theta, pairs: Pairs::Interleaved },
@@ -203,6 +204,7 @@ impl Sizes {
                 text: 0,
                 first: 1,
                 behind: true,
+                own: false,
             }),
             condition: Some([inner, hidden.min(widest)]),
             text: Some(text),

@@ -95,8 +95,12 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Task`].
     pub fn check_trained(&self) -> Result<()> {
-        let several = self.text.as_ref().is_some_and(|input| !input.clips.is_empty());
-        match if several { "texts by several encoders" } else { self.told() } {
+        let found = match &self.text {
+            Some(input) if !input.clips.is_empty() => "texts by several encoders",
+            Some(input) if input.absent => "texts, or none at all",
+            _ => self.told(),
+        };
+        match found {
             "classes" | "texts" => Ok(()),
             found => Err(Error::Task { found, expected: "classes or texts by one encoder" }),
         }

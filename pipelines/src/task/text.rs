@@ -24,6 +24,8 @@ pub struct TextTask {
     input: TextInput,
     /// Whether the network is told the size of the image.
     sized: bool,
+    /// Least tokens of a text.
+    length: usize,
     pooled: bool,
     device: Device,
 }
@@ -112,7 +114,7 @@ impl Task for TextTask {
             return Ok(self.limit(request) + of_clips);
         };
         let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
-        let mut longest = 0;
+        let mut longest = self.length;
         for text in request.prompts.iter().map(clean).chain([self.negative(request)]) {
             longest = longest.max(reader.tokens(&text, self.limit(request))?.ids.len());
         }
@@ -122,7 +124,9 @@ impl Task for TextTask {
     fn told(&self, request: &Request<String>, size: [usize; 2]) -> Result<Told> {
         let clean = |text: &String| self.input.cleaned(text, request.raw_prompt);
         let mut texts = vec![self.negative(request)];
-        let mut entries = BTreeMap::from([(texts[0].clone(), 0)]);
+        let is_absent = self.input.absent && request.negative.is_none();
+        let first = Some((texts[0].clone(), 0)).filter(|_| !is_absent);
+        let mut entries: BTreeMap<String, usize> = first.into_iter().collect();
         let mut images = Vec::with_capacity(request.prompts.len());
         for prompt in &request.prompts {
             let text = clean(prompt);
@@ -133,8 +137,12 @@ impl Task for TextTask {
             images.push(entry);
         }
         let size = self.sized.then(|| told_size(size, texts.len(), &self.device));
-        let text = Some(self.read(&texts, self.limit(request))?);
-        let table = Conditioning { text, size, ..Conditioning::default() };
+        let mut text = self.read(&texts, self.limit(request))?;
+        if is_absent {
+            let longest = text.tokens.dims()[1];
+            text.lengths.get_or_insert_with(|| vec![longest; texts.len()])[0] = 0;
+        }
+        let table = Conditioning { text: Some(text), size, ..Conditioning::default() };
         let weaker = vec![vec![0; images.len()]];
         Ok(Told { table, images, weaker })
     }
@@ -151,6 +159,7 @@ impl PromptTask for TextTask {
                 width: net.text.as_ref().map_or(0, |text| text.width),
                 input: input.clone(),
                 sized: net.sized,
+                length: net.text.as_ref().and_then(|text| text.length).unwrap_or(0),
                 pooled: net.pools(),
                 device: device.clone(),
             }),

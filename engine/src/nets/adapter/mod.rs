@@ -95,9 +95,12 @@ pub trait Adaptable {
 impl Adaptable for Dit {
     fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
         let Dit { patch, embedder, blocks, head, modes, caption, refiners, .. } = self;
-        let (single, common) = (&mut self.single, &mut self.common);
+        let (single, common, widen) = (&mut self.single, &mut self.common, &mut self.widen);
         let mut layers = Layers::default();
         layers.add("patch", patch);
+        if let Some(widen) = widen {
+            layers.add("widen", widen);
+        }
         layers.embedder("embedder", embedder);
         layers.blocks("blocks", blocks);
         if let Some(refiners) = refiners {

@@ -33,7 +33,7 @@ pub struct DitBlock {
     pub text: Option<TextLayers>,
     /// A second attention of the image to itself.
     pub second: Option<Attention>,
-    /// Factors of the norms around the branches.
+    /// Factors of the norms of the branches.
     pub norms: Option<Norms>,
     #[module(skip)]
     norm: Norm,
@@ -43,17 +43,17 @@ pub struct DitBlock {
     parallel: bool,
 }
 
-/// Factors of the RMS norms around both branches, each `[hidden]`.
+/// Factors of the RMS norms of both branches, each `[hidden]`.
 #[derive(Module, Debug)]
 pub struct Norms {
     /// Before the attention.
     pub before_attention: Param<Tensor<1>>,
-    /// Behind it.
-    pub after_attention: Param<Tensor<1>>,
+    /// Behind it, where norms are around branches.
+    pub after_attention: Option<Param<Tensor<1>>>,
     /// Before the MLP.
     pub before_mlp: Param<Tensor<1>>,
-    /// Behind it.
-    pub after_mlp: Param<Tensor<1>>,
+    /// Behind it, likewise.
+    pub after_mlp: Option<Param<Tensor<1>>>,
 }
 
 /// What a block does to the tokens of a text.
@@ -65,6 +65,8 @@ pub struct TextLayers {
     pub attention: Attention,
     /// MLP branch; none in a block behind which the text is not seen.
     pub mlp: Option<Mlp>,
+    /// Factors of the norms of the branches.
+    pub norms: Option<Norms>,
 }
 
 /// What a block sees beside its tokens.
@@ -94,6 +96,8 @@ pub struct Head {
     pub modulation: Modulation,
     /// `[hidden, kernel · kernel · out_channels]`.
     pub out: Dense,
+    /// Factors of the norm, `[hidden]`.
+    pub gain: Option<Param<Tensor<1>>>,
     #[module(skip)]
     norm: Norm,
 }
@@ -121,9 +125,23 @@ impl DitConfig {
     }
 
     fn init_mlp(&self, init: &Init<'_>) -> Mlp {
-        let dense = |inputs, outputs| self.branch_dense(inputs, outputs);
+        let dense = |inputs, outputs| {
+            let dense = self.branch_dense(inputs, outputs);
+            DenseConfig { bias: dense.bias && !self.branches.unbiased_mlp, ..dense }
+        };
         let up = dense(self.hidden, self.inner() * if self.branches.gated { 2 } else { 1 });
         Mlp::new(up, dense(self.inner(), self.hidden), self.activation, init)
+    }
+
+    fn init_norms(&self, init: &Init<'_>) -> Option<Norms> {
+        let gain = || init.param(Fresh::Constant(1.0), [self.hidden]);
+        let behind = || matches!(self.norm, Norm::Sandwich { .. }).then(gain);
+        self.norm.has_gains().then(|| Norms {
+            before_attention: gain(),
+            after_attention: behind(),
+            before_mlp: gain(),
+            after_mlp: behind(),
+        })
     }
 
     /// Those of the text, which goes no further than a closing block.
@@ -134,7 +152,8 @@ impl DitConfig {
         };
         let mut attention = self.init_attention(init);
         attention.out = attention.out.filter(|_| !closing);
-        TextLayers { modulation, attention, mlp: (!closing).then(|| self.init_mlp(init)) }
+        let mlp = (!closing).then(|| self.init_mlp(init));
+        TextLayers { modulation, attention, mlp, norms: self.init_norms(init) }
     }
 
     fn init_modulation(
@@ -154,7 +173,6 @@ impl DitConfig {
         let modulation = if is_modulated { self.modulation } else { ModulationConfig::NONE };
         let modulation = self.init_modulation(2, true, modulation, init);
         let (attention, mlp) = (self.init_attention(init), self.init_mlp(init));
-        let gain = || init.param(Fresh::Constant(1.0), [self.hidden]);
         DitBlock {
             embedder: None,
             modulation,
@@ -163,12 +181,7 @@ impl DitConfig {
             cross: None,
             text: None,
             second: None,
-            norms: matches!(self.norm, Norm::Sandwich { .. }).then(|| Norms {
-                before_attention: gain(),
-                after_attention: gain(),
-                before_mlp: gain(),
-                after_mlp: gain(),
-            }),
+            norms: self.init_norms(init),
             norm: self.norm,
             balance: self.magnitude.residual.balance(self.depth),
             parallel: false,
@@ -212,6 +225,8 @@ impl DitConfig {
                 self.init_modulation(1, false, own, init)
             },
             out: self.init_projection(patch, init),
+            gain: matches!(self.norm, Norm::Rms { .. })
+                .then(|| init.param(Fresh::Constant(1.0), [self.hidden])),
             norm: self.norm,
         }
     }
@@ -264,7 +279,7 @@ impl DitBlock {
             }
             (_, context) => (self.attention.adapted(branch, rotary[0], attend, own), context),
         };
-        let branch = self.behind(branch, |norms| &norms.after_attention);
+        let branch = self.behind(branch, |norms| norms.after_attention.as_ref());
         let mut x = attention.join(x, branch, self.balance);
         if let Some((seen, modulated)) = third {
             x = modulated.join(x, seen, self.balance);
@@ -275,7 +290,7 @@ impl DitBlock {
         }
         let branch = mlp.input(x.clone(), self.norm.of_branch(true));
         let branch = self.mlp.adapted(branch, adapters.map(|own| [&own.up, &own.down]));
-        let branch = self.behind(branch, |norms| &norms.after_mlp);
+        let branch = self.behind(branch, |norms| norms.after_mlp.as_ref());
         mlp.join(x, branch, self.balance) // [batch, tokens, hidden]
     }
 
@@ -299,10 +314,14 @@ impl DitBlock {
         both.join(x, branch, self.balance)
     }
 
-    /// What a branch made, behind its norm.
-    fn behind(&self, branch: Tensor<3>, gain: impl Fn(&Norms) -> &Param<Tensor<1>>) -> Tensor<3> {
-        let Some(norms) = &self.norms else { return branch };
-        let scaled = scaled(gain(norms), &branch, Modulated::default());
+    /// What a branch made, behind its norm, if it has one.
+    fn behind(
+        &self,
+        branch: Tensor<3>,
+        gain: impl Fn(&Norms) -> Option<&Param<Tensor<1>>>,
+    ) -> Tensor<3> {
+        let Some(gain) = self.norms.as_ref().and_then(gain) else { return branch };
+        let scaled = scaled(gain, &branch, Modulated::default());
         scaled.input(branch, self.norm.of_branch(false))
     }
 
@@ -315,9 +334,13 @@ impl DitBlock {
         context: &mut Context,
         rotary: Option<&Rotary>,
     ) -> Tensor<3> {
-        let parts = layers.modulation.forward(modulation);
-        let attention = &parts[0];
         let text = context.tokens.clone(); // [batch, text, hidden]
+        let mut parts = layers.modulation.forward(modulation);
+        if let Some(Norms { before_attention, before_mlp, .. }) = &layers.norms {
+            let gains = [before_attention, before_mlp].into_iter();
+            parts = parts.into_iter().zip(gains).map(|(p, gain)| scaled(gain, &text, p)).collect();
+        }
+        let attention = &parts[0];
         let x = attention.input(text.clone(), self.norm.of_branch(false));
         let side = Side { layer: &layers.attention, x, rotary, adapters: None };
         let [image, branch] = joint_attention([image, side], context.bias.as_ref());
@@ -349,6 +372,7 @@ impl TextLayers {
             modulation: self.modulation.folded(),
             attention: self.attention.folded(),
             mlp: self.mlp.map(Mlp::folded),
+            norms: self.norms,
         }
     }
 }
@@ -371,9 +395,10 @@ impl Head {
         norm: Option<&Affine>,
     ) -> Tensor<3> {
         let modulated = self.modulation.forward(condition).remove(0);
-        let modulated = match norm {
-            Some(norm) => norm.before(modulated),
-            None => modulated,
+        let modulated = match (norm, &self.gain) {
+            (Some(norm), _) => norm.before(modulated),
+            (None, Some(gain)) => scaled(gain, &x, modulated),
+            (None, None) => modulated,
         };
         modulated.input(x, self.norm.of_head())
     }
@@ -392,7 +417,7 @@ impl Norm {
             Norm::None => None,
             Norm::Layer { mlp_epsilon, .. } if mlp => Some(RowNorm::Layer(mlp_epsilon)),
             Norm::Layer { epsilon, .. } => Some(RowNorm::Layer(epsilon)),
-            Norm::Sandwich { epsilon, .. } => Some(RowNorm::Rms(epsilon)),
+            Norm::Sandwich { epsilon, .. } | Norm::Rms { epsilon } => Some(RowNorm::Rms(epsilon)),
         }
     }
 
@@ -403,6 +428,7 @@ impl Norm {
             Norm::Layer { epsilon, .. } | Norm::Sandwich { head_epsilon: epsilon, .. } => {
                 Some(RowNorm::Layer(epsilon))
             }
+            Norm::Rms { epsilon } => Some(RowNorm::Rms(epsilon)),
         }
     }
 }

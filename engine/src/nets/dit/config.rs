@@ -53,6 +53,10 @@ pub struct DitConfig {
     /// that no seams show between patches.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overlap: bool,
+    /// Patches come through a layer of this width without biases before that of tokens; there is one patch size then (JiT,
+    /// Li & He 2025).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<usize>,
     /// Width of a token.
     pub hidden: usize,
     /// Number of blocks.
@@ -132,6 +136,7 @@ impl DitConfig {
             size: [32, 32],
             patch: 2,
             overlap: false,
+            bottleneck: None,
             hidden,
             depth,
             heads,
@@ -347,6 +352,12 @@ impl DitConfig {
         if let (Some(side), true) = (self.table, self.flexible.is_some()) {
             let expected = "none, for a network of several patch sizes";
             return Err(ConfigError::value("table of positions", side, expected));
+        }
+        if let Some(width) = self.bottleneck
+            && (!(1..=1 << 16).contains(&width) || self.flexible.is_some() || !self.bias)
+        {
+            let expected = "1 to 65536, or none for several patch sizes or without biases";
+            return Err(ConfigError::value("bottleneck", width, expected));
         }
         if let Some(side) = self.table.filter(|side| *side > 1 << 12) {
             return Err(ConfigError::value("table of positions", side, "at most 4096 a side"));

@@ -17,7 +17,13 @@ impl DitConfig {
         let parts = |gated| self.modulation.width(gated) * hidden * width;
         let pixels = (rows * columns * patch * patch) as f64;
         let predicted = self.out_channels() * self.window(1).pow(2);
-        let ends = pixels * hidden * (self.channels + predicted) as f64;
+        let patches = match self.bottleneck.map(|width| width as f64) {
+            Some(width) => {
+                width * (pixels * self.channels as f64 + (rows * columns) as f64 * hidden)
+            }
+            None => pixels * self.channels as f64 * hidden,
+        };
+        let ends = patches + pixels * predicted as f64 * hidden;
         let refiners = self.text.as_ref().map_or(0, |text| text.refiners);
         let shared = if self.is_parallel() { 1.0 } else { 2.0 };
         let modulation = match (self.modulation.single, self.modulation.common) {
@@ -38,9 +44,11 @@ impl DitConfig {
             let pooled = config.pooled.map_or(0.0, |pooled| (pooled as f64 + width) * width);
             let second =
                 if config.entry == TextEntry::Mlp { tokens * hidden * hidden } else { 0.0 };
-            let caption = tokens * config.width as f64 * hidden + second;
-            let seen = (text + self.missing(text)) as f64;
-            let alone = config.refiners as f64 * (self.layers(seen) + self.pairs(seen, seen));
+            let seen = self.seen(text) as f64;
+            let entering = if config.length.is_some() { seen } else { tokens };
+            let caption = entering * config.width as f64 * hidden + second;
+            let refiners = (config.refiners + config.alone) as f64;
+            let alone = refiners * (self.layers(seen) + self.pairs(seen, seen));
             let own = |blocks: usize| match self.modulation.common {
                 true => 0.0,
                 false => blocks as f64 * 2.0 * parts(true),
@@ -96,7 +104,7 @@ impl DitConfig {
     pub fn trunk_flops(&self, size: [usize; 2], patch: usize, text: usize) -> f64 {
         let [rows, columns] = self.grid(size, patch);
         let (count, hidden) = (rows * columns, self.hidden as f64);
-        let [tokens, seen] = [count, text].map(|count| (count + self.missing(count)) as f64);
+        let (tokens, seen) = ((count + self.missing(count)) as f64, self.seen(text) as f64);
         let attention = match self.text.as_ref().map(|text| text.attention) {
             None => self.pairs(tokens, tokens),
             Some(TextAttention::Cross) => {
@@ -148,7 +156,7 @@ impl Dit {
 mod tests {
     use burn::tensor::{Device, Tensor};
 
-    use super::super::stream::tests::{dual, joined, parallel};
+    use super::super::stream::tests::{dual, joined, parallel, unconditioned};
     use super::DitConfig;
     use crate::nets::{Conditioning, Flexible, Sharing, Text, TextAttention, TextConfig};
 
@@ -195,6 +203,7 @@ mod tests {
         };
         let joined =
             [joined(64, 2), unfilled(joined(64, 2)), joined(64, 1), parallel(64), dual(64)];
+        let joined = joined.into_iter().chain([unconditioned(64)]);
         for base in kinds.chain(joined) {
             for sharing in [shared, adapted] {
                 let flexible = Flexible { patches: vec![4, 8], sharing, corners: false };
@@ -202,7 +211,8 @@ mod tests {
                     size: [16, 16],
                     classes: 3,
                     overlap: base.bias,
-                    flexible: Some(flexible).filter(|_| base.table.is_none()),
+                    flexible: Some(flexible)
+                        .filter(|_| base.table.is_none() && base.bottleneck.is_none()),
                     ..base.clone()
                 };
                 let net = config.init(0, &Device::flex()).folded();

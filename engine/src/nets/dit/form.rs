@@ -26,6 +26,18 @@ pub enum Norm {
         /// ε of the head's layer norm.
         head_epsilon: f64,
     },
+    /// RMS norms with learned factors before each branch and in the head (MiniT2I).
+    Rms {
+        /// ε of all.
+        epsilon: f64,
+    },
+}
+
+impl Norm {
+    /// Whether those of branches have learned factors.
+    pub(super) fn has_gains(self) -> bool {
+        matches!(self, Self::Sandwich { .. } | Self::Rms { .. })
+    }
 }
 
 /// What attention and MLPs have that those of DiT have not.
@@ -44,6 +56,9 @@ pub struct Branches {
     /// Layers have no biases, whatever the others have.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unbiased: bool,
+    /// Those of MLPs have none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unbiased_mlp: bool,
 }
 
 impl Branches {
@@ -66,6 +81,9 @@ pub struct Placing {
     pub first: usize,
     /// Images stand behind the text on its axis, at the first free place; otherwise at 0.
     pub behind: bool,
+    /// A text has one axis for itself, of the width of a head, in place of that of the image's (MiniT2I).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 /// Text that a network reads.
@@ -98,6 +116,13 @@ pub struct TextConfig {
     /// Image 2.0, Qin et al. 2025).
     #[serde(default, skip_serializing_if = "is_none")]
     pub refiners: usize,
+    /// Further ones that the text alone goes through (MiniT2I).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub alone: usize,
+    /// A text is filled up to so many tokens before its entry, with a learned one that is attended to; where it has none, it is
+    /// that alone (MiniT2I).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
     /// Image and text are each filled up to a multiple of this with learned tokens, which are attended to (Z-Image).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiple: Option<usize>,
@@ -116,6 +141,8 @@ impl TextConfig {
             closing: false,
             dual: 0,
             refiners: 0,
+            alone: 0,
+            length: None,
             multiple: None,
         }
     }
@@ -134,6 +161,8 @@ pub enum TextEntry {
     Mlp,
     /// Through one layer.
     Linear,
+    /// Through one layer without biases, whatever the others have.
+    Unbiased,
     /// Through an RMS norm with this ε and one layer.
     Normed(f64),
 }
@@ -227,9 +256,9 @@ impl DitConfig {
                 return Err(ConfigError::value(name, width, "a positive number below 2^24"));
             }
         }
-        if text.parallel && (text.shared == 0 || matches!(self.norm, Norm::Sandwich { .. })) {
+        if text.parallel && (text.shared == 0 || self.norm.has_gains()) {
             let expected =
-                "false without blocks that text and image share, or with norms around branches";
+                "false without blocks that text and image share, or with factors of norms";
             return Err(ConfigError::value("parallel", true, expected));
         }
         if !self.is_joint() && text.shared > 0 {
@@ -244,10 +273,16 @@ impl DitConfig {
             let expected = "0 where one projection serves all blocks";
             return Err(ConfigError::value("dual blocks", text.dual, expected));
         }
+        self.check_counts(text)
+    }
+
+    fn check_counts(&self, text: &TextConfig) -> Result<(), ConfigError> {
         let most = [
             ("dual blocks", text.dual, self.depth),
             ("shared blocks", text.shared, self.depth),
             ("refiners", text.refiners, 1 << 10),
+            ("refiners of texts", text.alone, 1 << 10),
+            ("length of a text", text.length.unwrap_or(0), 1 << 16),
         ];
         for (name, count, most) in most {
             if count > most {
@@ -262,6 +297,10 @@ impl DitConfig {
             return Err(ConfigError::value("shared blocks", text.shared, expected));
         }
         match text.multiple {
+            Some(multiple) if text.length.is_some() => {
+                let expected = "none where texts have a length";
+                Err(ConfigError::value("multiple of tokens", multiple, expected))
+            }
             Some(multiple) if !(1..=1 << 12).contains(&multiple) => {
                 Err(ConfigError::value("multiple of tokens", multiple, "1 to 4096"))
             }
@@ -286,6 +325,10 @@ impl DitConfig {
                 let expected = format!("below {}", rope.axes.len());
                 return Err(ConfigError::value(name, axis, expected));
             }
+        }
+        if placing.own && placing.behind {
+            let expected = "false where texts have an axis of their own";
+            return Err(ConfigError::value("images behind the text", true, expected));
         }
         match *first > LIMIT {
             true => Err(ConfigError::value("first place", first, format!("at most {LIMIT}"))),

@@ -10,7 +10,8 @@ use super::config::DitConfig;
 use super::form::{Placing, TextEntry};
 use super::patches::BlockMode;
 use super::trunk::Dit;
-use crate::layers::{Activation, Attend, Dense, Fresh, Init};
+use crate::layers::dense::DenseConfig;
+use crate::layers::{Activation, Attend, Dense, Fresh, Init, Rope};
 use crate::ops::{self, AttentionBias, Rotary, RowNorm};
 
 /// From the tokens of a text to those that the blocks see.
@@ -34,16 +35,16 @@ pub struct Refiners {
     pub image: Vec<DitBlock>,
     /// Of the text.
     pub text: Vec<DitBlock>,
-    /// See [`TextConfig::multiple`](super::TextConfig::multiple).
+    /// See [`TextConfig::multiple`](super::TextConfig::multiple) and [`TextConfig::length`](super::TextConfig::length).
     pub fill: Option<Fill>,
 }
 
-/// Tokens that fill up image and text, each `[hidden]`.
+/// Tokens that fill up image and text.
 #[derive(Module, Debug)]
 pub struct Fill {
-    /// That of an image.
-    pub image: Param<Tensor<1>>,
-    /// That of a text.
+    /// That of an image, `[hidden]`, if it is filled up.
+    pub image: Option<Param<Tensor<1>>>,
+    /// That of a text, `[hidden]`, or before its entry `[width]`.
     pub text: Param<Tensor<1>>,
 }
 
@@ -127,12 +128,14 @@ impl DitConfig {
     pub(super) fn init_caption(&self, init: &Init<'_>) -> Option<Caption> {
         let text = self.text.as_ref()?;
         let second = || self.dense(self.hidden, self.hidden).init(init);
+        let up = self.dense(text.width, self.hidden);
+        let bias = up.bias && text.entry != TextEntry::Unbiased;
         Some(Caption {
             norm: match text.entry {
                 TextEntry::Normed(_) => Some(init.param(Fresh::Constant(1.0), [text.width])),
                 _ => None,
             },
-            up: self.dense(text.width, self.hidden).init(init),
+            up: DenseConfig { bias, ..up }.init(init),
             down: (text.entry == TextEntry::Mlp).then(second),
             activation: self.activation,
             epsilon: if let TextEntry::Normed(epsilon) = text.entry { epsilon } else { 0.0 },
@@ -141,15 +144,30 @@ impl DitConfig {
 
     pub(super) fn init_refiners(&self, init: &Init<'_>) -> Option<Refiners> {
         let text = self.text.as_ref()?;
-        let blocks = |is_modulated| {
-            (0..text.refiners).map(|_| self.init_plain_block(is_modulated, init)).collect()
+        let blocks = |count: usize, is_modulated| {
+            (0..count).map(|_| self.init_plain_block(is_modulated, init)).collect()
         };
-        let token = || init.param(Fresh::Normal(0.02), [self.hidden]);
-        (text.refiners > 0 || text.multiple.is_some()).then(|| Refiners {
-            image: blocks(true),
-            text: blocks(false),
-            fill: text.multiple.map(|_| Fill { image: token(), text: token() }),
+        let token = |width: usize| init.param(Fresh::Normal(0.02), [width]);
+        let fill = match (text.length, text.multiple) {
+            (Some(_), _) => Some(Fill { image: None, text: token(text.width) }),
+            (None, Some(_)) => {
+                Some(Fill { image: Some(token(self.hidden)), text: token(self.hidden) })
+            }
+            (None, None) => None,
+        };
+        (text.refiners + text.alone > 0 || fill.is_some()).then(|| Refiners {
+            image: blocks(text.refiners, true),
+            text: blocks(text.refiners + text.alone, false),
+            fill,
         })
+    }
+
+    /// Tokens that are seen of a text of so many.
+    pub(super) fn seen(&self, tokens: usize) -> usize {
+        match self.text.as_ref().and_then(|text| text.length) {
+            Some(length) => tokens.max(length),
+            None => tokens + self.missing(tokens),
+        }
     }
 
     /// Tokens that fill up so many.
@@ -226,7 +244,20 @@ impl Places {
         [variants, tokens, text]: [usize; 3],
         device: &Device,
     ) -> Self {
-        let Rotary { cos, sin, pairs } = placing.rope.table(positions, device);
+        let Rotary { cos, sin, pairs } = match placing.own {
+            false => placing.rope.table(positions, device),
+            true => {
+                let (image, text) = positions.split_at(tokens - text);
+                let own =
+                    Rope { axes: vec![placing.rope.axes.iter().sum()], ..placing.rope.clone() };
+                let text: Vec<[f64; 1]> = text.iter().map(|at| [at[placing.text]]).collect();
+                let parts = [placing.rope.table(image, device), own.table(&text, device)];
+                let both = |of: fn(&Rotary) -> &Tensor<3>| {
+                    Tensor::cat(parts.iter().map(|part| of(part).clone()).collect(), 1)
+                };
+                Rotary { cos: both(|x| &x.cos), sin: both(|x| &x.sin), pairs: parts[0].pairs }
+            }
+        };
         let [_, _, half] = cos.dims();
         let [cos, sin] = [cos, sin].map(|table| table.reshape([variants, tokens, half]));
         let part = |first: usize, count: usize| {
@@ -267,12 +298,17 @@ impl Dit {
         let device = text.tokens.device();
         let [batch, longest, _] = text.tokens.dims();
         let lengths = text.lengths.clone().unwrap_or_else(|| vec![longest; batch]);
-        let seen: Vec<usize> =
-            lengths.iter().map(|length| length + self.config.missing(*length)).collect();
-        let mut x = caption.forward(text.tokens.clone()); // [batch, text, hidden]
-        if let Some(fill) = self.refiners.as_ref().and_then(|refiners| refiners.fill.as_ref()) {
-            x = filled(x, &fill.text.val(), &lengths, &seen);
-        }
+        let seen: Vec<usize> = lengths.iter().map(|length| self.config.seen(*length)).collect();
+        let fill = self.refiners.as_ref().and_then(|refiners| refiners.fill.as_ref());
+        let filled = |x| match fill {
+            Some(fill) => filled(x, &fill.text.val(), &lengths, &seen),
+            None => x,
+        };
+        let of_entry = self.config.text.as_ref().is_some_and(|text| text.length.is_some());
+        let x = match of_entry {
+            true => caption.forward(filled(text.tokens.clone())),
+            false => filled(caption.forward(text.tokens.clone())),
+        }; // [batch, text, hidden]
         let [_, held, _] = x.dims();
         let before = if self.config.is_joint() { tokens } else { 0 };
         Some(Context { tokens: x, bias: hidden(before, &seen, held, &device), seen })
@@ -282,8 +318,9 @@ impl Dit {
     pub(super) fn filled_up(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [batch, count, hidden] = tokens.dims();
         let fill = self.refiners.as_ref().and_then(|refiners| refiners.fill.as_ref());
+        let fill = fill.and_then(|fill| fill.image.as_ref());
         let (Some(fill), missing @ 1..) = (fill, self.config.missing(count)) else { return tokens };
-        let token = fill.image.val().cast(FloatDType::from(tokens.dtype())).unsqueeze::<3>();
+        let token = fill.val().cast(FloatDType::from(tokens.dtype())).unsqueeze::<3>();
         Tensor::cat(vec![tokens, token.expand([batch, missing, hidden])], 1)
     }
 

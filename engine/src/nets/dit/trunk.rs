@@ -21,8 +21,10 @@ use crate::ops;
 #[derive(Module, Debug)]
 pub struct Dit {
     /// `[kernel · kernel · channels (+ 1), hidden]`, input ordered row, column, channel; see
-    /// [`DitConfig::kernel`].
+    /// [`DitConfig::kernel`] and [`DitConfig::bottleneck`].
     pub patch: Dense,
+    /// `[bottleneck, hidden]`, where patches come through one.
+    pub widen: Option<Dense>,
     /// Embedding of noise level and class for the head, and for all blocks without their own.
     pub embedder: Embedder,
     /// The blocks, first to last.
@@ -88,6 +90,7 @@ impl DitConfig {
     pub(crate) fn init_from(&self, init: &Init<'_>) -> Dit {
         Dit {
             patch: self.init_embedding(self.kernel(), init),
+            widen: self.bottleneck.map(|width| self.dense(width, self.hidden).init(init)),
             embedder: self.init_embedder(init),
             blocks: (0..self.depth).map(|i| self.init_block(i, init)).collect(),
             head: self.init_head(self.kernel(), init),
@@ -108,7 +111,11 @@ impl DitConfig {
 
     /// Layer from patches of this size.
     pub(super) fn init_embedding(&self, patch: usize, init: &Init<'_>) -> Dense {
-        let dense = self.dense(patch * patch * self.channels, self.hidden);
+        let inputs = patch * patch * self.channels;
+        if let Some(width) = self.bottleneck {
+            return DenseConfig { bias: false, ..self.dense(inputs, width) }.init(init);
+        }
+        let dense = self.dense(inputs, self.hidden);
         DenseConfig { ones: !self.bias && !self.homogeneous, ..dense }.init(init)
     }
 
@@ -249,7 +256,10 @@ impl Dit {
             None if patch == self.kernel => Cow::Borrowed(&self.patch),
             None => Cow::Owned(resize_embedding(&self.patch, self.kernel, patch)),
         };
-        let mut tokens = embedding.forward(patchify(x, patch)); // [batch, tokens, hidden]
+        let mut tokens = embedding.forward(patchify(x, patch));
+        if let Some(widen) = &self.widen {
+            tokens = widen.forward(tokens); // [batch, tokens, hidden]
+        }
         if let Some(mode) = mode {
             tokens = tokens + mode.token.val().unsqueeze();
         }
@@ -344,6 +354,7 @@ impl Dit {
             (self.patch, self.head.out, self.kernel) = (patch, out, native);
         }
         self.patch = self.patch.folded();
+        self.widen = self.widen.map(Dense::folded);
         self.embedder = self.embedder.folded();
         self.blocks = self.blocks.into_iter().map(DitBlock::folded).collect();
         self.head = self.head.folded();

@@ -47,6 +47,34 @@ pub(in crate::nets::dit) fn dual(hidden: usize) -> DitConfig {
     }
 }
 
+/// A network in the manner of MiniT2I: no condition acts on it, a text is filled up before its entry, and patches come through
+/// a narrow layer.
+pub(in crate::nets::dit) fn unconditioned(hidden: usize) -> DitConfig {
+    let joined = joined(hidden, 1);
+    let text = TextConfig {
+        entry: TextEntry::Unbiased,
+        alone: 1,
+        length: Some(9),
+        ..TextConfig::new(24, TextAttention::Joint)
+    };
+    let rope = Rope { axes: vec![hidden / 8; 2], theta: 100.0, pairs: Pairs::Halves };
+    DitConfig {
+        bottleneck: Some(6),
+        position: Position::Plain,
+        norm: Norm::Rms { epsilon: 1e-6 },
+        modulation: ModulationConfig::NONE,
+        branches: Branches {
+            key_heads: None,
+            unbiased: false,
+            unbiased_mlp: true,
+            ..joined.branches
+        },
+        placing: Some(Placing { rope, rows: 0, text: 0, first: 0, behind: false, own: true }),
+        text: Some(text),
+        ..joined
+    }
+}
+
 /// A network of two blocks, the last of which take text and image as one, in the manner of Z-Image if all do.
 pub(in crate::nets::dit) fn joined(hidden: usize, shared: usize) -> DitConfig {
     let norm = match shared {
@@ -78,6 +106,7 @@ pub(in crate::nets::dit) fn joined(hidden: usize, shared: usize) -> DitConfig {
             head_norm: Some(1e-6),
             gated: true,
             unbiased: true,
+            unbiased_mlp: false,
         },
         placing: Some(Placing {
             rope: Rope { axes, theta: 100.0, pairs: Pairs::Interleaved },
@@ -85,6 +114,7 @@ pub(in crate::nets::dit) fn joined(hidden: usize, shared: usize) -> DitConfig {
             text: 0,
             first: 1,
             behind: true,
+            own: false,
         }),
         condition: Some([24, 20]),
         text: Some(text),
@@ -148,7 +178,10 @@ fn what_fills_up_is_seen_and_refined_and_panels_are_too() {
         let fill = refiners().fill.expect("tokens");
         let changed = [
             Refiners {
-                fill: Some(Fill { image: fill.image.clone().map(|x| -x), ..fill.clone() }),
+                fill: Some(Fill {
+                    image: fill.image.clone().map(|image| image.map(|x| -x)),
+                    ..fill.clone()
+                }),
                 ..refiners()
             },
             Refiners {
