@@ -76,6 +76,25 @@ impl Form {
     }
 }
 
+/// These rows of a table, in f32, one after the other; no others are read where each lies in one piece.
+pub(crate) fn read_rows(checkpoint: &Checkpoint, name: &str, rows: &[usize]) -> Result<Vec<f32>> {
+    let info = checkpoint.info(name)?;
+    let width: usize = info.shape.iter().skip(1).product();
+    let form = match info.values {
+        Values::Range(..) => Some(Form::Alone(info.dtype, checkpoint.factor(name)?)),
+        _ => Form::of(checkpoint, name, info)?,
+    };
+    let Some(form) = form.filter(|form| width.is_multiple_of(form.block()[0])) else {
+        let whole = checkpoint.read_f32(name)?.0;
+        return Ok(rows.iter().flat_map(|row| &whole[row * width..][..width]).copied().collect());
+    };
+    let (mut values, bytes) = (vec![0.0; rows.len() * width], form.bytes(&(0..width)).end);
+    for (row, values) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
+        form.unpack(&checkpoint.bytes(name, row * bytes, bytes)?, values);
+    }
+    Ok(values)
+}
+
 /// A tensor `[out, in]` that a parameter comes from.
 struct Source<'a> {
     name: &'a str,
@@ -193,6 +212,30 @@ mod tests {
         let layout = Layout::new("test", vec![rule], Vec::new());
         let read = parameter(&checkpoint, &layout, "ours", &shape, FloatDtype::F32);
         (compressed, read.expect("read").try_to_vec().expect("f32"))
+    }
+
+    /// Of tables in blocks and in floats, with repeated rows and in any order; one that is stored the other way round is
+    /// read as a whole.
+    #[test]
+    fn rows_of_a_table_are_read_alone() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
+        for file in ["gguf-blocks/blocks.gguf", "t5-files/t5xxl_fp8_e4m3fn_scaled.safetensors"] {
+            let known = Checkpoint::open(goldens.join(file)).expect("a file");
+            let mut seen = 0;
+            for (name, info) in known.tensors() {
+                let &[count, width] = info.shape.as_slice() else { continue };
+                let rows = [count - 1, 0, count / 2, 0];
+                let whole = known.read_f32(name).expect("values").0;
+                let expected = rows.iter().flat_map(|row| &whole[row * width..][..width]);
+                let found = read_rows(&known, name, &rows).expect("rows");
+                assert!(
+                    found.iter().map(|x| x.to_bits()).eq(expected.map(|x| x.to_bits())),
+                    "{name}"
+                );
+                seen += 1;
+            }
+            assert!(seen > 10, "{file}: {seen}");
+        }
     }
 
     /// The numbers of some inputs to some outputs are those of the parameter.

@@ -58,7 +58,7 @@ pub use error::{Error, Mismatch, Result};
 pub use files::{check_pointer, folder_of, open_file, read_at_most, read_start, sha256, sha256_of};
 pub use formats::safetensors::write_safetensors;
 pub use layout::{Layout, Rule, Transform};
-pub use load::{LoadReport, check, load, load_compressed, load_part};
+pub use load::{LoadReport, check, load, load_compressed, load_part, load_rows};
 pub use recognise::{Foreign, recognise};
 pub use replace::{check_writable, remove_unfinished, write_whole};
 pub use tensor::TensorInfo;

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::checkpoint::Checkpoint;
-use crate::compressed::Compressed;
+use crate::compressed::{Compressed, read_rows};
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
 use crate::layout::{Layout, Rule, Transform, put_columns};
@@ -110,12 +110,32 @@ pub fn load_part<M: Module>(
     loader.end(false).map(|report| (module, report))
 }
 
+/// [`load_part`] of some of a module's fields, among them a table that has these rows alone of the one that is stored.
+///
+/// # Errors
+/// As there, and a row that is not stored.
+pub fn load_rows<M: Module>(
+    module: M,
+    (table, rows): (&str, &[usize]),
+    checkpoint: &Checkpoint,
+    layout: &Layout,
+    dtype: FloatDtype,
+    device: &Device,
+) -> Result<(M, LoadReport)> {
+    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
+    loader.rows = Some((table, rows));
+    let module = module.map(&mut loader);
+    loader.end(false).map(|report| (module, report))
+}
+
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     layout: &'a Layout,
     /// What the values become; without, none are read.
     to: Option<(FloatDtype, &'a Device)>,
     path: Vec<String>,
+    /// A table, and the rows of it that are read.
+    rows: Option<(&'a str, &'a [usize])>,
     /// Parameters that are not read if they are compressed, and those that are.
     kept: BTreeSet<String>,
     compressed: BTreeMap<String, Compressed>,
@@ -138,6 +158,7 @@ impl<'a> Loader<'a> {
             layout,
             to,
             path: Vec::new(),
+            rows: None,
             kept: BTreeSet::new(),
             compressed: BTreeMap::new(),
             shapes: Vec::new(),
@@ -246,11 +267,23 @@ impl Loader<'_> {
         }
         // Shapes first: what does not fit is never read.
         let shapes: Vec<&[usize]> = infos.iter().map(|info| info.shape.as_slice()).collect();
-        if rule.shape(&shapes).as_deref() != Some(expected) {
+        let mut shape = rule.shape(&shapes);
+        let rows = self.rows.filter(|(table, _)| *table == name).map(|(_, rows)| rows);
+        if let (Some(rows), Some([count, _])) = (rows, shape.as_deref_mut())
+            && rule.is_copy()
+            && rows.iter().all(|row| row < count)
+        {
+            *count = rows.len();
+        }
+        if shape.as_deref() != Some(expected) {
             self.mismatch.different.push(different(name, expected, &rule, &shapes));
             return Ok(None);
         }
         let Some((dtype, _)) = self.to else { return Ok(None) };
+        if let Some(rows) = rows {
+            let values = read_rows(self.checkpoint, &rule.sources[0], rows)?;
+            return Ok(Some(dtype.data(values, expected.to_vec())));
+        }
         if self.kept.contains(name)
             && let Some(compressed) = Compressed::of(self.checkpoint, &rule, expected)?
         {
@@ -319,7 +352,8 @@ fn different(name: &str, expected: &[usize], rule: &Rule, shapes: &[&[usize]]) -
             format!("{name}: shape {expected:?} expected, found {found:?}")
         }
         (Transform::Transpose, [source], None, [inputs, outputs], [found]) => {
-            format!("{source}: shape {:?} expected, found {found:?}", [outputs, inputs])
+            let expected = [outputs, inputs];
+            format!("{name} (from {source}): shape {expected:?} expected, found {found:?}")
         }
         _ => format!("{name}: shape {expected:?} expected, found {shapes:?}"),
     }

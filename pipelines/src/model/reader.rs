@@ -1,11 +1,12 @@
 //! Reading texts: from a prompt to the states of an encoder.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use pyrograph_engine::device::is_host;
-use pyrograph_engine::nets::{TextBlock, TextEncoder, TextStream};
+use pyrograph_engine::nets::{TextBlock, TextEncoder, TextEncoderConfig, TextStream};
 use pyrograph_weights::{FloatDtype, sha256_of};
 
 use super::Notice;
@@ -225,12 +226,22 @@ impl TextReader {
         source.verify()?;
         let device = &self.device;
         let (checkpoint, layout) = (&source.checkpoint, &source.layout);
-        let ends = config.init_ends(0, device);
-        let (ends, _) =
-            pyrograph_weights::load_part(ends, None, checkpoint, layout, FloatDtype::F32, device)?;
+        // Of the table of tokens, the rows of those that there are.
+        let rows: BTreeSet<usize> = texts.iter().flat_map(|text| &text.ids).copied().collect();
+        let rows: Vec<usize> = rows.into_iter().collect();
+        let ends = TextEncoderConfig { vocabulary: rows.len(), ..config.clone() };
+        let (ends, _) = pyrograph_weights::load_rows(
+            ends.init_ends(0, device),
+            ("tokens", &rows),
+            checkpoint,
+            layout,
+            FloatDtype::F32,
+            device,
+        )?;
         let entered = |text: &Filled| {
-            let padding = text.padding(device);
-            ends.enter(std::slice::from_ref(&text.ids), padding)
+            let place = |id| rows.binary_search(id).expect("a row for each token");
+            let ids = text.ids.iter().map(place).collect();
+            ends.enter(&[ids], text.padding(device))
         };
         let mut streams: Vec<_> = texts.iter().map(entered).collect();
         let (give, take) = sync_channel::<Result<TextBlock>>(0);
@@ -274,7 +285,7 @@ impl TextReader {
         let table = memory::product(&[config.vocabulary, config.hidden]);
         let all = encoder.source.checkpoint.elements() as u64;
         let block = all.saturating_sub(table) / config.depth as u64;
-        let need = VALUE * (table + AT_ONCE * block);
+        let need = VALUE * AT_ONCE * block;
         memory::check("the text encoder, block by block, takes", need)
     }
 }
