@@ -82,8 +82,32 @@ pub(super) struct Network {
     pub(super) latents: Option<Latents>,
     /// How its flow goes, if it must have one.
     pub(super) flow: Option<Flow>,
-    /// Its weights, and what they tell of it.
-    pub(super) weights: fn(DitConfig, Checkpoint) -> Result<(DitConfig, Source)>,
+    pub(super) weights: Weights,
+}
+
+/// How a family takes the weights of a network, and what they tell of it.
+type Weights = fn(DitConfig, Checkpoint) -> Result<(DitConfig, Source)>;
+
+impl Network {
+    /// One that reads texts, in so many steps with this guidance.
+    pub(super) fn of_texts(
+        net: DitConfig,
+        input: TextInput,
+        (steps, cfg_scale): (usize, f64),
+        weights: Weights,
+    ) -> Self {
+        Self {
+            net,
+            labels: Labels::default(),
+            input: Some(input),
+            steps,
+            cfg_scale,
+            cfg_normalized: false,
+            latents: None,
+            flow: None,
+            weights,
+        }
+    }
 }
 
 /// A rectified flow whose pipeline chooses the steps itself, from pure noise in equal ones.

@@ -17,7 +17,6 @@ use super::diffusers::{Flow, Network, as_many, no_others};
 use super::text::{Filling, States, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -62,20 +61,15 @@ pub(super) fn network(folder: &Path, is_distilled: bool) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
-    let (steps, cfg_scale) = defaults(is_distilled);
+    let usual = defaults(is_distilled);
+    let weights = |net: DitConfig, checkpoint| {
+        let layout = convert::flux2_diffusers(widths(&net));
+        Ok((net, Source::new(checkpoint, layout)))
+    };
     Ok(Network {
-        net,
-        labels: Labels::default(),
-        input: Some(reads()),
-        steps,
-        cfg_scale,
-        cfg_normalized: false,
         latents: Some(LATENTS),
         flow: Some(Flow::Flux2),
-        weights: |net, checkpoint| {
-            let layout = convert::flux2_diffusers(widths(&net));
-            Ok((net, Source::new(checkpoint, layout)))
-        },
+        ..Network::of_texts(net, reads(), usual, weights)
     })
 }
 

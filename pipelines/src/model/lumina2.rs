@@ -14,7 +14,6 @@ use super::text::{States, Template, TextInput};
 use super::z_image::{self, Axes};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -65,19 +64,15 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
+    let weights = |net: DitConfig, checkpoint| {
+        let layout = convert::lumina2_diffusers(z_image::heads(&net));
+        Ok((net, Source::new(checkpoint, layout)))
+    };
     Ok(Network {
         flow: Some(Flow::Lumina2 { channels: net.channels }),
-        net,
-        labels: Labels::default(),
-        input: Some(reads()),
-        steps: STEPS,
-        cfg_scale: CFG_SCALE,
         cfg_normalized: CFG_NORMALIZED,
         latents: Some(z_image::LATENTS),
-        weights: |net, checkpoint| {
-            let layout = convert::lumina2_diffusers(z_image::heads(&net));
-            Ok((net, Source::new(checkpoint, layout)))
-        },
+        ..Network::of_texts(net, reads(), (STEPS, CFG_SCALE), weights)
     })
 }
 

@@ -12,7 +12,6 @@ use super::diffusers::Network;
 use super::text::TextInput;
 use super::{Source, aspect, read_json};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -68,17 +67,10 @@ pub(super) fn network(folder: &Path, tokens: usize) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
-    Ok(Network {
-        net,
-        labels: Labels::default(),
-        input: Some(reads(transformer.sample_size, tokens)),
-        steps: STEPS,
-        cfg_scale: CFG_SCALE,
-        cfg_normalized: false,
-        latents: None,
-        flow: None,
-        weights: |net, checkpoint| Ok((net, Source::new(checkpoint, convert::pixart_diffusers()))),
-    })
+    let input = reads(transformer.sample_size, tokens);
+    Ok(Network::of_texts(net, input, (STEPS, CFG_SCALE), |net, checkpoint| {
+        Ok((net, Source::new(checkpoint, convert::pixart_diffusers())))
+    }))
 }
 
 /// How such a model reads texts, but for its encoder: one for square images of `side` latent cells a side, and texts of up

@@ -13,7 +13,6 @@ use super::diffusers::{Network, as_many, no_others};
 use super::text::{Filling, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -53,19 +52,13 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
+    let weights = |net: DitConfig, checkpoint| {
+        let layout = convert::sd3_diffusers(blocks(&net));
+        Ok((net, Source::new(checkpoint, layout)))
+    };
     Ok(Network {
-        net,
-        labels: Labels::default(),
-        input: Some(reads()),
-        steps: STEPS,
-        cfg_scale: CFG_SCALE,
-        cfg_normalized: false,
         latents: Some(LATENTS),
-        flow: None,
-        weights: |net, checkpoint| {
-            let layout = convert::sd3_diffusers(blocks(&net));
-            Ok((net, Source::new(checkpoint, layout)))
-        },
+        ..Network::of_texts(net, reads(), (STEPS, CFG_SCALE), weights)
     })
 }
 

@@ -17,7 +17,6 @@ use super::diffusers::{Flow, Network, no_others};
 use super::text::{States, Template, TextInput};
 use super::{Source, read_json};
 use crate::error::{Error, Result};
-use crate::labels::Labels;
 
 #[derive(Deserialize)]
 struct Transformer {
@@ -75,19 +74,14 @@ pub(super) fn network(folder: &Path) -> Result<Network> {
     let path = folder.join("transformer/config.json");
     let transformer: Transformer = read_json(path.clone())?;
     let net = transformer.net().map_err(|reason| Error::NotAModel { path, reason })?;
+    let weights = |net: DitConfig, checkpoint| {
+        let layout = convert::z_image_diffusers(net.patch, heads(&net));
+        Ok((net, Source::new(checkpoint, layout)))
+    };
     Ok(Network {
-        net,
-        labels: Labels::default(),
-        input: Some(reads()),
-        steps: STEPS,
-        cfg_scale: CFG_SCALE,
-        cfg_normalized: false,
         latents: Some(LATENTS),
         flow: Some(Flow::Backward),
-        weights: |net, checkpoint| {
-            let layout = convert::z_image_diffusers(net.patch, heads(&net));
-            Ok((net, Source::new(checkpoint, layout)))
-        },
+        ..Network::of_texts(net, reads(), (STEPS, CFG_SCALE), weights)
     })
 }
 
