@@ -23,21 +23,27 @@ impl Checkpoint {
         opened.unwrapped()
     }
 
-    /// The same of the tensors whose names begin with `part` and a dot, without these; `None` if there are none.
+    /// For each of these parts that there is, the same of the tensors whose names begin with it and a dot, without these.
     ///
     /// # Errors
     /// As there.
-    pub fn open_part(path: impl AsRef<Path>, part: &str) -> Result<Option<Self>> {
+    pub fn open_parts<'a>(
+        path: impl AsRef<Path>,
+        parts: &[&'a str],
+    ) -> Result<Vec<(&'a str, Self)>> {
         let path = path.as_ref();
         let (tensors, metadata) = open_file(path)?.into_parts();
-        let own = |(name, info): (String, _)| {
-            Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), info))
+        let opened = |part: &&'a str| {
+            let own = tensors.iter().filter_map(|(name, info)| {
+                Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), info.clone()))
+            });
+            let own: BTreeMap<_, _> = own.collect();
+            (!own.is_empty()).then(|| {
+                let own = Self::new(path, own, metadata.clone()).unwrapped()?;
+                Ok((*part, own))
+            })
         };
-        let tensors: BTreeMap<_, _> = tensors.into_iter().filter_map(own).collect();
-        match tensors.is_empty() {
-            true => Ok(None),
-            false => Self::new(path, tensors, metadata).unwrapped().map(Some),
-        }
+        parts.iter().filter_map(opened).collect()
     }
 }
 

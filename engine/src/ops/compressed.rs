@@ -3,13 +3,12 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use super::available;
 use super::cpu::bridge::{device, host};
 use super::cpu::{self, Method};
 use super::{Activation, linear};
-use burn::tensor::DType;
 
 /// A weight whose numbers are made when they are needed, such as one in blocks of few bits with scales.
 pub trait Compressed: Debug + Send + Sync {

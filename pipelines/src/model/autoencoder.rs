@@ -30,7 +30,8 @@ pub(crate) enum Latents {
 }
 
 /// Latents of the Stable Diffusion autoencoders, whose older files do not name their scale.
-const STABLE_DIFFUSION: Latents = Latents::Scaled { scale: 0.18215, shift: 0.0 };
+const STABLE_DIFFUSION: Latents = Latents::Scaled { scale: SD_SCALE, shift: 0.0 };
+const SD_SCALE: f64 = 0.18215;
 
 /// The autoencoder in a folder of its own or a file without a configuration, or in that of a pipeline or a model; `latents`
 /// are those of the network that it is for.
@@ -149,7 +150,7 @@ fn yes() -> bool {
 }
 
 fn sd_scale() -> f64 {
-    0.18215
+    SD_SCALE
 }
 
 impl Kl {
@@ -280,18 +281,8 @@ pub(super) fn folder(folder: &Path) -> Result<(VaeConfig, Source)> {
 /// Groups of the norms of every published AutoencoderKL.
 const GROUPS: usize = 32;
 
-/// The autoencoder beside the network in the file of a whole model, if there is one.
-pub(super) fn within(path: &Path, latents: Latents) -> Result<Option<Found>> {
-    let parts = WITHIN.into_iter().map(|part| Checkpoint::open_part(path, part));
-    let checkpoint = parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().next();
-    checkpoint.map(|checkpoint| lone(checkpoint, Some(latents))).transpose()
-}
-
-/// Where the files of whole models keep it.
-const WITHIN: [&str; 2] = ["first_stage_model", "vae"];
-
 /// An AutoencoderKL in a file without a configuration: what its tensors tell, and the usual scale of its latents.
-fn lone(checkpoint: Checkpoint, latents: Option<Latents>) -> Result<Found> {
+pub(super) fn lone(checkpoint: Checkpoint, latents: Option<Latents>) -> Result<Found> {
     let has = |name: &str| checkpoint.tensors().contains_key(name);
     let sizes = |name: &str| {
         let found = checkpoint.tensors().get(name).map(|tensor| tensor.shape.clone());

@@ -71,22 +71,25 @@ const OF_PIPELINES: [(&str, &str); 6] = [
     ("time_text_embed.text_embedder.linear_1.weight", "Stable Diffusion 3"),
 ];
 
-/// Where the files of whole models keep text encoders.
+/// Where the files of whole models keep an autoencoder, and text encoders.
+const AUTOENCODERS: [&str; 2] = ["first_stage_model", "vae"];
 const TEXT_ENCODERS: [&str; 3] = ["text_encoders", "cond_stage_model", "conditioner"];
 
 impl Recognised {
     /// What the file of a whole model holds beside the network.
     fn add_parts(&mut self, path: &Path, latents: Latents, elsewhere: Parts<'_>) -> Result<()> {
-        if elsewhere.vae.is_none()
-            && let Some(Found { config, source, notice }) = autoencoder::within(path, latents)?
-        {
-            (self.config.vae, self.vae) = (Some(config), Some(source));
-            self.notices.extend(notice);
-        }
-        for part in TEXT_ENCODERS.iter().filter(|_| elsewhere.text_encoder.is_none()) {
-            if Checkpoint::open_part(path, part)?.is_some() {
-                let (file, part) = (path.to_owned(), (*part).to_owned());
-                self.notices.push(Notice::NoTokenizer { file, part });
+        let parts = [&AUTOENCODERS[..], &TEXT_ENCODERS].concat();
+        for (part, checkpoint) in Checkpoint::open_parts(path, &parts)? {
+            if TEXT_ENCODERS.contains(&part) {
+                if elsewhere.text_encoder.is_none() {
+                    let (file, part) = (path.to_owned(), part.to_owned());
+                    self.notices.push(Notice::NoTokenizer { file, part });
+                }
+            } else if elsewhere.vae.is_none() && self.vae.is_none() {
+                let Found { config, source, notice } =
+                    autoencoder::lone(checkpoint, Some(latents))?;
+                (self.config.vae, self.vae) = (Some(config), Some(source));
+                self.notices.extend(notice);
             }
         }
         Ok(())

@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use half::{bf16, f16};
+use half::f16;
+
+use crate::dtype::{Dtype, put_f32};
 
 /// Type of the elements of a tensor, or of blocks of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,14 +120,14 @@ impl Kind {
     /// The same into memory of their number.
     pub(crate) fn unpack(self, bytes: &[u8], values: &mut [f32]) {
         match self {
-            Kind::F64 => each(bytes, values, |b| f64::from_le_bytes(b) as f32),
-            Kind::F32 => each(bytes, values, f32::from_le_bytes),
-            Kind::F16 => each(bytes, values, half),
-            Kind::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
-            Kind::I64 => each(bytes, values, |b| i64::from_le_bytes(b) as f32),
-            Kind::I32 => each(bytes, values, |b| i32::from_le_bytes(b) as f32),
-            Kind::I16 => each(bytes, values, |b| f32::from(i16::from_le_bytes(b))),
-            Kind::I8 => each(bytes, values, |b| f32::from(i8::from_le_bytes(b))),
+            Kind::F64 => put_f32(bytes, Dtype::F64, values),
+            Kind::F32 => put_f32(bytes, Dtype::F32, values),
+            Kind::F16 => put_f32(bytes, Dtype::F16, values),
+            Kind::BF16 => put_f32(bytes, Dtype::BF16, values),
+            Kind::I64 => put_f32(bytes, Dtype::I64, values),
+            Kind::I32 => put_f32(bytes, Dtype::I32, values),
+            Kind::I16 => put_f32(bytes, Dtype::I16, values),
+            Kind::I8 => put_f32(bytes, Dtype::I8, values),
             Kind::Q4_0 => blocks(bytes, values, q4_0),
             Kind::Q4_1 => blocks(bytes, values, q4_1),
             Kind::Q5_0 => blocks(bytes, values, q5_0),
@@ -146,12 +148,6 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(KINDS[*self as usize].2)
     }
-}
-
-/// Elements that stand alone, as f32.
-fn each<const N: usize>(bytes: &[u8], values: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    let elements = values.iter_mut().zip(bytes.as_chunks().0);
-    elements.for_each(|(out, chunk)| *out = value(*chunk));
 }
 
 /// Whole blocks, as f32.
