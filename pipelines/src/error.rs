@@ -9,12 +9,13 @@ pub(crate) mod words;
 use std::path::PathBuf;
 
 use crate::metadata::Used;
-use crate::model;
+use crate::model::{self, WeightType};
 
 pub use faces::FaceError;
 pub use text::TextError;
 pub use trajectories::TrajectoryError;
-use words::{fault, gigabytes, ids, listed, origin, similar, unreadable};
+pub(crate) use words::gigabytes;
+use words::{fault, ids, listed, origin, similar, unreadable, weights};
 
 /// What can go wrong between a request and a picture.
 #[derive(Debug, thiserror::Error)]
@@ -317,6 +318,23 @@ pub enum Error {
         /// Bytes that it takes at least.
         need: u64,
         /// Where it is taken from.
+        limit: &'static str,
+        /// Bytes that are left there.
+        available: u64,
+    },
+    /// A model that takes more memory than there is, or than it may.
+    #[error(
+        "with weights {} the model takes {} of memory, {limit} has {}",
+        weights(*held),
+        gigabytes(*need),
+        gigabytes(*available)
+    )]
+    NoRoom {
+        /// How its weights are held.
+        held: WeightType,
+        /// Bytes that it takes at least, with the work on one image.
+        need: u64,
+        /// Where they are taken from.
         limit: &'static str,
         /// Bytes that are left there.
         available: u64,

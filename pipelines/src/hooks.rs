@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use pyrograph_engine::device::Adapter;
 
+use crate::error::gigabytes;
+
 /// What an application should pass on to its user.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -27,6 +29,13 @@ pub enum Notice {
         tensors: usize,
         /// Name of the first.
         first: String,
+    },
+    /// What a model takes, where it is much, or limited.
+    Memory {
+        /// Bytes, with the work on one image.
+        need: u64,
+        /// Bytes of weights for which there is no room, so that they are read from their file whenever they are needed.
+        streamed: u64,
     },
     /// A LoRA says nowhere what its alpha is, so that it is taken for the rank.
     AlphaAssumed {
@@ -69,7 +78,7 @@ impl Notice {
     /// Whether something is wrong.
     pub fn is_warning(&self) -> bool {
         match self {
-            Self::NoGpu | Self::FirstUse { .. } => false,
+            Self::NoGpu | Self::FirstUse { .. } | Self::Memory { .. } => false,
             Self::FusionOff { .. }
             | Self::NotFinite { .. }
             | Self::AlphaAssumed { .. }
@@ -96,6 +105,17 @@ impl fmt::Display for Notice {
             }
             Self::NotFinite { tensors, first } => {
                 write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
+            }
+            Self::Memory { need, streamed } => {
+                write!(f, "the model takes about {} of memory", gigabytes(*need))?;
+                match streamed {
+                    0 => Ok(()),
+                    _ => write!(
+                        f,
+                        ", and reads {} of weights from its file at each call",
+                        gigabytes(*streamed)
+                    ),
+                }
             }
             Self::AlphaAssumed { file } => {
                 write!(f, "{}: no alpha is stored, it is taken for the rank", file.display())

@@ -59,6 +59,44 @@ pub fn autoencoder(vae: &VaeConfig, images: usize, [height, width]: [usize; 2]) 
     product(&[images, height, width]).saturating_mul(LEVEL * VALUE * vae.widths[0] as u64)
 }
 
+/// What images are made with.
+#[derive(Debug)]
+pub(crate) struct Work<'a> {
+    pub(crate) net: &'a DitConfig,
+    pub(crate) vae: Option<&'a VaeConfig>,
+    /// Images at a time, and how many times their number a call of the network takes.
+    pub(crate) images: usize,
+    pub(crate) calls: usize,
+    /// `[height, width]` in pixels.
+    pub(crate) size: [usize; 2],
+    /// Latent cells per side of a tile when decoding.
+    pub(crate) tile: usize,
+    /// Whether there is a picture to start from.
+    pub(crate) picture: bool,
+}
+
+impl Work<'_> {
+    /// Bytes that it takes on the CPU, beside the weights: about what was measured.
+    pub(crate) fn bytes(&self) -> u64 {
+        /// Values per channel of a pixel from the end of the network to the file.
+        const PIXEL: u64 = 4;
+        let &Self { net, vae, images, calls, size: [high, wide], tile, picture } = self;
+        let factor = vae.map_or(1, VaeConfig::factor);
+        let cells = [high / factor, wide / factor];
+        let network = network(net, calls.saturating_mul(images), cells);
+        let latents = product(&[images, net.channels, cells[0], cells[1], size_of::<f32>()]);
+        let latents = latents.saturating_mul(PIXEL);
+        let Some(vae) = vae else { return network.saturating_add(latents) };
+        let tile = [high, wide].map(|side| side.min(tile.saturating_mul(factor)));
+        let decoding = autoencoder(vae, 1, tile);
+        let encoding = if picture { autoencoder(vae, 1, [high, wide]) } else { 0 };
+        let picture = product(&[3, high, wide]).saturating_mul(PIXEL * VALUE);
+        // One after the other.
+        let most = encoding.max(network).max(decoding.saturating_add(picture));
+        most.saturating_add(latents)
+    }
+}
+
 /// A number of values.
 pub(crate) fn product(factors: &[usize]) -> u64 {
     factors.iter().fold(1, |product, &factor| product.saturating_mul(factor as u64))

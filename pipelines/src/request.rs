@@ -229,7 +229,7 @@ pub const MAX_IMAGES: usize = 1_000_000;
 /// Images per network call, where nothing is said.
 const BATCH: usize = 8;
 /// Latent cells per side of a tile, where nothing is said.
-const VAE_TILE: usize = 64;
+pub(crate) const VAE_TILE: usize = 64;
 
 impl<P> Default for Request<P> {
     fn default() -> Self {

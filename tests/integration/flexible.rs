@@ -185,7 +185,7 @@ fn pipeline() -> ClassPipeline {
         shared(&[4, 8], 4),
     ));
     let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
-    let model = Model { net: net.into(), vae: None, text: None, clips: Vec::new(), config };
+    let model = Model::new(net.into(), None, config);
     ClassPipeline::new(model, &device()).expect("a class model")
 }
 
@@ -259,7 +259,7 @@ fn every_call_of_the_network_is_counted() {
     let net = DitConfig { learned_variance: false, ..small }.init(2, &device());
     let guide_flops = net.config().flops([16, 16], 2, 0) / 2e9;
     let config = ModelConfig { net: net.config().clone().into(), ..model_config() };
-    let guide = Model { net: net.into(), vae: None, text: None, clips: Vec::new(), config };
+    let guide = Model::new(net.into(), None, config);
     let guided = pipeline().with_guide(guide).expect("a guide that fits");
     let found = count(&guided, &settings);
     let expected = 6.0 * (flops(2) + guide_flops);

@@ -24,6 +24,7 @@ mod judge;
 mod layouts;
 mod lora;
 mod lumina2;
+mod memory;
 mod metrics;
 mod minit2i;
 mod model_folders;

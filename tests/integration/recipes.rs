@@ -271,8 +271,8 @@ fn a_model_teaches_itself_a_patch_size_without_data() {
         let pyrograph_engine::nets::Net::Dit(net) = model.net.clone() else {
             panic!("a denoiser");
         };
-        let fresh = flexify(net, flexible.clone(), 0).expect("sizes that fit");
-        let fresh = Model { net: fresh.into(), ..model.clone() };
+        let mut fresh = model.clone();
+        fresh.net = flexify(net, flexible.clone(), 0).expect("sizes that fit").into();
         let own = OwnPictures { steps: 200, pictures: 32, seed: 0 };
         let mut losses = Vec::new();
         let mut observe = |progress| {

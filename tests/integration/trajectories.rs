@@ -43,7 +43,7 @@ pub(crate) fn teacher(folder: &Path, seed: u64, preserved: bool) -> (ClassPipeli
         labels: Default::default(),
         text: None,
     };
-    let model = Model { net, vae: None, text: None, clips: Vec::new(), config };
+    let model = Model::new(net, None, config);
     let manifest = model.manifest().expect("a description");
     model.save(folder, manifest, FloatDtype::F32, true).expect("written");
     pipeline(folder)

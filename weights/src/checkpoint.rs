@@ -175,7 +175,7 @@ impl Checkpoint {
     }
 
     fn unreadable(&self, name: &str, source: std::io::Error) -> Error {
-        Error::Values { path: self.path.clone(), name: name.into(), source }
+        unreadable(&self.path, name, source)
     }
 
     /// The bytes of a tensor, as many as its type and shape say.
@@ -227,4 +227,9 @@ impl Checkpoint {
         }
         hexadecimal(&hash.finalize())
     }
+}
+
+/// A tensor whose values cannot be read.
+pub(crate) fn unreadable(path: &Path, name: &str, source: std::io::Error) -> Error {
+    Error::Values { path: path.to_owned(), name: name.into(), source }
 }

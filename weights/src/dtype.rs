@@ -106,6 +106,11 @@ impl FloatDtype {
         TYPES[self.stored() as usize].4.expect("burn has the types that weights are held in")
     }
 
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        self.stored().size()
+    }
+
     pub(crate) fn stored(self) -> Dtype {
         match self {
             FloatDtype::F32 => Dtype::F32,

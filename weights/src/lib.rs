@@ -52,13 +52,13 @@ mod wrappers;
 
 pub use bundle::{Bundle, Manifest, Part, PartEntry, check_target, read_manifest, save_bundle};
 pub use checkpoint::Checkpoint;
-pub use compressed::Compressed;
+pub use compressed::{Compressed, Filed};
 pub use dtype::{Dtype, FloatDtype};
 pub use error::{Error, Mismatch, Result};
 pub use files::{check_pointer, folder_of, open_file, read_at_most, read_start, sha256, sha256_of};
 pub use formats::safetensors::write_safetensors;
 pub use layout::{Layout, Rule, Transform};
-pub use load::{LoadReport, check, load, load_compressed, load_part, load_rows};
+pub use load::{LoadReport, check, load, load_beside, load_part, load_rows};
 pub use recognise::{Foreign, recognise};
 pub use replace::{check_writable, remove_unfinished, write_whole};
 pub use tensor::TensorInfo;

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::checkpoint::Checkpoint;
-use crate::compressed::{Compressed, read_rows};
+use crate::compressed::{Filed, read_rows};
 use crate::dtype::FloatDtype;
 use crate::error::{Error, Mismatch, Result};
 use crate::layout::{Layout, Rule, Transform, put_columns};
@@ -38,24 +38,24 @@ pub fn load<M: Module>(
     loader.end(true).map(|report| (module, report))
 }
 
-/// [`load()`], but for those of these parameters whose numbers have 16 bits or fewer: they are not filled, but returned as
-/// they are stored, by name.
+/// [`load()`], but for those of these parameters whose numbers have 16 bits or fewer: they are neither read nor filled, but
+/// returned by name, as what they are in the file.
 ///
 /// # Errors
 /// As there.
-pub fn load_compressed<M: Module>(
+pub fn load_beside<M: Module>(
     module: M,
     checkpoint: &Checkpoint,
     layout: &Layout,
     kept: BTreeSet<String>,
     dtype: FloatDtype,
     device: &Device,
-) -> Result<(M, BTreeMap<String, Compressed>, LoadReport)> {
+) -> Result<(M, BTreeMap<String, Filed>, LoadReport)> {
     let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
     loader.kept = kept;
     let module = module.map(&mut loader);
-    let compressed = std::mem::take(&mut loader.compressed);
-    loader.end(true).map(|report| (module, compressed, report))
+    let filed = std::mem::take(&mut loader.filed);
+    loader.end(true).map(|report| (module, filed, report))
 }
 
 /// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read; returns its
@@ -136,9 +136,9 @@ struct Loader<'a> {
     path: Vec<String>,
     /// A table, and the rows of it that are read.
     rows: Option<(&'a str, &'a [usize])>,
-    /// Parameters that are not read if they are compressed, and those that are.
+    /// Parameters that stay in the file if their numbers have 16 bits or fewer, and those that do.
     kept: BTreeSet<String>,
-    compressed: BTreeMap<String, Compressed>,
+    filed: BTreeMap<String, Filed>,
     /// Of all parameters, where none are read.
     shapes: Vec<(String, Vec<usize>)>,
     used: BTreeSet<String>,
@@ -160,7 +160,7 @@ impl<'a> Loader<'a> {
             path: Vec::new(),
             rows: None,
             kept: BTreeSet::new(),
-            compressed: BTreeMap::new(),
+            filed: BTreeMap::new(),
             shapes: Vec::new(),
             used: BTreeSet::new(),
             mismatch: Mismatch::default(),
@@ -285,12 +285,9 @@ impl Loader<'_> {
             return Ok(Some(dtype.data(values, expected.to_vec())));
         }
         if self.kept.contains(name)
-            && let Some(compressed) = Compressed::of(self.checkpoint, &rule, expected)?
+            && let Some(filed) = Filed::of(self.checkpoint, &rule, expected)?
         {
-            if !compressed.is_finite() {
-                self.report.not_finite.push(name.to_owned());
-            }
-            self.compressed.insert(name.to_owned(), compressed);
+            self.filed.insert(name.to_owned(), filed);
             return Ok(None);
         }
         self.read(&rule, &infos, expected, dtype).map(Some)

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
@@ -19,6 +20,11 @@ pub trait Compressed: Debug + Send + Sync {
     ///
     /// Inputs start at a multiple of [`GRAIN`], and end at one or with the last.
     fn read(&self, outputs: Range<usize>, inputs: Range<usize>, values: &mut [f32]);
+
+    /// The weight to read from in a product, where that is another, such as one that comes into memory for it.
+    fn ready(&self) -> Option<Arc<dyn Compressed>> {
+        None
+    }
 }
 
 /// Inputs of a [`Compressed`] weight that are never apart.
@@ -35,6 +41,8 @@ pub fn compressed_linear<const D: usize>(
     bias: Option<Tensor<1>>,
     activation: Option<Activation>,
 ) -> Tensor<D> {
+    let ready = weight.ready();
+    let weight = ready.as_deref().unwrap_or(weight);
     let x = x.cast(FloatDType::F32);
     let bias = bias.map(|bias| bias.cast(FloatDType::F32));
     if !available(&x) || x.is_autodiff() {
@@ -48,6 +56,8 @@ pub fn compressed_linear<const D: usize>(
 /// All numbers of a weight, `[in, out]`.
 pub fn unpacked(weight: &dyn Compressed, device: &Device) -> Tensor<2> {
     let [inputs, outputs] = weight.widths();
+    let ready = weight.ready();
+    let weight = ready.as_deref().unwrap_or(weight);
     let mut values = vec![0.0; inputs * outputs];
     weight.read(0..outputs, 0..inputs, &mut values);
     Tensor::<2>::from_data(TensorData::new(values, [outputs, inputs]), device).transpose()

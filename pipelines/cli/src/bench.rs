@@ -34,7 +34,7 @@ pub(crate) struct Bench {
     /// Bundle, diffusers folder, checkpoint file, or the name of a shipped model
     #[arg(long, short, default_value = crate::generate::DEFAULT_MODEL)]
     model: PathBuf,
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 and stored
+    /// Type of the weights: f32, f16, bf16, stored or, on the CPU, int8
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
     /// Images per network call, or per training step

@@ -133,7 +133,7 @@ impl Judging {
 /// How a model is held while it makes images to judge.
 #[derive(Args)]
 pub(crate) struct Judged {
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 and stored
+    /// Type of the weights: f32, f16, bf16, stored or, on the CPU, int8
     #[arg(long, default_value = "f32")]
     dtype: WeightType,
     /// Images per network call

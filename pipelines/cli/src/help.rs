@@ -55,7 +55,10 @@ const MAKING: Heading = (
 );
 
 const GENERATE: &[Heading] = &[
-    ("Model", &["model", "fast", "vae", "text_encoder", "tokenizer", "lora", "dtype"]),
+    (
+        "Model",
+        &["model", "fast", "vae", "text_encoder", "tokenizer", "lora", "dtype", "max_memory"],
+    ),
     (
         "Pictures",
         &[

@@ -1,8 +1,8 @@
 //! What to type instead, where the library names a mistake that an option mends.
 
-use pyrograph::Error;
 use pyrograph::engine::Error as EngineError;
 use pyrograph::error::TextError;
+use pyrograph::{Error, WeightType};
 
 use crate::Command;
 
@@ -42,6 +42,10 @@ pub(crate) fn hint(error: &Error, command: &Command) -> Option<&'static str> {
         Error::OtherTask { expected: "classes", .. } => "use `pyrograph generate text`",
         Error::OtherTask { .. } => "use `pyrograph generate class`",
         Error::Text(TextError::NoEncoder) => "name one with --text-encoder",
+        Error::NoRoom { held: WeightType::Stored, .. } => "make smaller images, see -W and -H",
+        Error::NoRoom { .. } if matches!(command, Command::Generate(_)) => {
+            "use --dtype stored, which reads what does not fit from the model's file"
+        }
         Error::TooMuch { .. } => match command {
             Command::Train(_) => "see --batch, and --set model.size=[H,W]",
             Command::Distill(_) => "see --batch and --batch-size",

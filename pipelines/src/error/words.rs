@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use pyrograph_engine::selfcheck::TOLERANCE;
 
 use crate::metadata::Used;
+use crate::model::WeightType;
 
 /// Files listed in a message.
 const LISTED: usize = 10;
@@ -58,8 +59,16 @@ pub(super) fn origin(used: &Used, other: Option<&Path>) -> String {
     format!("came from `{file}`{fingerprint}, {found}")
 }
 
+/// How weights are held.
+pub(super) fn weights(held: WeightType) -> String {
+    match held {
+        WeightType::Stored => "as they are stored".into(),
+        other => format!("in {other}"),
+    }
+}
+
 /// A size in memory.
-pub(super) fn gigabytes(bytes: u64) -> String {
+pub(crate) fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 

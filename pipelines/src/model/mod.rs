@@ -16,12 +16,15 @@ mod minit2i;
 mod original;
 mod pixart;
 mod reader;
+mod recognised;
 mod registry;
+mod room;
 mod scheduler;
 mod scheduler_keys;
 pub(crate) mod sd3;
 mod states;
 mod stored;
+mod stream;
 pub mod text;
 pub mod text_encoder;
 mod weight_type;
@@ -29,25 +32,26 @@ pub(crate) mod z_image;
 
 pub(crate) use folders::resolved;
 pub use reader::TextReader;
+pub use recognised::{Parts, Recognised, recognise, recognise_with};
 pub use registry::{SHIPPED, find};
+pub(crate) use room::Footprint;
+pub use room::Limits;
 pub use weight_type::WeightType;
 
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use pyrograph_engine::device::is_host;
 use pyrograph_engine::diffusion::{Grid, Process};
 use pyrograph_engine::nets::{Adaptable, Net, NetConfig, Vae, VaeConfig};
 use pyrograph_weights::{
     Bundle, Checkpoint, FloatDtype, Layout, LoadReport, Manifest, Part, check_target, read_at_most,
-    read_manifest, save_bundle,
+    save_bundle,
 };
 use serde::{Deserialize, Serialize};
 
-use self::autoencoder::{Found, Latents};
-use self::check::{check, check_numbers, check_text};
-use self::text::{TextInput, TextSource};
+use self::autoencoder::Found;
+use self::text::TextInput;
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
 use crate::labels::Labels;
@@ -113,6 +117,8 @@ pub struct Model {
     pub clips: Vec<TextReader>,
     /// Description.
     pub config: ModelConfig,
+    /// Where its weights are.
+    pub(crate) footprint: Footprint,
 }
 
 /// A network's weights before they are read: a checkpoint and the table that maps its names.
@@ -146,255 +152,6 @@ impl Source {
     }
 }
 
-/// A model that has been recognised but not loaded.
-#[derive(Debug)]
-pub struct Recognised {
-    /// What it is, for people.
-    pub kind: String,
-    /// Description.
-    pub config: ModelConfig,
-    /// Weights of the transformer.
-    pub net: Source,
-    /// Weights of the autoencoder.
-    pub vae: Option<Source>,
-    /// What reads its texts.
-    pub text: Option<TextSource>,
-    /// Encoders of CLIP beside it.
-    pub clips: Vec<TextSource>,
-    /// How its network sees latents, if its family has one way.
-    latents: Option<Latents>,
-    /// What its user should know; loading passes it on.
-    pub notices: Vec<Notice>,
-}
-
-/// Finds out what is at `path` and reads its configuration, but no weights. The folder of a training run stands for
-/// its newest model.
-///
-/// # Errors
-/// If nothing is there, nothing is recognised, or the configuration is broken.
-pub fn recognise(path: &Path) -> Result<Recognised> {
-    recognise_with(path, Parts::default())
-}
-
-/// Parts of a model that are elsewhere.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Parts<'a> {
-    /// Autoencoder: a diffusers `vae` folder, a file, or a model with one.
-    pub vae: Option<&'a Path>,
-    /// Text encoder: its folder, or that of a pipeline, or a file.
-    pub text_encoder: Option<&'a Path>,
-    /// Tokenizer: its folder. Without, it is looked for with the text encoder.
-    pub tokenizer: Option<&'a Path>,
-}
-
-/// The same with parts from elsewhere, for a model that comes without, or in place of its own.
-///
-/// # Errors
-/// As there, and if they hold no such part, or one that does not fit the network.
-pub fn recognise_with(path: &Path, parts: Parts<'_>) -> Result<Recognised> {
-    let mut recognised = recognise_own(path, parts)?;
-    if let Some(vae) = parts.vae {
-        recognised = recognised.with_vae(vae)?;
-    }
-    match (parts.text_encoder, parts.tokenizer) {
-        (Some(encoder), tokenizer) => recognised.with_text(encoder, tokenizer),
-        (None, None) => Ok(recognised),
-        (None, Some(tokenizer)) => {
-            let reason = "a tokenizer of its own, without a text encoder".into();
-            Err(Error::NotAModel { path: tokenizer.to_owned(), reason })
-        }
-    }
-}
-
-/// The model at `path`; if it is a diffusers folder, with what it holds of the parts that are not elsewhere.
-fn recognise_own(path: &Path, elsewhere: Parts<'_>) -> Result<Recognised> {
-    if !path.exists() {
-        return Err(Error::NoModel { path: path.to_owned() });
-    }
-    let path = &resolved(path)?;
-    let recognised = if path.join("model.json").is_file() {
-        native(path)?
-    } else if minit2i::is_in(path) {
-        minit2i::recognise(path, elsewhere)?
-    } else if path.is_dir() {
-        diffusers::recognise(path, elsewhere)?
-    } else {
-        original::recognise(path, elsewhere)?
-    };
-    check(path, &recognised)?;
-    Ok(recognised)
-}
-
-/// The part of a `model.json` that describes a model.
-#[derive(Deserialize)]
-struct Described {
-    config: ModelConfig,
-}
-
-fn native(path: &Path) -> Result<Recognised> {
-    let manifest = read_manifest(path)?;
-    if !FAMILIES.contains(&manifest.family.as_str()) {
-        return Err(Error::NotAModel {
-            path: path.to_owned(),
-            reason: format!("family `{}`, expected {}", manifest.family, FAMILIES.join(" or ")),
-        });
-    }
-    let config: ModelConfig =
-        serde_json::from_value(manifest.config.clone()).or_else(|source| {
-            // Where in the file it is, only its text tells.
-            let path = path.join("model.json");
-            let again = read_json::<Described>(path.clone()).map(|described| described.config);
-            again.map_err(|error| match error {
-                Error::Value { .. } => error,
-                _ => Error::Json { path, source },
-            })
-        })?;
-    // Numbers before the weights, which need not be there for them to be wrong.
-    check_numbers(path, &config)?;
-    let bundle = Bundle::open(path)?;
-    let input = config.text.as_ref();
-    let text = input.and_then(|input| Some((input, input.encoder.as_ref()?)));
-    let text = text.map(|(input, encoder)| {
-        let source = TextSource::sealed(path, encoder, None, Source::sealed(&bundle, TEXT)?);
-        source.map(|source| source.reading(input))
-    });
-    let clips = input.iter().flat_map(|input| &input.clips).zip(CLIPS).map(|(clip, name)| {
-        let source = Source::sealed(&bundle, name)?;
-        Ok(TextSource::sealed(path, &clip.encoder, clip.end, source)?.clip().0)
-    });
-    Ok(Recognised {
-        kind: "pyrograph bundle".into(),
-        net: Source::sealed(&bundle, NET)?,
-        vae: config.vae.is_some().then(|| Source::sealed(&bundle, VAE)).transpose()?,
-        text: text.transpose()?,
-        clips: clips.collect::<Result<_>>()?,
-        latents: None,
-        notices: Vec::new(),
-        config,
-    })
-}
-
-/// Fingerprint of a model's network.
-pub(crate) fn fingerprint(path: &Path) -> Result<String> {
-    Ok(recognise(path)?.net.checkpoint.fingerprint())
-}
-
-/// Description of the autoencoder that [`open_autoencoder`] opens.
-pub(crate) fn autoencoder_config(path: &Path) -> Result<VaeConfig> {
-    Ok(autoencoder::find(path, None)?.config)
-}
-
-/// Fingerprint of the autoencoder that [`recognise_with`] would add.
-pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
-    autoencoder::fingerprint(path)
-}
-
-/// Fingerprint of the text encoder that [`recognise_with`] would add.
-pub(crate) fn text_fingerprint(path: &Path) -> Result<String> {
-    Ok(text::encoder(path)?.source.checkpoint.fingerprint())
-}
-
-impl Recognised {
-    /// Reads all of a bundle and compares it with the checksums in its manifest; other models have none.
-    ///
-    /// # Errors
-    /// A part that differs.
-    pub fn verify(&self) -> Result<()> {
-        let texts = self.text.iter().chain(&self.clips).map(|text| &text.encoder.source);
-        let sources = std::iter::once(&self.net).chain(&self.vae).chain(texts);
-        sources.into_iter().try_for_each(Source::verify)
-    }
-
-    /// How the weights are held on a device if nobody says: as they are stored, on the CPU, where those of the transformer are
-    /// of fewer than 16 bits, and in f32 otherwise.
-    pub fn weight_type(&self, device: &Device) -> WeightType {
-        match is_host(device) && self.net.checkpoint.is_compressed() {
-            true => WeightType::Stored,
-            false => WeightType::default(),
-        }
-    }
-
-    /// Adds the autoencoder of another model.
-    fn with_vae(mut self, path: &Path) -> Result<Self> {
-        let Found { config, source, notice } = autoencoder::find(path, self.latents)?;
-        let channels = self.config.net.dit.channels;
-        if config.scaled_channels() != channels {
-            let found = config.scaled_channels();
-            return Err(Error::Autoencoder {
-                path: path.to_owned(),
-                reason: format!("latents of {found} channels, the model has {channels}"),
-            });
-        }
-        self.config.vae = Some(config);
-        self.vae = Some(source);
-        self.notices.extend(notice);
-        Ok(self)
-    }
-
-    /// Adds a text encoder from elsewhere.
-    fn with_text(mut self, path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
-        let fault = |reason| Error::NotAModel { path: path.to_owned(), reason };
-        let Some(input) = &mut self.config.text else {
-            return Err(fault("a text encoder, for a model that reads no text".into()));
-        };
-        if self.config.net.dit.text.as_ref().is_some_and(|text| text.closing) {
-            if tokenizer.is_some() {
-                return Err(fault(
-                    "several text encoders, each with a tokenizer of its own".into(),
-                ));
-            }
-            input.clips.clear();
-            (self.text, self.clips) = diffusers::encoders(path, true, input)?;
-            check_text(&self.config).map_err(fault)?;
-            return Ok(self);
-        }
-        let text = TextSource::find(path, tokenizer)?.reading(input);
-        input.encoder = Some(text.encoder.config.clone());
-        check_text(&self.config).map_err(fault)?;
-        Ok(Self { text: Some(text), ..self })
-    }
-
-    /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
-    /// activations need, though beside weights of fewer bits its products may [round](Vae::rounding); `notify` hears of weights that are not finite.
-    ///
-    /// # Errors
-    /// If a file of a bundle is not the one that was saved, if anything is missing, unused, or of the wrong shape, or
-    /// if `device` cannot compute in `dtype`.
-    pub fn load(
-        self,
-        dtype: impl Into<WeightType>,
-        device: &Device,
-        notify: &mut dyn FnMut(Notice),
-    ) -> Result<Model> {
-        let held = dtype.into();
-        let dtype = match held {
-            WeightType::Float(dtype) => dtype,
-            WeightType::Int8 => return self.load(FloatDtype::F16, device, notify)?.quantized(),
-            WeightType::Stored if is_host(device) => FloatDtype::F32,
-            WeightType::Stored => return Err(Error::UnsupportedDtype { dtype: held.to_string() }),
-        };
-        let Self { config, net, vae, text, clips, notices, .. } = self;
-        notices.into_iter().for_each(&mut *notify);
-        let fresh = config.net.init(0, device);
-        let net = match held {
-            WeightType::Stored => stored::load(fresh, &net, device, notify)?,
-            _ => load_part(fresh, &net, dtype, device, notify)?,
-        };
-        let vae = match (&config.vae, &vae) {
-            (Some(config), Some(source)) => {
-                let vae = load_part(config.init(device), source, FloatDtype::F32, device, notify)?;
-                let rounds = dtype == FloatDtype::Bf16 || held == WeightType::Stored;
-                Some(if rounds { vae.rounding() } else { vae })
-            }
-            _ => None,
-        };
-        let text = text.map(|text| text.open(device, notify)).transpose()?;
-        let clips = clips.into_iter().map(|clip| clip.open(device, notify));
-        let clips = clips.collect::<Result<_>>()?;
-        Ok(Model { net, vae, text, clips, config })
-    }
-}
-
 fn load_part<M: Module>(
     module: M,
     source: &Source,
@@ -418,6 +175,26 @@ fn tell(LoadReport { not_finite, .. }: &LoadReport, notify: &mut dyn FnMut(Notic
     }
 }
 
+/// Fingerprint of a model's network.
+pub(crate) fn fingerprint(path: &Path) -> Result<String> {
+    Ok(recognise(path)?.net.checkpoint.fingerprint())
+}
+
+/// Description of the autoencoder that [`open_autoencoder`] opens.
+pub(crate) fn autoencoder_config(path: &Path) -> Result<VaeConfig> {
+    Ok(autoencoder::find(path, None)?.config)
+}
+
+/// Fingerprint of the autoencoder that [`recognise_with`] would add.
+pub(crate) fn vae_fingerprint(path: &Path) -> Result<String> {
+    autoencoder::fingerprint(path)
+}
+
+/// Fingerprint of the text encoder that [`recognise_with`] would add.
+pub(crate) fn text_fingerprint(path: &Path) -> Result<String> {
+    Ok(text::encoder(path)?.source.checkpoint.fingerprint())
+}
+
 /// The autoencoder of a model, in f32, and the fingerprint of its weights.
 ///
 /// What it takes for granted is in the configuration from then on, and no matter for a new model.
@@ -428,6 +205,12 @@ pub(crate) fn open_autoencoder(path: &Path, device: &Device) -> Result<(Vae, Str
 }
 
 impl Model {
+    /// Networks that are in memory, and nothing that reads texts.
+    pub fn new(net: Net, vae: Option<Vae>, config: ModelConfig) -> Self {
+        let (text, clips, footprint) = (None, Vec::new(), Footprint::default());
+        Self { net, vae, text, clips, config, footprint }
+    }
+
     /// The model with the transformer's weights in 8 bits, for inference on the CPU alone: it cannot be
     /// saved or trained. Loaded in f16, it takes about half the memory, and computes in f32.
     ///

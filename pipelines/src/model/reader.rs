@@ -222,7 +222,10 @@ impl TextReader {
         leave: impl Fn(&TextEncoder, TextStream, Vec<usize>) -> T,
     ) -> Result<Vec<T>> {
         let TextEncoderSource { config, source, .. } = &self.source.encoder;
-        self.check_memory(&self.source.encoder)?;
+        if is_host(&self.device) {
+            let [_, meanwhile] = need(&self.source.encoder);
+            memory::check("the text encoder, block by block, takes", meanwhile)?;
+        }
         source.verify()?;
         let device = &self.device;
         let (checkpoint, layout) = (&source.checkpoint, &source.layout);
@@ -275,19 +278,18 @@ impl TextReader {
             Ok(all.map(|(stream, text)| leave(&ends, stream, text.ids)).collect())
         })
     }
+}
 
-    /// Refuses an encoder whose blocks are too large for this machine.
-    fn check_memory(&self, encoder: &TextEncoderSource) -> Result<()> {
-        if !is_host(&self.device) {
-            return Ok(());
-        }
-        let config = &encoder.config;
-        let table = memory::product(&[config.vocabulary, config.hidden]);
-        let all = encoder.source.checkpoint.elements() as u64;
-        let block = all.saturating_sub(table) / config.depth as u64;
-        let need = VALUE * AT_ONCE * block;
-        memory::check("the text encoder, block by block, takes", need)
+/// Bytes that an encoder takes in memory: for good, and while texts pass through it.
+pub(super) fn need(encoder: &TextEncoderSource) -> [u64; 2] {
+    let values = encoder.source.checkpoint.elements();
+    if values <= HELD {
+        return [VALUE * values as u64, 0];
     }
+    let config = &encoder.config;
+    let table = memory::product(&[config.vocabulary, config.hidden]);
+    let block = (values as u64).saturating_sub(table) / config.depth as u64;
+    [0, VALUE * AT_ONCE * block]
 }
 
 #[cfg(test)]

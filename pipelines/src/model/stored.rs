@@ -1,4 +1,4 @@
-//! Networks whose weights stay as their file stores them.
+//! Networks whose weights stay as their file stores them, in memory as far as there is room for them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -7,15 +7,18 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use pyrograph_engine::nets::{Adaptable, Net};
 use pyrograph_engine::ops::Compressed;
-use pyrograph_weights::FloatDtype;
+use pyrograph_weights::{Filed, FloatDtype};
 
-use super::{Source, tell};
+use super::room::{Footprint, Room};
+use super::stream::Stream;
+use super::{Source, WeightType, tell};
 use crate::error::Result;
 use crate::hooks::Notice;
+use crate::memory::VALUE;
 
 /// A matrix of a file as a weight of a network.
 #[derive(Debug)]
-struct Stored(pyrograph_weights::Compressed);
+pub(super) struct Stored(pub(super) pyrograph_weights::Compressed);
 
 impl Compressed for Stored {
     fn widths(&self) -> [usize; 2] {
@@ -27,27 +30,96 @@ impl Compressed for Stored {
     }
 }
 
-/// Loads a network for inference on the CPU: the weights of linear layers as they are stored, where those are 16 bits or
-/// fewer, all else in f32.
+/// Loads a network for inference: the weights of linear layers as they are stored, where those are 16 bits or fewer, all
+/// else in f32. Layers for which there is no room are read again for each product; whether their numbers are finite is
+/// not known before.
 pub(super) fn load(
     mut net: Net,
     source: &Source,
+    room: &Room,
     device: &Device,
     notify: &mut dyn FnMut(Notice),
-) -> Result<Net> {
+) -> Result<(Net, Footprint)> {
     source.verify()?;
     let weight = |name: &str| format!("{name}.weight");
     let layers = net.linear_layers().into_iter();
     let kept: BTreeSet<String> =
         layers.filter(|(_, layer)| layer.holds()).map(|(name, _)| weight(&name)).collect();
     let Source { checkpoint, layout, .. } = source;
-    let (mut net, mut compressed, report) =
-        pyrograph_weights::load_compressed(net, checkpoint, layout, kept, FloatDtype::F32, device)?;
-    tell(&report, notify);
+    let (mut net, mut filed, mut report) =
+        pyrograph_weights::load_beside(net, checkpoint, layout, kept, FloatDtype::F32, device)?;
+    let elements = |matrix: &Filed| matrix.widths().iter().product::<usize>();
+    let others = checkpoint.elements().saturating_sub(filed.values().map(elements).sum());
+    let bytes = |matrix: &Filed| matrix.bytes() as u64;
+    let mut split = Split::of(filed.values().map(bytes), VALUE * others as u64, room)?;
+    let mut matrices = Vec::new();
     for (name, layer) in net.linear_layers() {
-        if let Some(matrix) = compressed.remove(&weight(&name)) {
-            layer.hold(Arc::new(Stored(matrix)));
-        }
+        let weight = weight(&name);
+        let Some(matrix) = filed.remove(&weight) else { continue };
+        matrices.push((split.holds(bytes(&matrix)), weight, layer, matrix));
     }
-    Ok(net)
+    // Before they are read.
+    let mut footprint = room.footprint(split.taken, split.streamed, notify);
+    let (mut streamed, mut layers) = (Vec::new(), Vec::new());
+    for (holds, weight, layer, matrix) in matrices {
+        if !holds {
+            streamed.push(matrix);
+            layers.push(layer);
+            continue;
+        }
+        let matrix = matrix.read()?;
+        if !matrix.is_finite() {
+            report.not_finite.push(weight);
+        }
+        layer.hold(Arc::new(Stored(matrix)));
+    }
+    tell(&report, notify);
+    if !streamed.is_empty() {
+        let stream = Stream::new(streamed);
+        layers.into_iter().enumerate().for_each(|(i, layer)| layer.hold(stream.weight(i)));
+        footprint.streams.push(stream);
+    }
+    Ok((net, footprint))
+}
+
+/// Which matrices are held in memory: as many bytes as there is room for, from all parts of a network alike, so that
+/// others can be read while those are at work.
+#[derive(Debug)]
+struct Split {
+    all: u64,
+    /// Bytes that can be held.
+    room: u64,
+    seen: u64,
+    held: u64,
+    streamed: u64,
+    /// Bytes of everything that is in memory.
+    taken: u64,
+}
+
+impl Split {
+    /// Of matrices of so many bytes each, beside weights that are held in any case.
+    fn of(matrices: impl Iterator<Item = u64> + Clone, others: u64, room: &Room) -> Result<Self> {
+        /// Matrices that are there at a time if not all are.
+        const AT_ONCE: u64 = 2;
+        let all = matrices.clone().sum();
+        let left = room.left().unwrap_or(u64::MAX);
+        let (mut taken, mut held) = (others.saturating_add(all), all);
+        if taken > left {
+            let window = AT_ONCE * matrices.max().unwrap_or(0);
+            room.check(WeightType::Stored, others + window)?;
+            held = left - others - window;
+            taken = left;
+        }
+        Ok(Self { all, room: held, seen: 0, held: 0, streamed: 0, taken })
+    }
+
+    /// Whether the next one is held.
+    fn holds(&mut self, bytes: u64) -> bool {
+        self.seen += bytes;
+        let share = u128::from(self.seen) * u128::from(self.room);
+        let holds = u128::from(self.held + bytes) * u128::from(self.all) <= share;
+        let counted = if holds { &mut self.held } else { &mut self.streamed };
+        *counted += bytes;
+        holds
+    }
 }

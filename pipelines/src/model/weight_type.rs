@@ -16,8 +16,8 @@ pub enum WeightType {
     Float(FloatDtype),
     /// 8 bits with scales, on the CPU alone; the network computes in f32.
     Int8,
-    /// As the file stores them where those are 16 bits or fewer, on the CPU alone: unpacked each time that they are
-    /// multiplied, in bf16 where that is faster; the network computes in f32.
+    /// As the file stores them where those are 16 bits or fewer, in the machine's memory: unpacked each time that they are
+    /// multiplied, on the CPU in bf16 where that is faster; the network computes in f32.
     Stored,
 }
 

@@ -1,43 +1,36 @@
 //! What a request takes in memory.
 
 use pyrograph_engine::device::is_host;
+use pyrograph_engine::nets::Vae;
 
 use super::Pipeline;
 use crate::error::{Error, Result};
-use crate::memory::{self, VALUE, product};
+use crate::memory::{self, Work};
 use crate::request::{MAX_IMAGES, Request};
 use crate::settings::Settings;
 use crate::task::Task;
 
-/// Values per channel of a pixel from the end of the network to the file.
-const PIXEL: u64 = 4;
-
 impl<T: Task> Pipeline<T> {
-    /// Bytes of the CPU's memory that a request takes, beside the weights: about what was measured. It does not grow
-    /// with the number of images, as [`Pipeline::each`] holds none.
+    /// Bytes of the CPU's memory that a request takes, beside the weights. It does not grow with the number of
+    /// images, as [`Pipeline::each`] holds none.
     fn memory(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<u64> {
-        let net = self.trunk();
-        let batch = settings.batch.min(request.prompts.len());
-        let [_, channels, height, width] = self.shape(batch, settings)?;
+        let images = settings.batch.min(request.prompts.len());
+        let [_, _, height, width] = self.shape(images, settings)?;
         let scales = settings.guidance.scales();
         let calls = match (&self.guide, scales == [1.0]) {
             (None, false) => scales.len() + 1,
             _ => 1,
         };
-        let network = memory::network(net, calls * batch, [height, width]);
-        let latents = product(&[batch, channels, height, width]).saturating_mul(PIXEL * VALUE);
-        let Some(vae) = self.vae.as_ref().map(|vae| vae.config()) else {
-            return Ok(network.saturating_add(latents));
+        let work = Work {
+            net: self.trunk(),
+            vae: self.vae.as_ref().map(Vae::config),
+            images,
+            calls,
+            size: [height, width].map(|side| side * self.factor()),
+            tile: settings.vae_tile,
+            picture: request.picture.is_some(),
         };
-        let [high, wide] = [height, width].map(|side| side * self.factor());
-        let tile = |side: usize| side.min(settings.vae_tile.saturating_mul(self.factor()));
-        let decoding = memory::autoencoder(vae, 1, [tile(high), tile(wide)]);
-        let picture = request.picture.as_ref();
-        let encoding = picture.map_or(0, |_| memory::autoencoder(vae, 1, [high, wide]));
-        let picture = product(&[3, high, wide]).saturating_mul(PIXEL * VALUE);
-        // One after the other.
-        let most = encoding.max(network).max(decoding.saturating_add(picture));
-        Ok(most.saturating_add(latents))
+        Ok(work.bytes())
     }
 
     /// Refuses a request that is plainly too large for this machine.
@@ -57,6 +50,13 @@ impl<T: Task> Pipeline<T> {
         let need = self.memory(request, settings)?;
         let [batch, _, height, width] = self.shape(settings.batch.min(images), settings)?;
         let size = [height, width].map(|side| side * self.factor());
-        memory::check(memory::of_images(batch, size), need)
+        let what = memory::of_images(batch, size);
+        match self.footprint.left {
+            Some(available) if need > available => {
+                let limit = "what the weights leave of the memory that the model may take";
+                Err(Error::TooMuch { what, need, limit, available })
+            }
+            _ => memory::check(what, need),
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::adapter::Adapters;
 use crate::error::{Error, Result};
 use crate::image::{check_picture, cover, to_images};
 use crate::labels::Labels;
-use crate::model::{Model, ModelConfig};
+use crate::model::{Footprint, Model, ModelConfig};
 use crate::request::Request;
 use crate::settings::Settings;
 use crate::task::{ClassTask, PromptTask, Task, TextTask};
@@ -45,6 +45,7 @@ pub struct Pipeline<T> {
     guide: Option<Box<(Dit, Process)>>,
     device: Device,
     origin: Origin,
+    footprint: Footprint,
 }
 
 /// Makes images of given classes.
@@ -158,7 +159,7 @@ impl<T: PromptTask> Pipeline<T> {
 impl<T: Task> Pipeline<T> {
     /// A model at a task that was made for it.
     pub(crate) fn with_task(task: T, model: Model, device: &Device) -> Self {
-        let Model { net, vae, config, .. } = model;
+        let Model { net, vae, config, footprint, .. } = model;
         Self {
             task,
             net: net.folded(),
@@ -168,6 +169,7 @@ impl<T: Task> Pipeline<T> {
             guide: None,
             device: device.clone(),
             origin: Origin::default(),
+            footprint,
         }
     }
 
@@ -196,6 +198,8 @@ impl<T: Task> Pipeline<T> {
             });
         }
         self.guide = Some(Box::new((net.folded(), guide.config.process)));
+        self.footprint.streams.extend(guide.footprint.streams);
+        self.footprint.left = guide.footprint.left.or(self.footprint.left);
         Ok(self)
     }
 

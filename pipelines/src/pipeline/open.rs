@@ -8,7 +8,7 @@ use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
 use crate::metadata::{Used, base_name};
-use crate::model::{self, Model, Parts, Source, WeightType};
+use crate::model::{self, Limits, Model, Parts, Source, WeightType};
 use crate::task::PromptTask;
 use crate::threads;
 
@@ -19,6 +19,8 @@ pub struct OpenOptions<'a> {
     pub device: DeviceChoice,
     /// How the network's weights are held; without, in the model's [own way](model::Recognised::weight_type).
     pub dtype: Option<WeightType>,
+    /// How much memory the model may take.
+    pub limits: Limits,
     /// Autoencoder for a checkpoint that comes without one: a diffusers `vae` folder, a file, or a model with one.
     pub vae: Option<PathBuf>,
     /// Text encoder for a checkpoint that comes without one: its folder, that of a pipeline, or a file.
@@ -58,7 +60,8 @@ impl<T: PromptTask> Pipeline<T> {
     /// Opens a model: a bundle, a diffusers folder, a checkpoint file, or a shipped model by its name.
     ///
     /// # Errors
-    /// See [`device::open`], [`model::find`], [`model::recognise`] and [`Recognised::load`](model::Recognised::load).
+    /// See [`device::open`], [`model::find`], [`model::recognise`] and
+    /// [`Recognised::load_within`](model::Recognised::load_within).
     pub fn open(model: impl AsRef<Path>, options: &OpenOptions<'_>) -> Result<Self> {
         threads::start(options.threads)?;
         let opened = device::open(options.device, &options.hooks)?;
@@ -85,8 +88,11 @@ impl<T: PromptTask> Pipeline<T> {
                 let guide = model::recognise(&path)?;
                 let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
                 let notify = &mut |notice| hooks.notify(notice);
-                let dtype = options.dtype.unwrap_or_else(|| guide.weight_type(device));
-                pipeline = pipeline.with_guide(guide.load(dtype, device, notify)?)?;
+                let memory = pipeline.footprint.left;
+                let limits = Limits { memory, ..options.limits };
+                let dtype = options.dtype.unwrap_or_else(|| guide.weight_type(device, limits));
+                let guide = guide.load_within(limits, dtype, device, notify)?;
+                pipeline = pipeline.with_guide(guide)?;
                 pipeline.origin.guide = Some(used);
             }
             Ok(pipeline)
@@ -96,14 +102,14 @@ impl<T: PromptTask> Pipeline<T> {
 
 /// The model at a path, and where it comes from; a guide is not looked at.
 pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Result<(Model, Origin)> {
-    let OpenOptions { dtype, vae, hooks, .. } = options;
+    let OpenOptions { dtype, limits, vae, hooks, .. } = options;
     let parts = Parts {
         vae: vae.as_deref(),
         text_encoder: options.text_encoder.as_deref(),
         tokenizer: options.tokenizer.as_deref(),
     };
     let recognised = model::recognise_with(path, parts)?;
-    let dtype = dtype.unwrap_or_else(|| recognised.weight_type(&on.device));
+    let dtype = dtype.unwrap_or_else(|| recognised.weight_type(&on.device, *limits));
     let weights = |source: &Source| source.checkpoint.fingerprint();
     let origin = Origin {
         name: base_name(path),
@@ -121,6 +127,7 @@ pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Resul
         guide: None,
         device: on.to_string(),
     };
-    let model = recognised.load(dtype, &on.device, &mut |notice| hooks.notify(notice))?;
+    let model =
+        recognised.load_within(*limits, dtype, &on.device, &mut |notice| hooks.notify(notice))?;
     Ok((model, origin))
 }

@@ -76,8 +76,13 @@ impl<T: Task> Pipeline<T> {
         let Plan { grid, noise_scale, .. } = &job.plan;
         let mut inner = self.denoiser(job, images);
         let mut solve = |denoiser: &mut dyn Denoiser, x: Tensor<4>| {
-            let sampled = job.settings.sampler.sample(denoiser, x, grid, source, on_step);
-            sampled.map_err(|_| Error::Cancelled)
+            let footprint = &self.footprint;
+            let mut watched = |step: Step<'_>| match footprint.has_failed() {
+                true => ControlFlow::Break(()),
+                false => on_step(step),
+            };
+            let sampled = job.settings.sampler.sample(denoiser, x, grid, source, &mut watched);
+            sampled.map_err(|_| footprint.failure().unwrap_or(Error::Cancelled))
         };
         let (Net::Dit(_), Some(Start { picture, mask, .. })) = (&self.net, &job.start) else {
             return solve(&mut inner, noise);

@@ -245,7 +245,7 @@ fn initial(
             }),
         };
         let net = net.init(config.seed, &device.clone().autodiff()).into();
-        return Ok((Model { net, vae, text: None, clips: Vec::new(), config: model }, None));
+        return Ok((Model::new(net, vae, model), None));
     };
     sources.insert("init".to_owned(), recognised.net.checkpoint.fingerprint().into());
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
@@ -253,7 +253,7 @@ fn initial(
         let text = Some(TextInput { encoder, ..input });
         let (vae_config, defaults) = (latents.cloned(), config.defaults.clone());
         let config = ModelConfig { vae: vae_config, defaults, text, ..model.config };
-        return Ok((Model { net: model.net, vae, text: None, clips: Vec::new(), config }, None));
+        return Ok((Model::new(model.net, vae, config), None));
     }
     let dit = &model.config.net.dit;
     let adopted = Adopted::new(&model.config.labels, dit.classes, classes);
@@ -277,5 +277,5 @@ fn initial(
         },
         ..model.config
     };
-    Ok((Model { net, vae, text: None, clips: Vec::new(), config }, Some(adopted)))
+    Ok((Model::new(net, vae, config), Some(adopted)))
 }

@@ -69,12 +69,7 @@ impl Outline {
 
     /// The model of a network.
     pub(super) fn with(&self, net: Net) -> Model {
-        Model {
-            net,
-            vae: self.vae.clone(),
-            text: self.text.clone(),
-            clips: Vec::new(),
-            config: self.config.clone(),
-        }
+        let model = Model::new(net, self.vae.clone(), self.config.clone());
+        Model { text: self.text.clone(), ..model }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bytesize::ByteSize;
 use clap::Args;
 use pyrograph::WeightType;
 use pyrograph::request::MAX_IMAGES;
@@ -108,10 +109,14 @@ pub(crate) struct Images {
     /// Show the result in the terminal
     #[arg(long, conflicts_with = "json")]
     pub(super) show: bool,
-    /// Type of the weights: f32, f16, bf16 or, on the CPU, int8 and stored, as the file has them [default: stored for files of
+    /// Type of the weights: f32, f16, bf16, stored, as the file has them, or, on the CPU, int8 [default: stored for files of
     /// fewer than 16 bits on the CPU, else f32]
     #[arg(long)]
     pub(super) dtype: Option<WeightType>,
+    /// Memory that model and work may take, such as 6GB or 800MiB: weights as they are stored that do not fit are read from the
+    /// file at each step [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_memory: Option<ByteSize>,
     /// Images per network call
     #[arg(long, value_parser = whole(1, MAX_IMAGES))]
     pub(super) batch_size: Option<usize>,

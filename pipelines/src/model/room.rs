@@ -1,0 +1,129 @@
+//! What a model takes in memory, and how much of it may.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use pyrograph_engine::device::is_host;
+use pyrograph_engine::nets::VaeConfig;
+
+use super::WeightType;
+use super::reader;
+use super::recognised::Recognised;
+use super::stream::Stream;
+use crate::error::{Error, Result};
+use crate::hooks::Notice;
+use crate::memory::{self, VALUE, Work};
+use crate::request::VAE_TILE;
+
+/// What of a model is not there for good, and what it leaves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Footprint {
+    /// Weights that are read whenever they are needed.
+    pub(crate) streams: Vec<Arc<Stream>>,
+    /// Bytes that are left for the work, where the model may not take all that there is.
+    pub(crate) left: Option<u64>,
+}
+
+impl Footprint {
+    /// Why weights could not be read since this was asked last.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.streams.iter().find_map(|stream| stream.failure())
+    }
+
+    /// Whether there is such a reason.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.streams.iter().any(|stream| stream.has_failed())
+    }
+}
+
+/// How much memory a model may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Bytes of the machine's memory, for all weights and for the work on one image; without, all that there is.
+    pub memory: Option<u64>,
+    /// `[height, width]` of that image in pixels; without, the model's own.
+    pub size: Option<[usize; 2]>,
+}
+
+/// The memory for a model, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// What the model and its work may take, and who says so; `None` where nobody knows.
+    limit: Option<(u64, &'static str)>,
+    is_asked: bool,
+    /// What is taken for good beside the weights of the transformer.
+    beside: u64,
+    /// What is taken while it works.
+    work: u64,
+}
+
+impl Room {
+    /// The room for a model; beside one on a GPU, little else is in the machine's memory.
+    pub(super) fn of(model: &Recognised, device: &Device, Limits { memory, size }: Limits) -> Self {
+        let asked = memory.map(|memory| (memory, "what the model may take"));
+        let limit = asked.or_else(memory::available);
+        let room = Self { limit, is_asked: asked.is_some(), beside: 0, work: 0 };
+        if !is_host(device) {
+            return room;
+        }
+        let Recognised { config, vae, text, clips, .. } = model;
+        let (net, autoencoder) = (&config.net.dit, config.vae.as_ref());
+        let factor = autoencoder.map_or(1, VaeConfig::factor);
+        let mut work = Work {
+            net,
+            vae: autoencoder,
+            images: 1,
+            calls: if config.defaults.cfg_scale == 1.0 { 1 } else { 2 },
+            size: size.unwrap_or(net.size.map(|side| side * factor)),
+            tile: VAE_TILE,
+            picture: false,
+        }
+        .bytes();
+        let mut beside = vae.as_ref().map_or(0, |vae| VALUE * vae.checkpoint.elements() as u64);
+        for text in text.iter().chain(clips) {
+            let [for_good, meanwhile] = reader::need(&text.encoder);
+            (beside, work) = (beside.saturating_add(for_good), work.max(meanwhile));
+        }
+        Self { beside, work, ..room }
+    }
+
+    /// What is left for the transformer's weights.
+    pub(super) fn left(&self) -> Option<u64> {
+        let (limit, _) = self.limit?;
+        Some(limit.saturating_sub(self.beside.saturating_add(self.work)))
+    }
+
+    /// Bytes in all with so many of weights.
+    fn need(&self, weights: u64) -> u64 {
+        weights.saturating_add(self.beside).saturating_add(self.work)
+    }
+
+    /// Refuses weights of so many bytes that do not fit.
+    pub(super) fn check(&self, held: WeightType, weights: u64) -> Result<()> {
+        let need = self.need(weights);
+        match self.limit {
+            Some((available, limit)) if need > available => {
+                Err(Error::NoRoom { held, need, limit, available })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What weights that are in memory leave, beside others that are not; `notify` hears of it if it is worth saying.
+    pub(super) fn footprint(
+        &self,
+        weights: u64,
+        streamed: u64,
+        notify: &mut dyn FnMut(Notice),
+    ) -> Footprint {
+        /// What need not be said, in bytes.
+        const LITTLE: u64 = 1_000_000_000;
+        let need = self.need(weights);
+        if need > LITTLE || self.is_asked || streamed > 0 {
+            notify(Notice::Memory { need, streamed });
+        }
+        let asked = self.limit.filter(|_| self.is_asked);
+        let left = asked.map(|(limit, _)| limit.saturating_sub(weights + self.beside));
+        Footprint { streams: Vec::new(), left }
+    }
+}
