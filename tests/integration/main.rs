@@ -28,6 +28,7 @@ mod memory;
 mod metrics;
 mod minit2i;
 mod model_folders;
+mod operations;
 mod parity;
 mod people;
 mod picture;

@@ -1,17 +1,17 @@
-//! How far the operations on the CPU use its processor.
+//! Which forms of the operations run.
 
 use std::sync::LazyLock;
 
 use crate::error::{Error, Result};
 
-/// What the operations on the CPU may use, each with all that stand before it.
+/// What the operations may use, on the CPU each with all that stand before it.
 ///
 /// The environment variable `PYROGRAPH_KERNELS` names the last one that is allowed, for tests and comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kernels {
-    /// `off`: burn's own operations in place of the fused ones.
+    /// `off`: burn's own operations in place of the fused ones, on a GPU, too.
     Off,
-    /// `portable`: fused operations, with the products of the `gemm` crate.
+    /// `portable`: fused operations, on the CPU with the products of the `gemm` crate.
     Portable,
     /// `avx512`: products with AVX-512 for weights that are laid out for them.
     Avx512,

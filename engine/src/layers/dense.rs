@@ -236,6 +236,16 @@ impl Dense {
         self.form = Form::Compressed(weight);
     }
 
+    /// Adds numbers to all outputs from now on, `[out]`.
+    pub(crate) fn add(&mut self, numbers: Tensor<1>) {
+        let dtype = self.dtype();
+        let numbers = numbers.to_device(&self.weight.lazy_device()).cast(dtype);
+        self.bias = Some(match self.bias.take() {
+            Some(bias) => bias.map(|bias| bias.cast(dtype) + numbers),
+            None => Param::from_tensor(numbers),
+        });
+    }
+
     /// The weight that multiplies the input, `[in (+ 1), out]`, unless it was packed.
     pub fn effective_weight(&self) -> Tensor<2> {
         let weight = self.weight.val();

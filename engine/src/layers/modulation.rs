@@ -2,11 +2,12 @@
 //! modulation, Bill et al. 2025).
 
 use burn::module::{Module, Param};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::dense::{Dense, DenseConfig};
 use super::init::{Fresh, Init};
+use crate::device::is_host;
 use crate::ops::{self, RowNorm};
 
 /// Which modulations a network has.
@@ -98,6 +99,8 @@ pub struct Modulation {
     hidden: usize,
     branches: usize,
     gated: bool,
+    /// Whether the bias holds the ones of scales and gates.
+    ones: bool,
 }
 
 /// The modulation of one branch, each `[batch, 1, width]`.
@@ -136,6 +139,7 @@ impl Modulation {
             config,
             branches,
             gated,
+            ones: false,
         }
     }
 
@@ -172,15 +176,16 @@ impl Modulation {
                 part
             })
         };
+        let with_one = |part: Tensor<3>| if self.ones { part } else { part + 1.0 };
         (0..self.branches)
             .map(|_| Modulated {
-                scale: next(self.config.scale, hidden).map(|scale| scale + 1.0),
+                scale: next(self.config.scale, hidden).map(with_one),
                 shift: next(self.config.shift, hidden),
                 angles: next(self.config.rotation, hidden / 2),
                 gate: next(self.config.gate && self.gated, hidden).map(|gate| {
                     match self.config.gate_form {
                         GateForm::Zero => gate,
-                        GateForm::One => gate + 1.0,
+                        GateForm::One => with_one(gate),
                         GateForm::Tanh => gate.tanh(),
                     }
                 }),
@@ -188,10 +193,42 @@ impl Modulation {
             .collect()
     }
 
-    /// See [`Dense::folded`].
+    /// See [`Dense::folded`]; the ones of scales and gates become part of the bias, where no gain comes between.
     pub fn folded(mut self) -> Self {
         self.dense = self.dense.map(Dense::folded);
+        if self.gain.is_none() && !self.ones {
+            let ones = self.constants();
+            match (&mut self.dense, &mut self.table) {
+                (Some(dense), _) => dense.add(ones),
+                (None, Some(table)) => {
+                    *table = table.clone().map(|table| {
+                        // The CPU computes in f32, whatever weights are stored in.
+                        let dtype = match is_host(&table.device()) {
+                            true => FloatDType::F32,
+                            false => FloatDType::from(table.dtype()),
+                        };
+                        ones.to_device(&table.device()).cast(dtype) + table.cast(dtype)
+                    });
+                }
+                (None, None) => return self,
+            }
+            self.ones = true;
+        }
         self
+    }
+
+    /// What is added to the parts of all branches, `[sum of the parts]`.
+    fn constants(&self) -> Tensor<1> {
+        let ModulationConfig { scale, gate_form, .. } = self.config;
+        let halves = self.config.halves(self.gated);
+        let mut values: Vec<f32> = Vec::new();
+        for (i, count) in halves.iter().enumerate() {
+            let is_scale = scale && i == 0;
+            let is_gate = self.config.gate && self.gated && i + 1 == halves.len();
+            let one = is_scale || is_gate && gate_form == GateForm::One;
+            values.resize(values.len() + count * self.hidden / 2, f32::from(u8::from(one)));
+        }
+        Tensor::from_floats(values.repeat(self.branches).as_slice(), &Device::flex())
     }
 }
 
@@ -249,10 +286,47 @@ impl Modulated {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     fn random(shape: [usize; 3]) -> Tensor<3> {
         crate::testing::random(shape)
+    }
+
+    /// Every form, with and without gains, a projection of its own and a table.
+    #[test]
+    fn folding_keeps_what_is_modulated() {
+        let device = Device::flex();
+        let forms = [
+            ModulationConfig::ADALN_ZERO,
+            ModulationConfig::ADALN_SINGLE,
+            ModulationConfig::ROTATION_SCALE,
+            ModulationConfig { gate_form: GateForm::Tanh, ..ModulationConfig::ADALN_ZERO },
+            ModulationConfig { scale: false, ..ModulationConfig::ROTATION_SCALE },
+        ];
+        for (i, (form, preserved)) in
+            forms.into_iter().flat_map(|form| [(form, false), (form, true)]).enumerate()
+        {
+            let project = |i, o| DenseConfig::new(i, o, preserved);
+            let init = Init::new(0, &device);
+            let mut layer = Modulation::new([16, 16], 2, true, form, project, &init);
+            if let Some(dense) = &mut layer.dense {
+                dense.weight = dense.weight.clone().map(|w| {
+                    let [inputs, outputs] = w.dims();
+                    random([1, inputs, outputs]).reshape([inputs as i32, outputs as i32])
+                });
+            }
+            let width = 16 * form.halves(true).iter().sum::<usize>() / 2 * 2;
+            let width = if form.single { width } else { 16 };
+            let (condition, x) = (random([2, 1, width]), random([2, 5, 16]));
+            let folded = layer.clone().folded().folded();
+            let branches = layer.forward(condition.clone()).into_iter();
+            for (a, b) in branches.zip(folded.forward(condition)) {
+                let [a, b] = [a, b].map(|branch| {
+                    let y = branch.input(x.clone(), Some(RowNorm::Layer(1e-6)));
+                    branch.join(x.clone(), y, None)
+                });
+                assert!(a.all_close(b, Some(1e-5), Some(1e-5)), "{i}");
+            }
+        }
     }
 
     #[test]

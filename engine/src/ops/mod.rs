@@ -1,15 +1,18 @@
 //! The operations that networks and training are made of, each defined once.
 //!
 //! A function here is the one way its operation is called. Its module has the contract; the plain
-//! definition, a chain of burn's operations, which other devices run; and the choice of the fused form in
-//! `cpu/`, forward and backward, for f32 on the CPU. The two must agree, values and gradients: the tests
-//! compare them. The environment variable `PYROGRAPH_KERNELS` sets how far the processor is used ([`Kernels`]).
+//! definition, a chain of burn's operations, which runs everywhere; and the choice of the fused form: in
+//! `cpu/`, forward and backward, for f32 on the CPU, in `gpu/`, without gradients, for GPUs. They must agree, values
+//! and gradients: the tests compare them. The environment variable `PYROGRAPH_KERNELS` sets which of them run
+//! ([`Kernels`]).
 
 mod activation;
 mod attention;
 mod compressed;
 mod convolution;
 mod cpu;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod linear;
 pub mod magnitude;
 mod modulate;

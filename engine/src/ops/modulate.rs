@@ -27,6 +27,10 @@ pub fn modulate(
     norm: Option<RowNorm>,
     [scale, shift, angles]: [Option<Tensor<3>>; 3],
 ) -> Tensor<3> {
+    #[cfg(feature = "gpu")]
+    if super::gpu::modulates(&x, &[scale.clone(), shift.clone(), angles.clone()]) {
+        return super::gpu::modulate(x, norm, [scale, shift, angles]);
+    }
     if !available(&x) {
         return plain_modulate(x, norm, [scale, shift, angles]);
     }

@@ -73,6 +73,11 @@ pub fn norm_and_rotate(
     let Packed { rows, parts } = packed;
     let [queries, held] = spec.heads_of(parts);
     let heads = [queries, held / 2];
+    #[cfg(feature = "gpu")]
+    if super::gpu::changes_heads(&rows, head, norm, rotary) {
+        let rows = super::gpu::norm_and_rotate(rows, heads, head, norm, rotary);
+        return Packed { rows, parts };
+    }
     let rows = match available(&rows) {
         true => fused(rows, heads, head, norm, rotary),
         false => plain(rows, heads, head, norm, rotary),

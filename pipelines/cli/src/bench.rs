@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use clap::{Args, ValueEnum};
 use cpu_time::ProcessTime;
 use pyrograph::engine::device::is_host;
@@ -49,7 +50,10 @@ pub(crate) struct Bench {
     /// Guidance scale of a generation [default: the model's]
     #[arg(long)]
     cfg_scale: Option<f64>,
-    /// Width of the network that `train` makes
+    /// Time `forward` of a network of the sizes below, with random weights, in place of a model
+    #[arg(long, conflicts_with = "model")]
+    random: bool,
+    /// Width of the network that `train` and `--random` make
     #[arg(long, default_value_t = 192, value_parser = whole(1, 8192))]
     hidden: usize,
     /// Its blocks
@@ -95,10 +99,24 @@ enum What {
     Train,
 }
 
+impl What {
+    /// Whether a network alone will do.
+    fn is_of_network(self) -> bool {
+        matches!(self, What::Gemm | What::Forward | What::Train)
+    }
+}
+
+fn named(what: What) -> String {
+    what.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
 pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
     let device = common.open()?.device;
     let bench = Timer { args, device: &device, peak: peak(&device) };
-    let needs_model = |what: &What| !matches!(what, What::Gemm | What::Train);
+    if let Some(what) = args.what.iter().find(|what| args.random && !what.is_of_network()) {
+        bail!("--random is for forward and train, not for {}", named(*what));
+    }
+    let needs_model = |what: &What| !(args.random || matches!(what, What::Gemm | What::Train));
     let path = match args.what.iter().any(needs_model) {
         true => common.find(&args.model)?,
         false => PathBuf::new(),
@@ -107,6 +125,7 @@ pub(crate) fn run(args: &Bench, common: &Common) -> anyhow::Result<()> {
         match what {
             What::Gemm => println!("{}", json!({ "bench": "gemm", "gflops": bench.peak / 1e9 })),
             What::Load => bench.report("load", None, || open(&path, args, &device))?,
+            What::Forward if args.random => forward(&bench, &random(args, &device)?)?,
             What::Forward => forward(&bench, open(&path, args, &device)?.net.folded().trunk())?,
             What::Encode => encode(&bench, &path)?,
             What::Generate => match model::recognise(&path)?.config.text {
@@ -145,7 +164,8 @@ impl Timer<'_> {
     ) -> anyhow::Result<()> {
         let mut once = || -> anyhow::Result<(f64, f64)> {
             let (wall, cpu) = (Instant::now(), ProcessTime::now());
-            call()?;
+            // Held until the device is done: what nobody holds need not be computed.
+            let _made = call()?;
             self.device.sync().ok().context("the device stopped")?;
             Ok((wall.elapsed().as_secs_f64(), cpu.elapsed().as_secs_f64()))
         };
@@ -283,8 +303,8 @@ fn decode(bench: &Timer<'_>, model: Model) -> anyhow::Result<()> {
     bench.report("decode", None, || Ok(vae.decode(latent.clone())))
 }
 
-fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
-    let args = bench.args;
+/// A network of the sizes that were asked for.
+fn described(args: &Bench) -> anyhow::Result<DitConfig> {
     let side = 2 * args.tokens.isqrt();
     let shape = match args.mp {
         true => DitConfig::mp_dit(args.hidden, args.depth, args.heads),
@@ -292,6 +312,27 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     };
     let config = DitConfig { size: [side, side], ..shape };
     config.check()?;
+    Ok(config)
+}
+
+/// Such a network with random weights, as it is used.
+fn random(args: &Bench, device: &Device) -> anyhow::Result<Dit> {
+    struct Cast(FloatDType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|values| values.cast(self.0))
+        }
+    }
+    let WeightType::Float(dtype) = args.dtype else {
+        bail!("random weights in {}, expected f32, f16 or bf16", args.dtype);
+    };
+    let mut cast = Cast(FloatDType::from(dtype.burn()));
+    Ok(described(args)?.init(0, device).map(&mut cast).folded())
+}
+
+fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
+    let args = bench.args;
+    let config = described(args)?;
     let averages = Vec::new();
     TrainConfig { batch: args.batch, micro_batches: 1, averages, ..TrainConfig::default() }
         .check_memory(&config, bench.device)?;

@@ -158,7 +158,10 @@ const HEADINGS: [(&str, &[Heading]); 15] = [
         "bench",
         &[
             ("Model", &["model", "dtype", "steps", "cfg_scale", "text_tokens"]),
-            ("Network that `train` makes", &["hidden", "depth", "heads", "tokens", "mp"]),
+            (
+                "Network that `train` and `--random` make",
+                &["random", "hidden", "depth", "heads", "tokens", "mp"],
+            ),
         ],
     ),
 ];

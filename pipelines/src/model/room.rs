@@ -69,12 +69,19 @@ impl Room {
         let Recognised { config, vae, text, clips, .. } = model;
         let (net, autoencoder) = (&config.net.dit, config.vae.as_ref());
         let factor = autoencoder.map_or(1, VaeConfig::factor);
+        let own = net.size.map(|side| side * factor);
+        // Without a limit, images that are too large are for the request to refuse.
+        let size = match size {
+            Some([height, width]) if room.is_asked => [height, width],
+            Some([height, width]) => [height.min(own[0]), width.min(own[1])],
+            None => own,
+        };
         let mut work = Work {
             net,
             vae: autoencoder,
             images: 1,
             calls: if config.defaults.cfg_scale == 1.0 { 1 } else { 2 },
-            size: size.unwrap_or(net.size.map(|side| side * factor)),
+            size,
             tile: VAE_TILE,
             picture: false,
         }

@@ -172,6 +172,10 @@ pub fn attention(
     let fused = spec.softcap.is_none()
         && sources.iter().all(|source| available(&source.rows))
         && bias.added.as_ref().is_none_or(available);
+    #[cfg(feature = "gpu")]
+    if !fused && super::gpu::attends(&sources, spec, &bias) {
+        return super::gpu::attention(sources, spec, bias);
+    }
     if !fused {
         return plain(sources, spec, bias);
     }

@@ -1,0 +1,295 @@
+//! Kernels of our own for GPUs, in CubeCL: each a form of an operation in `ops/`, for inference.
+//!
+//! burn's fusion keeps them in order among its own operations and does not look into them.
+
+mod attention;
+mod heads;
+mod modulate;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::{DType, FloatDType, Tensor};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::prelude::*;
+
+use super::RowNorm;
+use super::attention::{AttentionBias, AttentionSpec, Packed, Parts};
+use super::rotary::{HeadNorm, Pairs, Rotary};
+use crate::device::{Kernels, is_host};
+
+/// Most cubes along a side of a launch, on any graphics API.
+const MOST_CUBES: usize = u16::MAX as usize;
+/// Keys up to which [`attention()`] is for half precision, too, where burn multiplies it in matrix units.
+const MOST_KEYS: usize = 512;
+
+/// What runs on burn's GPU backend, lazily where that joins operations.
+#[allow(clippy::too_many_arguments, reason = "burn takes each tensor as an argument")]
+#[backend_extension(Cube, Fusion)]
+trait Operations: Backend {
+    /// Factors that are off are any tensor.
+    #[fusion(dtype = x, shape = x)]
+    fn modulate_rows(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        angles: FloatTensor<Self>,
+        form: modulate::Form,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    /// Gains and angles that are off are any tensor.
+    #[fusion(dtype = rows, shape = rows)]
+    fn change_heads(
+        rows: FloatTensor<Self>,
+        query_gain: FloatTensor<Self>,
+        key_gain: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        form: heads::Form,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    /// A bias that is off is any tensor.
+    #[fusion(dtype = queries, shape = {
+        let mut shape = queries.clone();
+        shape[2] = form.heads * form.width;
+        shape
+    })]
+    fn attend(
+        queries: FloatTensor<Self>,
+        held: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        form: attention::Form,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+}
+
+#[allow(clippy::too_many_arguments, reason = "as above")]
+impl Operations for CubeBackend {
+    fn modulate_rows(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        angles: FloatTensor<Self>,
+        form: modulate::Form,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        modulate::launch(x, [scale, shift, angles], form, epsilon)
+    }
+
+    fn change_heads(
+        rows: FloatTensor<Self>,
+        query_gain: FloatTensor<Self>,
+        key_gain: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        form: heads::Form,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        heads::launch(rows, [query_gain, key_gain], [cos, sin], form, epsilon)
+    }
+
+    fn attend(
+        queries: FloatTensor<Self>,
+        held: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        form: attention::Form,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        attention::launch(queries, held, bias, form, scale)
+    }
+}
+
+/// Units that work on a row of so many numbers: a power of two.
+fn cube_of(client: &cubecl::client::Client, numbers: usize) -> u32 {
+    const MOST: usize = 128;
+    let most = MOST.min(client.properties().hardware.max_units_per_cube as usize);
+    1 << numbers.next_power_of_two().min(most).ilog2()
+}
+
+/// The sum of what each unit of the cube has.
+#[cube]
+fn sum_of_units(value: f32, memory: &mut Shared<[f32]>, #[comptime] units: u32) -> f32 {
+    let unit = UNIT_POS as usize;
+    // What was summed before has been read by all.
+    sync_cube();
+    memory[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(units.ilog2()) {
+        let half = comptime!((units >> (step + 1)) as usize);
+        if unit < half {
+            let other = memory[unit + half];
+            memory[unit] += other;
+        }
+        sync_cube();
+    }
+    memory[0]
+}
+
+/// Whether tensors are on a GPU, of one type and without gradients.
+fn on_gpu<'a, const D: usize>(mut tensors: impl Iterator<Item = &'a Tensor<D>>) -> bool {
+    let Some(first) = tensors.next() else { return false };
+    let device = first.device();
+    Kernels::Portable.on()
+        && !is_host(&device)
+        && !first.is_autodiff()
+        && tensors.all(|other| other.dtype() == first.dtype() && !other.is_autodiff())
+}
+
+/// Whether [`modulate()`] takes these.
+pub(super) fn modulates(x: &Tensor<3>, factors: &[Option<Tensor<3>>; 3]) -> bool {
+    let [batch, tokens, _] = x.dims();
+    batch.max(tokens) <= MOST_CUBES && on_gpu(std::iter::once(x).chain(factors.iter().flatten()))
+}
+
+/// [`super::modulate`] in one launch, which sums in f32.
+pub(super) fn modulate(
+    x: Tensor<3>,
+    norm: Option<RowNorm>,
+    [scale, shift, angles]: [Option<Tensor<3>>; 3],
+) -> Tensor<3> {
+    let (is_centred, epsilon) = match norm {
+        Some(RowNorm::Layer(epsilon)) => (true, epsilon),
+        Some(RowNorm::Rms(epsilon)) => (false, epsilon),
+        None => (false, 0.0),
+    };
+    let form = modulate::Form {
+        normalizes: norm.is_some(),
+        centres: is_centred,
+        scales: scale.is_some(),
+        shifts: shift.is_some(),
+        turns: angles.is_some(),
+    };
+    let factor = |given: Option<Tensor<3>>| given.unwrap_or_else(|| x.clone()).into_dispatch();
+    let [scale, shift, angles] = [scale, shift, angles].map(factor);
+    let output =
+        Dispatch::modulate_rows(x.into_dispatch(), scale, shift, angles, form, epsilon as f32);
+    Tensor::from_dispatch(output)
+}
+
+/// Whether [`norm_and_rotate`] takes these.
+pub(super) fn changes_heads(
+    rows: &Tensor<3>,
+    head: usize,
+    norm: Option<&HeadNorm>,
+    rotary: Option<&Rotary>,
+) -> bool {
+    let [batch, tokens, _] = rows.dims();
+    let recorded = norm.is_some_and(|norm| norm.gains.iter().any(Tensor::is_autodiff))
+        || rotary.is_some_and(|rotary| rotary.cos.is_autodiff() || rotary.sin.is_autodiff());
+    head.is_multiple_of(2)
+        && batch.max(tokens) <= MOST_CUBES
+        && on_gpu(std::iter::once(rows))
+        && !recorded
+}
+
+/// [`super::norm_and_rotate`] in one launch.
+pub(super) fn norm_and_rotate(
+    rows: Tensor<3>,
+    heads: [usize; 2],
+    width: usize,
+    norm: Option<&HeadNorm>,
+    rotary: Option<&Rotary>,
+) -> Tensor<3> {
+    let form = heads::Form {
+        heads,
+        width,
+        normalizes: norm.is_some(),
+        turns: rotary.is_some(),
+        interleaved: rotary.is_some_and(|rotary| rotary.pairs == Pairs::Interleaved),
+    };
+    let none = || rows.clone().into_dispatch();
+    let gain = |which: usize| {
+        let gain = norm.map(|norm| norm.gains[which].clone().cast(FloatDType::F32));
+        gain.map_or_else(none, Tensor::into_dispatch)
+    };
+    let angle = |angle: fn(&Rotary) -> &Tensor<3>| {
+        let angle = rotary.map(|rotary| angle(rotary).clone().cast(FloatDType::F32));
+        angle.map_or_else(none, Tensor::into_dispatch)
+    };
+    let [cos, sin] = [angle(|rotary| &rotary.cos), angle(|rotary| &rotary.sin)];
+    let epsilon = norm.map_or(0.0, |norm| norm.epsilon as f32);
+    let (query, key, rows) = (gain(0), gain(1), rows.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::change_heads(rows, query, key, cos, sin, form, epsilon))
+}
+
+/// Whether [`attention()`] takes these.
+pub(super) fn attends(sources: &[Packed], spec: &AttentionSpec, bias: &AttentionBias) -> bool {
+    let width = spec.head_width(&sources[0]);
+    let keys: usize = with(sources, Parts::Kv).iter().map(|source| source.rows.dims()[1]).sum();
+    let in_matrices = cfg!(feature = "vulkan") && sources[0].rows.dtype() == DType::F16;
+    spec.softcap.is_none()
+        && !(in_matrices && keys > MOST_KEYS)
+        && width.is_multiple_of(attention::LANES)
+        && width <= attention::WIDEST
+        && on_gpu(sources.iter().map(|source| &source.rows))
+        && bias.added.as_ref().is_none_or(|added| !added.is_autodiff())
+        && spec.heads.max(sources[0].rows.dims()[0]) <= MOST_CUBES
+}
+
+/// [`super::attention()`] in one launch, but for what brings several sources together; its sums are in f32.
+pub(super) fn attention(
+    sources: Vec<Packed>,
+    spec: &AttentionSpec,
+    AttentionBias { hidden, added }: AttentionBias,
+) -> Tensor<3> {
+    let width = spec.head_width(&sources[0]);
+    let mut rows = [Parts::Q, Parts::Kv].map(|part| with(&sources, part));
+    let before_keys = match &mut rows {
+        // All in one, as it is.
+        [queries, held] if queries.len() == held.len() && queries.iter().all(is_whole) => {
+            let whole = Tensor::cat(queries.drain(..).map(|source| source.rows).collect(), 1);
+            *queries = vec![Packed::qkv(whole)];
+            *held = queries.clone();
+            spec.heads * width
+        }
+        [_, held] if held.len() == 1 && is_whole(&held[0]) => spec.heads * width,
+        _ => 0,
+    };
+    let [queries, held] = rows;
+    let part = |source: Packed, part: Parts| match (source.parts, part) {
+        (Parts::Qkv, Parts::Q) => source.rows.narrow(2, 0, spec.heads * width),
+        (Parts::Qkv, _) => source.rows.narrow(2, spec.heads * width, 2 * spec.key_heads * width),
+        _ => source.rows,
+    };
+    let together = |mut sources: Vec<Packed>, wanted: Parts| match sources.len() {
+        1 if wanted == Parts::Q || before_keys > 0 => sources.remove(0).rows,
+        1 => part(sources.remove(0), wanted),
+        _ => Tensor::cat(sources.into_iter().map(|source| part(source, wanted)).collect(), 1),
+    };
+    let (queries, held) = (together(queries, Parts::Q), together(held, Parts::Kv));
+    let scores = [queries.dims()[0], spec.heads, queries.dims()[1], held.dims()[1]];
+    let added = added.map(|added| added.cast(FloatDType::F32).expand(scores));
+    let bias = match hidden {
+        None => added,
+        Some(hidden) => {
+            let added = added.unwrap_or_else(|| Tensor::zeros(scores, &queries.device()));
+            Some(added.mask_fill(hidden.expand(scores), attention::HIDDEN))
+        }
+    };
+    let form = attention::Form {
+        heads: spec.heads,
+        key_heads: spec.key_heads,
+        width,
+        before_keys,
+        cosine: spec.cosine,
+        biased: bias.is_some(),
+        keys: attention::block(width),
+    };
+    let scale = spec.scale.unwrap_or_else(|| (width as f64).sqrt().recip());
+    let bias = bias.map_or_else(|| queries.clone().into_dispatch(), Tensor::into_dispatch);
+    let (queries, held) = (queries.into_dispatch(), held.into_dispatch());
+    Tensor::from_dispatch(Dispatch::attend(queries, held, bias, form, scale as f32))
+}
+
+fn is_whole(source: &Packed) -> bool {
+    source.parts == Parts::Qkv
+}
+
+/// Those of the sources that have this part.
+fn with(sources: &[Packed], part: Parts) -> Vec<Packed> {
+    let has = |source: &&Packed| [Parts::Qkv, part].contains(&source.parts);
+    sources.iter().filter(has).cloned().collect()
+}
