@@ -4,8 +4,9 @@
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+
+use super::empty;
 
 /// Numbers that are loaded and multiplied at a time.
 pub(super) const LANES: usize = 4;
@@ -293,8 +294,7 @@ pub(super) fn launch(
     let (client, dtype) = (queries.client.clone(), queries.dtype);
     let mut shape = queries.meta.shape().clone();
     shape[2] = form.heads * form.width;
-    let output =
-        empty_device_contiguous_dtype(client.clone(), queries.device.clone(), shape.clone(), dtype);
+    let output = empty(&queries, shape.clone());
     if shape.num_elements() == 0 {
         return output;
     }

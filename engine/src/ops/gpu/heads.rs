@@ -3,10 +3,9 @@
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{cube_of, sum_of_units};
+use super::{cube_of, empty, sum_of_units};
 
 /// What is done to the heads of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,7 +91,7 @@ fn heads_kernel<F: Float>(
     }
 }
 
-/// See [`super::Operations::norm_and_rotate`].
+/// See [`super::Operations::change_heads`].
 pub(super) fn launch(
     rows: CubeTensor,
     [query_gain, key_gain]: [CubeTensor; 2],
@@ -101,8 +100,7 @@ pub(super) fn launch(
     epsilon: f32,
 ) -> CubeTensor {
     let (client, shape, dtype) = (rows.client.clone(), rows.meta.shape().clone(), rows.dtype);
-    let output =
-        empty_device_contiguous_dtype(client.clone(), rows.device.clone(), shape.clone(), dtype);
+    let output = empty(&rows, shape.clone());
     if shape.num_elements() == 0 {
         return output;
     }

@@ -8,10 +8,12 @@ mod modulate;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
 
 use super::RowNorm;
 use super::attention::{AttentionBias, AttentionSpec, Packed, Parts};
@@ -101,6 +103,12 @@ impl Operations for CubeBackend {
     }
 }
 
+/// A tensor of this shape, of the type and on the device of another.
+fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, shape, like.dtype)
+}
+
 /// Units that work on a row of so many numbers: a power of two.
 fn cube_of(client: &cubecl::client::Client, numbers: usize) -> u32 {
     const MOST: usize = 128;
@@ -144,7 +152,7 @@ pub(super) fn modulates(x: &Tensor<3>, factors: &[Option<Tensor<3>>; 3]) -> bool
     batch.max(tokens) <= MOST_CUBES && on_gpu(std::iter::once(x).chain(factors.iter().flatten()))
 }
 
-/// [`super::modulate`] in one launch, which sums in f32.
+/// [`super::modulate()`] in one launch, which sums in f32.
 pub(super) fn modulate(
     x: Tensor<3>,
     norm: Option<RowNorm>,

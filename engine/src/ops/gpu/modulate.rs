@@ -3,10 +3,9 @@
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{cube_of, sum_of_units};
+use super::{cube_of, empty, sum_of_units};
 
 /// What is done to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,8 +115,7 @@ pub(super) fn launch(
     epsilon: f32,
 ) -> CubeTensor {
     let (client, shape, dtype) = (x.client.clone(), x.meta.shape().clone(), x.dtype);
-    let output =
-        empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape.clone(), dtype);
+    let output = empty(&x, shape.clone());
     if shape.num_elements() == 0 {
         return output;
     }
