@@ -33,9 +33,7 @@ pub fn load<M: Module>(
     dtype: FloatDtype,
     device: &Device,
 ) -> Result<(M, LoadReport)> {
-    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
-    let module = module.map(&mut loader);
-    loader.end(true).map(|report| (module, report))
+    Loader::new(checkpoint, layout, Some((dtype, device))).fill(module, true)
 }
 
 /// [`load()`], but for those of these parameters whose numbers have 16 bits or fewer: they are neither read nor filled, but
@@ -106,8 +104,7 @@ pub fn load_part<M: Module>(
 ) -> Result<(M, LoadReport)> {
     let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
     loader.path.extend(name.map(str::to_owned));
-    let module = module.map(&mut loader);
-    loader.end(false).map(|report| (module, report))
+    loader.fill(module, false)
 }
 
 /// [`load_part`] of some of a module's fields, among them a table that has these rows alone of the one that is stored.
@@ -124,8 +121,7 @@ pub fn load_rows<M: Module>(
 ) -> Result<(M, LoadReport)> {
     let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
     loader.rows = Some((table, rows));
-    let module = module.map(&mut loader);
-    loader.end(false).map(|report| (module, report))
+    loader.fill(module, false)
 }
 
 struct Loader<'a> {
@@ -167,6 +163,12 @@ impl<'a> Loader<'a> {
             report: LoadReport::default(),
             failure: None,
         }
+    }
+
+    /// The module with its values, where all that is stored should be used, or not.
+    fn fill<M: Module>(mut self, module: M, whole: bool) -> Result<(M, LoadReport)> {
+        let module = module.map(&mut self);
+        self.end(whole).map(|report| (module, report))
     }
 
     /// What was found, where all that is stored should have been used, or not.

@@ -72,14 +72,19 @@ impl ModulationConfig {
 
     /// Numbers that one branch takes, as a multiple of `hidden`.
     pub fn width(&self, with_gate: bool) -> f64 {
-        self.halves(with_gate).iter().sum::<usize>() as f64 / 2.0
+        self.parts(with_gate).iter().map(|(halves, _)| halves).sum::<usize>() as f64 / 2.0
     }
 
-    /// Parts of one branch in order, each as a share of `hidden` in halves.
-    fn halves(&self, with_gate: bool) -> Vec<usize> {
-        let parts =
-            [(self.scale, 2), (self.shift, 2), (self.rotation, 1), (self.gate && with_gate, 2)];
-        parts.into_iter().filter_map(|(on, halves)| on.then_some(halves)).collect()
+    /// Parts of one branch in order, each as a share of `hidden` in halves, with what is added to it.
+    fn parts(&self, with_gate: bool) -> Vec<(usize, f32)> {
+        let gate = if self.gate_form == GateForm::One { 1.0 } else { 0.0 };
+        let parts = [
+            (self.scale, (2, 1.0)),
+            (self.shift, (2, 0.0)),
+            (self.rotation, (1, 0.0)),
+            (self.gate && with_gate, (2, gate)),
+        ];
+        parts.into_iter().filter_map(|(on, part)| on.then_some(part)).collect()
     }
 }
 
@@ -122,8 +127,8 @@ impl Modulation {
         projection: impl Fn(usize, usize) -> DenseConfig,
         init: &Init<'_>,
     ) -> Self {
-        let parts = config.halves(gated);
-        let width = parts.iter().sum::<usize>() * hidden / 2 * branches;
+        let parts = config.parts(gated);
+        let width = parts.iter().map(|(halves, _)| halves).sum::<usize>() * hidden / 2 * branches;
         let dense = projection(condition, width).with_free_weights(Fresh::Constant(0.0));
         let own = width > 0 && !config.single && !config.common;
         let small = Fresh::Normal(1.0 / (hidden as f64).sqrt());
@@ -219,16 +224,10 @@ impl Modulation {
 
     /// What is added to the parts of all branches, `[sum of the parts]`.
     fn constants(&self) -> Tensor<1> {
-        let ModulationConfig { scale, gate_form, .. } = self.config;
-        let halves = self.config.halves(self.gated);
-        let mut values: Vec<f32> = Vec::new();
-        for (i, count) in halves.iter().enumerate() {
-            let is_scale = scale && i == 0;
-            let is_gate = self.config.gate && self.gated && i + 1 == halves.len();
-            let one = is_scale || is_gate && gate_form == GateForm::One;
-            values.resize(values.len() + count * self.hidden / 2, f32::from(u8::from(one)));
-        }
-        Tensor::from_floats(values.repeat(self.branches).as_slice(), &Device::flex())
+        let parts = self.config.parts(self.gated).into_iter();
+        let branch: Vec<f32> =
+            parts.flat_map(|(halves, added)| vec![added; halves * self.hidden / 2]).collect();
+        Tensor::from_floats(branch.repeat(self.branches).as_slice(), &Device::flex())
     }
 }
 
@@ -314,8 +313,7 @@ mod tests {
                     random([1, inputs, outputs]).reshape([inputs as i32, outputs as i32])
                 });
             }
-            let width = 16 * form.halves(true).iter().sum::<usize>() / 2 * 2;
-            let width = if form.single { width } else { 16 };
+            let width = if form.single { (2.0 * 16.0 * form.width(true)) as usize } else { 16 };
             let (condition, x) = (random([2, 1, width]), random([2, 5, 16]));
             let folded = layer.clone().folded().folded();
             let branches = layer.forward(condition.clone()).into_iter();

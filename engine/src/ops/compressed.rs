@@ -41,14 +41,14 @@ pub fn compressed_linear<const D: usize>(
     bias: Option<Tensor<1>>,
     activation: Option<Activation>,
 ) -> Tensor<D> {
-    let ready = weight.ready();
-    let weight = ready.as_deref().unwrap_or(weight);
     let x = x.cast(FloatDType::F32);
     let bias = bias.map(|bias| bias.cast(FloatDType::F32));
     if !available(&x) || x.is_autodiff() {
         let weight = unpacked(weight, &x.device());
         return linear(x, weight, bias, activation);
     }
+    let ready = weight.ready();
+    let weight = ready.as_deref().unwrap_or(weight);
     let bias = bias.map(host);
     device(cpu::linear::compressed(&host(x), weight, bias, activation))
 }

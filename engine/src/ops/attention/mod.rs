@@ -172,11 +172,11 @@ pub fn attention(
     let fused = spec.softcap.is_none()
         && sources.iter().all(|source| available(&source.rows))
         && bias.added.as_ref().is_none_or(available);
-    #[cfg(feature = "gpu")]
-    if !fused && super::gpu::attends(&sources, spec, &bias) {
-        return super::gpu::attention(sources, spec, bias);
-    }
     if !fused {
+        #[cfg(feature = "gpu")]
+        if super::gpu::attends(&sources, spec, &bias) {
+            return super::gpu::attention(sources, spec, bias);
+        }
         return plain(sources, spec, bias);
     }
     let recorded = sources.iter().any(|source| source.rows.is_autodiff());
@@ -249,18 +249,31 @@ fn unpack(mut sources: Vec<Packed>, spec: &AttentionSpec) -> [Tensor<4>; 3] {
     if let ([Packed { parts: Parts::Qkv, .. }], true) = (&sources[..], heads == key_heads) {
         return split(sources.remove(0).rows, heads);
     }
-    let part = |source: &Packed, which: usize| {
-        let counts = spec.heads_of(source.parts);
-        let head = spec.head_width(source);
-        let (start, count) = (which * counts[0] * head, counts[which] * head);
-        (count > 0).then(|| source.rows.clone().narrow(2, start, count))
-    };
-    let all = |which: usize| {
-        Tensor::cat(sources.iter().filter_map(|source| part(source, which)).collect(), 1)
-    };
-    let ([queries], [keys, values]) = (split(all(0), heads), split(all(1), key_heads));
+    let [queries, held] = sides(&sources, spec);
+    let ([queries], [keys, values]) = (split(queries, heads), split(held, key_heads));
     let [keys, values] = [keys, values].map(|x| repeat(x, heads / key_heads));
     [queries, keys, values]
+}
+
+/// The rows of queries of all sources, and those of keys and values.
+pub(super) fn sides(sources: &[Packed], spec: &AttentionSpec) -> [Tensor<3>; 2] {
+    [0, 1].map(|which| {
+        let part = |source: &Packed| {
+            let counts = spec.heads_of(source.parts);
+            let head = spec.head_width(source);
+            let (start, count) = (which * counts[0] * head, counts[which] * head);
+            (count > 0).then(|| source.rows.clone().narrow(2, start, count))
+        };
+        together(sources.iter().filter_map(part).collect())
+    })
+}
+
+/// The tokens of all, without a copy of one alone.
+pub(super) fn together(mut rows: Vec<Tensor<3>>) -> Tensor<3> {
+    match rows.len() {
+        1 => rows.remove(0),
+        _ => Tensor::cat(rows, 1),
+    }
 }
 
 /// `N` parts of packed rows, each `[batch, heads, tokens, d]`.

@@ -6,7 +6,8 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::empty;
+use super::rows::empty;
+use crate::ops::magnitude;
 
 /// Numbers that are loaded and multiplied at a time.
 pub(super) const LANES: usize = 4;
@@ -43,24 +44,27 @@ pub(super) fn block(width: usize) -> usize {
     if width > 96 { 8 } else { 16 }
 }
 
-type Lanes = Vector<f32, Const<4>>;
+type Lanes = Vector<f32, Const<LANES>>;
 
 /// Four numbers of a row.
 #[cube]
 fn lanes<F: Float>(rows: &Tensor<F>, first: usize, step: usize) -> Lanes {
     let mut loaded = Lanes::zeroed();
     #[unroll]
-    for lane in 0..4usize {
+    for lane in 0..LANES {
         loaded.insert(lane, f32::cast_from(rows[first + lane * step]));
     }
     loaded
 }
 
-/// The factor that brings a square sum to a mean of 1; see [`crate::ops::magnitude::normalize`].
+/// See [`crate::ops::magnitude::normalize`].
+const EPSILON: f32 = magnitude::EPSILON as f32;
+
+/// The factor that brings a square sum to a mean of 1, as `normalize` does.
 #[cube]
 fn to_unit(square: f32, #[comptime] width: usize) -> f32 {
     let norm = (square + 1e-24f32).sqrt();
-    (width as f32).sqrt() / (norm + 1e-4f32)
+    (width as f32).sqrt() / (norm + EPSILON)
 }
 
 /// The query of a unit, and its square sum.
@@ -75,7 +79,7 @@ fn load_query<F: Float>(
     let mut square = 0.0f32;
     #[unroll]
     for i in 0..steps {
-        let loaded = lanes::<F>(queries, first + i * 4 * step, step);
+        let loaded = lanes::<F>(queries, first + i * LANES * step, step);
         square += (loaded * loaded).vector_sum();
         own[i] = loaded;
     }
@@ -92,15 +96,15 @@ fn load_block<F: Float>(
     block: usize,
     #[comptime] form: Form,
 ) {
-    let steps = comptime!(form.width / 4);
-    let lines = comptime!(form.keys * form.width / 4);
+    let steps = comptime!(form.width / LANES);
+    let lines = comptime!(form.keys * form.width / LANES);
     let (seen, step) = (held.shape(1), held.stride(2));
     let key_column = comptime!(form.before_keys) + key_head * comptime!(form.width);
     let value_column = key_column + comptime!(form.key_heads * form.width);
     for i in range_stepped(UNIT_POS as usize, lines, comptime!(QUERIES * PARTS)) {
         let (key, place) = (block + i / steps, i % steps);
         let key = select(key < seen, key, seen - 1);
-        let base = image * held.stride(0) + key * held.stride(1) + place * 4 * step;
+        let base = image * held.stride(0) + key * held.stride(1) + place * LANES * step;
         memory[i] = lanes::<F>(held, base + key_column * step, step);
         memory[lines + i] = lanes::<F>(held, base + value_column * step, step);
     }
@@ -109,7 +113,7 @@ fn load_block<F: Float>(
 /// The factors of the keys of a block, by as many units.
 #[cube]
 fn units_of(memory: &Shared<[Lanes]>, units: &mut Shared<[f32]>, #[comptime] form: Form) {
-    let steps = comptime!(form.width / 4);
+    let steps = comptime!(form.width / LANES);
     let key = UNIT_POS as usize;
     if key < comptime!(form.keys) {
         let mut square = 0.0f32;
@@ -200,8 +204,8 @@ fn write<F: Float>(
     #[unroll]
     for i in 0..steps {
         #[unroll]
-        for lane in 0..4usize {
-            output[first + i * 4 + lane] = F::cast_from(mixed[i].extract(lane) * by);
+        for lane in 0..LANES {
+            output[first + i * LANES + lane] = F::cast_from(mixed[i].extract(lane) * by);
         }
     }
 }
@@ -216,7 +220,7 @@ fn attention_kernel<F: Float>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (width, steps) = (comptime!(form.width), comptime!(form.width / 4));
+    let (width, steps) = (comptime!(form.width), comptime!(form.width / LANES));
     let (head, image) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
     let (query, part) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let (rows, seen) = (queries.shape(1), held.shape(1));
@@ -239,10 +243,10 @@ fn attention_kernel<F: Float>(
 
     // Keys and values of a block; in the end, what the parts of a query have mixed.
     let lines = comptime!(if 2 * form.keys > QUERIES { 2 * form.keys } else { QUERIES });
-    let mut memory = Shared::<[Lanes]>::new_slice(comptime!(lines * form.width / 4));
+    let mut memory = Shared::<[Lanes]>::new_slice(comptime!(lines * form.width / LANES));
     let mut units = Shared::<[f32]>::new_slice(comptime!(form.keys));
     let key_head = head / comptime!(form.heads / form.key_heads);
-    let behind = comptime!(form.keys * form.width / 4);
+    let behind = comptime!(form.keys * form.width / LANES);
     let of_bias = image * bias.stride(0);
     let mut largest = f32::min_value();
     let mut sum = 0.0f32;

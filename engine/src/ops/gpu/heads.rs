@@ -5,7 +5,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{cube_of, empty, sum_of_units};
+use super::rows::{cube_of, empty, to_unit};
 
 /// What is done to the heads of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,14 +45,9 @@ fn heads_kernel<F: Float>(
     let mut factor = 1.0f32;
     if comptime!(form.normalizes) {
         let mut memory = Shared::<[f32]>::new_slice(comptime!(units as usize));
-        let mut own = 0.0f32;
-        for i in range_stepped(unit, width, stride) {
-            let value = f32::cast_from(rows[first + i * step]);
-            own += value * value;
-        }
-        let square = sum_of_units(own, &mut memory, units) / width as f32;
+        let unit = to_unit::<F>(rows, first, width, 0.0f32, epsilon, &mut memory, units);
         if head < changed {
-            factor = 1.0f32 / (square + epsilon).sqrt();
+            factor = unit;
         }
     }
     for pair in range_stepped(unit, half, stride) {

@@ -5,18 +5,15 @@
 mod attention;
 mod heads;
 mod modulate;
+mod rows;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, FloatDType, Shape, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::cubecl;
-use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
-use burn_cubecl::tensor::CubeTensor;
 
 use super::RowNorm;
-use super::attention::{AttentionBias, AttentionSpec, Packed, Parts};
+use super::attention::{AttentionBias, AttentionSpec, Packed, Parts, sides, together};
 use super::rotary::{HeadNorm, Pairs, Rotary};
 use crate::device::{Kernels, is_host};
 
@@ -101,39 +98,6 @@ impl Operations for CubeBackend {
     ) -> FloatTensor<Self> {
         attention::launch(queries, held, bias, form, scale)
     }
-}
-
-/// A tensor of this shape, of the type and on the device of another.
-fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, like.dtype)
-}
-
-/// Units that work on a row of so many numbers: a power of two.
-fn cube_of(client: &cubecl::client::Client, numbers: usize) -> u32 {
-    const MOST: usize = 128;
-    let most = MOST.min(client.properties().hardware.max_units_per_cube as usize);
-    1 << numbers.next_power_of_two().min(most).ilog2()
-}
-
-/// The sum of what each unit of the cube has.
-#[cube]
-fn sum_of_units(value: f32, memory: &mut Shared<[f32]>, #[comptime] units: u32) -> f32 {
-    let unit = UNIT_POS as usize;
-    // What was summed before has been read by all.
-    sync_cube();
-    memory[unit] = value;
-    sync_cube();
-    #[unroll]
-    for step in 0..comptime!(units.ilog2()) {
-        let half = comptime!((units >> (step + 1)) as usize);
-        if unit < half {
-            let other = memory[unit + half];
-            memory[unit] += other;
-        }
-        sync_cube();
-    }
-    memory[0]
 }
 
 /// Whether tensors are on a GPU, of one type and without gradients.
@@ -226,7 +190,8 @@ pub(super) fn norm_and_rotate(
 /// Whether [`attention()`] takes these.
 pub(super) fn attends(sources: &[Packed], spec: &AttentionSpec, bias: &AttentionBias) -> bool {
     let width = spec.head_width(&sources[0]);
-    let keys: usize = with(sources, Parts::Kv).iter().map(|source| source.rows.dims()[1]).sum();
+    let held = sources.iter().filter(|source| source.parts != Parts::Q);
+    let keys: usize = held.map(|source| source.rows.dims()[1]).sum();
     let in_matrices = cfg!(feature = "vulkan") && sources[0].rows.dtype() == DType::F16;
     spec.softcap.is_none()
         && !(in_matrices && keys > MOST_KEYS)
@@ -244,30 +209,18 @@ pub(super) fn attention(
     AttentionBias { hidden, added }: AttentionBias,
 ) -> Tensor<3> {
     let width = spec.head_width(&sources[0]);
-    let mut rows = [Parts::Q, Parts::Kv].map(|part| with(&sources, part));
-    let before_keys = match &mut rows {
+    let is_whole = |source: &Packed| source.parts == Parts::Qkv;
+    let (queries, held, before_keys) = match sources.iter().all(is_whole) {
         // All in one, as it is.
-        [queries, held] if queries.len() == held.len() && queries.iter().all(is_whole) => {
-            let whole = Tensor::cat(queries.drain(..).map(|source| source.rows).collect(), 1);
-            *queries = vec![Packed::qkv(whole)];
-            *held = queries.clone();
-            spec.heads * width
+        true => {
+            let rows = together(sources.into_iter().map(|source| source.rows).collect());
+            (rows.clone(), rows, spec.heads * width)
         }
-        [_, held] if held.len() == 1 && is_whole(&held[0]) => spec.heads * width,
-        _ => 0,
+        false => {
+            let [queries, held] = sides(&sources, spec);
+            (queries, held, 0)
+        }
     };
-    let [queries, held] = rows;
-    let part = |source: Packed, part: Parts| match (source.parts, part) {
-        (Parts::Qkv, Parts::Q) => source.rows.narrow(2, 0, spec.heads * width),
-        (Parts::Qkv, _) => source.rows.narrow(2, spec.heads * width, 2 * spec.key_heads * width),
-        _ => source.rows,
-    };
-    let together = |mut sources: Vec<Packed>, wanted: Parts| match sources.len() {
-        1 if wanted == Parts::Q || before_keys > 0 => sources.remove(0).rows,
-        1 => part(sources.remove(0), wanted),
-        _ => Tensor::cat(sources.into_iter().map(|source| part(source, wanted)).collect(), 1),
-    };
-    let (queries, held) = (together(queries, Parts::Q), together(held, Parts::Kv));
     let scores = [queries.dims()[0], spec.heads, queries.dims()[1], held.dims()[1]];
     let added = added.map(|added| added.cast(FloatDType::F32).expand(scores));
     let bias = match hidden {
@@ -290,14 +243,4 @@ pub(super) fn attention(
     let bias = bias.map_or_else(|| queries.clone().into_dispatch(), Tensor::into_dispatch);
     let (queries, held) = (queries.into_dispatch(), held.into_dispatch());
     Tensor::from_dispatch(Dispatch::attend(queries, held, bias, form, scale as f32))
-}
-
-fn is_whole(source: &Packed) -> bool {
-    source.parts == Parts::Qkv
-}
-
-/// Those of the sources that have this part.
-fn with(sources: &[Packed], part: Parts) -> Vec<Packed> {
-    let has = |source: &&Packed| [Parts::Qkv, part].contains(&source.parts);
-    sources.iter().filter(has).cloned().collect()
 }

@@ -5,7 +5,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{cube_of, empty, sum_of_units};
+use super::rows::{cube_of, empty, sum_of_units, to_unit};
 
 /// What is done to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,13 +57,7 @@ fn modulate_kernel<F: Float>(
             }
             mean = sum_of_units(own, &mut memory, units) / width as f32;
         }
-        let mut own = 0.0f32;
-        for i in range_stepped(unit, width, stride) {
-            let value = f32::cast_from(x[row + i * x.stride(2)]) - mean;
-            own += value * value;
-        }
-        let square = sum_of_units(own, &mut memory, units) / width as f32;
-        gain = 1.0f32 / (square + epsilon).sqrt();
+        gain = to_unit::<F>(x, row, width, mean, epsilon, &mut memory, units);
     }
     if comptime!(form.turns) {
         let half = width / 2;
