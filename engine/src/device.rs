@@ -4,11 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 mod kernels;
 pub use kernels::Kernels;
+pub(crate) use kernels::on_gpus;
 
 #[cfg(feature = "gpu")]
 mod gpu;
@@ -18,7 +20,7 @@ pub use gpu::{WgpuSetup, share, wait};
 /// A build without the GPU finds no adapter.
 #[cfg(not(feature = "gpu"))]
 mod gpu {
-    use super::{Adapter, Device, Error, Result};
+    use super::{Adapter, Device, Error, Result, Trust};
 
     pub(super) type Selector = ();
 
@@ -26,7 +28,7 @@ mod gpu {
         Vec::new()
     }
 
-    pub(super) fn open(_: &Adapter, _fusion: bool) -> Result<Device> {
+    pub(super) fn open(_: &Adapter, _: Trust) -> Result<Device> {
         Err(Error::BuiltWithoutGpu)
     }
 }
@@ -89,6 +91,27 @@ impl fmt::Display for Adapter {
     }
 }
 
+/// What works on a GPU beside burn's operations one by one: what is fast, and has been wrong on some drivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// burn joins operations into one kernel.
+    pub fusion: bool,
+    /// Kernels of this library's own.
+    pub kernels: bool,
+}
+
+impl Trust {
+    /// From all of it to none.
+    pub const LADDER: [Self; 4] = [
+        Self { fusion: true, kernels: true },
+        Self { fusion: true, kernels: false },
+        Self { fusion: false, kernels: true },
+        Self { fusion: false, kernels: false },
+    ];
+    /// All of it.
+    pub const FULL: Self = Self::LADDER[0];
+}
+
 /// The adapters of this machine, on the first graphics API that has a real GPU, or failing that any.
 ///
 /// None in a build without the feature `gpu`.
@@ -138,19 +161,24 @@ pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
     }
 }
 
-/// Opens what [`find`] found; `fusion` joins element-wise GPU operations into one kernel.
+/// Opens what [`find`] found, with so much trust.
 ///
-/// `fusion` can be set once per process, before the first GPU device.
+/// Fusion can be switched off only before the first GPU of a process is opened, and kernels are then off for all of them.
 ///
 /// # Errors
 /// A driver that refuses, [`Error::UnknownKernels`].
-pub fn open(adapter: Option<Adapter>, fusion: bool) -> Result<Opened> {
+pub fn open(adapter: Option<Adapter>, trust: Trust) -> Result<Opened> {
     Kernels::allowed()?;
     let device = match &adapter {
         None => Device::flex(),
-        Some(adapter) => gpu::open(adapter, fusion)?,
+        Some(adapter) => gpu::open(adapter, trust)?,
     };
     Ok(Opened { device, adapter })
+}
+
+/// Leaves the work of our own kernels on GPUs to burn's operations, in this process and from now on.
+pub fn leave_kernels() {
+    kernels::leave_gpus();
 }
 
 fn choose(mut adapters: Vec<Adapter>, index: Option<usize>) -> Result<Adapter> {

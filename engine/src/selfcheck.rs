@@ -1,7 +1,7 @@
 //! Whether a GPU computes what the CPU computes.
 //!
-//! Kernel fusion and autotuning have given wrong numbers on some drivers, silently. A small network is run
-//! on both, once whole and once with a cache of keys and values, which is where that happened.
+//! Kernel fusion and autotuning have given wrong numbers on some drivers, silently. Small networks, a plain one and a
+//! magnitude-preserving one, are run on both, whole and with a cache of keys and values, which is where that happened.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -12,12 +12,17 @@ use crate::nets::{BlockMode, Conditioning, Dit, DitConfig};
 /// Largest difference between CPU and GPU that a healthy device shows, as a share of the largest value.
 pub const TOLERANCE: f64 = 1e-3;
 
-/// Largest difference of a small network's outputs on `device` from those on the CPU, as a share of the
+/// Largest difference of small networks' outputs on `device` from those on the CPU, as a share of the
 /// largest value; infinite if the device gives numbers that are not finite.
 pub fn difference(device: &Device) -> f64 {
-    let config = DitConfig { size: [16, 16], classes: 3, ..DitConfig::dit(64, 2, 4) };
+    let kinds = [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)];
+    kinds.map(|kind| of_network(kind, device)).into_iter().fold(0.0, f64::max)
+}
+
+/// That of one kind of network.
+fn of_network(kind: DitConfig, device: &Device) -> f64 {
     let host = Device::flex();
-    let net = opened(config.init(1, &host));
+    let net = opened(small(kind).init(1, &host));
     let (expected, found) = (outputs(&net, &host), outputs(&net.fork(device), device));
     let compare =
         |(expected, found): (Vec<f32>, Vec<f32>)| {
@@ -29,6 +34,10 @@ pub fn difference(device: &Device) -> f64 {
             f64::from(worst / scale)
         };
     expected.into_iter().zip(found).map(compare).fold(0.0, f64::max)
+}
+
+fn small(kind: DitConfig) -> DitConfig {
+    DitConfig { channels: 4, patch: 2, size: [16, 16], classes: 3, ..kind }
 }
 
 /// Layers that start at zero are given the weights of others, so that every operation matters.
@@ -84,10 +93,11 @@ mod tests {
     fn the_cpu_agrees_with_itself_and_the_check_is_not_blind() {
         assert_eq!(difference(&Device::flex()), 0.0);
         let device = Device::flex();
-        let config = DitConfig { size: [16, 16], classes: 3, ..DitConfig::dit(64, 2, 4) };
-        let [whole, cached] = outputs(&opened(config.init(1, &device)), &device);
-        let largest =
-            |values: &[f32]| values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
-        assert!(largest(&whole) > 0.01 && largest(&cached) > 0.1);
+        for kind in [DitConfig::dit(64, 2, 4), DitConfig::mp_dit(64, 2, 4)] {
+            let [whole, cached] = outputs(&opened(small(kind).init(1, &device)), &device);
+            let largest =
+                |values: &[f32]| values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+            assert!(largest(&whole) > 0.01 && largest(&cached) > 0.1);
+        }
     }
 }

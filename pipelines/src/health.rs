@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pyrograph_engine::device::{self, Adapter, Opened};
+use pyrograph_engine::device::{self, Adapter, Opened, Trust};
 use pyrograph_engine::selfcheck::{TOLERANCE, difference};
 use pyrograph_weights::write_whole;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,10 @@ use crate::hooks::{Hooks, Notice};
 /// What was found out about an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Health {
-    /// Whether fusion gives right numbers.
-    fusion: bool,
-    /// A check with this fusion has begun; it still is so if the check ended badly.
+    /// With what it gives right numbers.
+    #[serde(flatten)]
+    trust: Trust,
+    /// A check with this has begun; it still is so if the check ended badly.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pending: bool,
 }
@@ -58,8 +59,7 @@ impl Memory {
     }
 }
 
-/// Opens an adapter with fusion, if that gives right numbers; checks it first if it, its driver or this library is new
-/// here.
+/// Opens an adapter with all that gives right numbers; checks it first if it, its driver or this library is new here.
 pub(crate) fn open(adapter: Adapter, hooks: &Hooks<'_>) -> Result<Opened> {
     let (key, name) = (key(&adapter), adapter.to_string());
     let mut memory = Memory::read();
@@ -67,19 +67,19 @@ pub(crate) fn open(adapter: Adapter, hooks: &Hooks<'_>) -> Result<Opened> {
         && !matches!(memory.known.get(&key), Some(Health { pending: false, .. }))
     {
         hooks.notify(Notice::FirstUse { adapter: name.clone() });
-        let fusion = probed(&name, hooks, |fusion| probe(&adapter, fusion))?;
-        memory.write(&key, Health { fusion, pending: false });
+        let trust = probed(&name, hooks, |trust| probe(&adapter, trust))?;
+        memory.write(&key, Health { trust, pending: false });
     }
-    let open = |fusion| Ok(device::open(Some(adapter), fusion)?);
+    let open = |trust| Ok(device::open(Some(adapter), trust)?);
     tried(&name, &key, &mut memory, hooks, open)
 }
 
-/// Shares a device of the application, with fusion if that gives right numbers.
+/// Shares a device of the application, with all that gives right numbers.
 #[cfg(feature = "gpu")]
 pub(crate) fn share(setup: device::WgpuSetup, hooks: &Hooks<'_>) -> Result<Opened> {
     let adapter = Adapter::of(&setup);
     let key = key(&adapter);
-    let open = |fusion| Ok(device::share(setup, fusion)?);
+    let open = |trust| Ok(device::share(setup, trust)?);
     tried(&adapter.to_string(), &key, &mut Memory::read(), hooks, open)
 }
 
@@ -87,17 +87,24 @@ fn key(adapter: &Adapter) -> String {
     format!("{} | {} | {}", adapter.name, adapter.driver, env!("CARGO_PKG_VERSION"))
 }
 
-/// Whether to use fusion, by a measurement in another process.
-fn probed(adapter: &str, hooks: &Hooks<'_>, measure: impl Fn(bool) -> Option<f64>) -> Result<bool> {
-    let difference = measure(true);
-    if difference.is_some_and(is_right) {
-        return Ok(true);
+/// What to use, by measurements in another process.
+fn probed(
+    adapter: &str,
+    hooks: &Hooks<'_>,
+    measure: impl Fn(Trust) -> Option<f64>,
+) -> Result<Trust> {
+    let mut first = None;
+    for trust in Trust::LADDER {
+        let difference = measure(trust);
+        if difference.is_some_and(is_right) {
+            if let Some(difference) = first {
+                hooks.notify(Notice::LeftOff { trust, difference });
+            }
+            return Ok(trust);
+        }
+        first.get_or_insert(difference);
     }
-    hooks.notify(Notice::FusionOff { difference });
-    match measure(false) {
-        Some(difference) if is_right(difference) => Ok(false),
-        difference => Err(Error::Gpu { adapter: adapter.to_owned(), difference }),
-    }
+    Err(Error::Gpu { adapter: adapter.to_owned(), difference: first.flatten() })
 }
 
 /// Opens a device, and checks it in this process if nothing else has. That a check has begun is written down before, so
@@ -107,29 +114,41 @@ fn tried(
     key: &str,
     memory: &mut Memory,
     hooks: &Hooks<'_>,
-    open: impl FnOnce(bool) -> Result<Opened>,
+    open: impl FnOnce(Trust) -> Result<Opened>,
 ) -> Result<Opened> {
     let fault = |difference| Err(Error::Gpu { adapter: adapter.to_owned(), difference });
-    let fusion = match memory.known.get(key) {
-        Some(Health { fusion, pending: false }) => return open(*fusion),
+    // What has not ended badly yet, from the most trust on.
+    let rungs = match memory.known.get(key) {
+        Some(Health { trust, pending: false }) => return open(*trust),
         None => {
             hooks.notify(Notice::FirstUse { adapter: adapter.to_owned() });
-            true
+            &Trust::LADDER[..]
         }
-        Some(Health { fusion: true, .. }) => {
-            hooks.notify(Notice::FusionOff { difference: None });
-            false
+        Some(Health { trust, .. }) => {
+            let failed = Trust::LADDER.iter().position(|rung| rung == trust);
+            &Trust::LADDER[failed.map_or(0, |failed| failed + 1)..]
         }
-        Some(Health { fusion: false, .. }) => return fault(None),
     };
-    let opened = open(fusion)?;
-    memory.write(key, Health { fusion, pending: true });
-    let found = difference(&opened.device);
-    if !is_right(found) {
-        return fault(Some(found));
+    let Some(&first) = rungs.first() else { return fault(None) };
+    let opened = open(first)?;
+    let mut found = None;
+    // Fusion cannot be switched off any more.
+    for &trust in rungs.iter().take_while(|rung| rung.fusion == first.fusion) {
+        if !trust.kernels {
+            device::leave_kernels();
+        }
+        memory.write(key, Health { trust, pending: true });
+        let own = difference(&opened.device);
+        if is_right(own) {
+            if trust != Trust::FULL {
+                hooks.notify(Notice::LeftOff { trust, difference: found });
+            }
+            memory.write(key, Health { trust, pending: false });
+            return Ok(opened);
+        }
+        found.get_or_insert(own);
     }
-    memory.write(key, Health { fusion, pending: false });
-    Ok(opened)
+    fault(found)
 }
 
 fn is_right(difference: f64) -> bool {
@@ -140,19 +159,29 @@ fn is_right(difference: f64) -> bool {
 mod tests {
     use super::*;
     use std::cell::RefCell;
+    use std::sync::Mutex;
 
     use burn::tensor::Device;
 
     #[test]
-    fn fusion_is_used_only_where_it_is_right() {
-        let hooks = Hooks::default();
-        let decide = |with: Option<f64>, without: Option<f64>| {
-            probed("a", &hooks, |fusion| if fusion { with } else { without })
-        };
-        assert!(decide(Some(1e-6), None).expect("right with fusion"));
-        for wrong in [Some(0.1), Some(f64::NAN), Some(f64::INFINITY), None] {
-            assert!(!decide(wrong, Some(1e-6)).expect("right without"));
-            assert!(matches!(decide(wrong, wrong), Err(Error::Gpu { .. })));
+    fn what_is_wrong_is_left_off_and_no_more() {
+        let heard = Mutex::new(Vec::new());
+        let notify = |notice| heard.lock().expect("no panic").push(notice);
+        let hooks = Hooks { notify: Some(&notify), ..Hooks::default() };
+        let [right, wrong] = [Some(1e-6), Some(0.1)];
+        for (i, expected) in Trust::LADDER.into_iter().enumerate() {
+            for bad in [wrong, Some(f64::NAN), Some(f64::INFINITY), None] {
+                let at =
+                    |trust| Trust::LADDER.iter().position(|rung| *rung == trust).expect("a rung");
+                let found = probed("a", &hooks, |trust| if at(trust) < i { bad } else { right });
+                assert_eq!(found.expect("right in the end"), expected);
+                let told = std::mem::take(&mut *heard.lock().expect("no panic"));
+                assert_eq!(told.is_empty(), i == 0);
+                if let [Notice::LeftOff { trust, difference }] = told.as_slice() {
+                    assert_eq!((*trust, difference.is_none()), (expected, bad.is_none()));
+                }
+                assert!(matches!(probed("a", &hooks, |_| bad), Err(Error::Gpu { .. })));
+            }
         }
     }
 
@@ -165,8 +194,8 @@ mod tests {
         let heard = RefCell::new(Vec::new());
         let start = |crash: bool| {
             let opened = RefCell::new(None);
-            let result = tried("a", "key", &mut memory(), &Hooks::default(), |fusion| {
-                *opened.borrow_mut() = Some(fusion);
+            let result = tried("a", "key", &mut memory(), &Hooks::default(), |trust| {
+                *opened.borrow_mut() = Some(trust);
                 match crash {
                     true => Err(Error::Cancelled),
                     false => Ok(Opened { device: Device::flex(), adapter: None }),
@@ -175,16 +204,19 @@ mod tests {
             heard.borrow_mut().push(opened.into_inner());
             result
         };
-        // A driver that refuses says nothing of fusion.
+        // A driver that refuses says nothing of the rest.
         assert!(start(true).is_err() && memory().known.is_empty());
         assert!(start(false).is_ok());
-        assert_eq!(memory().known["key"], Health { fusion: true, pending: false });
-        // As a crash in the check leaves it: fusion is left off, and then the GPU.
-        memory().write("key", Health { fusion: true, pending: true });
+        let [full, unfused] = [Trust::FULL, Trust::LADDER[2]];
+        assert_eq!(memory().known["key"], Health { trust: full, pending: false });
+        // As crashes in the check leave it: less and less is used, and then not the GPU.
+        memory().write("key", Health { trust: Trust::LADDER[1], pending: true });
         assert!(start(false).is_ok());
-        assert_eq!(memory().known["key"], Health { fusion: false, pending: false });
-        memory().write("key", Health { fusion: false, pending: true });
+        assert_eq!(memory().known["key"], Health { trust: unfused, pending: false });
+        assert!(start(false).is_ok());
+        memory().write("key", Health { trust: Trust::LADDER[3], pending: true });
         assert!(matches!(start(false), Err(Error::Gpu { difference: None, .. })));
-        assert_eq!(heard.into_inner(), [Some(true), Some(true), Some(false), None]);
+        let (full, unfused) = (Some(full), Some(unfused));
+        assert_eq!(heard.into_inner(), [full, full, unfused, unfused, None]);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use pyrograph_engine::device::Adapter;
+use pyrograph_engine::device::{Adapter, Trust};
 
 use crate::error::gigabytes;
 
@@ -18,10 +18,17 @@ pub enum Notice {
         /// The GPU and its graphics API.
         adapter: String,
     },
-    /// Kernel fusion, which saves time, is left off.
-    FusionOff {
-        /// Largest difference from the CPU with it, as a share of the largest value; `None` if the check did not end.
+    /// A part of what makes a GPU fast is left off.
+    LeftOff {
+        /// What is still used.
+        trust: Trust,
+        /// Largest difference from the CPU with all of it, as a share of the largest value; `None` if the check did not end.
         difference: Option<f64>,
+    },
+    /// [`DeviceChoice::Auto`](crate::DeviceChoice::Auto) found a GPU that is wrong, so that the CPU is used.
+    WrongGpu {
+        /// What is wrong.
+        reason: String,
     },
     /// A model has weights that are NaN or infinite.
     NotFinite {
@@ -79,7 +86,8 @@ impl Notice {
     pub fn is_warning(&self) -> bool {
         match self {
             Self::NoGpu | Self::FirstUse { .. } | Self::Memory { .. } => false,
-            Self::FusionOff { .. }
+            Self::LeftOff { .. }
+            | Self::WrongGpu { .. }
             | Self::NotFinite { .. }
             | Self::AlphaAssumed { .. }
             | Self::ScaleAssumed { .. }
@@ -97,12 +105,17 @@ impl fmt::Display for Notice {
             Self::FirstUse { adapter } => {
                 write!(f, "first use of {adapter}: checking it against the CPU")
             }
-            Self::FusionOff { difference: Some(difference) } => {
-                write!(f, "kernel fusion is off, it differs from the CPU by {difference:.1e}")
+            Self::LeftOff { trust, difference } => {
+                let off = [(!trust.fusion, "kernel fusion"), (!trust.kernels, "our own kernels")];
+                let off: Vec<&str> =
+                    off.iter().filter_map(|(is, what)| is.then_some(*what)).collect();
+                write!(f, "{} left off, with which the GPU ", off.join(" and "))?;
+                match difference {
+                    Some(difference) => write!(f, "differs from the CPU by {difference:.1e}"),
+                    None => write!(f, "crashes"),
+                }
             }
-            Self::FusionOff { difference: None } => {
-                write!(f, "kernel fusion is off, it differs from the CPU by a crash")
-            }
+            Self::WrongGpu { reason } => write!(f, "{reason}; running on the CPU"),
             Self::NotFinite { tensors, first } => {
                 write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
             }
@@ -142,15 +155,15 @@ impl fmt::Display for Notice {
 }
 
 /// See [`Hooks::probe`].
-pub type Probe<'a> = dyn Fn(&Adapter, bool) -> Option<f64> + Sync + 'a;
+pub type Probe<'a> = dyn Fn(&Adapter, Trust) -> Option<f64> + Sync + 'a;
 
 /// How an application takes part in opening a device or a model; by default, not at all.
 #[derive(Clone, Copy, Default)]
 pub struct Hooks<'a> {
     /// Hears of every [`Notice`].
     pub notify: Option<&'a (dyn Fn(Notice) + Sync)>,
-    /// Checks a GPU with kernel fusion, or without, in a process of its own, whose end is not that of the
-    /// application: [`device::check`](crate::device::check)'s result there, `None` if it does not answer.
+    /// Checks a GPU with so much trust, in a process of its own, whose end is not that of the application:
+    /// [`device::check`](crate::device::check)'s result there, `None` if it does not answer.
     pub probe: Option<&'a Probe<'a>>,
 }
 

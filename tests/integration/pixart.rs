@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use pyrograph::adapter::{Adapter, Adapters};
+use pyrograph::adapter::Adapter;
 use pyrograph::model::{self, Parts};
 use pyrograph_engine::nets::{Conditioning, Net, Text};
 use pyrograph_weights::FloatDtype;
 
 use crate::command::TestCommand;
+use crate::lora;
 use crate::util::{
     Case, assert_close, assert_same_pixels, cases, copy_folder, device, files, json, open_changed,
     tolerance,
@@ -186,22 +187,9 @@ fn loras_of_every_spelling_give_what_the_reference_gives() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             !name.starts_with("case") && name != "unused.safetensors"
         });
-        let mut seen = 0;
-        for path in spellings {
-            // A file without alpha has it in its matrices.
-            let name = path.display().to_string();
-            let lora = Adapter::open(&path, &net, None, &device(), &mut |_| ());
-            let lora = lora.unwrap_or_else(|error| panic!("{name}: {error}"));
-            for scale in settings["scales"].as_array().expect("scales") {
-                let mut adapters = Adapters::default();
-                let weight = scale.as_f64().expect("a number");
-                let id = adapters.put_on(&mut net, lora.clone(), weight).expect("put on");
-                let expected = case.tensor(&format!("output_scale_{scale}"), &device());
-                assert_close(&name, output(&net, &case), expected, tolerance(1e-5));
-                adapters.take_off(&mut net, id).expect("on");
-            }
-            seen += 1;
-        }
+        // A file without alpha has it in its matrices.
+        let seen =
+            lora::assert_spellings(spellings, &mut net, &case, 1e-5, |net| output(net, &case));
         assert!(seen >= 6, "{seen} spellings");
         let unused = folder.join("unused.safetensors");
         let error = Adapter::open(&unused, &net, None, &device(), &mut |_| ());

@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use pyrograph_engine::nets::{Conditioning, Net, Text};
 
 use crate::command::TestCommand;
-use crate::flows;
 use crate::util::{Case, assert_close, cases, device, json, open_changed, tolerance};
+use crate::{flows, lora};
 
 /// Folders of pipelines, with T5 and without.
 fn folders() -> impl Iterator<Item = PathBuf> {
@@ -50,6 +50,18 @@ fn blocks_and_output_are_those_of_diffusers() {
             assert_close(&name, tokens, case.tensor(&name, &device()), tolerance(1e-5));
         }
         assert_close("output", found, case.tensor("forward_output", &device()), tolerance(1e-5));
+    }
+}
+
+#[test]
+fn loras_of_every_spelling_give_what_diffusers_gives() {
+    for folder in cases("sd35-medium-lora") {
+        let (case, settings) = (Case::open(&folder), json(&folder.join("case.json")));
+        let base = folder.join(settings["base"].as_str().expect("a folder"));
+        let mut net = open_changed(&base, |_| ()).net;
+        let spellings = ["diffusers", "kohya", "comfy"];
+        let paths = spellings.map(|name| folder.join(name).with_extension("safetensors"));
+        lora::assert_spellings(paths, &mut net, &case, 1e-5, |net| output(net, &case).0);
     }
 }
 

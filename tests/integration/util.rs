@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::{RgbImage, Rgba, RgbaImage};
 use pyrograph::model::{self, Model, ModelConfig};
 use pyrograph::train::{Event, Run};
-use pyrograph_engine::device::{self, DeviceChoice};
+use pyrograph_engine::device::{self, DeviceChoice, Trust};
 use pyrograph_engine::nets::Net;
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::params;
@@ -78,7 +78,7 @@ pub fn device() -> Device {
         .get_or_init(|| {
             let choice: DeviceChoice = device_name().parse().expect("a device");
             let adapter = device::find(choice).expect("the device under test");
-            device::open(adapter, true).expect("a driver that works").device
+            device::open(adapter, Trust::FULL).expect("a driver that works").device
         })
         .clone()
 }

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use burn::tensor::Tensor;
-use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph_engine::nets::{Conditioning, Net, Text};
 
-use crate::flows;
 use crate::util::{Case, assert_close, cases, device, files, json, open_changed, tolerance};
+use crate::{flows, lora};
 
 /// Timesteps from noise to data.
 const TIMESTEPS: f64 = 1000.0;
@@ -50,25 +49,10 @@ fn blocks_and_loras_of_every_spelling_are_those_of_diffusers() {
             let name = format!("forward_block_{i}");
             assert_close(&name, tokens, of_base.tensor(&name, &device()), tolerance(2e-5));
         }
-        let mut seen = 0;
-        for path in files(&folder) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with("case") {
-                continue;
-            }
-            let lora = Adapter::open(&path, &net, None, &device(), &mut |_| ());
-            let lora = lora.unwrap_or_else(|error| panic!("{name}: {error}"));
-            for scale in ["0", "0.5", "1"] {
-                let mut adapters = Adapters::default();
-                let weight = scale.parse().expect("a number");
-                let id = adapters.put_on(&mut net, lora.clone(), weight).expect("put on");
-                let expected = case.tensor(&format!("output_scale_{scale}"), &device());
-                let name = format!("{name} by {scale}");
-                assert_close(&name, output(&net, &case).0, expected, tolerance(2e-5));
-                adapters.take_off(&mut net, id).expect("on");
-            }
-            seen += 1;
-        }
+        let spellings =
+            files(&folder).filter(|path| path.file_stem().is_none_or(|name| name != "case"));
+        let seen =
+            lora::assert_spellings(spellings, &mut net, &case, 2e-5, |net| output(net, &case).0);
         assert!(seen >= 3, "{seen} spellings");
     }
 }

@@ -7,7 +7,7 @@ use burn_std::config::{BurnConfig, RuntimeConfig};
 
 pub use burn::tensor::wgpu::WgpuSetup;
 
-use super::{Adapter, Opened};
+use super::{Adapter, Opened, Trust, leave_kernels};
 use crate::error::{Error, Result};
 
 /// How burn is told an adapter.
@@ -103,16 +103,14 @@ pub fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A device on an adapter that the application has opened itself, sharing its queue and buffers; for `fusion`, see
+/// A device on an adapter that the application has opened itself, sharing its queue and buffers; for `trust`, see
 /// [`open`](super::open).
 ///
 /// # Errors
 /// A device without the features that the shaders of this build need.
-pub fn share(setup: WgpuSetup, fusion: bool) -> Result<Opened> {
+pub fn share(setup: WgpuSetup, trust: Trust) -> Result<Opened> {
     let adapter = Adapter::of(&setup);
-    if !fusion {
-        disable_fusion();
-    }
+    limit(trust);
     match Device::wgpu_options().setup(setup).init() {
         Ok(device) => Ok(Opened { device, adapter: Some(adapter) }),
         Err(reason) => Err(Error::Adapter { name: adapter.name, reason: reason.to_string() }),
@@ -120,14 +118,22 @@ pub fn share(setup: WgpuSetup, fusion: bool) -> Result<Opened> {
 }
 
 /// See [`super::open`].
-pub(super) fn open(adapter: &Adapter, fusion: bool) -> Result<Device> {
-    if !fusion {
-        disable_fusion();
-    }
+pub(super) fn open(adapter: &Adapter, trust: Trust) -> Result<Device> {
+    limit(trust);
     let Selector { kind, backend } = adapter.selector.clone();
     let opened = Device::wgpu_options().device_kind(kind).graphics_api(backend).init();
     opened
         .map_err(|reason| Error::Adapter { name: adapter.name.clone(), reason: reason.to_string() })
+}
+
+/// Switches off what is not trusted.
+fn limit(trust: Trust) {
+    if !trust.kernels {
+        leave_kernels();
+    }
+    if !trust.fusion {
+        disable_fusion();
+    }
 }
 
 /// Keeps burn's fusion from looking for kernels to join, which leaves every operation on its own.

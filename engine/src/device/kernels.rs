@@ -1,6 +1,7 @@
 //! Which forms of the operations run.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -52,4 +53,17 @@ impl Kernels {
             LazyLock::new(|| Kernels::allowed().unwrap_or_else(|error| panic!("{error}")));
         self <= *ALLOWED
     }
+}
+
+/// Whether a GPU was found to compute wrong numbers by our kernels.
+static LEFT: AtomicBool = AtomicBool::new(false);
+
+/// Whether our own kernels run on GPUs.
+pub(crate) fn on_gpus() -> bool {
+    Kernels::Portable.on() && !LEFT.load(Ordering::Relaxed)
+}
+
+/// See [`leave_kernels`](super::leave_kernels).
+pub(super) fn leave_gpus() {
+    LEFT.store(true, Ordering::Relaxed);
 }

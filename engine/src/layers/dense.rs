@@ -27,6 +27,9 @@ pub struct Dense {
     ones: bool,
     #[module(skip)]
     form: Form,
+    /// What [`Dense::folded_by`] has multiplied the outputs by.
+    #[module(skip)]
+    factor: Option<Tensor<1>>,
     #[module(skip)]
     /// See [`Dense::put_on`].
     pub(super) adapter: Option<Lora>,
@@ -91,6 +94,7 @@ impl DenseConfig {
             preserved: self.preserved,
             ones: self.ones,
             form: Form::Plain,
+            factor: None,
             adapter: None,
         }
     }
@@ -166,7 +170,16 @@ impl Dense {
     /// # Panics
     /// If a term does not fit the [widths](Dense::widths).
     pub fn put_on(&mut self, terms: &[LowRank]) {
-        self.adapter = LowRank::sum(terms, self.widths()).map(|sum| sum.cast(self.dtype()));
+        let sum = LowRank::sum(terms, self.widths());
+        self.adapter = sum.map(|sum| self.scaled(sum).cast(self.dtype()));
+    }
+
+    /// What is put on, as the outputs of a folded layer take it.
+    fn scaled(&self, lora: Lora) -> Lora {
+        match &self.factor {
+            Some(factor) => lora.times(factor.clone()),
+            None => lora,
+        }
     }
 
     /// Puts on an adapter in training, in place of what was on.
@@ -260,12 +273,31 @@ impl Dense {
 
     /// The same function for inference: normalisation and gain are multiplied into the weight once, and
     /// on the CPU the weight is laid out for its kernel.
-    pub fn folded(mut self) -> Self {
+    pub fn folded(self) -> Self {
+        self.folded_by(None)
+    }
+
+    /// The same with the outputs, and what is put on, times a factor each, `[out]`.
+    ///
+    /// # Panics
+    /// With a factor, if the weight is not there as it is.
+    pub(super) fn folded_by(mut self, factor: Option<Tensor<1>>) -> Self {
         if !self.is_plain() {
+            assert!(factor.is_none(), "a factor for a weight that is not there");
             return self;
         }
         let widths = self.widths();
-        let (weight, bias) = self.weight_and_bias();
+        let (mut weight, mut bias) = self.weight_and_bias();
+        if let Some(factor) = factor {
+            let factor = factor.to_device(&weight.device()).cast(FloatDType::F32);
+            weight = times(weight, factor.clone().unsqueeze());
+            bias = bias.map(|bias| times(bias, factor.clone()));
+            if let Some(own) = self.bias.take() {
+                self.bias = Some(own.map(|own| times(own, factor.clone())));
+            }
+            self.factor = Some(factor);
+            self.adapter = self.adapter.take().map(|adapter| self.scaled(adapter));
+        }
         self.weight = self.weight.map(|old| {
             // So that a weight that is folded already can be packed in its place.
             drop(old);
@@ -289,6 +321,12 @@ impl Dense {
         self.adapter = self.adapter.map(|adapter| adapter.cast(dtype));
         self
     }
+}
+
+/// `x · factor`, multiplied in f32.
+fn times<const D: usize>(x: Tensor<D>, factor: Tensor<D>) -> Tensor<D> {
+    let dtype = FloatDType::from(x.dtype());
+    (x.cast(FloatDType::F32) * factor).cast(dtype)
 }
 
 /// `activation(y + x · down · up)`.

@@ -31,6 +31,16 @@ impl Lora {
         let down = crate::ops::linear(x, self.down.val(), None, None);
         crate::ops::linear(down, self.up.val(), None, None)
     }
+
+    /// What it adds, times a factor for each output, `[out]`.
+    pub(super) fn times(self, factor: Tensor<1>) -> Self {
+        let up = self.up.map(|up| {
+            let factor = factor.to_device(&up.device()).cast(FloatDType::from(up.dtype()));
+            up * factor.unsqueeze()
+        });
+        Self { up, ..self }
+    }
+
     /// In another type.
     pub(super) fn cast(self, dtype: FloatDType) -> Self {
         let cast = |value: Param<Tensor<2>>| value.map(|value| value.cast(dtype));

@@ -198,10 +198,11 @@ impl Modulation {
             .collect()
     }
 
-    /// See [`Dense::folded`]; the ones of scales and gates become part of the bias, where no gain comes between.
+    /// See [`Dense::folded`]; gains become part of the weight, and the ones of scales and gates part of the bias.
     pub fn folded(mut self) -> Self {
-        self.dense = self.dense.map(Dense::folded);
-        if self.gain.is_none() && !self.ones {
+        let factors = self.gain.take().map(|gain| self.factors(&gain.val()));
+        self.dense = self.dense.map(|dense| dense.folded_by(factors));
+        if !self.ones {
             let ones = self.constants();
             match (&mut self.dense, &mut self.table) {
                 (Some(dense), _) => dense.add(ones),
@@ -220,6 +221,16 @@ impl Modulation {
             self.ones = true;
         }
         self
+    }
+
+    /// What the gains multiply, number by number, `[sum of the parts]`.
+    fn factors(&self, gain: &Tensor<1>) -> Tensor<1> {
+        let parts = self.config.parts(self.gated).repeat(self.branches);
+        let last = gain.dims()[0] - 1;
+        let part = |(i, (halves, _)): (usize, (usize, f32))| {
+            gain.clone().narrow(0, i.min(last), 1).repeat_dim(0, halves * self.hidden / 2)
+        };
+        Tensor::cat(parts.into_iter().enumerate().map(part).collect(), 0)
     }
 
     /// What is added to the parts of all branches, `[sum of the parts]`.
@@ -285,6 +296,7 @@ impl Modulated {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::LowRank;
 
     fn random(shape: [usize; 3]) -> Tensor<3> {
         crate::testing::random(shape)
@@ -314,8 +326,23 @@ mod tests {
                 });
             }
             let width = if form.single { (2.0 * 16.0 * form.width(true)) as usize } else { 16 };
+            if let Some(gain) = layer.gain.take() {
+                let count = gain.val().dims()[0];
+                layer.gain = Some(gain.map(|_| random([1, 1, count]).reshape([count as i32])));
+            }
             let (condition, x) = (random([2, 1, width]), random([2, 5, 16]));
-            let folded = layer.clone().folded().folded();
+            let mut folded = layer.clone().folded().folded();
+            // What is put on counts as much before as after.
+            if let (Some(a), Some(b)) = (&mut layer.dense, &mut folded.dense) {
+                let [inputs, outputs] = a.widths();
+                let part = |rows: usize, columns: usize| -> Tensor<2> {
+                    random([1, rows, columns]).reshape([rows as i32, columns as i32])
+                };
+                let (down, up) = (part(inputs, 2), part(2, outputs));
+                let terms = [LowRank { down, up, start: 0 }];
+                a.put_on(&terms);
+                b.put_on(&terms);
+            }
             let branches = layer.forward(condition.clone()).into_iter();
             for (a, b) in branches.zip(folded.forward(condition)) {
                 let [a, b] = [a, b].map(|branch| {

@@ -1,7 +1,7 @@
 //! `pyrograph devices`.
 
 use pyrograph::DeviceChoice;
-use pyrograph::device::{self, adapters};
+use pyrograph::device::{self, Trust, adapters};
 use pyrograph_engine::device::{Kernels, find};
 use pyrograph_engine::ops::products;
 use serde_json::{Map, Value, json};
@@ -54,8 +54,8 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
 }
 
 /// The other side of [`probe`](crate::probe::probe): prints the difference.
-pub(crate) fn check(common: &Common, fusion: bool) -> anyhow::Result<()> {
+pub(crate) fn check(common: &Common, trust: Trust) -> anyhow::Result<()> {
     let choice: DeviceChoice = common.device.parse()?;
-    println!("{:e}", device::check(choice, fusion)?);
+    println!("{:e}", device::check(choice, trust)?);
     Ok(())
 }

@@ -31,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use pyrograph::device::Trust;
 use pyrograph::{Error, threads};
 
 use common::Common;
@@ -85,6 +86,9 @@ enum Command {
         /// Check without kernel fusion
         #[arg(long, requires = "check")]
         no_fusion: bool,
+        /// Check without kernels of our own
+        #[arg(long, requires = "check")]
+        no_kernels: bool,
     },
     /// Print a completion script for a shell
     Completions {
@@ -209,7 +213,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Merge(merge) => merge::run(merge, &cli.common),
         Command::Bench(bench) => bench::run(bench, &cli.common),
         Command::Metadata { image } => metadata(image, &cli.common),
-        Command::Devices { check: true, no_fusion } => devices::check(&cli.common, !no_fusion),
+        Command::Devices { check: true, no_fusion, no_kernels } => {
+            let trust = Trust { fusion: !no_fusion, kernels: !no_kernels };
+            devices::check(&cli.common, trust)
+        }
         Command::Devices { .. } => devices::run(&cli.common),
         Command::Completions { shell } => help::completions(*shell),
         Command::Man { folder } => help::manual(folder),

@@ -15,7 +15,7 @@ use burn_cubecl::CubeBackend;
 use super::RowNorm;
 use super::attention::{AttentionBias, AttentionSpec, Packed, Parts, sides, together};
 use super::rotary::{HeadNorm, Pairs, Rotary};
-use crate::device::{Kernels, is_host};
+use crate::device::{is_host, on_gpus};
 
 /// Most cubes along a side of a launch, on any graphics API.
 const MOST_CUBES: usize = u16::MAX as usize;
@@ -104,7 +104,7 @@ impl Operations for CubeBackend {
 fn on_gpu<'a, const D: usize>(mut tensors: impl Iterator<Item = &'a Tensor<D>>) -> bool {
     let Some(first) = tensors.next() else { return false };
     let device = first.device();
-    Kernels::Portable.on()
+    on_gpus()
         && !is_host(&device)
         && !first.is_autodiff()
         && tensors.all(|other| other.dtype() == first.dtype() && !other.is_autodiff())
