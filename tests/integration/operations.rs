@@ -319,6 +319,13 @@ fn attention_is_a_weighted_mean_of_values() {
                 check("added", Some(more), rows.expected(cached, |q, k| Some(added(q, k))));
                 let seen = |q, k| (!is_hidden(q, k)).then(|| added(q, k));
                 check("hidden", Some(both), rows.expected(cached, seen));
+                // The same keys of all queries, and all of them.
+                for first in [2, 0] {
+                    let hides: Vec<bool> = (0..keys).map(|key| key >= first).collect();
+                    let hiding = AttentionBias::hiding(hides, [1, keys], &device());
+                    let seen = |_, key| (key < first).then_some(0.0);
+                    check("hiding", Some(hiding), rows.expected(cached, seen));
+                }
             }
         }
     }

@@ -211,6 +211,17 @@ impl Dense {
         (weight.narrow(0, 0, rows - 1), Some(bias))
     }
 
+    /// The weight and the bias of a layer that is no more than that.
+    pub(crate) fn linear(&self) -> Option<(Tensor<2>, Tensor<1>)> {
+        let bias = self.bias.as_ref().filter(|_| self.merges() && !self.is_adapted())?;
+        Some((self.weight.val(), bias.val()))
+    }
+
+    /// Whether something is put on.
+    pub(crate) fn is_adapted(&self) -> bool {
+        self.adapter.is_some()
+    }
+
     /// Type in which the layer computes: that of its weight, or f32 if only its products are smaller.
     pub fn dtype(&self) -> FloatDType {
         match self.form {

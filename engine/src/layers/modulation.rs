@@ -154,18 +154,30 @@ impl Modulation {
     /// # Shapes
     /// `[batch, 1 | tokens, condition]`, or `[batch, 1 | tokens, sum of the parts]`
     pub fn forward(&self, condition: Tensor<3>) -> Vec<Modulated> {
-        let hidden = self.hidden;
-        let out = match (&self.dense, &self.table) {
-            (Some(dense), _) => dense.forward(condition),
+        match self.projected(condition) {
+            Some(parts) => self.apart(parts),
+            None => vec![Modulated::default(); self.branches],
+        }
+    }
+
+    /// All parts side by side, `[batch, 1 | tokens, sum of the parts]`; `None` where nothing is modulated.
+    pub(crate) fn projected(&self, condition: Tensor<3>) -> Option<Tensor<3>> {
+        match (&self.dense, &self.table) {
+            (Some(dense), _) => Some(dense.forward(condition)),
             (None, Some(table)) => {
                 // [1, 1, sum of the parts]
                 let table: Tensor<3> = table.val().cast(condition.dtype()).unsqueeze();
                 let times = table.dims()[2] / condition.dims()[2];
-                condition.repeat_dim(2, times) + table
+                let all = if times > 1 { condition.repeat_dim(2, times) } else { condition };
+                Some(all + table)
             }
-            (None, None) if self.config.common => condition,
-            (None, None) => return vec![Modulated::default(); self.branches],
-        };
+            (None, None) => self.config.common.then_some(condition),
+        }
+    }
+
+    /// What is side by side, branch by branch.
+    pub(crate) fn apart(&self, out: Tensor<3>) -> Vec<Modulated> {
+        let hidden = self.hidden;
         let mut start = 0;
         let mut index = 0;
         let mut next = |on: bool, width: usize| {
@@ -221,6 +233,30 @@ impl Modulation {
             self.ones = true;
         }
         self
+    }
+
+    /// The weight and the numbers that make the parts of a condition, if there is nothing else to it: `[condition, sum of the
+    /// parts]`, none for a table, and `[sum of the parts]`.
+    pub(crate) fn linear(&self) -> Option<(Option<Tensor<2>>, Tensor<1>)> {
+        match (&self.dense, &self.table, &self.gain) {
+            (Some(dense), None, None) => {
+                let (weight, bias) = dense.linear()?;
+                Some((Some(weight), bias))
+            }
+            (None, Some(table), None) => Some((None, table.val())),
+            _ => None,
+        }
+    }
+
+    /// Puts the same weight in another place of memory.
+    pub(crate) fn view(&mut self, weight: Tensor<2>) {
+        let dense = self.dense.as_mut().expect("a layer that has a weight");
+        dense.weight = dense.weight.clone().map(|_| weight);
+    }
+
+    /// Whether something is put on the layer.
+    pub(crate) fn is_adapted(&self) -> bool {
+        self.dense.as_ref().is_some_and(Dense::is_adapted)
     }
 
     /// What the gains multiply, number by number, `[sum of the parts]`.
@@ -328,7 +364,8 @@ mod tests {
             let width = if form.single { (2.0 * 16.0 * form.width(true)) as usize } else { 16 };
             if let Some(gain) = layer.gain.take() {
                 let count = gain.val().dims()[0];
-                layer.gain = Some(gain.map(|_| random([1, 1, count]).reshape([count as i32])));
+                let small = random([1, 1, count]) * 0.2;
+                layer.gain = Some(gain.map(|_| small.reshape([count as i32])));
             }
             let (condition, x) = (random([2, 1, width]), random([2, 5, 16]));
             let mut folded = layer.clone().folded().folded();
@@ -336,7 +373,7 @@ mod tests {
             if let (Some(a), Some(b)) = (&mut layer.dense, &mut folded.dense) {
                 let [inputs, outputs] = a.widths();
                 let part = |rows: usize, columns: usize| -> Tensor<2> {
-                    random([1, rows, columns]).reshape([rows as i32, columns as i32])
+                    (random([1, rows, columns]) * 0.3).reshape([rows as i32, columns as i32])
                 };
                 let (down, up) = (part(inputs, 2), part(2, outputs));
                 let terms = [LowRank { down, up, start: 0 }];

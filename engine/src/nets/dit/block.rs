@@ -74,6 +74,8 @@ pub struct TextLayers {
 pub struct Condition<'a> {
     /// `[batch, 1 | tokens, hidden]`, already activated; or the parts, where one projection serves all blocks.
     pub modulation: Tensor<3>,
+    /// What the block's modulation makes of that, `[batch, 1, parts]`, where it is known already.
+    pub parts: Option<Tensor<3>>,
     /// That of the text, where it is another than the image's: `[batch, 1, parts]`.
     pub of_text: Option<Tensor<3>>,
     /// The text, which joint attention changes.
@@ -85,7 +87,7 @@ pub struct Condition<'a> {
 impl From<Tensor<3>> for Condition<'_> {
     /// Without a text and positions.
     fn from(modulation: Tensor<3>) -> Self {
-        Self { modulation, of_text: None, context: None, rotary: [None; 2] }
+        Self { modulation, parts: None, of_text: None, context: None, rotary: [None; 2] }
     }
 }
 
@@ -245,13 +247,16 @@ impl DitBlock {
         attend: Attend<'_>,
         mode: BlockMode<'_>,
     ) -> Tensor<3> {
-        let Condition { modulation, of_text, context, rotary } = condition.into();
+        let Condition { modulation, parts, of_text, context, rotary } = condition.into();
         let reads = self.cross.is_some() || self.text.is_some();
         assert_eq!(context.is_some(), reads, "a text, and a block that reads one");
+        let mut parts = match parts {
+            Some(parts) => self.modulation.apart(parts),
+            None => self.modulation.forward(modulation.clone()),
+        };
         if self.parallel {
-            return self.in_parallel(x, modulation, rotary[0], attend, mode);
+            return self.in_parallel(x, parts.remove(0), rotary[0], attend, mode);
         }
-        let mut parts = self.modulation.forward(modulation.clone());
         let third = self.second.as_ref().zip(parts.get(2).cloned());
         let third = third.map(|(layer, modulated)| {
             let input = modulated.input(x.clone(), self.norm.of_branch(false));
@@ -297,12 +302,11 @@ impl DitBlock {
     fn in_parallel(
         &self,
         x: Tensor<3>,
-        modulation: Tensor<3>,
+        mut both: Modulated,
         rotary: Option<&Rotary>,
         attend: Attend<'_>,
         mode: BlockMode<'_>,
     ) -> Tensor<3> {
-        let mut both = self.modulation.forward(modulation).remove(0);
         if let Some([first, _]) = mode.norms {
             both = first.before(both);
         }

@@ -10,6 +10,7 @@ mod flexify;
 mod form;
 mod pass;
 mod patches;
+mod stacked;
 mod stream;
 #[cfg(test)]
 mod tests;

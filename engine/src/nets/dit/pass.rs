@@ -21,6 +21,8 @@ pub(super) struct Pass<'a> {
     pub(super) condition: Tensor<3>,
     /// The condition as blocks without an embedder of their own take it.
     pub(super) shared: Tensor<3>,
+    /// Of each block what its modulation makes of that, where all are made at once.
+    parts: Option<Vec<Tensor<3>>>,
     /// That of the text, and of the blocks that text and image share, where these are others.
     common: Option<[Tensor<3>; 2]>,
     pub(super) context: Option<Context>,
@@ -62,7 +64,11 @@ impl Pass<'_> {
             (attend, None) => attend,
         };
         let of_text = self.common.as_ref().map(|[text, _]| text.clone());
-        let condition = Condition { modulation, of_text, context: self.context.as_mut(), rotary };
+        let context = self.context.as_mut();
+        // Not of a copy, which may have learnt something else.
+        let is_own = self.net.blocks.get(i).is_some_and(|own| std::ptr::eq(own, block));
+        let parts = self.parts.as_ref().filter(|_| is_own).map(|parts| parts[i].clone());
+        let condition = Condition { modulation, parts, of_text, context, rotary };
         block.forward(tokens, condition, attend, mode)
     }
 
@@ -73,12 +79,14 @@ impl Pass<'_> {
         self.bias = context.bias;
         if let Some([_, both]) = self.common.take() {
             self.shared = both;
+            self.parts = None;
         }
         let [batch, text, _] = context.tokens.dims();
         let [_, rows, width] = self.shared.dims();
         if rows > 1 {
             let of_image = self.shared.clone().narrow(1, 0, 1).expand([batch, text, width]);
             self.shared = Tensor::cat(vec![self.shared.clone(), of_image], 1);
+            self.parts = None;
         }
         Tensor::cat(vec![tokens, context.tokens], 1)
     }
@@ -118,6 +126,8 @@ impl Dit {
         });
         let (condition, shared) = self.for_head_and_blocks(condition);
         let tokens = self.refined(tokens, &shared, &mut context, places.as_ref());
+        let stacked = self.stacked.as_ref();
+        let parts = stacked.and_then(|stacked| stacked.forward(&self.blocks, &shared));
         let pass = Pass {
             net: self,
             time,
@@ -125,6 +135,7 @@ impl Dit {
             counts,
             condition,
             shared,
+            parts,
             common,
             context,
             places,

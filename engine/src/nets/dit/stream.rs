@@ -282,8 +282,7 @@ fn hidden(before: usize, seen: &[usize], tokens: usize, device: &Device) -> Opti
         (0..before + tokens).map(move |key| key >= before + seen)
     };
     let flags: Vec<bool> = seen.iter().flat_map(flags).collect();
-    let data = TensorData::new(flags, [seen.len(), before + tokens]);
-    Some(AttentionBias::hidden_keys(Tensor::<2, Bool>::from_data(data, device)))
+    Some(AttentionBias::hiding(flags, [seen.len(), before + tokens], device))
 }
 
 impl Dit {

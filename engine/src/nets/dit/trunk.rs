@@ -10,6 +10,7 @@ use super::condition::{Conditioning, Embedder};
 use super::config::DitConfig;
 use super::pass::Pass;
 use super::patches::{Ends, Mode};
+use super::stacked::Stacked;
 use super::stream::{Caption, Common, Refiners};
 use crate::layers::dense::{DenseConfig, Quantize};
 use crate::layers::patch::{patchify, unpatchify};
@@ -45,6 +46,8 @@ pub struct Dit {
     pub table: Option<Param<Tensor<2>>>,
     position: Tensor<3>,
     kernel: usize,
+    #[module(skip)]
+    pub(super) stacked: Option<Stacked>,
     #[module(skip)]
     pub(super) config: DitConfig,
 }
@@ -105,6 +108,7 @@ impl DitConfig {
             }),
             position: self.positions(self.size, self.patch, [0.0; 2], init.device),
             kernel: self.kernel(),
+            stacked: None,
             config: self.clone(),
         }
     }
@@ -362,6 +366,7 @@ impl Dit {
         self.common = self.common.map(Common::folded);
         self.caption = self.caption.map(Caption::folded);
         self.refiners = self.refiners.map(Refiners::folded);
+        self.stacked = Stacked::of(&mut self.blocks);
         self
     }
 

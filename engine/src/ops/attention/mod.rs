@@ -1,7 +1,7 @@
 //! Attention: of tokens to themselves, to others, to both, and to those of earlier calls.
 
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, FloatDType, Tensor, module};
+use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData, module};
 
 use super::available;
 use super::cpu::attention::Attention;
@@ -9,6 +9,7 @@ use super::cpu::bridge::{Operand, run};
 use super::cpu::mixed::in_tiles;
 use super::linear::is_mixed;
 use super::magnitude::normalize;
+use crate::device::is_host;
 
 /// What the rows of some tokens hold, side by side in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +111,24 @@ impl AttentionSpec {
     }
 }
 
+/// What hides a key where a mask is made of numbers: shaders know no infinity.
+pub(super) const HIDDEN: f32 = -1e30;
+
 impl AttentionBias {
+    /// Keys that no query sees, row by row of `[batch | 1, keys]`, `true` = not seen, for tokens on a device: on a GPU as the
+    /// numbers that its kernels take, which otherwise each of them would make of a mask.
+    pub fn hiding(hidden: Vec<bool>, shape: [usize; 2], device: &Device) -> Self {
+        // Where all is hidden, numbers would not say so to burn's own attention.
+        let is_blind = hidden.chunks(shape[1].max(1)).any(|row| row.iter().all(|hidden| *hidden));
+        if is_host(device) || is_blind {
+            return Self::hidden_keys(Tensor::from_data(TensorData::new(hidden, shape), device));
+        }
+        let numbers: Vec<f32> =
+            hidden.into_iter().map(|hidden| if hidden { HIDDEN } else { 0.0 }).collect();
+        let numbers = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
+        Self::added(numbers.reshape([shape[0], 1, 1, shape[1]]))
+    }
+
     /// Keys that no query sees, such as padding: `[batch | 1, keys]`, `true` = not seen.
     pub fn hidden_keys(hidden: Tensor<2, Bool>) -> Self {
         let [batch, keys] = hidden.dims();
@@ -127,14 +145,14 @@ impl AttentionBias {
         Self { hidden: None, added: Some(added) }
     }
 
-    /// Both in one, with `-∞` for what is hidden.
-    fn merged(self) -> Option<Tensor<4>> {
+    /// Both in one, with `lowest` for what is hidden.
+    pub(super) fn merged(self, lowest: f32) -> Option<Tensor<4>> {
         let Self { hidden, added } = self;
         let Some(hidden) = hidden else { return added };
         let added = added.unwrap_or_else(|| Tensor::zeros(hidden.dims(), &hidden.device()));
         let (a, b) = (added.dims(), hidden.dims());
         let shape = std::array::from_fn::<usize, 4, _>(|i| a[i].max(b[i]));
-        Some(added.expand(shape).mask_fill(hidden.expand(shape), f32::NEG_INFINITY))
+        Some(added.expand(shape).mask_fill(hidden.expand(shape), lowest))
     }
 
     /// # Panics
@@ -181,7 +199,7 @@ pub fn attention(
     }
     let recorded = sources.iter().any(|source| source.rows.is_autodiff());
     let rounds = in_tiles() && (spec.rounds || recorded && is_mixed());
-    let bias = bias.merged();
+    let bias = bias.merged(f32::NEG_INFINITY);
     let kernel = Attention {
         spec: AttentionSpec { rounds, ..*spec },
         parts: sources.iter().map(|source| source.parts).collect(),

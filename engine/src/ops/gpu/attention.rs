@@ -7,6 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::rows::empty;
+use crate::ops::attention::HIDDEN;
 use crate::ops::magnitude;
 
 /// Numbers that are loaded and multiplied at a time.
@@ -17,8 +18,7 @@ const QUERIES: usize = 16;
 const PARTS: usize = 4;
 /// Widest head.
 pub(super) const WIDEST: usize = 128;
-/// A bias below this hides a key: shaders know no infinity.
-pub(super) const HIDDEN: f32 = -1e30;
+/// A bias below this hides a key.
 const SEEN: f32 = 0.5 * HIDDEN;
 
 /// Where queries, keys and values are in their rows, and what is done to the scores.

@@ -13,7 +13,7 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
 
 use super::RowNorm;
-use super::attention::{AttentionBias, AttentionSpec, Packed, Parts, sides, together};
+use super::attention::{AttentionBias, AttentionSpec, HIDDEN, Packed, Parts, sides, together};
 use super::rotary::{HeadNorm, Pairs, Rotary};
 use crate::device::{is_host, on_gpus};
 
@@ -206,7 +206,7 @@ pub(super) fn attends(sources: &[Packed], spec: &AttentionSpec, bias: &Attention
 pub(super) fn attention(
     sources: Vec<Packed>,
     spec: &AttentionSpec,
-    AttentionBias { hidden, added }: AttentionBias,
+    bias: AttentionBias,
 ) -> Tensor<3> {
     let width = spec.head_width(&sources[0]);
     let is_whole = |source: &Packed| source.parts == Parts::Qkv;
@@ -222,14 +222,10 @@ pub(super) fn attention(
         }
     };
     let scores = [queries.dims()[0], spec.heads, queries.dims()[1], held.dims()[1]];
-    let added = added.map(|added| added.cast(FloatDType::F32).expand(scores));
-    let bias = match hidden {
-        None => added,
-        Some(hidden) => {
-            let added = added.unwrap_or_else(|| Tensor::zeros(scores, &queries.device()));
-            Some(added.mask_fill(hidden.expand(scores), attention::HIDDEN))
-        }
-    };
+    let added = bias.added.map(|added| added.cast(FloatDType::F32));
+    let bias = AttentionBias { added, ..bias }.merged(HIDDEN);
+    // Read by its strides.
+    let bias = bias.map(|bias| bias.expand(scores));
     let form = attention::Form {
         heads: spec.heads,
         key_heads: spec.key_heads,
