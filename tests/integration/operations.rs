@@ -127,7 +127,7 @@ fn heads_are_normalised_and_turned() {
             let pairs = if on(1) { Pairs::Interleaved } else { Pairs::Halves };
             let turn = || Rotary { cos: angles.clone().cos(), sin: angles.clone().sin(), pairs };
             let rotary = on(2).then(turn);
-            let packed = Packed { rows, parts };
+            let packed = Packed { rows, parts, bias: None };
             let found = norm_and_rotate(packed, &spec, norm.as_ref(), rotary.as_ref()).rows;
             let mut expected = held.clone();
             for (i, row) in expected.chunks_exact_mut(width).enumerate() {
@@ -318,7 +318,23 @@ fn attention_is_a_weighted_mean_of_values() {
                 let more = AttentionBias::added(bias);
                 check("added", Some(more), rows.expected(cached, |q, k| Some(added(q, k))));
                 let seen = |q, k| (!is_hidden(q, k)).then(|| added(q, k));
-                check("hidden", Some(both), rows.expected(cached, seen));
+                check("hidden", Some(both.clone()), rows.expected(cached, seen));
+                // Rows without their bias, and that beside them, in the attention or before it.
+                let shifted = rows.sources(cached).into_iter().map(|source| {
+                    let shift: Tensor<3> = source.rows.clone().narrow(0, 0, 1).narrow(1, 0, 1);
+                    let shift = shift * 0.5;
+                    let bias = Some(shift.clone().flatten(0, 2));
+                    Packed { rows: source.rows.clone() - shift, bias, ..source }
+                });
+                let shifted = attention(shifted.collect(), &rows.spec, Some(&both));
+                let seen = |q, k| (!is_hidden(q, k)).then(|| added(q, k));
+                let what = format!("{dtype:?}, {}, cached {cached}, shifted", rows.width);
+                assert_near(
+                    &what,
+                    &numbers(shifted),
+                    &rows.expected(cached, seen),
+                    2.0 * tolerance,
+                );
                 // The same keys of all queries, and all of them.
                 for first in [2, 0] {
                     let hides: Vec<bool> = (0..keys).map(|key| key >= first).collect();

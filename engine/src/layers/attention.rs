@@ -211,7 +211,14 @@ impl Attention {
         attend: Attend<'_>,
         adapters: Option<[&Lora; 2]>,
     ) -> Tensor<3> {
-        let Projected { packed, rms } = self.project(x, rotary, adapters.map(|[qkv, _]| qkv));
+        let alone = matches!(attend, Attend::Full | Attend::Biased(_)) && !self.renormalized;
+        let Projected { packed, rms } = match (rotary, &self.norm, adapters) {
+            // Nothing comes between the projection and the attention, and nothing is kept.
+            (None, None, None) if alone => {
+                Projected { packed: projected(&self.qkv, x, Packed::qkv), rms: None }
+            }
+            _ => self.project(x, rotary, adapters.map(|[qkv, _]| qkv)),
+        };
         let mut sources = vec![packed];
         let bias = match attend {
             Attend::Full => None,
@@ -284,6 +291,14 @@ impl HeadNorm {
     }
 }
 
+/// Rows of a projection, whose bias is left to the attention where that takes it along.
+fn projected(layer: &Dense, x: Tensor<3>, packed: fn(Tensor<3>) -> Packed) -> Packed {
+    match ops::defers(&x).then(|| layer.deferred(&x)).flatten() {
+        Some((rows, bias)) => Packed { bias: Some(bias), ..packed(rows) },
+        None => packed(layer.forward(x)),
+    }
+}
+
 /// Attention rounds as the projection of its queries does.
 fn spec_of(queries: &Dense, spec: AttentionSpec) -> AttentionSpec {
     AttentionSpec { rounds: queries.rounds(), ..spec }
@@ -328,7 +343,8 @@ impl CrossAttention {
         context: Tensor<3>,
         bias: Option<&AttentionBias>,
     ) -> Tensor<3> {
-        let sources = vec![Packed::q(self.q.forward(x)), Packed::kv(self.kv.forward(context))];
+        let sources =
+            vec![projected(&self.q, x, Packed::q), projected(&self.kv, context, Packed::kv)];
         self.out.forward(ops::attention(sources, &spec_of(&self.q, self.spec), bias))
     }
 

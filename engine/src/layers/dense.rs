@@ -217,6 +217,12 @@ impl Dense {
         Some((self.weight.val(), bias.val()))
     }
 
+    /// The product alone, and the bias, which an operation that follows adds.
+    pub(crate) fn deferred(&self, x: &Tensor<3>) -> Option<(Tensor<3>, Tensor<1>)> {
+        let (weight, bias) = self.linear()?;
+        Some((ops::linear(x.clone(), weight, None, None), bias))
+    }
+
     /// Whether something is put on.
     pub(crate) fn is_adapted(&self) -> bool {
         self.adapter.is_some()

@@ -25,7 +25,7 @@ mod testing;
 
 pub(crate) use activation::activated;
 pub use activation::{Activation, gated};
-pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention};
+pub use attention::{AttentionBias, AttentionSpec, Packed, Parts, attention, defers};
 pub use compressed::{Compressed, GRAIN, compressed_linear, compressed_rounds, unpacked};
 pub use convolution::{conv3x3, depthwise, norm_silu};
 #[cfg(test)]

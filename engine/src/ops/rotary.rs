@@ -70,19 +70,19 @@ pub fn norm_and_rotate(
             "angles of {angles:?} for {batch} x {tokens} tokens with heads of width {head}"
         );
     }
-    let Packed { rows, parts } = packed;
+    let Packed { rows, parts, bias } = packed.settled();
     let [queries, held] = spec.heads_of(parts);
     let heads = [queries, held / 2];
     #[cfg(feature = "gpu")]
     if super::gpu::changes_heads(&rows, head, norm, rotary) {
         let rows = super::gpu::norm_and_rotate(rows, heads, head, norm, rotary);
-        return Packed { rows, parts };
+        return Packed { rows, parts, bias };
     }
     let rows = match available(&rows) {
         true => fused(rows, heads, head, norm, rotary),
         false => plain(rows, heads, head, norm, rotary),
     };
-    Packed { rows, parts }
+    Packed { rows, parts, bias }
 }
 
 fn fused(
@@ -184,7 +184,7 @@ mod tests {
                     // Adding the gains gives them a gradient when there is no norm.
                     let extra = |x: &[Tensor<3>]| x[1].clone().sum_dim(2).sum_dim(1) * 0.1;
                     let fused = |x: &[Tensor<3>]| {
-                        let packed = Packed { rows: x[0].clone(), parts };
+                        let packed = Packed { rows: x[0].clone(), parts, bias: None };
                         norm_and_rotate(packed, &spec, norm(x).as_ref(), rotary.as_ref()).rows
                     };
                     let [queries, held] = spec.heads_of(parts);

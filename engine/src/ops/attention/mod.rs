@@ -30,6 +30,9 @@ pub struct Packed {
     pub rows: Tensor<3>,
     /// What the rows hold.
     pub parts: Parts,
+    /// What is still to be added to each row, `[width of the parts]`: the bias of the projection, where the attention takes it
+    /// along (see [`defers`]).
+    pub bias: Option<Tensor<1>>,
 }
 
 /// Heads and scores of an attention.
@@ -65,17 +68,25 @@ pub struct AttentionBias {
 impl Packed {
     /// Rows of queries, keys and values, `[batch, tokens, (heads + 2 · key_heads) · d]`.
     pub fn qkv(rows: Tensor<3>) -> Self {
-        Self { rows, parts: Parts::Qkv }
+        Self { rows, parts: Parts::Qkv, bias: None }
     }
 
     /// Rows of queries, `[batch, tokens, heads · d]`.
     pub fn q(rows: Tensor<3>) -> Self {
-        Self { rows, parts: Parts::Q }
+        Self { rows, parts: Parts::Q, bias: None }
     }
 
     /// Rows of keys and values, `[batch, tokens, 2 · key_heads · d]`.
     pub fn kv(rows: Tensor<3>) -> Self {
-        Self { rows, parts: Parts::Kv }
+        Self { rows, parts: Parts::Kv, bias: None }
+    }
+
+    /// The same with nothing left to be added.
+    pub(super) fn settled(self) -> Self {
+        match self.bias {
+            Some(bias) => Self { rows: self.rows + bias.unsqueeze(), bias: None, ..self },
+            None => self,
+        }
     }
 }
 
@@ -195,8 +206,9 @@ pub fn attention(
         if super::gpu::attends(&sources, spec, &bias) {
             return super::gpu::attention(sources, spec, bias);
         }
-        return plain(sources, spec, bias);
+        return plain(sources.into_iter().map(Packed::settled).collect(), spec, bias);
     }
+    let sources: Vec<_> = sources.into_iter().map(Packed::settled).collect();
     let recorded = sources.iter().any(|source| source.rows.is_autodiff());
     let rounds = in_tiles() && (spec.rounds || recorded && is_mixed());
     let bias = bias.merged(f32::NEG_INFINITY);
@@ -207,6 +219,18 @@ pub fn attention(
     };
     let rows = sources.into_iter().map(|source| Operand::from(source.rows));
     run(kernel, rows.chain(bias.map(Operand::from)).collect())
+}
+
+/// Whether an attention takes along the bias of rows that are projected from tokens like these: on a GPU, where it is one
+/// launch less.
+pub fn defers(x: &Tensor<3>) -> bool {
+    #[cfg(feature = "gpu")]
+    return super::gpu::defers(x);
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = x;
+        false
+    }
 }
 
 fn check(sources: &[Packed], spec: &AttentionSpec, bias: Option<&AttentionBias>) {

@@ -8,7 +8,7 @@ use crate::testing::random;
 /// Sources of these parts over `rows`, and a bias.
 fn sources(parts: &[Parts], rows: &[Tensor<3>]) -> Vec<Packed> {
     let pairs = parts.iter().zip(rows);
-    pairs.map(|(&parts, rows)| Packed { rows: rows.clone(), parts }).collect()
+    pairs.map(|(&parts, rows)| Packed { rows: rows.clone(), parts, bias: None }).collect()
 }
 
 /// Rows for sources of so many tokens.

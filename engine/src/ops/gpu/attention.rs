@@ -33,6 +33,9 @@ pub(super) struct Form {
     pub(super) before_keys: usize,
     /// Whether queries and keys are brought to unit RMS.
     pub(super) cosine: bool,
+    /// Whether the rows of the queries, and of what they see, have a bias that is still to be added; not with `cosine`. That of
+    /// a key adds as much to each score of a query, which changes nothing.
+    pub(super) shifted: [bool; 2],
     /// Whether there is a bias.
     pub(super) biased: bool,
     /// Keys of a block.
@@ -67,19 +70,25 @@ fn to_unit(square: f32, #[comptime] width: usize) -> f32 {
     (width as f32).sqrt() / (norm + EPSILON)
 }
 
-/// The query of a unit, and its square sum.
+/// The query of a unit, and its square sum; its head begins at `column` of the rows.
 #[cube]
 fn load_query<F: Float>(
     queries: &Tensor<F>,
+    bias: &Tensor<F>,
     own: &mut Array<Lanes>,
-    first: usize,
-    #[comptime] steps: usize,
+    row: usize,
+    column: usize,
+    #[comptime] form: Form,
 ) -> f32 {
     let step = queries.stride(2);
     let mut square = 0.0f32;
     #[unroll]
-    for i in 0..steps {
-        let loaded = lanes::<F>(queries, first + i * LANES * step, step);
+    for i in 0..comptime!(form.width / LANES) {
+        let at = column + i * LANES;
+        let mut loaded = lanes::<F>(queries, row + at * step, step);
+        if comptime!(form.shifted[0]) {
+            loaded += lanes::<F>(bias, at * bias.stride(0), bias.stride(0));
+        }
         square += (loaded * loaded).vector_sum();
         own[i] = loaded;
     }
@@ -122,6 +131,14 @@ fn units_of(memory: &Shared<[Lanes]>, units: &mut Shared<[f32]>, #[comptime] for
             square += (loaded * loaded).vector_sum();
         }
         units[key] = to_unit(square, comptime!(form.width));
+    }
+}
+
+#[cube]
+fn clear(mixed: &mut Array<Lanes>, #[comptime] steps: usize) {
+    #[unroll]
+    for i in 0..steps {
+        mixed[i] = Lanes::zeroed();
     }
 }
 
@@ -193,19 +210,40 @@ fn merge(
     sum
 }
 
+/// Divides what is mixed by the sum of the shares, and adds the bias of the values, from `column` on; zeros if the sum is 0.
+#[cube]
+fn finish<F: Float>(
+    mixed: &mut Array<Lanes>,
+    bias: &Tensor<F>,
+    column: usize,
+    sum: f32,
+    #[comptime] form: Form,
+) {
+    let by = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
+    let seen = select(sum > 0.0f32, 1.0f32, 0.0f32);
+    #[unroll]
+    for i in 0..comptime!(form.width / LANES) {
+        mixed[i] *= Lanes::new(by);
+        if comptime!(form.shifted[1]) {
+            let step = bias.stride(0);
+            let shift = lanes::<F>(bias, (column + i * LANES) * step, step);
+            mixed[i] += shift * Lanes::new(seen);
+        }
+    }
+}
+
 #[cube]
 fn write<F: Float>(
     output: &mut Tensor<F>,
     first: usize,
     mixed: &Array<Lanes>,
-    by: f32,
     #[comptime] steps: usize,
 ) {
     #[unroll]
     for i in 0..steps {
         #[unroll]
         for lane in 0..LANES {
-            output[first + i * LANES + lane] = F::cast_from(mixed[i].extract(lane) * by);
+            output[first + i * LANES + lane] = F::cast_from(mixed[i].extract(lane));
         }
     }
 }
@@ -214,6 +252,8 @@ fn write<F: Float>(
 fn attention_kernel<F: Float>(
     queries: &Tensor<F>,
     held: &Tensor<F>,
+    of_queries: &Tensor<F>,
+    of_held: &Tensor<F>,
     bias: &Tensor<f32>,
     output: &mut Tensor<F>,
     scale: f32,
@@ -229,24 +269,19 @@ fn attention_kernel<F: Float>(
     let row = select(token < rows, token, rows - 1);
     let mut own = Array::<Lanes>::new(steps);
     let first = image * queries.stride(0) + row * queries.stride(1);
-    let square =
-        load_query::<F>(queries, &mut own, first + head * width * queries.stride(2), steps);
+    let square = load_query::<F>(queries, of_queries, &mut own, first, head * width, form);
     let mut by = scale;
     if comptime!(form.cosine) {
         by *= to_unit(square, width);
     }
     let mut mixed = Array::<Lanes>::new(steps);
-    #[unroll]
-    for i in 0..steps {
-        mixed[i] = Lanes::zeroed();
-    }
+    clear(&mut mixed, steps);
 
     // Keys and values of a block; in the end, what the parts of a query have mixed.
     let lines = comptime!(if 2 * form.keys > QUERIES { 2 * form.keys } else { QUERIES });
     let mut memory = Shared::<[Lanes]>::new_slice(comptime!(lines * form.width / LANES));
     let mut units = Shared::<[f32]>::new_slice(comptime!(form.keys));
     let key_head = head / comptime!(form.heads / form.key_heads);
-    let behind = comptime!(form.keys * form.width / LANES);
     let of_bias = image * bias.stride(0);
     let mut largest = f32::min_value();
     let mut sum = 0.0f32;
@@ -272,7 +307,8 @@ fn attention_kernel<F: Float>(
                     let next = max(largest, score);
                     let (kept, share) = ((largest - next).exp(), (score - next).exp());
                     sum = sum * kept + share;
-                    mix(&mut mixed, kept, &memory, behind + key * steps, share, steps);
+                    let at = comptime!(form.keys * form.width / LANES) + key * steps;
+                    mix(&mut mixed, kept, &memory, at, share, steps);
                     largest = next;
                 }
             }
@@ -282,15 +318,16 @@ fn attention_kernel<F: Float>(
     let sum = merge(&mut mixed, &mut memory, largest, sum, steps);
     if part == 0 && token < rows {
         let out = (image * rows + token) * comptime!(form.heads * form.width) + head * width;
-        // Of a query that sees no key, zeros.
-        write::<F>(output, out, &mixed, select(sum > 0.0f32, 1.0f32 / sum, 0.0f32), steps);
+        let values = comptime!(form.before_keys + form.key_heads * form.width) + key_head * width;
+        finish::<F>(&mut mixed, of_held, values, sum, form);
+        write::<F>(output, out, &mixed, steps);
     }
 }
 
 /// See [`super::Operations::attend`].
 pub(super) fn launch(
-    queries: CubeTensor,
-    held: CubeTensor,
+    [queries, held]: [CubeTensor; 2],
+    [of_queries, of_held]: [CubeTensor; 2],
     bias: CubeTensor,
     form: Form,
     scale: f32,
@@ -309,6 +346,8 @@ pub(super) fn launch(
         CubeDim::new_2d(QUERIES as u32, PARTS as u32),
         queries.into_tensor_arg(),
         held.into_tensor_arg(),
+        of_queries.into_tensor_arg(),
+        of_held.into_tensor_arg(),
         bias.into_tensor_arg(),
         output.clone().into_tensor_arg(),
         scale,

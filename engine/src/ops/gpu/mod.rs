@@ -49,7 +49,7 @@ trait Operations: Backend {
         epsilon: f32,
     ) -> FloatTensor<Self>;
 
-    /// A bias that is off is any tensor.
+    /// A bias that is off is any tensor; `of_queries` and `of_held` are those of the rows.
     #[fusion(dtype = queries, shape = {
         let mut shape = queries.clone();
         shape[2] = form.heads * form.width;
@@ -58,6 +58,8 @@ trait Operations: Backend {
     fn attend(
         queries: FloatTensor<Self>,
         held: FloatTensor<Self>,
+        of_queries: FloatTensor<Self>,
+        of_held: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         form: attention::Form,
         scale: f32,
@@ -92,11 +94,13 @@ impl Operations for CubeBackend {
     fn attend(
         queries: FloatTensor<Self>,
         held: FloatTensor<Self>,
+        of_queries: FloatTensor<Self>,
+        of_held: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         form: attention::Form,
         scale: f32,
     ) -> FloatTensor<Self> {
-        attention::launch(queries, held, bias, form, scale)
+        attention::launch([queries, held], [of_queries, of_held], bias, form, scale)
     }
 }
 
@@ -187,6 +191,23 @@ pub(super) fn norm_and_rotate(
     Tensor::from_dispatch(Dispatch::change_heads(rows, query, key, cos, sin, form, epsilon))
 }
 
+/// See [`super::defers`].
+pub(super) fn defers(x: &Tensor<3>) -> bool {
+    on_gpu(std::iter::once(x))
+}
+
+/// What is to be added to the queries and to what they see, of sources that are one each.
+fn biases(sources: &[Packed], spec: &AttentionSpec) -> Option<[Option<Tensor<1>>; 2]> {
+    match sources {
+        _ if spec.cosine => None,
+        [one] if one.parts == Parts::Qkv => Some([one.bias.clone(), one.bias.clone()]),
+        [queries, held] if (queries.parts, held.parts) == (Parts::Q, Parts::Kv) => {
+            Some([queries.bias.clone(), held.bias.clone()])
+        }
+        _ => None,
+    }
+}
+
 /// Whether [`attention()`] takes these.
 pub(super) fn attends(sources: &[Packed], spec: &AttentionSpec, bias: &AttentionBias) -> bool {
     let width = spec.head_width(&sources[0]);
@@ -209,6 +230,10 @@ pub(super) fn attention(
     bias: AttentionBias,
 ) -> Tensor<3> {
     let width = spec.head_width(&sources[0]);
+    let (sources, biases) = match biases(&sources, spec) {
+        Some(biases) => (sources, biases),
+        None => (sources.into_iter().map(Packed::settled).collect(), [None, None]),
+    };
     let is_whole = |source: &Packed| source.parts == Parts::Qkv;
     let (queries, held, before_keys) = match sources.iter().all(is_whole) {
         // All in one, as it is.
@@ -232,11 +257,18 @@ pub(super) fn attention(
         width,
         before_keys,
         cosine: spec.cosine,
+        shifted: biases.each_ref().map(Option::is_some),
         biased: bias.is_some(),
         keys: attention::block(width),
     };
     let scale = spec.scale.unwrap_or_else(|| (width as f64).sqrt().recip());
     let bias = bias.map_or_else(|| queries.clone().into_dispatch(), Tensor::into_dispatch);
+    let dtype = FloatDType::from(queries.dtype());
+    let [of_queries, of_held] = biases.map(|bias| match bias {
+        Some(bias) => bias.cast(dtype).into_dispatch(),
+        None => queries.clone().into_dispatch(),
+    });
     let (queries, held) = (queries.into_dispatch(), held.into_dispatch());
-    Tensor::from_dispatch(Dispatch::attend(queries, held, bias, form, scale as f32))
+    let scale = scale as f32;
+    Tensor::from_dispatch(Dispatch::attend(queries, held, of_queries, of_held, bias, form, scale))
 }
