@@ -84,6 +84,16 @@ pub struct Adapter {
     selector: gpu::Selector,
 }
 
+impl Adapter {
+    /// Whether its driver takes cubecl's SPIR-V: the software ones of Mesa 22.3 and 25.0 crash on it, that of 26.1 does not.
+    fn survives_spirv(&self) -> bool {
+        const FIRST: u32 = 26;
+        let version = self.driver.split_once("Mesa ").map(|(_, version)| version);
+        let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        !self.software || major.is_some_and(|major| major >= FIRST)
+    }
+}
+
 impl fmt::Display for Adapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let software = if self.software { ", software" } else { "" };
@@ -154,8 +164,8 @@ pub fn find(choice: DeviceChoice) -> Result<Option<Adapter>> {
         DeviceChoice::Gpu(index) => Some(choose(adapters(), index)?),
     };
     match adapter {
-        Some(adapter) if adapter.software && cfg!(feature = "vulkan") => {
-            Err(Error::SoftwareWithSpirv { name: adapter.name })
+        Some(adapter) if cfg!(feature = "vulkan") && !adapter.survives_spirv() => {
+            Err(Error::SoftwareWithSpirv { name: adapter.name, driver: adapter.driver })
         }
         adapter => Ok(adapter),
     }

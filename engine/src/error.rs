@@ -44,11 +44,13 @@ pub enum Error {
     },
     /// The SPIR-V compiler on a software adapter, whose driver it crashes.
     #[error(
-        "adapter {name} is software and crashes on the shaders of this build (feature `vulkan`); use the CPU, or a build without that feature"
+        "adapter {name} is software, and its driver ({driver}) crashes on the shaders of this build (feature `vulkan`); use the CPU, Mesa 26 or later, or a build without that feature"
     )]
     SoftwareWithSpirv {
         /// Name of the adapter.
         name: String,
+        /// Driver and its version.
+        driver: String,
     },
     /// The driver refused.
     #[error("adapter {name} could not be opened: {reason}")]

@@ -107,9 +107,15 @@ pub fn wait<F: Future>(future: F) -> F::Output {
 /// [`open`](super::open).
 ///
 /// # Errors
-/// A device without the features that the shaders of this build need.
+/// A device without the features that the shaders of this build need; any on Vulkan if these are SPIR-V, which use what the
+/// adapter has, switched on or not.
 pub fn share(setup: WgpuSetup, trust: Trust) -> Result<Opened> {
     let adapter = Adapter::of(&setup);
+    if cfg!(feature = "vulkan") && setup.backend == wgpu::Backend::Vulkan {
+        let reason = "a device of the application's own may lack what the SPIR-V of this build \
+            (feature `vulkan`) uses; open one here, or build without that feature";
+        return Err(Error::Adapter { name: adapter.name, reason: reason.into() });
+    }
     limit(trust);
     match Device::wgpu_options().setup(setup).init() {
         Ok(device) => Ok(Opened { device, adapter: Some(adapter) }),
@@ -161,6 +167,18 @@ mod tests {
             max_buffer: 0,
             selector: Selector { kind: DeviceKind::Cpu, backend: WgpuBackend::Vulkan },
         }
+    }
+
+    #[test]
+    fn drivers_that_crash_are_known_by_their_version() {
+        let of = |driver: &str, software| {
+            Adapter { driver: driver.into(), ..adapter(0, software) }.survives_spirv()
+        };
+        assert!(!of("llvmpipe Mesa 22.3.6 (LLVM 15.0.6)", true));
+        assert!(!of("llvmpipe Mesa 25.0.7-2 (LLVM 19.1.7)", true));
+        assert!(of("llvmpipe Mesa 26.1.6-1~bpo13+1 (LLVM 19.1.7)", true));
+        assert!(!of("", true) && !of("SwiftShader", true));
+        assert!(of("radv Mesa 22.3.6", false) && of("NVIDIA 580.95", false));
     }
 
     #[test]

