@@ -309,9 +309,8 @@ impl Dense {
             let factor = factor.to_device(&weight.device()).cast(FloatDType::F32);
             weight = times(weight, factor.clone().unsqueeze());
             bias = bias.map(|bias| times(bias, factor.clone()));
-            if let Some(own) = self.bias.take() {
-                self.bias = Some(own.map(|own| times(own, factor.clone())));
-            }
+            // In its place below.
+            self.bias = None;
             self.factor = Some(factor);
             self.adapter = self.adapter.take().map(|adapter| self.scaled(adapter));
         }
