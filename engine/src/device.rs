@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 mod kernels;
-pub use kernels::Kernels;
 pub(crate) use kernels::on_gpus;
+pub use kernels::{Kernels, leave_kernels};
 
 #[cfg(feature = "gpu")]
 mod gpu;
@@ -184,11 +184,6 @@ pub fn open(adapter: Option<Adapter>, trust: Trust) -> Result<Opened> {
         Some(adapter) => gpu::open(adapter, trust)?,
     };
     Ok(Opened { device, adapter })
-}
-
-/// Leaves the work of our own kernels on GPUs to burn's operations, in this process and from now on.
-pub fn leave_kernels() {
-    kernels::leave_gpus();
 }
 
 fn choose(mut adapters: Vec<Adapter>, index: Option<usize>) -> Result<Adapter> {

@@ -43,26 +43,29 @@ fn expected(weight: &str) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), &device())
 }
 
-/// LoRAs in these files are put on a network by each scale by which a case knows the output, and taken off again.
+/// Those that the settings of a case list.
+pub fn scales(settings: &serde_json::Value) -> Vec<f64> {
+    let scales = settings["scales"].as_array().expect("scales").iter();
+    scales.map(|scale| scale.as_f64().expect("a number")).collect()
+}
+
+/// LoRAs in these files are put on a network by each of these scales, by which a case knows the output, and taken off again.
 pub fn assert_spellings(
     paths: impl IntoIterator<Item = PathBuf>,
     net: &mut Net,
     case: &Case,
+    scales: &[f64],
     most: f64,
     output: impl Fn(&Net) -> Tensor<4>,
 ) -> usize {
-    let scales: Vec<&str> =
-        case.names().filter_map(|name| name.strip_prefix("output_scale_")).collect();
-    assert!(scales.len() >= 3, "{scales:?}");
     let mut seen = 0;
     for path in paths {
         let name = path.display();
         let lora = Adapter::open(&path, net, None, &device(), &mut |_| ());
         let lora = lora.unwrap_or_else(|error| panic!("{name}: {error}"));
-        for scale in &scales {
+        for &scale in scales {
             let mut adapters = Adapters::default();
-            let weight = scale.parse().expect("a number");
-            let id = adapters.put_on(net, lora.clone(), weight).expect("put on");
+            let id = adapters.put_on(net, lora.clone(), scale).expect("put on");
             let expected = case.tensor(&format!("output_scale_{scale}"), &device());
             assert_close(&format!("{name} by {scale}"), output(net), expected, tolerance(most));
             adapters.take_off(net, id).expect("on");

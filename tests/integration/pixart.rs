@@ -187,9 +187,11 @@ fn loras_of_every_spelling_give_what_the_reference_gives() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             !name.starts_with("case") && name != "unused.safetensors"
         });
+        let scales = lora::scales(&settings);
         // A file without alpha has it in its matrices.
-        let seen =
-            lora::assert_spellings(spellings, &mut net, &case, 1e-5, |net| output(net, &case));
+        let seen = lora::assert_spellings(spellings, &mut net, &case, &scales, 1e-5, |net| {
+            output(net, &case)
+        });
         assert!(seen >= 6, "{seen} spellings");
         let unused = folder.join("unused.safetensors");
         let error = Adapter::open(&unused, &net, None, &device(), &mut |_| ());

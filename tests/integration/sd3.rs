@@ -59,9 +59,10 @@ fn loras_of_every_spelling_give_what_diffusers_gives() {
         let (case, settings) = (Case::open(&folder), json(&folder.join("case.json")));
         let base = folder.join(settings["base"].as_str().expect("a folder"));
         let mut net = open_changed(&base, |_| ()).net;
+        let scales = lora::scales(&settings);
         let spellings = ["diffusers", "kohya", "comfy"];
         let paths = spellings.map(|name| folder.join(name).with_extension("safetensors"));
-        lora::assert_spellings(paths, &mut net, &case, 1e-5, |net| output(net, &case).0);
+        lora::assert_spellings(paths, &mut net, &case, &scales, 1e-5, |net| output(net, &case).0);
     }
 }
 

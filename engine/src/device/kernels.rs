@@ -63,7 +63,7 @@ pub(crate) fn on_gpus() -> bool {
     Kernels::Portable.on() && !LEFT.load(Ordering::Relaxed)
 }
 
-/// See [`leave_kernels`](super::leave_kernels).
-pub(super) fn leave_gpus() {
+/// Leaves the work of our own kernels on GPUs to burn's operations, in this process and from now on.
+pub fn leave_kernels() {
     LEFT.store(true, Ordering::Relaxed);
 }

@@ -5,6 +5,7 @@ pub mod dense;
 pub mod init;
 pub mod lora;
 pub mod magnitude;
+pub mod mappers;
 pub mod mlp;
 pub mod modulation;
 pub mod patch;

@@ -9,7 +9,7 @@ use super::ema::Average;
 use super::optimizer::{AdamW, LearningRate, clip};
 use super::params;
 use crate::device::is_host;
-use crate::layers::dense::ForceNorm;
+use crate::layers::mappers::ForceNorm;
 use crate::ops;
 
 /// Type in which the linear layers multiply in training; their sums, all else and the weights are f32.

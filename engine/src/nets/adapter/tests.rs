@@ -5,7 +5,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::*;
 use crate::layers::Init;
-use crate::layers::dense::{DenseConfig, Quantize};
+use crate::layers::dense::DenseConfig;
+use crate::layers::mappers::Quantize;
 use crate::nets::{
     Conditioning, DitConfig, Flexible, History, Points, Sharing, StudentConfig, Text,
     TextAttention, TextConfig,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::dit::{Call, Conditioning, Dit, DitConfig, Encoded, Head};
-use crate::layers::dense::Quantize;
+use crate::layers::mappers::Quantize;
 use crate::layers::{Init, KvCache};
 
 /// Most steps of a student.
