@@ -154,6 +154,7 @@ fn trainer_config() -> TrainerConfig {
     TrainerConfig {
         steps: 100,
         learning_rate: LearningRate { peak: 1e-2, warmup: 0, decay: Default::default() },
+        optimizer: Default::default(),
         betas: [0.9, 0.99],
         epsilon: 1e-8,
         weight_decay: 0.0,

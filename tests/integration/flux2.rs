@@ -1,15 +1,16 @@
 //! FLUX.2 klein against diffusers: the transformer, pictures, the autoencoder, the file of the original code.
 
+use std::path::Path;
+
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use pyrograph::WeightType;
-use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph::model::Limits;
 use pyrograph_engine::nets::{Conditioning, Net, Text};
-use pyrograph_engine::random::Generator;
-use pyrograph_weights::{Checkpoint, FloatDtype, write_safetensors};
+use pyrograph_weights::FloatDtype;
 
 use crate::flows;
+use crate::lora::assert_product;
 use crate::util::{
     Case, assert_close, cases, device, device_name, files, identical, json, open_changed, tolerance,
 };
@@ -116,50 +117,23 @@ fn weights_of_few_bits_stay_as_they_are_stored() {
     }
 }
 
-/// Of layers that files join, a LoRA acts on each of ours: the output is that of weights which hold its product.
+/// Of layers that files join, a LoRA acts on each of ours.
 #[test]
 fn a_lora_of_joined_layers_is_its_product() {
     for folder in cases("flux2-single") {
         let (case, work) = (Case::open(&folder), tempfile::tempdir().expect("a folder"));
         let known = json(&folder.join("case.json"))["not_in_the_file"].to_string();
         std::fs::write(work.path().join("config.json"), known).expect("written");
-        let at = |name: &str| work.path().join(name);
-        let plain = Checkpoint::open(flows::single(&folder)).expect("weights");
-        let mut draws = Generator::new(3);
-        let (mut weights, mut lora) = (Vec::new(), Vec::new());
-        for name in plain.tensors().keys() {
-            let (mut values, shape) = plain.read_f32(name).expect("floats");
-            let layer = name.strip_suffix(".weight").unwrap_or_default();
+        let open = |file: &Path| {
+            let beside = work.path().join("model.safetensors");
+            std::fs::copy(file, &beside).expect("copied");
+            open_changed(&beside, |_| ()).net
+        };
+        let named = |layer: &str| {
             let is_changed = CHANGED.iter().any(|end| layer.ends_with(end));
-            if let (true, &[out, inputs]) = (is_changed, shape.as_slice()) {
-                let [a, b] = [[2, inputs], [out, 2]].map(|shape: [usize; 2]| {
-                    let drawn = draws.normal(shape[0] * shape[1]);
-                    (drawn.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>(), shape)
-                });
-                for (row, value) in values.iter_mut().enumerate() {
-                    let (o, i) = (row / inputs, row % inputs);
-                    *value += b.0[2 * o] * a.0[i] + b.0[2 * o + 1] * a.0[inputs + i];
-                }
-                for (matrix, (values, shape)) in [("A", a), ("B", b)] {
-                    let name = format!("diffusion_model.{layer}.lora_{matrix}.weight");
-                    lora.push((name, TensorData::new(values, shape)));
-                }
-            }
-            weights.push((name.clone(), TensorData::new(values, shape)));
-        }
-        assert!(lora.len() >= 10, "{} matrices", lora.len());
-        write_safetensors(&at("merged.safetensors"), &weights, &Default::default())
-            .expect("written");
-        write_safetensors(&at("lora.safetensors"), &lora, &Default::default()).expect("written");
-        std::fs::copy(flows::single(&folder), at("plain.safetensors")).expect("copied");
-        let mut net = open_changed(&at("plain.safetensors"), |_| ()).net;
-        let before = output(&net, &case).0;
-        let lora = Adapter::open(&at("lora.safetensors"), &net, Some(2.0), &device(), &mut |_| ());
-        Adapters::default().put_on(&mut net, lora.expect("a LoRA"), 1.0).expect("put on");
-        let merged = open_changed(&at("merged.safetensors"), |_| ()).net;
-        let expected = output(&merged, &case).0;
-        assert!(!before.all_close(expected.clone(), None, Some(1e-3)));
-        assert_close("adapted", output(&net, &case).0, expected, tolerance(1e-5));
+            is_changed.then(|| layer.to_owned())
+        };
+        assert_product(&flows::single(&folder), named, open, |net| output(net, &case).0);
     }
 }
 

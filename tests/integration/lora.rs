@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use pyrograph::adapter::{Adapter, Adapters};
 use pyrograph::model::{self, Model};
 use pyrograph_engine::nets::{Conditioning, Net};
+use pyrograph_engine::random::Generator;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use crate::command::TestCommand;
@@ -73,6 +74,53 @@ pub fn assert_spellings(
         seen += 1;
     }
     seen
+}
+
+/// A LoRA of rank 2, drawn for the layers of a file to which `named` gives names in it: the network of the file with it gives what
+/// that of weights gives which hold its product.
+pub fn assert_product<const D: usize>(
+    file: &Path,
+    named: impl Fn(&str) -> Option<String>,
+    open: impl Fn(&Path) -> Net,
+    output: impl Fn(&Net) -> Tensor<D>,
+) {
+    let (work, plain) =
+        (tempfile::tempdir().expect("a folder"), Checkpoint::open(file).expect("weights"));
+    let mut draws = Generator::new(3);
+    let (mut weights, mut lora) = (Vec::new(), Vec::new());
+    for name in plain.tensors().keys() {
+        let (mut values, shape) = plain.read_f32(name).expect("floats");
+        let layer = name.strip_suffix(".weight").and_then(&named);
+        if let (Some(layer), &[out, inputs]) = (layer, shape.as_slice()) {
+            let [a, b] = [[2, inputs], [out, 2]].map(|shape: [usize; 2]| {
+                let drawn = draws.normal(shape[0] * shape[1]);
+                (drawn.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>(), shape)
+            });
+            for (row, value) in values.iter_mut().enumerate() {
+                let (o, i) = (row / inputs, row % inputs);
+                *value += b.0[2 * o] * a.0[i] + b.0[2 * o + 1] * a.0[inputs + i];
+            }
+            for (matrix, (values, shape)) in [("A", a), ("B", b)] {
+                let name = format!("diffusion_model.{layer}.lora_{matrix}.weight");
+                lora.push((name, TensorData::new(values, shape)));
+            }
+        }
+        weights.push((name.clone(), TensorData::new(values, shape)));
+    }
+    assert!(lora.len() >= 10, "{} matrices", lora.len());
+    let written = |name: &str, tensors: &[(String, TensorData)]| {
+        let path = work.path().join(name);
+        write_safetensors(&path, tensors, &Default::default()).expect("written");
+        path
+    };
+    let (merged, lora) =
+        (written("merged.safetensors", &weights), written("lora.safetensors", &lora));
+    let mut net = open(file);
+    let (before, expected) = (output(&net), output(&open(&merged)));
+    assert!(!before.all_close(expected.clone(), None, Some(1e-3)));
+    let lora = Adapter::open(&lora, &net, Some(2.0), &device(), &mut |_| ()).expect("a LoRA");
+    Adapters::default().put_on(&mut net, lora, 1.0).expect("put on");
+    assert_close("adapted", output(&net), expected, tolerance(1e-5));
 }
 
 #[test]

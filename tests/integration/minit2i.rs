@@ -11,7 +11,11 @@ use serde_json::Value;
 
 use crate::command::TestCommand;
 use crate::flows;
-use crate::util::{Case, assert_close, cases, device, json, open_changed, tolerance};
+use crate::lora::assert_product;
+use crate::util::{Case, assert_close, cases, copy_folder, device, json, open_changed, tolerance};
+
+/// Layers that a LoRA changes, by the ends of their names.
+const CHANGED: [&str; 5] = ["qkv", "attn_proj", "w1", "w3", "w2"];
 
 fn folders() -> Vec<PathBuf> {
     cases("minit2i")
@@ -47,6 +51,31 @@ fn blocks_and_output_are_those_of_its_authors() {
         }
         assert_close("output", found, case.tensor("forward_output", &device()), tolerance(1e-5));
     }
+}
+
+/// Of streams for themselves and of those that both go through.
+#[test]
+fn a_lora_is_its_product() {
+    for folder in folders() {
+        let (case, work) = (Case::open(&folder), tempfile::tempdir().expect("a folder"));
+        let (path, file) = (work.path().join("model"), flows::single(&folder.join("transformer")));
+        copy_folder(&folder, &path);
+        let open = |weights: &Path| {
+            let place = path.join("transformer").join(file.file_name().expect("a name"));
+            std::fs::copy(weights, place).expect("copied");
+            open_changed(&path, |_| ()).net
+        };
+        let named = |layer: &str| {
+            let is_changed = CHANGED.iter().any(|end| layer.ends_with(end));
+            is_changed.then(|| layer.to_owned())
+        };
+        assert_product(&file, named, open, |net| output(net, &case).0);
+    }
+}
+
+#[test]
+fn pictures_in_fewer_bits_are_nearly_the_same() {
+    folders().iter().for_each(|folder| flows::assert_types(folder));
 }
 
 fn request(settings: &Value, case: &Case) -> Request<String> {

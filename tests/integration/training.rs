@@ -10,6 +10,7 @@ use pyrograph::data::{Background, Dataset};
 use pyrograph::merge::merge;
 use pyrograph::model::open;
 use pyrograph::train::{Run, TrainConfig, reconstruct};
+use pyrograph_engine::nets::Net;
 use pyrograph_engine::ops;
 use pyrograph_engine::train::{Precision, params};
 use pyrograph_weights::Checkpoint;
@@ -122,6 +123,37 @@ fn images_vary_and_squares_overlap_in_the_same_way_after_a_break() {
         assert!(error.contains(reason), "{error}");
     }
     assert!(!folder.path().join("never").exists());
+}
+
+/// Muon changes what is learnt, in the same way after a break, and is refused where there is nothing that it is for.
+#[test]
+fn muon_goes_another_way_than_adamw_and_the_same_after_a_break() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(&folder.path().join("data"));
+    let train = |name: &str, settings: &[&str], stop: Option<u64>, resume| {
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let config = config(6).with("", &settings)?;
+        let path = folder.path().join(name);
+        let mut run = Run::on_images(&path, config, data.clone(), resume, &Device::flex())?;
+        let _ = train_until(&mut run, stop);
+        Ok::<_, Error>(run.net())
+    };
+    let (adamw, muon) = (["optimizer=adamw"], ["optimizer=muon"]);
+    for kind in ["model.kind=mp-dit", "model.kind=dit"] {
+        let whole = train(&format!("{kind} whole"), &[muon[0], kind], None, false).expect("a run");
+        let name = format!("{kind} parts");
+        train(&name, &[muon[0], kind], Some(4), false).map(drop).expect("a run");
+        let parts = train(&name, &[muon[0], kind], None, true).expect("the rest of it");
+        assert_same_parameters("resumed", &whole, &parts);
+        let other = train(&format!("{kind} adamw"), &[adamw[0], kind], None, false).expect("a run");
+        let weight = |net: &Net| net.trunk().blocks[1].mlp.up.weight.val().inner();
+        assert!(!identical(weight(&whole), weight(&other)), "{kind}");
+    }
+    let error = train("model.kind=dit parts", &[adamw[0], "model.kind=dit"], None, true);
+    let error = error.expect_err("another optimizer").to_string();
+    assert!(error.contains("optimizer"), "{error}");
+    let error = train("never", &[muon[0], "lora.rank=2"], None, false).expect_err("a LoRA");
+    assert!(error.to_string().contains("optimizer is muon"), "{error}");
 }
 
 #[test]
@@ -246,7 +278,7 @@ fn models_from_one_start_merge_into_the_mean_of_their_weights() {
     };
     let (a, b) = (train("a", "betas=[0.9, 0.99]"), train("b", "betas=[0.5, 0.9]"));
     let device = Device::flex();
-    let values = |net: pyrograph_engine::nets::Net| params::values(&net.train());
+    let values = |net: Net| params::values(&net.train());
     let merged =
         merge(&[(a.clone(), 3.0), (b.clone(), 1.0)], &device).expect("models of one start");
     let [from, to] = [&a, &b].map(|path| values(open(path, &device).expect("a model").net));

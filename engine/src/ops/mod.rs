@@ -35,7 +35,7 @@ pub use linear::{
 };
 pub use modulate::{RowNorm, join, modulate};
 pub use normalized_weight::{normalized_weight, unit_weight};
-pub use optimizer::{AdamStep, adam, blend, sum_of_squares};
+pub use optimizer::{AdamStep, adam, blend, orthogonalized, sum_of_squares};
 pub use overlap::overlap_add;
 pub use rotary::{HeadNorm, Pairs, Rotary, norm_and_rotate};
 

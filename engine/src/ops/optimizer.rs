@@ -3,8 +3,9 @@
 use burn::tensor::Tensor;
 
 use super::available;
-use super::cpu::bridge::{device, host};
-use super::cpu::{buffers, optimizer};
+use super::cpu::bridge::{device, host, run};
+use super::cpu::linear::Linear;
+use super::cpu::{buffers, mixed, optimizer};
 
 /// The numbers of an AdamW step (Loshchilov & Hutter 2019) that are the same for all parameters.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,42 @@ fn plain_adam(
     [value * step.keep - update * step.rate, first, second]
 }
 
+/// Steps of Newton and Schulz, and the coefficients of `x`, `x³` and `x⁵` in each, which bring singular values from 0.01 to 1
+/// into about [0.7, 1.2] (Jordan et al. 2024).
+const NEWTON_SCHULZ: (usize, [f64; 3]) = (5, [3.4445, -4.7750, 2.0315]);
+/// Added to the norm of a matrix, so that one of zeros stays as it is.
+const LEAST_NORM: f64 = 1e-7;
+
+/// About the nearest matrix whose rows or columns, whichever are fewer, are of unit length and at right angles: `U Vᵀ` where
+/// the matrix is `U S Vᵀ` (the update of Muon, Jordan et al. 2024). On CPUs that [mix](super::mixes) its products take bf16.
+///
+/// # Shapes
+/// `[rows, columns]`, as is the output
+pub fn orthogonalized(matrix: Tensor<2>) -> Tensor<2> {
+    let [rows, columns] = matrix.dims();
+    if rows > columns {
+        return orthogonalized(matrix.transpose()).transpose();
+    }
+    let product = |a: Tensor<2>, b: Tensor<2>| -> Tensor<2> {
+        match available(&a) {
+            true => {
+                let product = Linear { activation: None, mixed: mixed::available() };
+                run(product, vec![a.into(), b.into()])
+            }
+            false => a.matmul(b),
+        }
+    };
+    let norm = matrix.clone().square().sum().sqrt() + LEAST_NORM;
+    let mut x = matrix / norm.unsqueeze();
+    let (steps, [a, b, c]) = NEWTON_SCHULZ;
+    for _ in 0..steps {
+        let squares = product(x.clone(), x.clone().transpose()); // [rows, rows]
+        let fourth = product(squares.clone(), squares.clone());
+        x = x.clone() * a + product(squares * b + fourth * c, x);
+    }
+    x
+}
+
 /// `average · keep + value · (1 − keep)`.
 ///
 /// # Shapes
@@ -81,6 +118,28 @@ mod tests {
     use super::*;
     use crate::ops::testing::difference;
     use crate::testing::random;
+
+    /// What Jordan et al. ask of the coefficients, for any form, size and scale, and to the rounding of bf16.
+    #[test]
+    fn singular_values_are_brought_near_one() {
+        for (rows, columns, scale) in [(48, 48, 1.0), (32, 160, 1e4), (160, 32, 1e-3)] {
+            let x = random::<2>([rows, columns]) * scale;
+            let found = orthogonalized(x.clone());
+            assert_eq!(found.dims(), [rows, columns]);
+            let turned = orthogonalized(x.clone().transpose()).transpose();
+            assert!(difference(turned, found.clone()) < 0.05);
+            let short = if rows > columns { found.transpose() } else { found };
+            let squares = short.clone().matmul(short.clone().transpose()); // [fewer, fewer]
+            let fewer = rows.min(columns);
+            // The means of the singular values to the second and to the fourth power.
+            let second = short.square().sum().into_scalar::<f32>() / fewer as f32;
+            let fourth = squares.square().sum().into_scalar::<f32>() / fewer as f32;
+            assert!((0.6..1.3).contains(&second), "{second}");
+            assert!(fourth - second * second < 0.1, "{fourth} and {second}");
+        }
+        let zeros = Tensor::<2>::zeros([8, 8], &burn::tensor::Device::flex());
+        assert_eq!(orthogonalized(zeros).abs().max().into_scalar::<f32>(), 0.0);
+    }
 
     #[test]
     fn fused_equals_plain() {

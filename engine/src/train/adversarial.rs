@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn heads_learn_to_tell_two_kinds_of_images() {
-        use crate::train::{LearningRate, Trainer, TrainerConfig};
+        use crate::train::{LearningRate, Rule, Trainer, TrainerConfig};
         let features = features(teacher());
         let mut draws = Draws::new(6, 0.3);
         let mut images = |mean: f64| draws.tensor([4, 4, 8, 8]) + mean;
@@ -276,6 +276,7 @@ mod tests {
         let config = TrainerConfig {
             steps: 40,
             learning_rate: LearningRate { peak: 1e-2, warmup: 0, decay: Default::default() },
+            optimizer: Rule::AdamW,
             betas: [0.9, 0.99],
             epsilon: 1e-8,
             weight_decay: 0.0,

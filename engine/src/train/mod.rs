@@ -12,7 +12,7 @@ mod trajectory;
 
 pub use denoising::{Batch, Denoising, Target, Weighting};
 pub use ema::{Average, Reconstruction, Snapshot, WIDTH_LIMIT, reconstruct};
-pub use optimizer::{AdamW, Decay, LearningRate};
+pub use optimizer::{Decay, LearningRate, Optimizer, Rule};
 pub use pairs::Pairs;
 pub use perceptual::Perceptual;
 pub use trainer::{Gradients, Precision, StepReport, Trainer, TrainerConfig};

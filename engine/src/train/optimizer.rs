@@ -1,7 +1,12 @@
-//! AdamW (Loshchilov & Hutter 2019) and schedules of its learning rate.
+//! AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024) and schedules of their learning rate.
 
+use burn::module::Module;
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+use super::params;
+use crate::device::is_host;
 
 use crate::ops::{self, AdamStep};
 
@@ -62,26 +67,57 @@ impl LearningRate {
     }
 }
 
+/// The rule by which gradients change the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Rule {
+    /// Each weight by itself, by the mean of its gradients over the root of that of their squares (Loshchilov & Hutter 2019).
+    #[default]
+    AdamW,
+    /// The matrices of the blocks by steps that change them by as much in every direction (Jordan et al. 2024), of the size
+    /// that steps of AdamW have at the same learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training"); all else
+    /// by AdamW.
+    Muon,
+}
+
+/// Decay of the mean of gradients that Muon takes.
+const MOMENTUM: f64 = 0.95;
+/// RMS of a step of AdamW, in learning rates, which those of Muon are brought to (Liu et al. 2025, Eq. 4).
+const ADAM_RMS: f64 = 0.2;
+
 /// Moments of the gradients and the rule that applies them.
 #[derive(Debug, Clone)]
-pub struct AdamW {
-    /// Decay of the two moments.
+pub struct Optimizer {
+    /// Decay of the two moments of AdamW.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
-    /// First moments, in the order of [`params::values`](super::params::values).
+    /// First moments, in the order of [`params::values`].
     pub first: Vec<Tensor<1>>,
-    /// Second moments.
+    /// Second moments; of matrices that Muon changes, zeros.
     pub second: Vec<Tensor<1>>,
+    /// Shapes of the matrices that Muon changes, in the same order.
+    matrices: Vec<Option<[usize; 2]>>,
 }
 
-impl AdamW {
-    /// Moments of zero for parameters of these values.
-    pub fn new(values: &[Tensor<1>], betas: [f64; 2], epsilon: f64, weight_decay: f64) -> Self {
+impl Optimizer {
+    /// Moments of zero for the parameters of a module.
+    pub fn new<M: Module>(
+        module: &M,
+        rule: Rule,
+        betas: [f64; 2],
+        epsilon: f64,
+        weight_decay: f64,
+    ) -> Self {
+        let values = params::values(module);
+        let matrices = match rule {
+            Rule::AdamW => vec![None; values.len()],
+            Rule::Muon => params::matrices(module),
+        };
         let zeros = || values.iter().map(Tensor::zeros_like).collect();
-        Self { betas, epsilon, weight_decay, first: zeros(), second: zeros() }
+        Self { betas, epsilon, weight_decay, first: zeros(), second: zeros(), matrices }
     }
 
     /// New values after step number `step`, counted from 1, on the gradients times `factor`, `[1]`.
@@ -94,7 +130,7 @@ impl AdamW {
         step: u64,
     ) -> Vec<Tensor<1>> {
         let correct = |beta: f64| 1.0 - beta.powf(step as f64);
-        let step = AdamStep {
+        let adam = AdamStep {
             betas: self.betas,
             rate: learning_rate / correct(self.betas[0]),
             root: 1.0 / correct(self.betas[1]).sqrt(),
@@ -102,16 +138,40 @@ impl AdamW {
             keep: 1.0 - learning_rate * self.weight_decay,
         };
         let moments = std::mem::take(&mut self.first).into_iter().zip(self.second.drain(..));
-        let (mut updated, mut seconds) = (Vec::new(), Vec::new());
-        for ((value, gradient), (first, second)) in values.into_iter().zip(gradients).zip(moments) {
-            let [value, first, second] = ops::adam(step, value, gradient, factor, [first, second]);
-            updated.push(value);
+        let moments = moments.map(|(first, second)| [first, second]);
+        let rows = values.into_iter().zip(gradients).zip(moments).zip(&self.matrices);
+        let rows: Vec<_> = rows.collect();
+        let update = |(((value, gradient), moments), matrix): (_, &Option<_>)| match matrix {
+            None => ops::adam(adam, value, gradient, factor, moments),
+            Some(shape) => {
+                let [first, second] = moments;
+                let [update, first] = muon(*shape, gradient * factor.clone(), first);
+                [value * adam.keep - update * learning_rate, first, second]
+            }
+        };
+        let updated: Vec<[Tensor<1>; 3]> = match is_host(&factor.device()) {
+            true => rows.into_par_iter().map(update).collect(),
+            false => rows.into_iter().map(update).collect(),
+        };
+        let mut values = Vec::with_capacity(updated.len());
+        for [value, first, second] in updated {
+            values.push(value);
             self.first.push(first);
-            seconds.push(second);
+            self.second.push(second);
         }
-        self.second = seconds;
-        updated
+        values
     }
+}
+
+/// The step of a matrix in learning rates, and the new mean of its gradients.
+fn muon(shape: [usize; 2], gradient: Tensor<1>, mean: Tensor<1>) -> [Tensor<1>; 2] {
+    let mean = ops::blend(mean, gradient.clone(), MOMENTUM);
+    // What the mean will be if the next gradient is like this one (Nesterov).
+    let ahead = mean.clone() * MOMENTUM + gradient * (1.0 - MOMENTUM);
+    let step = ops::orthogonalized(ahead.reshape(shape)).reshape([-1]);
+    // The RMS of a matrix of unit singular values is one over the root of its longer side.
+    let longer = shape[0].max(shape[1]) as f64;
+    [step * (ADAM_RMS * longer.sqrt()), mean]
 }
 
 /// The factor on gradients that keeps their joint norm at or below `limit`, and the norm they have, both
@@ -126,6 +186,9 @@ pub fn clip(gradients: &[Tensor<1>], limit: f64) -> [Tensor<1>; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nets::DitConfig;
+    use crate::testing::random;
+    use burn::module::Param;
     use burn::tensor::Device;
 
     #[test]
@@ -142,15 +205,47 @@ mod tests {
     #[test]
     fn a_step_follows_the_sign_of_the_gradient_at_first() {
         let device = Device::flex();
-        let values = vec![Tensor::<1>::from_floats([1.0, -2.0], &device)];
+        let module =
+            Param::from_tensor(Tensor::<1>::from_floats([1.0, -2.0], &device.clone().autodiff()));
+        let values = params::values(&module);
         let grads = vec![Tensor::<1>::from_floats([0.3, -40.0], &device)];
-        let mut adam = AdamW::new(&values, [0.9, 0.99], 1e-8, 0.1);
+        let mut adam = Optimizer::new(&module, Rule::AdamW, [0.9, 0.99], 1e-8, 0.1);
         let new: Vec<f32> = adam.step(values, grads, &Tensor::ones([1], &device), 0.01, 1)[0]
             .to_data()
             .try_to_vec()
             .expect("f32");
         assert!((new[0] - (1.0 - 0.001 - 0.01)).abs() < 1e-6, "{new:?}");
         assert!((new[1] - (-2.0 + 0.002 + 0.01)).abs() < 1e-6, "{new:?}");
+    }
+
+    /// However large the gradients are and whatever singular values they have.
+    #[test]
+    fn steps_of_muon_have_the_size_of_those_of_adam() {
+        let net = DitConfig::dit(32, 2, 2).init(0, &Device::flex().autodiff());
+        let values = params::values(&net);
+        let gradients: Vec<Tensor<1>> =
+            values.iter().map(|value| random::<1>(value.dims()) * 100.0).collect();
+        let one = Tensor::ones([1], &Device::flex());
+        let steps = |rule: Rule| -> Vec<f32> {
+            let mut optimizer = Optimizer::new(&net, rule, [0.9, 0.99], 1e-8, 0.0);
+            let new = optimizer.step(values.clone(), gradients.clone(), &one, 0.01, 1);
+            let rms = |(new, old): (Tensor<1>, &Tensor<1>)| {
+                (new - old.clone()).square().mean().sqrt().into_scalar::<f32>() / 0.01
+            };
+            new.into_iter().zip(&values).map(rms).collect()
+        };
+        let (adam, muon) = (steps(Rule::AdamW), steps(Rule::Muon));
+        let names = params::names(&net);
+        let matrices =
+            names.iter().filter(|name| name.starts_with("blocks.") && name.ends_with("weight"));
+        assert_eq!(params::matrices(&net).iter().flatten().count(), matrices.count());
+        for (matrix, (adam, muon)) in params::matrices(&net).iter().zip(adam.iter().zip(&muon)) {
+            match matrix {
+                // The first step of AdamW is its sign.
+                None => assert!((adam - muon).abs() < 1e-6 && (adam - 1.0).abs() < 1e-3),
+                Some(_) => assert!((0.14..0.24).contains(muon), "{muon}"),
+            }
+        }
     }
 
     #[test]

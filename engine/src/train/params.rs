@@ -63,6 +63,34 @@ pub fn names<M: Module>(module: &M) -> Vec<String> {
     visitor.names
 }
 
+/// Shapes, `[in, out]`, of the matrices in the blocks of a network; `None` for all other parameters.
+pub fn matrices<M: Module>(module: &M) -> Vec<Option<[usize; 2]>> {
+    #[derive(Default)]
+    struct Matrices {
+        /// Whether each module that this one is in is a list of blocks.
+        blocks: Vec<bool>,
+        found: Vec<Option<[usize; 2]>>,
+    }
+    impl ModuleVisitor for Matrices {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.blocks.push(name == "blocks");
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.blocks.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                let shape = param.val().dims();
+                let is_one = D == 2 && self.blocks.contains(&true);
+                self.found.push(is_one.then(|| [shape[0], shape[1]]));
+            }
+        }
+    }
+    let mut visitor = Matrices::default();
+    module.visit(&mut visitor);
+    visitor.found
+}
+
 /// The module with new values, in the order of [`values`].
 ///
 /// # Panics

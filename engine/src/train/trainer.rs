@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::ema::Average;
-use super::optimizer::{AdamW, LearningRate, clip};
+use super::optimizer::{LearningRate, Optimizer, Rule, clip};
 use super::params;
 use crate::device::is_host;
 use crate::layers::mappers::ForceNorm;
@@ -31,7 +31,9 @@ pub struct TrainerConfig {
     pub steps: u64,
     /// Learning rate.
     pub learning_rate: LearningRate,
-    /// Decay of the two moments of Adam.
+    /// How gradients change the weights.
+    pub optimizer: Rule,
+    /// Decay of the two moments of AdamW.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub epsilon: f64,
@@ -53,7 +55,7 @@ pub struct Trainer<M> {
     /// On an autodiff device.
     pub model: M,
     /// Moments.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// Averages of the weights, in the order of [`TrainerConfig::averages`], each in the order of
     /// [`params::values`].
     pub averages: Vec<Vec<Tensor<1>>>,
@@ -89,9 +91,9 @@ impl<M: Module + Send> Trainer<M> {
             false => model,
         };
         let values = params::values(&model);
-        let [beta1, beta2] = config.betas;
+        let TrainerConfig { optimizer, betas, epsilon, weight_decay, .. } = config;
         Self {
-            optimizer: AdamW::new(&values, [beta1, beta2], config.epsilon, config.weight_decay),
+            optimizer: Optimizer::new(&model, optimizer, betas, epsilon, weight_decay),
             averages: config.averages.iter().map(|_| values.clone()).collect(),
             model,
             step: 0,

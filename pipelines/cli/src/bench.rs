@@ -15,7 +15,7 @@ use pyrograph::engine::nets::{Conditioning, Dit, DitConfig, Text};
 use pyrograph::engine::ops::{self, products};
 use pyrograph::engine::random::Generator;
 use pyrograph::engine::train::{
-    Batch, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig, Weighting,
+    Batch, Denoising, LearningRate, Precision, Rule, Target, Trainer, TrainerConfig, Weighting,
 };
 use pyrograph::model::{self, Model};
 use pyrograph::pipeline::Pipeline;
@@ -340,6 +340,7 @@ fn train(bench: &Timer<'_>) -> anyhow::Result<()> {
     let settings = TrainerConfig {
         steps: 1000,
         learning_rate: LearningRate { peak: 1e-4, warmup: 0, decay: Default::default() },
+        optimizer: Rule::AdamW,
         betas: [0.9, 0.999],
         epsilon: 1e-8,
         weight_decay: 0.01,

@@ -15,8 +15,8 @@ use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{Conditioning, Net, Tuned};
 use pyrograph_engine::random::Generator;
 use pyrograph_engine::train::{
-    Average, Batch, Decay, Denoising, LearningRate, Precision, Target, Trainer, TrainerConfig,
-    Weighting,
+    Average, Batch, Decay, Denoising, LearningRate, Precision, Rule, Target, Trainer,
+    TrainerConfig, Weighting,
 };
 use pyrograph_weights::FloatDtype;
 
@@ -311,6 +311,7 @@ fn trainer(options: &FitOptions) -> TrainerConfig {
             warmup: options.steps / 20,
             decay: Decay::Cosine {},
         },
+        optimizer: Rule::AdamW,
         betas: [0.9, 0.99],
         epsilon: 1e-8,
         weight_decay: 0.0,

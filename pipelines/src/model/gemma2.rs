@@ -59,6 +59,8 @@ impl Default for Gemma2 {
     }
 }
 
+/// Width of the tokens of Gemma 2 27B, which alone has heads of another width and scores that are divided by another number.
+const LARGE: (usize, usize, f64) = (4608, 128, 144.0);
 /// Base of its rotary places, where a file does not tell.
 const THETA: f64 = 1e4;
 /// The kinds of its blocks, in turn.
@@ -85,7 +87,12 @@ impl Gemma2 {
         let of_llama =
             metadata.get("general.architecture").is_some_and(|name| name == ARCHITECTURE);
         let usual = Self::default();
-        let head_dim = told(checkpoint, "attention.key_length").unwrap_or(usual.head_dim);
+        let (large, head_dim, scalar) = LARGE;
+        let (head_dim, scalar) = match hidden_size == large {
+            true => (head_dim, Some(scalar)),
+            false => (usual.head_dim, None),
+        };
+        let head_dim = told(checkpoint, "attention.key_length").unwrap_or(head_dim);
         Some(Self {
             vocab_size,
             hidden_size,
@@ -96,7 +103,7 @@ impl Gemma2 {
             head_dim,
             rms_norm_eps: told(checkpoint, "attention.layer_norm_rms_epsilon")
                 .unwrap_or(usual.rms_norm_eps),
-            query_pre_attn_scalar: head_dim as f64,
+            query_pre_attn_scalar: scalar.unwrap_or(head_dim as f64),
             sliding_window: told(checkpoint, "attention.sliding_window").or(usual.sliding_window),
             attn_logit_softcapping: told(checkpoint, "attn_logit_softcapping")
                 .or(usual.attn_logit_softcapping),
@@ -161,4 +168,40 @@ impl Gemma2 {
 /// A number that llama.cpp notes of such a model.
 fn told<T: FromStr>(checkpoint: &Checkpoint, key: &str) -> Option<T> {
     checkpoint.metadata().get(&format!("{ARCHITECTURE}.{key}"))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use burn::tensor::TensorData;
+    use pyrograph_weights::write_safetensors;
+
+    use super::*;
+
+    /// Files do not tell the width of a head; of 27B it is another than of 2B and 9B.
+    #[test]
+    fn heads_are_those_of_the_published_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (hidden, rows, heads, scalar) in [(2304, 512, 2, 256.0), (4608, 512, 4, 144.0)] {
+            let shapes = [
+                ("embed_tokens", vec![3, hidden]),
+                ("layers.0.self_attn.q_proj", vec![rows, hidden]),
+                ("layers.0.self_attn.k_proj", vec![rows / 2, hidden]),
+                ("layers.0.mlp.gate_proj", vec![5, hidden]),
+                ("layers.0.post_feedforward_layernorm", vec![hidden]),
+                ("norm", vec![hidden]),
+            ];
+            let tensors = shapes.map(|(name, shape)| {
+                let values = vec![0.0f32; shape.iter().product()];
+                (format!("model.{name}.weight"), TensorData::new(values, shape))
+            });
+            let path = folder.path().join("gemma.safetensors");
+            write_safetensors(&path, &tensors, &BTreeMap::new()).expect("written");
+            let checkpoint = Checkpoint::open(&path).expect("a file");
+            let config = Gemma2::of(&checkpoint).expect("a Gemma 2").config().expect("known");
+            assert_eq!((config.heads, config.key_heads), (heads, Some(heads / 2)));
+            assert_eq!(config.scores.divisor, Some(scalar));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use pyrograph_engine::diffusion::{
 use pyrograph_engine::nets::DitConfig;
 use pyrograph_engine::ops;
 use pyrograph_engine::train::{
-    Average, Decay, LearningRate, Precision, TrainerConfig, WIDTH_LIMIT, Weighting,
+    Average, Decay, LearningRate, Precision, Rule, TrainerConfig, WIDTH_LIMIT, Weighting,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,9 @@ pub struct TrainConfig {
     pub perceptual: Option<PerceptualShape>,
     /// Learning rate.
     pub learning_rate: LearningRate,
-    /// Decay of Adam's moments.
+    /// How gradients change the weights; heads that judge a student are always changed by AdamW.
+    pub optimizer: Rule,
+    /// Decay of the moments of AdamW.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub epsilon: f64,
@@ -174,6 +176,7 @@ impl Default for TrainConfig {
                 warmup: 100,
                 decay: Decay::InverseSqrt { start: 500 },
             },
+            optimizer: Rule::AdamW,
             betas: [0.9, 0.99],
             epsilon: 1e-8,
             weight_decay: 0.0,
@@ -389,6 +392,10 @@ impl TrainConfig {
             return Err(Error::Config { reason });
         }
         let bad = [
+            (
+                self.optimizer == Rule::Muon && self.lora.is_some(),
+                "optimizer is muon, which is for whole matrices: a LoRA has none, set adamw",
+            ),
             (self.averages.is_empty(), "averages is empty, expected at least one"),
             (
                 self.micro_batches == 0 || !self.batch.is_multiple_of(self.micro_batches.max(1)),
@@ -464,6 +471,7 @@ impl TrainConfig {
         TrainerConfig {
             steps: self.steps,
             learning_rate: self.learning_rate,
+            optimizer: self.optimizer,
             betas: self.betas,
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,

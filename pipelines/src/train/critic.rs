@@ -3,7 +3,9 @@
 use burn::tensor::{Device, Tensor};
 use pyrograph_engine::nets::Discriminator;
 use pyrograph_engine::train::adversarial::{Features, Judge, discriminator_loss};
-use pyrograph_engine::train::{Gradients, LearningRate, StudentBatch, Trainer, TrainerConfig};
+use pyrograph_engine::train::{
+    Gradients, LearningRate, Rule, StudentBatch, Trainer, TrainerConfig,
+};
 
 use super::adopt::Adopted;
 use super::config::TrainConfig;
@@ -74,6 +76,7 @@ impl Critic {
                 warmup: 0,
                 decay: Default::default(),
             },
+            optimizer: Rule::AdamW,
             betas: config.betas,
             epsilon: 1e-8,
             weight_decay: 0.0,

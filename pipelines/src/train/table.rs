@@ -196,6 +196,9 @@ pub const SETTINGS: &[Setting] = &[
     row("learning_rate.decay.kind", NAME, OneOf(&["constant", "inverse_sqrt", "cosine"]),
         "How it falls then; cosine ends at 0 with the run"),
     row("learning_rate.decay.start", INTEGER, From(0.0), "inverse_sqrt: last step at the peak"),
+    row("optimizer", NAME, OneOf(&["adamw", "muon"]),
+        "How gradients change the weights; muon changes the matrices of the blocks by orthogonal steps of the size of AdamW's, \
+         all else by AdamW"),
     row("betas", LIST, Below(0.0, 1.0), "Decay of the two moments of AdamW"),
     row("epsilon", NUMBER, Above(0.0), "Added to the root of the second moment"),
     row("weight_decay", NUMBER, From(0.0), "Decoupled weight decay, per unit of learning rate"),
