@@ -17,7 +17,7 @@ use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
 use crate::util::{
-    assert_same_parameters, files, first_and_last_loss, goldens, identical, is_unfinished,
+    assert_same_parameters, cases, files, first_and_last_loss, goldens, identical, is_unfinished,
     train_until, write_pictures,
 };
 
@@ -342,7 +342,7 @@ fn latents_are_encoded_once_and_resumed_bit_for_bit() {
     let model = pyrograph::model::open(&whole.join("model"), &Device::flex()).expect("a bundle");
     assert!(model.vae.is_some());
     // One without a variance, and of a factor of 4.
-    let other = TrainConfig { vae: Some(goldens().join("autoencoder-tiny")), ..config.clone() };
+    let other = TrainConfig { vae: Some(cases("autoencoder-tiny").remove(0)), ..config.clone() };
     let tiny = folder.path().join("tiny");
     train_with(&other, &tiny, [255; 3], false, 2);
     let latents = Checkpoint::open(tiny.join("latents.safetensors")).expect("latents");

@@ -46,21 +46,30 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// Folder of the golden cases.
-pub fn goldens() -> PathBuf {
-    match std::env::var_os("PYROGRAPH_GOLDENS") {
-        Some(folder) => folder.into(),
-        None => root().join("tests/fixtures/goldens"),
-    }
+/// Folder of our golden cases.
+fn own_goldens() -> PathBuf {
+    root().join("tests/fixtures/goldens")
 }
 
-/// Folders of the golden cases whose names start with `prefix`; at least one.
+/// Folder of the golden cases.
+pub fn goldens() -> PathBuf {
+    std::env::var_os("PYROGRAPH_GOLDENS").map_or_else(own_goldens, PathBuf::from)
+}
+
+/// Folders of the golden cases whose names start with `prefix`; at least one. Of a kind that is not among others, they are ours.
 pub fn cases(prefix: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(goldens())
-        .expect("a folder of golden cases")
-        .map(|entry| entry.expect("a readable folder").path())
-        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix)))
-        .collect();
+    let within = |folder: PathBuf| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).expect("a folder of golden cases");
+        let paths = entries.map(|entry| entry.expect("a readable folder").path());
+        let is_one = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        };
+        paths.filter(is_one).collect()
+    };
+    let mut found = within(goldens());
+    if found.is_empty() {
+        found = within(own_goldens());
+    }
     found.sort();
     assert!(!found.is_empty(), "no golden case {prefix}* in {}", goldens().display());
     found
