@@ -59,6 +59,7 @@ pub fn assert_spellings(
     most: f64,
     output: impl Fn(&Net) -> Tensor<4>,
 ) -> usize {
+    assert!(scales.len() >= 3, "{scales:?}");
     let mut seen = 0;
     for path in paths {
         let name = path.display();

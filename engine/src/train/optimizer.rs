@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::params;
 use crate::device::is_host;
-
 use crate::ops::{self, AdamStep};
 
 /// Learning rate over the steps of a run.
@@ -167,7 +166,7 @@ impl Optimizer {
 fn muon(shape: [usize; 2], gradient: Tensor<1>, mean: Tensor<1>) -> [Tensor<1>; 2] {
     let mean = ops::blend(mean, gradient.clone(), MOMENTUM);
     // What the mean will be if the next gradient is like this one (Nesterov).
-    let ahead = mean.clone() * MOMENTUM + gradient * (1.0 - MOMENTUM);
+    let ahead = ops::blend(mean.clone(), gradient, MOMENTUM);
     let step = ops::orthogonalized(ahead.reshape(shape)).reshape([-1]);
     // The RMS of a matrix of unit singular values is one over the root of its longer side.
     let longer = shape[0].max(shape[1]) as f64;

@@ -40,12 +40,26 @@ pub fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<Tensor<1>>
 
 /// Dotted names, such as `blocks.0.mlp.up.weight`.
 pub fn names<M: Module>(module: &M) -> Vec<String> {
+    described(module).into_iter().map(|(name, _)| name).collect()
+}
+
+/// Shapes, `[in, out]`, of the matrices in the blocks of a network; `None` for all other parameters.
+pub fn matrices<M: Module>(module: &M) -> Vec<Option<[usize; 2]>> {
+    let matrix = |(name, shape): (String, Vec<usize>)| {
+        let in_block = name.split('.').any(|part| part == "blocks");
+        shape.try_into().ok().filter(|_| in_block)
+    };
+    described(module).into_iter().map(matrix).collect()
+}
+
+/// Names and shapes.
+fn described<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     #[derive(Default)]
-    struct Names {
+    struct Described {
         path: Vec<String>,
-        names: Vec<String>,
+        found: Vec<(String, Vec<usize>)>,
     }
-    impl ModuleVisitor for Names {
+    impl ModuleVisitor for Described {
         fn enter_module(&mut self, name: &str, _container_type: &str) {
             self.path.push(name.to_owned());
         }
@@ -54,39 +68,11 @@ pub fn names<M: Module>(module: &M) -> Vec<String> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
-                self.names.push(self.path.join("."));
+                self.found.push((self.path.join("."), param.val().dims().to_vec()));
             }
         }
     }
-    let mut visitor = Names::default();
-    module.visit(&mut visitor);
-    visitor.names
-}
-
-/// Shapes, `[in, out]`, of the matrices in the blocks of a network; `None` for all other parameters.
-pub fn matrices<M: Module>(module: &M) -> Vec<Option<[usize; 2]>> {
-    #[derive(Default)]
-    struct Matrices {
-        /// Whether each module that this one is in is a list of blocks.
-        blocks: Vec<bool>,
-        found: Vec<Option<[usize; 2]>>,
-    }
-    impl ModuleVisitor for Matrices {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.blocks.push(name == "blocks");
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.blocks.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                let shape = param.val().dims();
-                let is_one = D == 2 && self.blocks.contains(&true);
-                self.found.push(is_one.then(|| [shape[0], shape[1]]));
-            }
-        }
-    }
-    let mut visitor = Matrices::default();
+    let mut visitor = Described::default();
     module.visit(&mut visitor);
     visitor.found
 }

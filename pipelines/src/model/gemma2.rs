@@ -59,7 +59,8 @@ impl Default for Gemma2 {
     }
 }
 
-/// Width of the tokens of Gemma 2 27B, which alone has heads of another width and scores that are divided by another number.
+/// Of Gemma 2 27B, the width of its tokens, which tells it, and what it alone has otherwise: the width of heads, and the number by
+/// whose root scores are divided.
 const LARGE: (usize, usize, f64) = (4608, 128, 144.0);
 /// Base of its rotary places, where a file does not tell.
 const THETA: f64 = 1e4;
