@@ -172,10 +172,9 @@ def autoencoder(kind):
 
     if kind == "klein":
         return AutoencoderKLFlux2()
-    sides = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     return AutoencoderKL(
-        down_block_types=sides[0],
-        up_block_types=sides[1],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[128, 256, 512, 512],
         layers_per_block=2,
         latent_channels=16,

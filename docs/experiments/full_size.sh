@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # FLUX.2 klein 4B and Z-Image of full size beside stable-diffusion.cpp and diffusers, one after the other, a picture of 512x512 each:
 #   docs/experiments/full_size.sh klein|z-image FOLDER
-# PYROGRAPH, SD and PYTHON are the programs (SD is sd-cli, built with -DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON), THREADS how many they use, STEPS those of a picture.
+# PYROGRAPH, SD and PYTHON are the programs (SD is sd-cli, built with -DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON), THREADS how many they
+# use, STEPS those of a picture. pyrograph keeps the states of a prompt, so that a second run with the same encoder does not compute them.
 # The files (klein 27 GB, Z-Image 11 GB) are made where they are not there. Prints what each says of its times, and its peak memory.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
