@@ -21,20 +21,20 @@ measured() {
     tr '\r' '\n' <"$log" | grep -E 'memory|opened|encod|s/step|s/it|calls|image|elapsed|step |all |total params|sampling completed|completed, taking|decoded' | cut -c1-160 || true
     rm "$log"
 }
-# A model, its encoder, and the numbers in which ours computes; stable-diffusion.cpp with either attention.
+# A model and its encoder; stable-diffusion.cpp with either attention.
 pair() {
     measured "$run" generate text "$prompt" -m "$1" --text-encoder "$2" --tokenizer "$tokenizer" --vae vae -W 512 -H 512 --steps "$steps" \
-        --cfg-scale 1 --seed 1 --threads "$threads" --dtype "$3" -v -o pyrograph.png
+        --cfg-scale 1 --seed 1 --threads "$threads" -v -o pyrograph.png
     for attention in --diffusion-fa ""; do
         measured "$sd" -p "$prompt" --diffusion-model "$1" --llm "$2" --vae vae/diffusion_pytorch_model.safetensors -W 512 -H 512 \
             --steps "$steps" --cfg-scale 1 --seed 1 -t "$threads" $attention -o sd.png
     done
 }
 if [ "$kind" = klein ]; then
-    pair model.safetensors qwen3-4b.safetensors bf16
-    pair model-Q8_0.gguf qwen3-4b-Q8_0.gguf stored
-    pair model-Q4_K.gguf qwen3-4b-Q8_0.gguf stored
+    pair model.safetensors qwen3-4b.safetensors
+    pair model-Q8_0.gguf qwen3-4b-Q8_0.gguf
+    pair model-Q4_K.gguf qwen3-4b-Q8_0.gguf
 else
-    pair model-fp8.safetensors qwen3-4b-fp8.safetensors stored
+    pair model-fp8.safetensors qwen3-4b-fp8.safetensors
 fi
 measured "$python" "$here/full_size.py" diffusers "$kind" "$tokenizer" "$threads" "$steps" <<<"$prompt"

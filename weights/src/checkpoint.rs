@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::checksum::{CHECKSUM_KEY, Checksum};
-use crate::dtype::{FloatDtype, to_f32};
+use crate::dtype::{Dtype, FloatDtype, to_f32};
 use crate::error::{Error, Result};
 use crate::files::hexadecimal;
 use crate::tensor::{TensorInfo, Values};
@@ -104,6 +104,12 @@ impl Checkpoint {
             _ => info.dtype.is_f8(),
         };
         self.tensors.values().any(few)
+    }
+
+    /// Whether all of its matrices are bf16.
+    pub fn is_bf16(&self) -> bool {
+        let mut matrices = self.tensors.values().filter(|info| info.shape.len() > 1).peekable();
+        matrices.peek().is_some() && matrices.all(|info| info.dtype == Dtype::BF16)
     }
 
     /// Number of elements of all tensors.

@@ -81,8 +81,11 @@ impl Place {
         if wanted.len() == *row {
             return Ok(bytes);
         }
-        let part = |row: &[u8]| row[wanted.clone()].to_vec();
-        Ok(bytes.chunks_exact((*row).max(1)).flat_map(part).collect())
+        let mut part = Vec::with_capacity(self.bytes());
+        for row in bytes.chunks_exact((*row).max(1)) {
+            part.extend_from_slice(&row[wanted.clone()]);
+        }
+        Ok(part)
     }
 }
 
@@ -278,10 +281,23 @@ impl Compressed {
             }
         };
         for (output, values) in outputs.zip(values.chunks_exact_mut(inputs.len().max(1))) {
-            let run = &runs[runs.partition_point(|run| run.first <= output) - 1];
-            let row = run.form.bytes(&(0..self.widths[0])).end * (output - run.first);
-            run.form.unpack(&run.of[row..][run.form.bytes(&inputs)], values);
+            let (run, row) = self.row(runs, output);
+            run.form.unpack(&row[run.form.bytes(&inputs)], values);
         }
+    }
+
+    /// The bytes of the weights of such inputs to one output, where they are stored as bf16 and by nothing multiplied.
+    pub fn bf16(&self, output: usize, inputs: Range<usize>) -> Option<&[u8]> {
+        let Order::ByOutput(runs) = &self.stored else { return None };
+        let (run, row) = self.row(runs, output);
+        (run.form == Form::Alone(Dtype::BF16, 1.0)).then(|| &row[run.form.bytes(&inputs)])
+    }
+
+    /// Where an output is, and what is stored of it.
+    fn row<'a>(&self, runs: &'a [Run<Vec<u8>>], output: usize) -> (&'a Run<Vec<u8>>, &'a [u8]) {
+        let run = &runs[runs.partition_point(|run| run.first <= output) - 1];
+        let row = run.form.bytes(&(0..self.widths[0])).end;
+        (run, &run.of[row * (output - run.first)..][..row])
     }
 
     /// Whether all numbers are neither infinite nor NaN.
@@ -304,6 +320,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
+    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;
@@ -359,6 +376,11 @@ mod tests {
     ) {
         let mut values = vec![f32::NAN; outputs.len() * inputs.len()];
         found.read(outputs.clone(), inputs.clone(), &mut values);
+        for (output, line) in outputs.clone().zip(values.chunks_exact(inputs.len().max(1))) {
+            let Some(bytes) = found.bf16(output, inputs.clone()) else { continue };
+            let stored = bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes));
+            assert!(stored.map(f32::from).eq(line.iter().copied()), "{output}");
+        }
         let width = found.widths()[1];
         let places = outputs.flat_map(|output| inputs.clone().map(move |input| (output, input)));
         for (value, (output, input)) in values.into_iter().zip(places) {
@@ -467,6 +489,7 @@ mod tests {
             prop_assert_eq!(compressed.is_none(), wide);
             if let Some(compressed) = compressed {
                 prop_assert_eq!(compressed.widths(), shape);
+                prop_assert!(compressed.bf16(0, 0..shape[0]).is_some());
                 assert_same(&compressed, &expected, 0..shape[1], 0..shape[0]);
                 assert_same(&compressed, &expected, shape[1] / 2..shape[1], 0..shape[0]);
             }

@@ -36,24 +36,25 @@ pub fn load<M: Module>(
     Loader::new(checkpoint, layout, Some((dtype, device))).fill(module, true)
 }
 
-/// [`load()`], but for those of these parameters whose numbers have 16 bits or fewer: they are neither read nor filled, but
-/// returned by name, as what they are in the file.
+/// [`load()`] in f32, or [`load_part`] of a part of this name, but for those of these parameters whose numbers have 16 bits
+/// or fewer: they are neither read nor filled, but returned by name, as what they are in the file.
 ///
 /// # Errors
 /// As there.
 pub fn load_beside<M: Module>(
     module: M,
+    name: Option<&str>,
     checkpoint: &Checkpoint,
     layout: &Layout,
     kept: BTreeSet<String>,
-    dtype: FloatDtype,
     device: &Device,
 ) -> Result<(M, BTreeMap<String, Filed>, LoadReport)> {
-    let mut loader = Loader::new(checkpoint, layout, Some((dtype, device)));
+    let mut loader = Loader::new(checkpoint, layout, Some((FloatDtype::F32, device)));
+    loader.path.extend(name.map(str::to_owned));
     loader.kept = kept;
     let module = module.map(&mut loader);
     let filed = std::mem::take(&mut loader.filed);
-    loader.end(true).map(|report| (module, filed, report))
+    loader.end(name.is_none()).map(|report| (module, filed, report))
 }
 
 /// Checks that [`load()`] could fill `module` from `checkpoint`, but for the values, which are not read; returns its

@@ -21,6 +21,11 @@ pub trait Compressed: Debug + Send + Sync {
     /// Inputs start at a multiple of [`GRAIN`], and end at one or with the last.
     fn read(&self, outputs: Range<usize>, inputs: Range<usize>, values: &mut [f32]);
 
+    /// The weights of such inputs to one output in bytes, if they are stored as little-endian bf16.
+    fn bf16(&self, _output: usize, _inputs: Range<usize>) -> Option<&[u8]> {
+        None
+    }
+
     /// The weight to read from in a product, where that is another, such as one that comes into memory for it.
     fn ready(&self) -> Option<Arc<dyn Compressed>> {
         None
@@ -118,29 +123,41 @@ mod tests {
     #[test]
     fn products_are_rounded_like_those_of_bf16() {
         #[derive(Debug)]
-        struct Halves(Vec<half::bf16>);
+        struct Halves {
+            numbers: Vec<half::bf16>,
+            bytes: Option<Vec<u8>>,
+        }
         impl Compressed for Halves {
             fn widths(&self) -> [usize; 2] {
-                [600, 70]
+                [601, 70]
+            }
+
+            fn bf16(&self, output: usize, inputs: Range<usize>) -> Option<&[u8]> {
+                let line = &self.bytes.as_ref()?[2 * 601 * output..];
+                Some(&line[2 * inputs.start..2 * inputs.end])
             }
 
             fn read(&self, outputs: Range<usize>, inputs: Range<usize>, values: &mut [f32]) {
                 let lines = outputs.zip(values.chunks_exact_mut(inputs.len()));
                 for (output, line) in lines {
-                    let numbers = &self.0[output * 600..][inputs.clone()];
+                    let numbers = &self.numbers[output * 601..][inputs.clone()];
                     line.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_f32());
                 }
             }
         }
-        let numbers: Vec<f32> = random([70 * 600]).into_data().try_to_vec().expect("f32");
-        let weight = Halves(numbers.into_iter().map(half::bf16::from_f32).collect());
-        let x = random([1, 20, 600]);
-        let whole = unpacked(&weight, &x.device()).cast(FloatDType::BF16);
+        let numbers: Vec<f32> = random([70 * 601]).into_data().try_to_vec().expect("f32");
+        let numbers: Vec<_> = numbers.into_iter().map(half::bf16::from_f32).collect();
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let read = Halves { numbers: numbers.clone(), bytes: None };
+        let x = random([1, 20, 601]);
+        let whole = unpacked(&read, &x.device()).cast(FloatDType::BF16);
         if !super::super::packs(&whole) {
             return;
         }
         let expected = packed_linear(x.clone(), super::super::pack(whole), 70, None, None);
-        let found = compressed_linear(x, &weight, None, None);
-        assert_eq!(found.into_data(), expected.into_data());
+        for weight in [read, Halves { numbers, bytes: Some(bytes) }] {
+            let found = compressed_linear(x.clone(), &weight, None, None);
+            assert_eq!(found.into_data(), expected.clone().into_data());
+        }
     }
 }

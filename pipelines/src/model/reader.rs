@@ -11,9 +11,10 @@ use pyrograph_weights::{FloatDtype, sha256_of};
 
 use super::Notice;
 use super::states::States;
+use super::stored;
 use super::text::{Filling, TextSource};
 use super::text_encoder::TextEncoderSource;
-use crate::error::{Error, Result, TextError};
+use crate::error::{Result, TextError};
 use crate::health::cache_folder;
 use crate::memory::{self, VALUE};
 use crate::tokenizer::Encoded;
@@ -24,7 +25,7 @@ const HELD: usize = 1 << 28;
 /// Blocks that are there at a time: one at work, and the next.
 const AT_ONCE: u64 = 2;
 
-/// A tokenizer and an encoder, which works in f32: the states of T5 do not fit half precision. A clone shares its weights.
+/// A tokenizer and an encoder, whose states are f32: those of T5 do not fit half precision. A clone shares its weights.
 #[derive(Debug, Clone)]
 pub struct TextReader {
     source: Arc<TextSource>,
@@ -35,8 +36,12 @@ pub struct TextReader {
 #[derive(Debug)]
 enum Encoder {
     Held(Box<TextEncoder>),
-    /// With the states that it made before.
-    Streamed(Option<States>),
+    Streamed {
+        /// The states that it made before.
+        kept: Option<States>,
+        /// See [`TextReader::open`].
+        rounds: bool,
+    },
 }
 
 /// The tokens of a text, with what fills it up.
@@ -57,12 +62,14 @@ impl Filled {
 }
 
 impl TextReader {
-    /// Opens an encoder; `notify` hears of weights that are not finite.
+    /// Opens an encoder; `notify` hears of weights that are not finite. One that is not held in memory `rounds` what it
+    /// multiplies, on the CPU, by weights that its file has in 16 bits or fewer, to bf16 where that is faster.
     ///
     /// # Errors
     /// Weights that cannot be read, and a machine that has no room for them.
     pub(super) fn open(
         source: TextSource,
+        rounds: bool,
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
@@ -74,14 +81,13 @@ impl TextReader {
                 Encoder::Held(Box::new(net.folded()))
             }
             false => {
-                let mut fingerprint = encoder.source.checkpoint.fingerprint();
+                let rounds = rounds && is_host(device);
+                let weights = encoder.source.checkpoint.fingerprint();
                 let behind = &encoder.config.behind;
-                if source.filled != Filling::None || !behind.is_empty() {
-                    let states = format!("{fingerprint} {behind:?} {:?}", source.filled);
-                    fingerprint = sha256_of(states.as_bytes());
-                }
-                let states = cache_folder().map(|cache| States::new(&cache, &fingerprint, device));
-                Encoder::Streamed(states)
+                let states = format!("{weights} {behind:?} {:?} {rounds}", source.filled);
+                let states = sha256_of(states.as_bytes());
+                let kept = cache_folder().map(|cache| States::new(&cache, &states, device));
+                Encoder::Streamed { kept, rounds }
             }
         };
         let (source, encoder) = (Arc::new(source), Arc::new(encoder));
@@ -100,7 +106,7 @@ impl TextReader {
 
     /// Whether its weights are in memory only while texts pass through them.
     pub(crate) fn is_streamed(&self) -> bool {
-        matches!(*self.encoder, Encoder::Streamed(_))
+        matches!(*self.encoder, Encoder::Streamed { .. })
     }
 
     /// At most `limit` tokens of a text.
@@ -144,8 +150,12 @@ impl TextReader {
                 .into_iter()
                 .map(|text| net.states(std::slice::from_ref(&text.ids), text.padding(&self.device)))
                 .collect(),
-            Encoder::Streamed(Some(kept)) if keep => self.kept(kept, filled)?,
-            Encoder::Streamed(_) => self.streamed(filled, |ends, stream, _| ends.leave(stream))?,
+            Encoder::Streamed { kept: Some(kept), rounds } if keep => {
+                self.kept(kept, *rounds, filled)?
+            }
+            Encoder::Streamed { rounds, .. } => {
+                self.streamed(filled, *rounds, |ends, stream, _| ends.leave(stream))?
+            }
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -194,12 +204,12 @@ impl TextReader {
                 };
                 Ok(filled.into_iter().map(one).collect())
             }
-            Encoder::Streamed(_) => self.streamed(filled, leave),
+            Encoder::Streamed { rounds, .. } => self.streamed(filled, *rounds, leave),
         }
     }
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
-    fn kept(&self, kept: &States, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
+    fn kept(&self, kept: &States, rounds: bool, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
         let width = self.width();
         let get = |text: &Filled| kept.get(&text.ids, width, &self.device);
         let found: Vec<Option<Tensor<3>>> = texts.iter().map(get).collect();
@@ -208,7 +218,8 @@ impl TextReader {
         if missing.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
-        let made = self.streamed(missing.clone(), |ends, stream, _| ends.leave(stream))?;
+        let leave = |ends: &TextEncoder, stream, _| ends.leave(stream);
+        let made = self.streamed(missing.clone(), rounds, leave)?;
         missing.iter().zip(&made).for_each(|(text, states)| kept.put(&text.ids, states));
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
@@ -219,6 +230,7 @@ impl TextReader {
     fn streamed<T>(
         &self,
         texts: Vec<Filled>,
+        rounds: bool,
         leave: impl Fn(&TextEncoder, TextStream, Vec<usize>) -> T,
     ) -> Result<Vec<T>> {
         let TextEncoderSource { config, source, .. } = &self.source.encoder;
@@ -253,17 +265,20 @@ impl TextReader {
                 for i in 0..config.depth {
                     let fresh = config.init_block_alone(i, 0, device);
                     let name = format!("blocks.{i}");
-                    let block = pyrograph_weights::load_part(
-                        fresh,
-                        Some(&name),
-                        checkpoint,
-                        layout,
-                        FloatDtype::F32,
-                        device,
-                    );
-                    let block = block.map(|(block, _)| block);
+                    let block = match rounds {
+                        true => stored::load_block(fresh, &name, source, device),
+                        false => pyrograph_weights::load_part(
+                            fresh,
+                            Some(&name),
+                            checkpoint,
+                            layout,
+                            FloatDtype::F32,
+                            device,
+                        )
+                        .map_or_else(|error| Err(error.into()), |(block, _)| Ok(block)),
+                    };
                     // Nobody waits for more after an error.
-                    if give.send(block.map_err(Error::from)).is_err() {
+                    if give.send(block).is_err() {
                         return;
                     }
                 }
@@ -296,6 +311,11 @@ pub(super) fn need(encoder: &TextEncoderSource) -> [u64; 2] {
 mod tests {
     use std::path::Path;
 
+    use burn::tensor::{DType, FloatDType};
+    use pyrograph_engine::ops;
+    use pyrograph_weights::{Checkpoint, write_safetensors};
+    use tempfile::TempDir;
+
     use super::*;
 
     /// Block by block, an encoder does what it does as a whole.
@@ -305,10 +325,12 @@ mod tests {
         let folder = goldens.join("pixart-sigma");
         let source = || TextSource::recognise(&folder, "").expect("T5");
         let device = Device::flex();
-        let held = TextReader::open(source(), &device, &mut |_| ()).expect("small");
+        let held = TextReader::open(source(), false, &device, &mut |_| ()).expect("small");
         assert!(matches!(*held.encoder, Encoder::Held(_)));
-        let streamed =
-            |states| TextReader { encoder: Arc::new(Encoder::Streamed(states)), ..held.clone() };
+        let streamed = |kept| {
+            let encoder = Arc::new(Encoder::Streamed { kept, rounds: false });
+            TextReader { encoder, ..held.clone() }
+        };
         let cache = tempfile::tempdir().expect("a folder");
         let kept = || Some(States::new(cache.path(), "ab", &device));
         let texts = ["a cat".to_owned(), String::new(), "three lighthouses in the fog".to_owned()];
@@ -331,6 +353,52 @@ mod tests {
             let worst: f32 = (a.clone() - b).abs().max().into_scalar();
             let largest: f32 = a.abs().max().into_scalar();
             assert!(worst <= 2e-6 * largest, "{worst} of {largest}");
+        }
+    }
+
+    /// The folder's encoder with its tokenizer, its weights in bf16.
+    fn in_bf16(folder: &Path) -> TempDir {
+        let copy = tempfile::tempdir().expect("a folder");
+        for part in ["text_encoder", "tokenizer"] {
+            std::fs::create_dir(copy.path().join(part)).expect("a folder");
+            for file in std::fs::read_dir(folder.join(part)).expect("a folder") {
+                let file = file.expect("a file").path();
+                let target = copy.path().join(part).join(file.file_name().expect("a name"));
+                if file.extension().is_none_or(|end| end != "safetensors") {
+                    std::fs::copy(file, target).expect("copied");
+                    continue;
+                }
+                let stored = Checkpoint::open(&file).expect("weights");
+                let halved = |name: &String| {
+                    let (values, shape) = stored.read_f32(name).expect("values");
+                    (name.clone(), TensorData::new(values, shape).convert_dtype(DType::BF16))
+                };
+                let tensors: Vec<_> = stored.tensors().keys().map(halved).collect();
+                write_safetensors(&target, &tensors, &Default::default()).expect("written");
+            }
+        }
+        copy
+    }
+
+    /// Of weights in bf16 the products alone are rounded, where the machine gains by it.
+    #[test]
+    fn rounded_states_are_near_those_in_f32() {
+        let device = Device::flex();
+        for golden in ["pixart-sigma", "z-image"] {
+            let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/goldens");
+            let folder = in_bf16(&goldens.join(golden));
+            let source = TextSource::recognise(folder.path(), "").expect("an encoder");
+            let held = TextReader::open(source, true, &device, &mut |_| ()).expect("small");
+            let encoder = Arc::new(Encoder::Streamed { kept: None, rounds: true });
+            let rounded = TextReader { encoder, ..held.clone() };
+            let texts = ["three lighthouses in the fog".to_owned()];
+            let read = |reader: TextReader| reader.read(&texts, 9).expect("states").remove(0);
+            let (exact, found) = (read(held), read(rounded));
+            let worst: f32 = (exact.clone() - found).abs().max().into_scalar();
+            let largest: f32 = exact.abs().max().into_scalar();
+            let gains = Tensor::<2>::zeros([1, 1], &device).cast(FloatDType::BF16);
+            let expected = if ops::packs(&gains) { 1e-5..0.02 } else { 0.0..1e-5 };
+            assert!(expected.contains(&(worst / largest)), "{golden}: {worst} of {largest}");
         }
     }
 }

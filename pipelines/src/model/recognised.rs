@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use pyrograph_engine::device::is_host;
-use pyrograph_weights::{Bundle, FloatDtype, read_manifest};
+use pyrograph_weights::{Bundle, Checkpoint, FloatDtype, read_manifest};
 use serde::Deserialize;
 
 use super::autoencoder::{self, Found, Latents};
@@ -17,6 +17,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::hooks::Notice;
+
+/// Weights of a transformer, beyond which those in bf16 stay so if nobody says anything else.
+const MANY: usize = 1_000_000_000;
 
 /// A model that has been recognised but not loaded.
 #[derive(Debug)]
@@ -158,13 +161,13 @@ impl Recognised {
     }
 
     /// How the weights are held on a device if nobody says: on the CPU as they are stored, where those of the transformer
-    /// are of fewer than 16 bits, or would take more than a limit in f32; otherwise, in f32.
+    /// are of fewer than 16 bits, or bf16 and many, or would take more than a limit in f32; otherwise, in f32.
     pub fn weight_type(&self, device: &Device, limits: Limits) -> WeightType {
         let fits = || {
             let room = Room::of(self, device, limits);
             room.left().is_none_or(|left| self.weights(FloatDtype::F32) <= left)
         };
-        let stored = self.net.checkpoint.is_compressed() || limits.memory.is_some() && !fits();
+        let stored = stays_stored(&self.net.checkpoint) || limits.memory.is_some() && !fits();
         match is_host(device) && stored {
             true => WeightType::Stored,
             false => WeightType::default(),
@@ -259,6 +262,7 @@ impl Recognised {
                 expected: "one for the CPU, or for weights as they are stored".into(),
             });
         }
+        let rounds = dtype == FloatDtype::Bf16 || held == WeightType::Stored;
         let room = Room::of(&self, device, limits);
         let weights = self.weights(dtype);
         let Self { config, net, vae, text, clips, notices, .. } = self;
@@ -278,14 +282,48 @@ impl Recognised {
         let vae = match (&config.vae, &vae) {
             (Some(config), Some(source)) => {
                 let vae = load_part(config.init(device), source, FloatDtype::F32, device, notify)?;
-                let rounds = dtype == FloatDtype::Bf16 || held == WeightType::Stored;
                 Some(if rounds { vae.rounding() } else { vae })
             }
             _ => None,
         };
-        let text = text.map(|text| text.open(device, notify)).transpose()?;
-        let clips = clips.into_iter().map(|clip| clip.open(device, notify));
+        let text = text.map(|text| text.open(rounds, device, notify)).transpose()?;
+        let clips = clips.into_iter().map(|clip| clip.open(rounds, device, notify));
         let clips = clips.collect::<Result<_>>()?;
         Ok(Model { net, vae, text, clips, config, footprint })
+    }
+}
+
+/// Whether weights are used as they are stored though there is room for them in f32.
+fn stays_stored(checkpoint: &Checkpoint) -> bool {
+    checkpoint.is_compressed() || checkpoint.elements() > MANY && checkpoint.is_bf16()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn many_weights_in_bf16_stay_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file.safetensors");
+        // A file without its numbers takes no room on disk.
+        let stays = |dtype: &str, rows: u64| {
+            let bytes = 2 * rows * 40_000;
+            let header = format!(
+                r#"{{"a": {{"dtype": "{dtype}", "shape": [{rows}, 40000], "data_offsets": [0, {bytes}]}}}}"#
+            );
+            let mut file = File::create(&path).expect("a file");
+            file.write_all(&(header.len() as u64).to_le_bytes()).expect("written");
+            file.write_all(header.as_bytes()).expect("written");
+            file.set_len(8 + header.len() as u64 + bytes).expect("longer");
+            stays_stored(&Checkpoint::open(&path).expect("a file"))
+        };
+        assert_eq!(
+            [stays("BF16", 30_000), stays("BF16", 20_000), stays("F16", 30_000)],
+            [true, false, false]
+        );
     }
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use pyrograph_engine::nets::{Adaptable, Net};
+use pyrograph_engine::nets::{Adaptable, Net, TextBlock};
 use pyrograph_engine::ops::Compressed;
-use pyrograph_weights::{Filed, FloatDtype};
+use pyrograph_weights::Filed;
 
 use super::room::{Footprint, Room};
 use super::stream::Stream;
@@ -28,6 +28,10 @@ impl Compressed for Stored {
     fn read(&self, outputs: Range<usize>, inputs: Range<usize>, values: &mut [f32]) {
         self.0.read(outputs, inputs, values);
     }
+
+    fn bf16(&self, output: usize, inputs: Range<usize>) -> Option<&[u8]> {
+        self.0.bf16(output, inputs)
+    }
 }
 
 /// Loads a network for inference: the weights of linear layers as they are stored, where those are 16 bits or fewer, all
@@ -41,20 +45,17 @@ pub(super) fn load(
     notify: &mut dyn FnMut(Notice),
 ) -> Result<(Net, Footprint)> {
     source.verify()?;
-    let weight = |name: &str| format!("{name}.weight");
-    let layers = net.linear_layers().into_iter();
-    let kept: BTreeSet<String> =
-        layers.filter(|(_, layer)| layer.holds()).map(|(name, _)| weight(&name)).collect();
     let Source { checkpoint, layout, .. } = source;
+    let kept = held(&mut net, "");
     let (mut net, mut filed, mut report) =
-        pyrograph_weights::load_beside(net, checkpoint, layout, kept, FloatDtype::F32, device)?;
+        pyrograph_weights::load_beside(net, None, checkpoint, layout, kept, device)?;
     let elements = |matrix: &Filed| matrix.widths().iter().product::<usize>();
     let others = checkpoint.elements().saturating_sub(filed.values().map(elements).sum());
     let bytes = |matrix: &Filed| matrix.bytes() as u64;
     let mut split = Split::of(filed.values().map(bytes), VALUE * others as u64, room)?;
     let mut matrices = Vec::new();
     for (name, layer) in net.linear_layers() {
-        let weight = weight(&name);
+        let weight = weight("", &name);
         let Some(matrix) = filed.remove(&weight) else { continue };
         matrices.push((split.holds(bytes(&matrix)), weight, layer, matrix));
     }
@@ -80,6 +81,37 @@ pub(super) fn load(
         footprint.streams.push(stream);
     }
     Ok((net, footprint))
+}
+
+/// Loads the block of a text encoder that has this name there, as [`load`] does a network.
+pub(super) fn load_block(
+    mut block: TextBlock,
+    name: &str,
+    source: &Source,
+    device: &Device,
+) -> Result<TextBlock> {
+    let Source { checkpoint, layout, .. } = source;
+    let start = format!("{name}.");
+    let kept = held(&mut block, &start);
+    let (mut block, mut filed, _) =
+        pyrograph_weights::load_beside(block, Some(name), checkpoint, layout, kept, device)?;
+    for (name, layer) in block.linear_layers() {
+        if let Some(matrix) = filed.remove(&weight(&start, &name)) {
+            layer.hold(Arc::new(Stored(matrix.read()?)));
+        }
+    }
+    Ok(block)
+}
+
+/// Name of a layer's weight, in a network of which its own is a part whose names start like this.
+fn weight(start: &str, layer: &str) -> String {
+    format!("{start}{layer}.weight")
+}
+
+/// Names of the weights that a layer can hold as they are stored.
+fn held(net: &mut impl Adaptable, start: &str) -> BTreeSet<String> {
+    let layers = net.linear_layers().into_iter().filter(|(_, layer)| layer.holds());
+    layers.map(|(name, _)| weight(start, &name)).collect()
 }
 
 /// Which matrices are held in memory: as many bytes as there is room for, from all parts of a network alike, so that

@@ -369,12 +369,13 @@ impl TextSource {
         Ok(Part::stored(fresh, checkpoint, layout)?.with_text(TOKENIZER, self.tokenizer.text()?))
     }
 
-    /// Makes it ready to work on `device`.
+    /// Makes it ready to work on `device`; see [`TextReader::open`].
     pub(crate) fn open(
         self,
+        rounds: bool,
         device: &Device,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<TextReader> {
-        TextReader::open(self, device, notify)
+        TextReader::open(self, rounds, device, notify)
     }
 }

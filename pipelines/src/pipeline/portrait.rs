@@ -48,6 +48,7 @@ impl PortraitPipeline {
     ) -> Result<Self> {
         threads::start(options.threads)?;
         let (device, path) = (&on.device, model::find(model)?);
+        let options = &OpenOptions { dtype: Some(WeightType::default()), ..options.clone() };
         work_on(device, || {
             let (model, origin) = read(&path, on, options)?;
             // Once, for what branches see and for what is made.

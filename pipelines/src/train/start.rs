@@ -138,7 +138,7 @@ impl Start {
         device: &Device,
     ) -> Result<Option<TextReader>> {
         let Some(text) = self.text.take() else { return Ok(None) };
-        let reader = text.open(device, &mut |_| ())?;
+        let reader = text.open(false, device, &mut |_| ())?;
         sources.insert("text_encoder".to_owned(), reader.source().fingerprint()?.into());
         Ok(Some(reader))
     }

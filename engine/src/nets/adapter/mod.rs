@@ -8,7 +8,7 @@ pub use tuned::Tuned;
 
 use burn::tensor::Tensor;
 
-use super::{Dit, DitBlock, Embedder, Head, Mode, Net, Student};
+use super::{Dit, DitBlock, Embedder, Head, Mode, Net, Student, TextBlock};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Dense, LowRank, Mlp, Modulation};
 
@@ -142,6 +142,20 @@ impl Adaptable for Net {
             Self::Dit(net) => net.linear_layers(),
             Self::Student(net) => net.linear_layers(),
         }
+    }
+}
+
+impl Adaptable for TextBlock {
+    fn linear_layers(&mut self) -> Vec<(String, &mut Dense)> {
+        let TextBlock { attention, up, gate, down, .. } = self;
+        let mut layers = Layers::default();
+        layers.attention("attention", attention);
+        layers.add("up", up);
+        if let Some(gate) = gate {
+            layers.add("gate", gate);
+        }
+        layers.add("down", down);
+        layers.0
     }
 }
 

@@ -165,6 +165,15 @@ pub(in crate::ops) fn in_words(line: &[f32], words: &mut [u32]) {
     );
 }
 
+/// The same of numbers that are little-endian bf16 already.
+pub(in crate::ops) fn stored_in_words(line: &[u8], words: &mut [u32]) {
+    let (pairs, last) = line.as_chunks();
+    words.iter_mut().zip(pairs).for_each(|(word, pair)| *word = u32::from_le_bytes(*pair));
+    if let (&[low, high], Some(word)) = (last, words.last_mut()) {
+        *word = u32::from_le_bytes([low, high, 0, 0]);
+    }
+}
+
 /// Panels of columns, the rows of each in pairs: `[panels, ⌈rows / 2⌉]`.
 fn in_panels(b: Matrix<'_>) -> Vec<Weights> {
     let steps = b.rows.div_ceil(2);

@@ -20,7 +20,7 @@ use super::buffers::buffer;
 use super::linear::Finish;
 use super::math::simd;
 use super::matrix::{Matrix, Output};
-use super::mixed::{in_rows, in_words};
+use super::mixed::{in_rows, in_words, stored_in_words};
 use super::tile::{COLUMNS, GROUPED, Method, ROWS, Tile, Weights};
 use crate::ops::compressed::Compressed;
 
@@ -246,17 +246,18 @@ fn read<'a>(
     let ([inputs, outputs], count) = (weight.widths(), steps.len());
     let outputs = panel * COLUMNS..outputs.min((panel + 1) * COLUMNS);
     let inputs = steps.start * method.inputs()..inputs.min(steps.end * method.inputs());
-    values.resize(outputs.len() * inputs.len(), 0.0);
-    weight.read(outputs.clone(), inputs.clone(), values);
     weights.resize(count, [0; COLUMNS]);
     let lines: &[u32] = match method {
         Method::Dot => {
             words.resize(outputs.len() * count, 0);
-            let lines = values.chunks_exact(inputs.len()).zip(words.chunks_exact_mut(count));
-            lines.for_each(|(line, words)| in_words(line, words));
+            pairs(weight, outputs, inputs, values, words.chunks_exact_mut(count));
             words
         }
-        _ => bytemuck::cast_slice(values),
+        _ => {
+            values.resize(outputs.len() * inputs.len(), 0.0);
+            weight.read(outputs, inputs, values);
+            bytemuck::cast_slice(values)
+        }
     };
     // A square at a time, so that both sides stay in the nearest cache.
     for (group, lines) in lines.chunks(GROUPED * count).enumerate() {
@@ -270,6 +271,25 @@ fn read<'a>(
         }
     }
     weights
+}
+
+/// The weights of some inputs to each output in pairs of bf16.
+fn pairs<'a>(
+    weight: &dyn Compressed,
+    outputs: Range<usize>,
+    inputs: Range<usize>,
+    values: &mut Vec<f32>,
+    words: impl Iterator<Item = &'a mut [u32]>,
+) {
+    let stored = outputs.clone().map(|output| weight.bf16(output, inputs.clone()));
+    if let Some(lines) = stored.collect::<Option<Vec<_>>>() {
+        lines.into_iter().zip(words).for_each(|(line, words)| stored_in_words(line, words));
+        return;
+    }
+    values.resize(outputs.len() * inputs.len(), 0.0);
+    let width = inputs.len();
+    weight.read(outputs, inputs, values);
+    values.chunks_exact(width).zip(words).for_each(|(line, words)| in_words(line, words));
 }
 
 /// `f(x · W + b)` in vectors, or by `gemm`.
