@@ -220,8 +220,9 @@ impl Recognised {
     }
 
     /// Loads the weights onto `device`, the transformer's in `dtype`, the autoencoder's in f32, which its
-    /// activations need, though beside weights of fewer bits its products may
-    /// [round](pyrograph_engine::nets::Vae::rounding); `notify` hears of weights that are not finite.
+    /// activations need, though beside weights in bf16 or as they are stored its products may
+    /// [round](pyrograph_engine::nets::Vae::rounding), and on the CPU those of a text encoder that is read block by block;
+    /// `notify` hears of weights that are not finite.
     ///
     /// # Errors
     /// If a file of a bundle is not the one that was saved, if anything is missing, unused, or of the wrong shape, if
