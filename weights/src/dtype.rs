@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use serde::{Deserialize, Serialize};
 
+use crate::float8;
+
 /// Type of the elements of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -210,8 +212,8 @@ pub(crate) fn put_f32(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
         Dtype::I16 => each(bytes, values, |b| f32::from(i16::from_le_bytes(b))),
         Dtype::I8 => each(bytes, values, |b: [u8; 1]| f32::from(b[0] as i8)),
         Dtype::U8 | Dtype::Bool => each(bytes, values, |b: [u8; 1]| f32::from(b[0])),
-        Dtype::F8E5M2 => each(bytes, values, e5m2),
-        Dtype::F8E4M3 => each(bytes, values, e4m3),
+        Dtype::F8E5M2 => float8::e5m2(bytes, values),
+        Dtype::F8E4M3 => float8::e4m3(bytes, values),
         Dtype::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
         Dtype::F16 => {
             let mut some = [f16::ZERO; 256];
@@ -222,29 +224,6 @@ pub(crate) fn put_f32(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
             }
         }
     }
-}
-
-/// A number of 4 exponent and 3 mantissa bits without infinities (Micikevicius et al. 2022): with the bits at the places
-/// of an f32, the exponent is 120 too small.
-fn e4m3([byte]: [u8; 1]) -> f32 {
-    let bits = u32::from(byte & 0x7f);
-    let magnitude = match bits {
-        0x7f => f32::NAN,
-        _ => f32::from_bits(bits << 20) * 2f32.powi(120),
-    };
-    f32::from_bits(magnitude.to_bits() | u32::from(byte & 0x80) << 24)
-}
-
-/// A number of 5 exponent and 2 mantissa bits, the upper half of an f16: with the bits at the places of an f32, the
-/// exponent is 112 too small.
-fn e5m2([byte]: [u8; 1]) -> f32 {
-    let bits = u32::from(byte & 0x7f);
-    let magnitude = match bits {
-        0x7c => f32::INFINITY,
-        0x7d.. => f32::NAN,
-        _ => f32::from_bits(bits << 21) * 2f32.powi(112),
-    };
-    f32::from_bits(magnitude.to_bits() | u32::from(byte & 0x80) << 24)
 }
 
 #[cfg(test)]
@@ -265,23 +244,6 @@ mod tests {
         }
         assert_eq!(to_f32(&(-7i64).to_le_bytes(), Dtype::I64), [-7.0]);
         assert_eq!(to_f32(&[0xff, 3], Dtype::I8), [-1.0, 3.0]);
-    }
-
-    /// All numbers of 5 exponent bits are those of an f16, and values of both kinds by hand: the smallest, one, the
-    /// largest, and what is none.
-    #[test]
-    fn eight_bits_are_read() {
-        let all: Vec<u8> = (0..=u8::MAX).collect();
-        for (byte, found) in all.iter().zip(to_f32(&all, Dtype::F8E5M2)) {
-            let expected = f16::from_le_bytes([0, *byte]).to_f32();
-            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{byte:#x}");
-        }
-        let e4m3 = to_f32(&[0x00, 0x01, 0x08, 0x38, 0xb8, 0x7e, 0xfe], Dtype::F8E4M3);
-        assert_eq!(e4m3, [0.0, 2f32.powi(-9), 2f32.powi(-6), 1.0, -1.0, 448.0, -448.0]);
-        let e5m2 = to_f32(&[0x01, 0x3c, 0xc0, 0x7b, 0x7c], Dtype::F8E5M2);
-        assert_eq!(e5m2, [2f32.powi(-16), 1.0, -2.0, 57344.0, f32::INFINITY]);
-        assert!(to_f32(&[0x7f], Dtype::F8E4M3)[0].is_nan());
-        assert!(to_f32(&[0x7d], Dtype::F8E5M2)[0].is_nan());
     }
 
     #[test]

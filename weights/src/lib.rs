@@ -39,6 +39,7 @@ pub mod convert;
 mod dtype;
 mod error;
 mod files;
+mod float8;
 mod formats;
 mod layout;
 mod load;
