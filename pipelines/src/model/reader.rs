@@ -24,24 +24,24 @@ use crate::tokenizer::Encoded;
 const HELD: usize = 1 << 28;
 /// Blocks that are there at a time: one at work, and the next.
 const AT_ONCE: u64 = 2;
+/// Bytes of a number in bf16.
+const BF16: u64 = 2;
 
 /// A tokenizer and an encoder, whose states are f32: those of T5 do not fit half precision. A clone shares its weights.
 #[derive(Debug, Clone)]
 pub struct TextReader {
     source: Arc<TextSource>,
     encoder: Arc<Encoder>,
+    /// See [`TextReader::open`].
+    rounds: bool,
     device: Device,
 }
 
 #[derive(Debug)]
 enum Encoder {
     Held(Box<TextEncoder>),
-    Streamed {
-        /// The states that it made before.
-        kept: Option<States>,
-        /// See [`TextReader::open`].
-        rounds: bool,
-    },
+    /// With the states that it made before.
+    Streamed(Option<States>),
 }
 
 /// The tokens of a text, with what fills it up.
@@ -74,6 +74,7 @@ impl TextReader {
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
         let encoder = &source.encoder;
+        let rounds = rounds && is_host(device);
         let values = encoder.source.checkpoint.elements();
         let encoder = match values <= HELD {
             true => {
@@ -81,17 +82,16 @@ impl TextReader {
                 Encoder::Held(Box::new(net.folded()))
             }
             false => {
-                let rounds = rounds && is_host(device);
                 let weights = encoder.source.checkpoint.fingerprint();
                 let behind = &encoder.config.behind;
                 let states = format!("{weights} {behind:?} {:?} {rounds}", source.filled);
                 let states = sha256_of(states.as_bytes());
                 let kept = cache_folder().map(|cache| States::new(&cache, &states, device));
-                Encoder::Streamed { kept, rounds }
+                Encoder::Streamed(kept)
             }
         };
         let (source, encoder) = (Arc::new(source), Arc::new(encoder));
-        Ok(Self { source, encoder, device: device.clone() })
+        Ok(Self { source, encoder, rounds, device: device.clone() })
     }
 
     /// Its tokenizer and its weights.
@@ -106,7 +106,7 @@ impl TextReader {
 
     /// Whether its weights are in memory only while texts pass through them.
     pub(crate) fn is_streamed(&self) -> bool {
-        matches!(*self.encoder, Encoder::Streamed { .. })
+        matches!(*self.encoder, Encoder::Streamed(_))
     }
 
     /// At most `limit` tokens of a text.
@@ -150,12 +150,8 @@ impl TextReader {
                 .into_iter()
                 .map(|text| net.states(std::slice::from_ref(&text.ids), text.padding(&self.device)))
                 .collect(),
-            Encoder::Streamed { kept: Some(kept), rounds } if keep => {
-                self.kept(kept, *rounds, filled)?
-            }
-            Encoder::Streamed { rounds, .. } => {
-                self.streamed(filled, *rounds, |ends, stream, _| ends.leave(stream))?
-            }
+            Encoder::Streamed(Some(kept)) if keep => self.kept(kept, filled)?,
+            Encoder::Streamed(_) => self.streamed(filled, |ends, stream, _| ends.leave(stream))?,
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
@@ -204,12 +200,12 @@ impl TextReader {
                 };
                 Ok(filled.into_iter().map(one).collect())
             }
-            Encoder::Streamed { rounds, .. } => self.streamed(filled, *rounds, leave),
+            Encoder::Streamed(_) => self.streamed(filled, leave),
         }
     }
 
     /// The states that are on disk, and those of the other texts, which are then there, too.
-    fn kept(&self, kept: &States, rounds: bool, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
+    fn kept(&self, kept: &States, texts: Vec<Filled>) -> Result<Vec<Tensor<3>>> {
         let width = self.width();
         let get = |text: &Filled| kept.get(&text.ids, width, &self.device);
         let found: Vec<Option<Tensor<3>>> = texts.iter().map(get).collect();
@@ -219,7 +215,7 @@ impl TextReader {
             return Ok(found.into_iter().flatten().collect());
         }
         let leave = |ends: &TextEncoder, stream, _| ends.leave(stream);
-        let made = self.streamed(missing.clone(), rounds, leave)?;
+        let made = self.streamed(missing.clone(), leave)?;
         missing.iter().zip(&made).for_each(|(text, states)| kept.put(&text.ids, states));
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
@@ -230,12 +226,11 @@ impl TextReader {
     fn streamed<T>(
         &self,
         texts: Vec<Filled>,
-        rounds: bool,
         leave: impl Fn(&TextEncoder, TextStream, Vec<usize>) -> T,
     ) -> Result<Vec<T>> {
         let TextEncoderSource { config, source, .. } = &self.source.encoder;
         if is_host(&self.device) {
-            let [_, meanwhile] = need(&self.source.encoder);
+            let [_, meanwhile] = need(&self.source.encoder, self.rounds);
             memory::check("the text encoder, block by block, takes", meanwhile)?;
         }
         source.verify()?;
@@ -265,7 +260,7 @@ impl TextReader {
                 for i in 0..config.depth {
                     let fresh = config.init_block_alone(i, 0, device);
                     let name = format!("blocks.{i}");
-                    let block = match rounds {
+                    let block = match self.rounds {
                         true => stored::load_block(fresh, &name, source, device),
                         false => pyrograph_weights::load_part(
                             fresh,
@@ -295,16 +290,21 @@ impl TextReader {
     }
 }
 
-/// Bytes that an encoder takes in memory: for good, and while texts pass through it.
-pub(super) fn need(encoder: &TextEncoderSource) -> [u64; 2] {
-    let values = encoder.source.checkpoint.elements();
+/// Bytes that an encoder takes in memory at most: for good, and while texts pass through it; see [`TextReader::open`].
+pub(super) fn need(encoder: &TextEncoderSource, rounds: bool) -> [u64; 2] {
+    let checkpoint = &encoder.source.checkpoint;
+    let values = checkpoint.elements();
     if values <= HELD {
         return [VALUE * values as u64, 0];
     }
     let config = &encoder.config;
     let table = memory::product(&[config.vocabulary, config.hidden]);
     let block = (values as u64).saturating_sub(table) / config.depth as u64;
-    [0, VALUE * AT_ONCE * block]
+    let value = match rounds && (checkpoint.is_bf16() || checkpoint.is_compressed()) {
+        true => BF16,
+        false => VALUE,
+    };
+    [0, value * AT_ONCE * block]
 }
 
 #[cfg(test)]
@@ -328,7 +328,7 @@ mod tests {
         let held = TextReader::open(source(), false, &device, &mut |_| ()).expect("small");
         assert!(matches!(*held.encoder, Encoder::Held(_)));
         let streamed = |kept| {
-            let encoder = Arc::new(Encoder::Streamed { kept, rounds: false });
+            let encoder = Arc::new(Encoder::Streamed(kept));
             TextReader { encoder, ..held.clone() }
         };
         let cache = tempfile::tempdir().expect("a folder");
@@ -389,7 +389,7 @@ mod tests {
             let folder = in_bf16(&goldens.join(golden));
             let source = TextSource::recognise(folder.path(), "").expect("an encoder");
             let held = TextReader::open(source, true, &device, &mut |_| ()).expect("small");
-            let encoder = Arc::new(Encoder::Streamed { kept: None, rounds: true });
+            let encoder = Arc::new(Encoder::Streamed(None));
             let rounded = TextReader { encoder, ..held.clone() };
             let texts = ["three lighthouses in the fog".to_owned()];
             let read = |reader: TextReader| reader.read(&texts, 9).expect("states").remove(0);

@@ -164,7 +164,7 @@ impl Recognised {
     /// are of fewer than 16 bits, or bf16 and many, or would take more than a limit in f32; otherwise, in f32.
     pub fn weight_type(&self, device: &Device, limits: Limits) -> WeightType {
         let fits = || {
-            let room = Room::of(self, device, limits);
+            let room = Room::of(self, limits, false, device);
             room.left().is_none_or(|left| self.weights(FloatDtype::F32) <= left)
         };
         let stored = stays_stored(&self.net.checkpoint) || limits.memory.is_some() && !fits();
@@ -264,7 +264,7 @@ impl Recognised {
             });
         }
         let rounds = dtype == FloatDtype::Bf16 || held == WeightType::Stored;
-        let room = Room::of(&self, device, limits);
+        let room = Room::of(&self, limits, rounds, device);
         let weights = self.weights(dtype);
         let Self { config, net, vae, text, clips, notices, .. } = self;
         notices.into_iter().for_each(&mut *notify);

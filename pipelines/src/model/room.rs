@@ -58,8 +58,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The room for a model; beside one on a GPU, little else is in the machine's memory.
-    pub(super) fn of(model: &Recognised, device: &Device, Limits { memory, size }: Limits) -> Self {
+    /// The room for a model, whose text encoders [round](super::TextReader::open) or not; beside one on a GPU, little else is
+    /// in the machine's memory.
+    pub(super) fn of(model: &Recognised, limits: Limits, rounds: bool, device: &Device) -> Self {
+        let Limits { memory, size } = limits;
         let asked = memory.map(|memory| (memory, "what the model may take"));
         let limit = asked.or_else(memory::available);
         let room = Self { limit, is_asked: asked.is_some(), beside: 0, work: 0 };
@@ -88,7 +90,7 @@ impl Room {
         .bytes();
         let mut beside = vae.as_ref().map_or(0, |vae| VALUE * vae.checkpoint.elements() as u64);
         for text in text.iter().chain(clips) {
-            let [for_good, meanwhile] = reader::need(&text.encoder);
+            let [for_good, meanwhile] = reader::need(&text.encoder, rounds);
             (beside, work) = (beside.saturating_add(for_good), work.max(meanwhile));
         }
         Self { beside, work, ..room }
