@@ -79,8 +79,10 @@ pub struct Adapter {
     pub f16: bool,
     /// Subgroup operations.
     pub subgroups: bool,
-    /// Largest buffer in bytes; graphics APIs do not tell the memory.
+    /// Largest buffer in bytes.
     pub max_buffer: u64,
+    /// Its own memory in bytes, with what others take of it, where there is any and its API tells: Vulkan does.
+    pub memory: Option<u64>,
     selector: gpu::Selector,
 }
 

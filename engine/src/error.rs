@@ -60,6 +60,12 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
+    /// A device that failed while it computed.
+    #[error("the GPU failed: {reason}{}", advice(reason))]
+    Device {
+        /// What its driver or burn said.
+        reason: String,
+    },
     /// A layer that an adapter names and the network does not have.
     #[error("no linear layer `{name}` in the network")]
     NoLayer {
@@ -101,6 +107,17 @@ pub enum Error {
         /// What burn said.
         reason: String,
     },
+}
+
+/// What helps against a lack of memory.
+fn advice(reason: &str) -> &'static str {
+    let reason = reason.to_lowercase();
+    match reason.contains("memory") || reason.contains("allocate") {
+        true => {
+            "; fewer images at a time, a smaller size, smaller tiles of the decoder, or weights in f16 or as they are stored take less"
+        }
+        false => "",
+    }
 }
 
 /// Result of this crate.

@@ -45,6 +45,7 @@ pub mod nets;
 pub mod ops;
 pub mod portrait;
 pub mod random;
+pub mod read;
 pub mod selfcheck;
 #[cfg(test)]
 mod testing;

@@ -43,6 +43,8 @@ pub enum Notice {
         need: u64,
         /// Bytes of weights for which there is no room, so that they are read from their file whenever they are needed.
         streamed: u64,
+        /// Whether it is the memory of the GPU.
+        gpu: bool,
     },
     /// A LoRA says nowhere what its alpha is, so that it is taken for the rank.
     AlphaAssumed {
@@ -119,8 +121,9 @@ impl fmt::Display for Notice {
             Self::NotFinite { tensors, first } => {
                 write!(f, "{tensors} tensors hold NaN or infinite weights, the first is {first}")
             }
-            Self::Memory { need, streamed } => {
-                write!(f, "the model takes about {} of memory", gigabytes(*need))?;
+            Self::Memory { need, streamed, gpu } => {
+                let of = if *gpu { "the GPU's memory" } else { "memory" };
+                write!(f, "the model takes about {} of {of}", gigabytes(*need))?;
                 match streamed {
                     0 => Ok(()),
                     _ => write!(

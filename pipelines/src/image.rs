@@ -11,6 +11,7 @@ use image::buffer::ConvertBuffer;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ImageEncoder, ImageFormat, RgbImage, Rgba, RgbaImage, imageops};
+use pyrograph_engine::read;
 use pyrograph_weights::{check_writable, folder_of, write_whole};
 
 use crate::decode;
@@ -28,14 +29,14 @@ const NAME_LENGTH: usize = 48;
 /// `[images, 1 | 3, height, width]`
 ///
 /// # Errors
-/// [`Error::Degenerate`] for values that are not finite.
+/// [`Error::Degenerate`] for values that are not finite, and a GPU that failed on the way to them.
 ///
 /// # Panics
 /// With another number of channels.
 pub fn to_images(pixels: Tensor<4>) -> Result<Vec<RgbImage>> {
     let [count, channels, height, width] = pixels.dims();
     assert!(channels == 1 || channels == 3, "{channels} channels, expected 1 or 3");
-    let values: Vec<f32> = pixels.to_data_as::<f32>().try_to_vec().expect("converted to f32");
+    let values = read::numbers(pixels)?;
     let plane = height * width;
     (0..count)
         .map(|index| {

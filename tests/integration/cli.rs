@@ -6,7 +6,8 @@ use pyrograph_weights::Checkpoint;
 
 use crate::command::TestCommand;
 use crate::util::{
-    Case, assert_close, assert_same_pixels, assets, cases, device, json, text, tolerance,
+    Case, assert_close, assert_same_pixels, assets, cases, device, device_name, json, text,
+    tolerance,
 };
 
 fn assert_same_picture(a: &Path, b: &Path) {
@@ -198,6 +199,20 @@ fn a_run_that_fails_with_an_open_model_ends_in_order() {
         let said = TestCommand::new(&folder, ["generate", "class", "-m", "."]).failed();
         assert!(said.contains("noise levels must be"), "{said}");
     }
+}
+
+/// A GPU that cannot hold what it is given: more than one of its buffers may, here. It needs one to be tested on.
+#[test]
+fn a_run_that_fails_for_memory_of_the_gpu_says_so() {
+    if device_name() == "cpu" {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let many = ["generate", "class", "--fast", "--count", "3000", "--batch-size", "3000"];
+    let said = TestCommand::new(&folder, many).args(["-o", "many.png"]).failed();
+    assert!(said.contains("the GPU failed") && said.contains("fewer images at a time"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn more_than_there_may_be_is_refused() {
     if device_name() != "cpu" {
         let error = f32(1 << 40).expect_err("not the GPU's memory").to_string();
         assert!(error.contains("limit on memory") && error.contains("GPU"), "{error}");
-        return;
+        return on_a_card(&path);
     }
     let error = f32(need).expect_err("twice the weights").to_string();
     assert!(error.contains("with weights in f32 the model takes"), "{error}");
@@ -125,6 +125,29 @@ fn more_than_there_may_be_is_refused() {
     let large = Request { size: Some([2048, 2048]), ..request() };
     let error = latents(model, &large).expect_err("a larger image").to_string();
     assert!(error.contains("2048x2048") && error.contains("the weights leave"), "{error}");
+}
+
+/// On a GPU whose memory is too small for the weights they stay in the machine's, and what does not fit all the same is refused.
+fn on_a_card(path: &Path) {
+    let recognised = || model::recognise(path).expect("a model");
+    let limits = |card| Limits { card: Some(card), ..Limits::default() };
+    let load = |held, card| recognised().load_within(limits(card), held, &device(), &mut |_| ());
+    let f32 = WeightType::default();
+    let need = |held| match load(held, 1).map(drop) {
+        Err(Error::NoRoom { need, limit: "the GPU", available: 1, .. }) => need,
+        other => panic!("{other:?}"),
+    };
+    let (most, least) = (need(f32), need(WeightType::Stored));
+    assert!(least < most, "{least} of {most}");
+    let own = [most, most - 1].map(|card| recognised().weight_type(&device(), limits(card)));
+    assert_eq!(own, [f32, WeightType::Stored]);
+    let [whole, stored] = [(f32, most), (WeightType::Stored, least)]
+        .map(|(held, card)| latents(load(held, card).expect("room"), &request()).expect("latents"));
+    let worst: f32 = (whole - stored).abs().max().into_scalar();
+    assert!(worst < 1e-3, "{worst}");
+    let large = Request { size: Some([2048, 2048]), ..request() };
+    let error = latents(load(f32, most).expect("room"), &large).expect_err("larger").to_string();
+    assert!(error.contains("2048x2048") && error.contains("leave of the GPU's"), "{error}");
 }
 
 /// The command says what will be taken before the work, and makes the same picture.

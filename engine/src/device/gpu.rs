@@ -72,14 +72,16 @@ impl Adapter {
     fn describe(adapter: &wgpu::Adapter) -> Self {
         let (info, features) = (adapter.get_info(), adapter.features());
         let (kind, backend) = (DeviceKind::DefaultDevice, WgpuBackend::Auto);
+        let software = info.device_type == DeviceType::Cpu;
         Self {
             index: 0,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
             api: info.backend.to_str(),
-            software: info.device_type == DeviceType::Cpu,
+            software,
             f16: features.contains(Features::SHADER_F16),
             subgroups: features.contains(Features::SUBGROUP),
             max_buffer: adapter.limits().max_buffer_size,
+            memory: memory(adapter).filter(|_| !software),
             name: info.name,
             selector: Selector { kind, backend },
         }
@@ -89,6 +91,28 @@ impl Adapter {
     pub fn of(setup: &WgpuSetup) -> Self {
         Self::describe(&setup.adapter)
     }
+}
+
+/// The largest heap that is the adapter's own.
+#[cfg(not(target_vendor = "apple"))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
+    const OWN: u32 = 1;
+    // SAFETY: instance and physical device are those of an adapter that is borrowed, and are only asked.
+    #[allow(unsafe_code)]
+    let told = unsafe {
+        let adapter = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = adapter.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(adapter.raw_physical_device())
+    };
+    let heaps = told.memory_heaps_as_slice().iter();
+    heaps.filter(|heap| heap.flags.as_raw() & OWN != 0).map(|heap| heap.size).max()
+}
+
+/// Vulkan alone is asked.
+#[cfg(target_vendor = "apple")]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// Waits for one of wgpu's futures, which on native targets are ready at once.
@@ -165,6 +189,7 @@ mod tests {
             f16: false,
             subgroups: false,
             max_buffer: 0,
+            memory: None,
             selector: Selector { kind: DeviceKind::Cpu, backend: WgpuBackend::Vulkan },
         }
     }

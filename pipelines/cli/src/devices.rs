@@ -23,7 +23,7 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
             let line = json!({
                 "device": format!("gpu:{}", a.index), "name": a.name, "driver": a.driver,
                 "api": a.api, "software": a.software, "f16": a.f16, "subgroups": a.subgroups,
-                "max_buffer_bytes": a.max_buffer,
+                "max_buffer_bytes": a.max_buffer, "memory_bytes": a.memory,
             });
             println!("{line}");
         }
@@ -33,8 +33,10 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
     println!("cpu    {} threads, products: {products}", rayon::current_num_threads());
     for a in &adapters {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
+        let memory =
+            a.memory.map_or(String::new(), |bytes| format!("memory {} MiB, ", bytes >> 20));
         println!(
-            "gpu:{}  {}\n       {}, driver {}, f16 {}, subgroups {}, buffers up to {} MiB{}",
+            "gpu:{}  {}\n       {}, driver {}, f16 {}, subgroups {}, {memory}buffers up to {} MiB{}",
             a.index,
             a.name,
             a.api,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pyrograph_engine::nets::Conditioning;
+use pyrograph_engine::read;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use super::notice::Notice;
@@ -79,12 +80,14 @@ impl Captions {
         let listed = serde_json::json!([fingerprint, limit, cleaned]).to_string();
         let origin = short(listed.as_bytes());
         let states = match path.and_then(|path| kept(path, &origin)) {
-            Some(file) => read(&file, [cleaned.len(), reader.width()])?,
+            Some(file) => stored(&file, [cleaned.len(), reader.width()])?,
             None => {
                 let mut states = Vec::with_capacity(cleaned.len());
                 for texts in cleaned.chunks(AT_ONCE) {
                     let made = reader.read_once(texts, limit)?;
-                    states.extend(made.into_iter().map(half));
+                    for state in made {
+                        states.push(read::data(state)?.convert_dtype(DType::F16));
+                    }
                 }
                 check(&cleaned, &states)?;
                 path.map(|path| write(path, &states, origin)).transpose()?;
@@ -109,11 +112,6 @@ impl Captions {
         let own: Vec<usize> = (0..count).collect();
         [table.select(&own), table.select(&vec![count; count])]
     }
-}
-
-/// In half precision.
-fn half(state: Tensor<3>) -> TensorData {
-    state.into_data().convert_dtype(DType::F16)
 }
 
 /// Refuses states that half precision does not hold.
@@ -151,7 +149,7 @@ fn write(path: &Path, states: &[TensorData], origin: String) -> Result<()> {
 }
 
 /// The states of so many texts, of this width, that a file keeps.
-fn read(file: &Checkpoint, [texts, width]: [usize; 2]) -> Result<Vec<TensorData>> {
+fn stored(file: &Checkpoint, [texts, width]: [usize; 2]) -> Result<Vec<TensorData>> {
     let (values, shape) = file.read_f32(STATES)?;
     let (lengths, _) = file.read_f32(LENGTHS)?;
     let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();

@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pyrograph_engine::nets::Vae;
 use pyrograph_engine::random::Generator;
+use pyrograph_engine::read;
 use pyrograph_weights::{Checkpoint, write_safetensors};
 
 use super::pixels::Pixels;
@@ -82,9 +83,11 @@ impl Latents {
                 deviation.push(posterior.deviation());
             }
         }
-        let half = |parts| Tensor::cat(parts, 0).into_data().convert_dtype(DType::F16);
+        let half = |parts| {
+            read::data(Tensor::cat(parts, 0)).map(|values| values.convert_dtype(DType::F16))
+        };
         let tensors: [(String, TensorData); 2] =
-            [("mean".into(), half(mean)), ("deviation".into(), half(deviation))];
+            [("mean".into(), half(mean)?), ("deviation".into(), half(deviation)?)];
         let metadata = BTreeMap::from([(ORIGIN_KEY.to_owned(), origin)]);
         write_safetensors(&path, &tensors, &metadata)?;
         Self::read(vae, &Checkpoint::open(&path)?, images.len(), flip)

@@ -14,6 +14,7 @@ use image::buffer::ConvertBuffer;
 use pyrograph_engine::diffusion::Process;
 use pyrograph_engine::nets::{Conditioning, Net, Tuned};
 use pyrograph_engine::random::Generator;
+use pyrograph_engine::read;
 use pyrograph_engine::train::{
     Average, Batch, Decay, Denoising, LearningRate, Precision, Rule, Target, Trainer,
     TrainerConfig, Weighting,
@@ -254,7 +255,7 @@ impl Fitting {
                 let mut random = Streams { seed: options.seed, step }.part(part as u64);
                 (self.part(tuned, part, options.batch, &mut random) * parts as f64, ())
             });
-            let loss: f32 = report.loss.into_scalar();
+            let loss = read::number(report.loss)?;
             if !loss.is_finite() {
                 let reason =
                     format!("the loss is {loss} at step {step}: take a lower learning rate");

@@ -32,6 +32,7 @@ use crate::pipeline::Pipeline;
 use crate::request::{Guidance, Picture, Request};
 use crate::task::PromptTask;
 pub use keypoints::keypoints;
+use pyrograph_engine::read;
 use stage::Stage;
 
 /// Branches of a model, each of the kind that its name says.
@@ -290,7 +291,7 @@ impl<T: PromptTask> MegaPortrait<T> {
         let shaded = match options.shading {
             Shading::Off => identity.clone(),
             Shading::Tones => {
-                let shares: Vec<f32> = values(reading.face.clone());
+                let shares = read::numbers(reading.face.clone())?;
                 tones::in_tones_of(&identity, whole, &shares)
             }
             Shading::Analytic => reading.lit(self.tensor(&identity))?,
@@ -414,10 +415,6 @@ impl Reading {
 /// Of a tensor of one picture.
 fn picture(pixels: Tensor<4>) -> Result<RgbImage> {
     Ok(to_images(pixels)?.remove(0))
-}
-
-fn values(tensor: Tensor<4>) -> Vec<f32> {
-    tensor.into_data().try_into_vec().expect("f32 values")
 }
 
 impl Reference {

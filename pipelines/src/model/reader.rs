@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use pyrograph_engine::device::is_host;
 use pyrograph_engine::nets::{TextBlock, TextEncoder, TextEncoderConfig, TextStream};
+use pyrograph_engine::read;
 use pyrograph_weights::{FloatDtype, sha256_of};
 
 use super::Notice;
@@ -155,7 +156,7 @@ impl TextReader {
         };
         for (text, state) in texts.iter().zip(&states) {
             // What is not finite makes the sum so, too.
-            if !state.clone().sum().into_scalar::<f32>().is_finite() {
+            if !read::number(state.clone().sum())?.is_finite() {
                 let reason = "the text encoder makes values of it that are not finite".into();
                 return Err(TextError::Unreadable { text: text.clone(), reason }.into());
             }
@@ -282,7 +283,7 @@ impl TextReader {
                 let block = block?;
                 streams = streams.into_iter().map(|stream| block.forward(stream)).collect();
                 // So that the block is done with before the one after the next is read.
-                let _ = device.sync();
+                read::wait(device)?;
             }
             let all = streams.into_iter().zip(texts);
             Ok(all.map(|(stream, text)| leave(&ends, stream, text.ids)).collect())

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::autoencoder::{self, Found, Latents};
 use super::check::{check, check_numbers, check_text};
-use super::room::{Footprint, Limits, Room};
+use super::room::{Limits, Room};
 use super::text::TextSource;
 use super::{
     CLIPS, FAMILIES, Model, ModelConfig, NET, Source, TEXT, VAE, WeightType, diffusers, load_part,
@@ -160,15 +160,18 @@ impl Recognised {
         sources.into_iter().try_for_each(Source::verify)
     }
 
-    /// How the weights are held on a device if nobody says: on the CPU as they are stored, where those of the transformer
-    /// are of fewer than 16 bits, or bf16 and many, or would take more than a limit in f32; otherwise, in f32.
+    /// How the weights are held on a device if nobody says: as they are stored, where those of the transformer would take more
+    /// than a limit in f32, and on the CPU where they are of fewer than 16 bits, or bf16 and many; otherwise, in f32.
     pub fn weight_type(&self, device: &Device, limits: Limits) -> WeightType {
         let fits = || {
             let room = Room::of(self, limits, false, device);
             room.left().is_none_or(|left| self.weights(FloatDtype::F32) <= left)
         };
-        let stored = stays_stored(&self.net.checkpoint) || limits.memory.is_some() && !fits();
-        match is_host(device) && stored {
+        let stored = match is_host(device) {
+            true => stays_stored(&self.net.checkpoint) || limits.memory.is_some() && !fits(),
+            false => !fits(),
+        };
+        match stored {
             true => WeightType::Stored,
             false => WeightType::default(),
         }
@@ -270,10 +273,11 @@ impl Recognised {
         notices.into_iter().for_each(&mut *notify);
         let fresh = config.net.init(0, device);
         let (net, footprint) = match held {
-            WeightType::Stored => stored::load(fresh, &net, &room, device, notify)?,
-            _ if !is_host(device) => {
-                (load_part(fresh, &net, dtype, device, notify)?, Footprint::default())
+            WeightType::Stored if !is_host(device) => {
+                let machine = Room::of_machine(limits);
+                stored::load(fresh, &net, &machine, Some(&room), device, notify)?
             }
+            WeightType::Stored => stored::load(fresh, &net, &room, None, device, notify)?,
             _ => {
                 room.check(held, weights)?;
                 let footprint = room.footprint(weights, 0, notify);

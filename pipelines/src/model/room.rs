@@ -20,19 +20,14 @@ use crate::request::VAE_TILE;
 pub(crate) struct Footprint {
     /// Weights that are read whenever they are needed.
     pub(crate) streams: Vec<Arc<Stream>>,
-    /// Bytes that are left for the work, where the model may not take all that there is.
-    pub(crate) left: Option<u64>,
+    /// Bytes that are left for the work, where the model may not take all that there is, and of what.
+    pub(crate) left: Option<(u64, &'static str)>,
 }
 
 impl Footprint {
     /// Why weights could not be read since this was asked last.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.streams.iter().find_map(|stream| stream.failure())
-    }
-
-    /// Whether there is such a reason.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.streams.iter().any(|stream| stream.has_failed())
     }
 }
 
@@ -41,8 +36,19 @@ impl Footprint {
 pub struct Limits {
     /// Bytes of the machine's memory, for all weights and for the work on one image; without, all that there is.
     pub memory: Option<u64>,
+    /// Bytes of a GPU's own memory; without, nobody knows.
+    pub card: Option<u64>,
     /// `[height, width]` of that image in pixels; without, the model's own.
     pub size: Option<[usize; 2]>,
+}
+
+/// Who has the memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Whose {
+    Machine,
+    /// As much of the machine's as somebody asked for.
+    Asked,
+    Gpu,
 }
 
 /// The memory for a model, in bytes.
@@ -50,7 +56,7 @@ pub struct Limits {
 pub(super) struct Room {
     /// What the model and its work may take, and who says so; `None` where nobody knows.
     limit: Option<(u64, &'static str)>,
-    is_asked: bool,
+    whose: Whose,
     /// What is taken for good beside the weights of the transformer.
     beside: u64,
     /// What is taken while it works.
@@ -58,23 +64,30 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The room for a model, whose text encoders [round](super::TextReader::open) or not; beside one on a GPU, little else is
-    /// in the machine's memory.
+    /// The machine's, for weights beside a GPU that computes: little else is there.
+    pub(super) fn of_machine(limits: Limits) -> Self {
+        let asked = limits.memory.map(|memory| (memory, "what the model may take"));
+        let whose = if asked.is_some() { Whose::Asked } else { Whose::Machine };
+        Self { limit: asked.or_else(memory::available), whose, beside: 0, work: 0 }
+    }
+
+    /// Where a model is to compute, whose text encoders [round](super::TextReader::open) or not.
     pub(super) fn of(model: &Recognised, limits: Limits, rounds: bool, device: &Device) -> Self {
-        let Limits { memory, size } = limits;
-        let asked = memory.map(|memory| (memory, "what the model may take"));
-        let limit = asked.or_else(memory::available);
-        let room = Self { limit, is_asked: asked.is_some(), beside: 0, work: 0 };
-        if !is_host(device) {
-            return room;
-        }
+        let room = match is_host(device) {
+            true => Self::of_machine(limits),
+            false => {
+                let limit = limits.card.map(|bytes| (bytes, "the GPU"));
+                Self { limit, whose: Whose::Gpu, beside: 0, work: 0 }
+            }
+        };
+        let size = limits.size;
         let Recognised { config, vae, text, clips, .. } = model;
         let (net, autoencoder) = (&config.net.dit, config.vae.as_ref());
         let factor = autoencoder.map_or(1, VaeConfig::factor);
         let own = net.size.map(|side| side * factor);
         // Without a limit, images that are too large are for the request to refuse.
         let size = match size {
-            Some([height, width]) if room.is_asked => [height, width],
+            Some([height, width]) if room.whose == Whose::Asked => [height, width],
             Some([height, width]) => [height.min(own[0]), width.min(own[1])],
             None => own,
         };
@@ -128,11 +141,20 @@ impl Room {
         /// What need not be said, in bytes.
         const LITTLE: u64 = 1_000_000_000;
         let need = self.need(weights);
-        if need > LITTLE || self.is_asked || streamed > 0 {
-            notify(Notice::Memory { need, streamed });
+        if need > LITTLE || self.whose == Whose::Asked || streamed > 0 {
+            notify(Notice::Memory { need, streamed, gpu: self.whose == Whose::Gpu });
         }
-        let asked = self.limit.filter(|_| self.is_asked);
-        let left = asked.map(|(limit, _)| limit.saturating_sub(weights + self.beside));
-        Footprint { streams: Vec::new(), left }
+        Footprint { streams: Vec::new(), left: self.leaves(weights) }
+    }
+
+    /// What weights leave for the work, where the model may not take all that there is, and of what.
+    pub(super) fn leaves(&self, weights: u64) -> Option<(u64, &'static str)> {
+        let of = match self.whose {
+            Whose::Machine => return None,
+            Whose::Asked => "what the weights leave of the memory that the model may take",
+            Whose::Gpu => "what the weights leave of the GPU's memory",
+        };
+        let (limit, _) = self.limit?;
+        Some((limit.saturating_sub(weights + self.beside), of))
     }
 }

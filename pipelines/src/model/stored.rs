@@ -35,12 +35,13 @@ impl Compressed for Stored {
 }
 
 /// Loads a network for inference: the weights of linear layers as they are stored, where those are 16 bits or fewer, all
-/// else in f32. Layers for which there is no room are read again for each product; whether their numbers are finite is
-/// not known before.
+/// else in f32, on a GPU in the room of that `card`. Layers for which there is no room are read again for each product; whether
+/// their numbers are finite is not known before.
 pub(super) fn load(
     mut net: Net,
     source: &Source,
     room: &Room,
+    card: Option<&Room>,
     device: &Device,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<(Net, Footprint)> {
@@ -52,7 +53,10 @@ pub(super) fn load(
     let elements = |matrix: &Filed| matrix.widths().iter().product::<usize>();
     let others = checkpoint.elements().saturating_sub(filed.values().map(elements).sum());
     let bytes = |matrix: &Filed| matrix.bytes() as u64;
-    let mut split = Split::of(filed.values().map(bytes), VALUE * others as u64, room)?;
+    let others = VALUE * others as u64;
+    card.map_or(Ok(()), |card| card.check(WeightType::Stored, others))?;
+    let beside = if card.is_some() { 0 } else { others };
+    let mut split = Split::of(filed.values().map(bytes), beside, room)?;
     let mut matrices = Vec::new();
     for (name, layer) in net.linear_layers() {
         let weight = weight("", &name);
@@ -61,6 +65,9 @@ pub(super) fn load(
     }
     // Before they are read.
     let mut footprint = room.footprint(split.taken, split.streamed, notify);
+    if let Some(card) = card {
+        footprint = Footprint { left: card.leaves(others), ..footprint };
+    }
     let (mut streamed, mut layers) = (Vec::new(), Vec::new());
     for (holds, weight, layer, matrix) in matrices {
         if !holds {

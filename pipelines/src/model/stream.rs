@@ -50,10 +50,6 @@ impl Stream {
         Arc::new(Streamed { stream: self.clone(), index })
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.state().failure.is_some()
-    }
-
     pub(super) fn failure(&self) -> Option<Error> {
         self.state().failure.take()
     }

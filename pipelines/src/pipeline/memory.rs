@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use crate::task::Task;
 
 impl<T: Task> Pipeline<T> {
-    /// Bytes of the CPU's memory that a request takes, beside the weights. It does not grow with the number of
+    /// Bytes of the device's memory that a request takes, beside the weights. It does not grow with the number of
     /// images, as [`Pipeline::each`] holds none.
     fn memory(&self, request: &Request<T::Prompt>, settings: &Settings) -> Result<u64> {
         let images = settings.batch.min(request.prompts.len());
@@ -44,19 +44,16 @@ impl<T: Task> Pipeline<T> {
             let (found, expected) = (images.to_string(), format!("up to {MAX_IMAGES}"));
             return Err(Error::Setting { what: "number of images", found, expected });
         }
-        if !is_host(&self.device) {
-            return Ok(());
-        }
         let need = self.memory(request, settings)?;
         let [batch, _, height, width] = self.shape(settings.batch.min(images), settings)?;
         let size = [height, width].map(|side| side * self.factor());
         let what = memory::of_images(batch, size);
         match self.footprint.left {
-            Some(available) if need > available => {
-                let limit = "what the weights leave of the memory that the model may take";
+            Some((available, limit)) if need > available => {
                 Err(Error::TooMuch { what, need, limit, available })
             }
-            _ => memory::check(what, need),
+            _ if is_host(&self.device) => memory::check(what, need),
+            _ => Ok(()),
         }
     }
 }

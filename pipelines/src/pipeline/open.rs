@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pyrograph_engine::device::{DeviceChoice, Opened};
+use pyrograph_engine::device::{DeviceChoice, Opened, is_host};
 
 use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
@@ -88,8 +88,11 @@ impl<T: PromptTask> Pipeline<T> {
                 let guide = model::recognise(&path)?;
                 let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
                 let notify = &mut |notice| hooks.notify(notice);
-                let memory = pipeline.footprint.left;
-                let limits = Limits { memory, ..options.limits };
+                let left = pipeline.footprint.left.map(|(bytes, _)| bytes);
+                let limits = match is_host(device) {
+                    true => Limits { memory: left, ..options.limits },
+                    false => Limits { card: left, ..options.limits },
+                };
                 let dtype = options.dtype.unwrap_or_else(|| guide.weight_type(device, limits));
                 let guide = guide.load_within(limits, dtype, device, notify)?;
                 pipeline = pipeline.with_guide(guide)?;
@@ -102,14 +105,16 @@ impl<T: PromptTask> Pipeline<T> {
 
 /// The model at a path, and where it comes from; a guide is not looked at.
 pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Result<(Model, Origin)> {
-    let OpenOptions { dtype, limits, vae, hooks, .. } = options;
+    let OpenOptions { dtype, vae, hooks, .. } = options;
+    let card = options.limits.card.or_else(|| on.adapter.as_ref()?.memory);
+    let limits = Limits { card, ..options.limits };
     let parts = Parts {
         vae: vae.as_deref(),
         text_encoder: options.text_encoder.as_deref(),
         tokenizer: options.tokenizer.as_deref(),
     };
     let recognised = model::recognise_with(path, parts)?;
-    let dtype = dtype.unwrap_or_else(|| recognised.weight_type(&on.device, *limits));
+    let dtype = dtype.unwrap_or_else(|| recognised.weight_type(&on.device, limits));
     let weights = |source: &Source| source.checkpoint.fingerprint();
     let origin = Origin {
         name: base_name(path),
@@ -128,6 +133,6 @@ pub(super) fn read(path: &Path, on: &Opened, options: &OpenOptions<'_>) -> Resul
         device: on.to_string(),
     };
     let model =
-        recognised.load_within(*limits, dtype, &on.device, &mut |notice| hooks.notify(notice))?;
+        recognised.load_within(limits, dtype, &on.device, &mut |notice| hooks.notify(notice))?;
     Ok((model, origin))
 }

@@ -9,6 +9,7 @@ use pyrograph_engine::diffusion::{
     Together,
 };
 use pyrograph_engine::nets::{Conditioning, Dit, Net};
+use pyrograph_engine::read;
 
 use super::job::{Job, Plan, Start};
 use super::{OnStep, Pipeline, Progress};
@@ -77,12 +78,18 @@ impl<T: Task> Pipeline<T> {
         let mut inner = self.denoiser(job, images);
         let mut solve = |denoiser: &mut dyn Denoiser, x: Tensor<4>| {
             let footprint = &self.footprint;
-            let mut watched = |step: Step<'_>| match footprint.has_failed() {
-                true => ControlFlow::Break(()),
-                false => on_step(step),
+            let mut failure = None;
+            let mut watched = |step: Step<'_>| {
+                // Work queues up on a GPU; one wait per step keeps it short and makes progress honest.
+                let waited = read::wait(&step.x.device()).map_err(Error::from);
+                failure = waited.err().or_else(|| footprint.failure());
+                match failure {
+                    Some(_) => ControlFlow::Break(()),
+                    None => on_step(step),
+                }
             };
             let sampled = job.settings.sampler.sample(denoiser, x, grid, source, &mut watched);
-            sampled.map_err(|_| footprint.failure().unwrap_or(Error::Cancelled))
+            sampled.map_err(|_| failure.unwrap_or(Error::Cancelled))
         };
         let (Net::Dit(_), Some(Start { picture, mask, .. })) = (&self.net, &job.start) else {
             return solve(&mut inner, noise);

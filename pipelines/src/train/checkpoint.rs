@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pyrograph_engine::nets::Dit;
+use pyrograph_engine::read;
 use pyrograph_engine::train::{Trainer, params};
 use pyrograph_weights::{Checkpoint, write_safetensors};
 use serde::{Deserialize, Serialize};
@@ -140,7 +141,10 @@ fn numbered<K: Ord>(
 }
 
 /// The tensors of a trainer under their names in a checkpoint.
-fn tensors<M: Module + Send>(trainer: &Trainer<M>, prefix: &str) -> Vec<(String, TensorData)> {
+fn tensors<M: Module + Send>(
+    trainer: &Trainer<M>,
+    prefix: &str,
+) -> Result<Vec<(String, TensorData)>> {
     let mut groups = vec![
         ("model".to_owned(), params::values(&trainer.model)),
         ("first".to_owned(), trainer.optimizer.first.clone()),
@@ -151,11 +155,11 @@ fn tensors<M: Module + Send>(trainer: &Trainer<M>, prefix: &str) -> Vec<(String,
     let names = params::names(&trainer.model);
     let mut tensors = Vec::new();
     for (group, values) in groups {
-        let named = names.iter().zip(values);
-        let full = |name: &String| format!("{prefix}{group}/{name}");
-        tensors.extend(named.map(|(name, value)| (full(name), value.into_data())));
+        for (name, value) in names.iter().zip(values) {
+            tensors.push((format!("{prefix}{group}/{name}"), read::data(value)?));
+        }
     }
-    tensors
+    Ok(tensors)
 }
 
 /// Puts those tensors into a fresh trainer, which took `step` steps.
@@ -202,17 +206,17 @@ pub(super) struct Prepared<'a> {
 /// The state of a run in the folder `run`.
 ///
 /// # Errors
-/// Weights that are not finite, whose checkpoint would take the place of a good one.
+/// Weights that are not finite, whose checkpoint would take the place of a good one; a GPU that failed.
 pub(super) fn prepare<'a>(
     run: &'a Path,
     config: &TrainConfig,
     sources: &Sources,
     learner: &Learner,
 ) -> Result<Prepared<'a>> {
-    let mut tensors = each!(learner, learner => tensors(&learner.trainer, ""));
+    let mut tensors = each!(learner, learner => tensors(&learner.trainer, ""))?;
     tensors.extend(frozen(learner.trunk()));
     if let Some(critic) = learner.critic() {
-        tensors.extend(self::tensors(&critic.trainer, CRITIC));
+        tensors.extend(self::tensors(&critic.trainer, CRITIC)?);
     }
     let step = learner.step();
     check_finite(&tensors, step)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
+use pyrograph_engine::read;
 use pyrograph_engine::train::StepReport;
 use pyrograph_weights::write_whole;
 
@@ -79,14 +80,14 @@ impl Log {
     /// Writes a line about the steps of `batch` images since the line before; the last had `learning_rate`.
     ///
     /// # Errors
-    /// A loss that is not finite, or a file that cannot be written.
+    /// A loss that is not finite, a GPU that failed, or a file that cannot be written.
     pub(super) fn line(&mut self, step: u64, batch: usize, learning_rate: f64) -> Result<Line> {
         let images = self.reports.len() * batch;
         let reports = std::mem::take(&mut self.reports).into_iter();
         let (losses, norms): (Vec<_>, Vec<_>) =
             reports.map(|report| (report.loss, report.gradient_norm)).unzip();
-        let mean = |values: Vec<Tensor<1>>| Tensor::cat(values, 0).mean().into_scalar::<f32>();
-        let (loss, gradient_norm) = (mean(losses), mean(norms));
+        let mean = |values: Vec<Tensor<1>>| read::number(Tensor::cat(values, 0).mean());
+        let (loss, gradient_norm) = (mean(losses)?, mean(norms)?);
         if !loss.is_finite() {
             return Err(Error::Diverged { step, loss });
         }

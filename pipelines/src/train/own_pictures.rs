@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pyrograph_engine::nets::{Dit, Flexible, Net, flexify};
+use pyrograph_engine::read;
 use pyrograph_engine::train::{
     Average, Batch, Decay, Denoising, LearningRate, StepReport, Target, Trainer,
 };
@@ -120,7 +121,7 @@ impl OwnPictures {
             reports.push(report);
             let taken = step + 1;
             let read = taken.is_multiple_of(READ_EVERY) || taken == self.steps;
-            let loss = read.then(|| mean_loss(std::mem::take(&mut reports)));
+            let loss = read.then(|| mean_loss(std::mem::take(&mut reports))).transpose()?;
             if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
                 return Err(Error::Diverged { step: taken, loss });
             }
@@ -153,7 +154,7 @@ fn select(latents: &Tensor<4>, indices: &[usize]) -> Tensor<4> {
     latents.clone().select(0, at)
 }
 
-fn mean_loss(reports: Vec<StepReport>) -> f32 {
+fn mean_loss(reports: Vec<StepReport>) -> Result<f32> {
     let losses = reports.into_iter().map(|report| report.loss).collect();
-    Tensor::cat(losses, 0).mean().into_scalar()
+    Ok(read::number(Tensor::cat(losses, 0).mean())?)
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Device;
 use pyrograph_engine::metrics::Estimate;
 use pyrograph_engine::nets::{Net, Points};
+use pyrograph_engine::read;
 use pyrograph_engine::train::{Past, step_errors};
 use serde::Serialize;
 use serde_json::json;
@@ -65,7 +66,7 @@ impl Trajectories {
             for (past, errors) in &mut errors {
                 let steps = step_errors(net, &trajectories, *past);
                 for (errors, step) in errors.iter_mut().zip(steps) {
-                    let values: Vec<f32> = step.into_data().try_into_vec().expect("f32 errors");
+                    let values = read::numbers(step)?;
                     errors.extend(values.into_iter().map(f64::from));
                 }
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Tensor, TensorData};
 use pyrograph_engine::diffusion::Grid;
 use pyrograph_engine::nets::Points;
+use pyrograph_engine::read;
 use pyrograph_weights::{remove_unfinished, write_safetensors, write_whole};
 use rayon::prelude::*;
 
@@ -128,7 +129,6 @@ impl<'a, T: PromptTask> Recorder<'a, T> {
             let (mut since, mut step) = (Instant::now(), Duration::ZERO);
             let request = Request::with(prompts, &self.spec.settings);
             let timed = self.pipeline.latents(&request, &mut |progress| {
-                let _ = progress.x.clone().narrow(0, 0, 1).into_data();
                 step = since.elapsed();
                 since = Instant::now();
                 match progress.step {
@@ -190,7 +190,7 @@ impl<'a, T: PromptTask> Recorder<'a, T> {
         let mut indices = range.clone();
         for batch in points {
             let batch: Tensor<5> = Tensor::cat(batch, 1);
-            let largest: f32 = batch.clone().abs().max().into_scalar();
+            let largest = read::number(batch.clone().abs().max())?;
             if !largest.is_finite() {
                 let reason = TrajectoryError::NotFinite { index: indices.start };
                 return Err(Error::Trajectories { path: self.folder.to_owned(), reason });
@@ -198,7 +198,7 @@ impl<'a, T: PromptTask> Recorder<'a, T> {
             for i in 0..batch.dims()[0] {
                 let index = indices.next().expect("one trajectory per class");
                 let one: Tensor<4> = batch.clone().narrow(0, i, 1).squeeze_dim(0);
-                tensors.push((name(index), one.into_data().convert_dtype(DType::F16)));
+                tensors.push((name(index), read::data(one)?.convert_dtype(DType::F16)));
             }
         }
         let labels: Vec<i64> = range.map(|index| spec.condition(index) as i64).collect();

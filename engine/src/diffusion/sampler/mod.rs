@@ -128,8 +128,6 @@ impl Solve<'_> {
     ) -> Result<(), Cancelled> {
         let total = self.grid.steps.len();
         let level = self.grid.steps[index][0];
-        // Work queues up on a GPU; one wait per step keeps it short and makes progress honest.
-        let _ = x.device().sync();
         match (self.on_step)(Step { index, total, level, x, denoised }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Cancelled),

@@ -85,7 +85,8 @@ fn open<K: Kind>(
     let dtype = args.dtype.or(earlier.map(|earlier| earlier.record.dtype));
     let earlier_size = earlier.and_then(|earlier| earlier.record.settings.size);
     let size = args.height.zip(args.width).map(<[usize; 2]>::from).or(earlier_size);
-    let limits = Limits { memory: args.max_memory.map(|size| size.as_u64()), size };
+    let memory = args.max_memory.map(|size| size.as_u64());
+    let limits = Limits { memory, size, ..Limits::default() };
     let mut options = OpenOptions { dtype, limits, vae, guide, ..OpenOptions::default() };
     options.hooks.notify = Some(&notify);
     kind.parts(earlier, &mut options)?;

@@ -16,6 +16,7 @@ use pyrograph::pipeline::Pipeline;
 use pyrograph::task::PromptTask;
 use pyrograph::weights::{folder_of, write_safetensors};
 use pyrograph::{Made, memory};
+use pyrograph_engine::read;
 
 use super::args::Images;
 use crate::common::{Common, counted};
@@ -335,8 +336,8 @@ impl<'a, T: PromptTask> Output<'a, T> {
         let trajectory: Tensor<5> = Tensor::stack((0..self.steps).map(at).collect(), 0);
         let latents = Tensor::cat(self.latents.clone(), 0);
         let tensors = [
-            ("latents".to_owned(), latents.into_data()),
-            ("trajectory".to_owned(), trajectory.into_data()),
+            ("latents".to_owned(), read::data(latents)?),
+            ("trajectory".to_owned(), read::data(trajectory)?),
         ];
         Ok(write_safetensors(path, &tensors, &BTreeMap::new())?)
     }
