@@ -129,20 +129,27 @@ def main():
     lists = {"train": [], "held_out": []}
     for part in lists:
         (asked.output / part).mkdir(parents=True, exist_ok=True)
+
+    def show(rng, row, part, copy, background):
+        y, x = divmod(row["index"], COLUMNS)
+        image = laid(sheet[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE], shade(rng, background))
+        name = f"{row['index']:05}-{copy}.png"
+        Image.fromarray(image).save(asked.output / part / name, compress_level=asked.level)
+        tone = f" with {TONES[row['tone']]} skin" if row["tone"] else ""
+        prompt = f"{STYLES[row['style']][0]} emoji of {row['concept'].replace(':', ',')}{tone} on {article(background)} background"
+        told = {"prompt": prompt.lower(), "style": row["style"], "concept": row["concept"], "tone": row["tone"], "background": background}
+        lists[part].append({"file_name": name, "text": captions(rng, row, background, 4), **told})
+
     for row in rows:
         part = "held_out" if (row["concept"], row["style"]) in kept_out else "train"
-        y, x = divmod(row["index"], COLUMNS)
-        picture = sheet[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE]
         copies = 1 if part == "held_out" else PEOPLE if row["group"] == "people & body" else OTHERS
         for copy in range(copies):
-            background = "white" if rng.random() < WHITE else rng.choice(sorted(BACKGROUNDS))
-            image = laid(picture, shade(rng, background))
-            name = f"{row['index']:05}-{copy}.png"
-            Image.fromarray(image).save(asked.output / part / name, compress_level=asked.level)
-            tone = f" with {TONES[row['tone']]} skin" if row["tone"] else ""
-            prompt = f"{STYLES[row['style']][0]} emoji of {row['concept'].replace(':', ',')}{tone} on {article(background)} background"
-            told = {"prompt": prompt.lower(), "style": row["style"], "concept": row["concept"], "tone": row["tone"], "background": background}
-            lists[part].append({"file_name": name, "text": captions(rng, row, background, 4), **told})
+            show(rng, row, part, copy, "white" if rng.random() < WHITE else rng.choice(sorted(BACKGROUNDS)))
+    # What is kept out is few: each on all other backgrounds, too. The draws for training are as without.
+    rng = random.Random(asked.seed + 1)
+    for row, told in zip([row for row in rows if (row["concept"], row["style"]) in kept_out], lists["held_out"][:]):
+        for copy, background in enumerate(sorted(set(BACKGROUNDS) - {told["background"]}), 1):
+            show(rng, row, "held_out", copy, background)
     for part, found in lists.items():
         with open(asked.output / part / "metadata.jsonl", "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in found)

@@ -181,9 +181,9 @@ fn probes_read_it_off(folder: &Path) {
     };
     let eval = ["eval", "text", "--reference", "listed", "--columns", "colour", "-n", "8"];
     let command = |args: &[&str]| TestCommand::new(folder, eval).args(args).on_cpu();
-    let judged = || -> [f64; 2] {
-        let said =
-            command(&["-m", "run", "--prompts", "asked", "--held-out", "listed"]).succeeded();
+    let judged = |args: &[&str]| -> [f64; 2] {
+        let asked = ["-m", "run", "--prompts", "asked", "--held-out", "listed"];
+        let said = command(&asked).args(args).succeeded();
         let found: serde_json::Value = serde_json::from_str(&said).expect("one line");
         assert!(found["held_out"]["kid_efflite0"]["value"].is_number(), "{found}");
         ["real", "made"].map(|part| {
@@ -193,9 +193,14 @@ fn probes_read_it_off(folder: &Path) {
         })
     };
     write(&|colour| format!("a {colour} square"));
-    assert_eq!(judged(), [1.0, 1.0]);
+    assert_eq!(judged(&[]), [1.0, 1.0]);
+    // With features that are kept, and then with the same, read.
+    for _ in 0..2 {
+        assert_eq!(judged(&["--cache", "kept"]), [1.0, 1.0]);
+        assert_eq!(fs::read_dir(folder.join("kept")).expect("a folder").count(), 1);
+    }
     write(&|colour| format!("a {} square", if colour == "red" { "blue" } else { "red" }));
-    assert_eq!(judged(), [1.0, 0.0]);
+    assert_eq!(judged(&[]), [1.0, 0.0]);
 
     // What the model cannot do is said before anything is measured.
     for (option, part) in [("--steps", "11111"), ("--sampler", "none")] {

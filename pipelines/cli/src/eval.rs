@@ -91,10 +91,7 @@ impl Judging {
     /// What can be known before any work.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         check_folder(self.folder()?)?;
-        if let Some(cache) = &self.cache {
-            std::fs::create_dir_all(cache).with_context(|| cache.display().to_string())?;
-        }
-        Ok(())
+        self.cache.as_deref().map_or(Ok(()), create_folder)
     }
 
     fn folder(&self) -> anyhow::Result<&Path> {
@@ -295,6 +292,10 @@ fn parse_resamples(text: &str) -> anyhow::Result<usize> {
 fn check_folder(path: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(path.is_dir(), "{}: no such folder", path.display());
     Ok(())
+}
+
+fn create_folder(path: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(path).with_context(|| path.display().to_string())
 }
 
 /// A picture of the images nearest to one of the reference, each beside that one.

@@ -13,7 +13,7 @@ use pyrograph::eval::{FeatureNet, compare, pictures};
 use pyrograph::{Error, Request, TextPipeline};
 use serde_json::{Map, Value, json};
 
-use super::{FEATURES, MOST_IMAGES, Making, check_folder, make_all};
+use super::{FEATURES, MOST_IMAGES, Making, check_folder, create_folder, make_all};
 use crate::common::{Common, interrupted, whole};
 
 /// Side of images where no model says what size they have.
@@ -51,6 +51,9 @@ pub(crate) struct Text {
     /// Weights of the features
     #[arg(long, default_value = FEATURES)]
     features: PathBuf,
+    /// Folder in which the features of all images of both folders are kept
+    #[arg(long)]
+    cache: Option<PathBuf>,
     /// Leave out images that cannot be read
     #[arg(long)]
     skip_damaged: bool,
@@ -67,6 +70,7 @@ struct Judge<'a> {
 pub(crate) fn run(args: &Text, common: &Common) -> anyhow::Result<()> {
     check_folder(&args.reference)?;
     args.held_out.as_deref().map_or(Ok(()), check_folder)?;
+    args.cache.as_deref().map_or(Ok(()), create_folder)?;
     let opened = common.open()?;
     let net = FeatureNet::open(&common.find(&args.features)?, &opened.device)?;
     let model = args.model.as_deref().map(|model| common.find(model)).transpose()?;
@@ -117,7 +121,18 @@ impl Judge<'_> {
     /// Features of some images.
     fn rows(&self, data: &Dataset, images: &[usize], what: &str) -> anyhow::Result<Vec<Vec<f32>>> {
         let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
-        let bar = self.common.progress_bar(images.len() as u64, &template);
+        let bar = |count: usize| self.common.progress_bar(count as u64, &template);
+        if self.args.cache.is_some() {
+            let bar = bar(data.len());
+            let on_image = &mut |done| {
+                bar.set_position(done as u64);
+                interrupted()
+            };
+            let all = self.net.dataset(data, self.args.cache.as_deref(), on_image)?;
+            bar.finish_and_clear();
+            return Ok(images.iter().map(|&image| all[image].clone()).collect());
+        }
+        let bar = bar(images.len());
         let mut rows = Vec::with_capacity(images.len());
         for part in images.chunks(AT_ONCE) {
             rows.extend(self.net.rows(&pictures(data, part, &Device::flex())?));
