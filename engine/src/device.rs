@@ -81,7 +81,7 @@ pub struct Adapter {
     pub subgroups: bool,
     /// Largest buffer in bytes.
     pub max_buffer: u64,
-    /// Its own memory in bytes, with what others take of it, where there is any and its API tells: Vulkan does.
+    /// Memory of a card in bytes, with what others take of it, where its API tells: Vulkan does.
     pub memory: Option<u64>,
     selector: gpu::Selector,
 }

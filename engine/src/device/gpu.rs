@@ -72,16 +72,17 @@ impl Adapter {
     fn describe(adapter: &wgpu::Adapter) -> Self {
         let (info, features) = (adapter.get_info(), adapter.features());
         let (kind, backend) = (DeviceKind::DefaultDevice, WgpuBackend::Auto);
-        let software = info.device_type == DeviceType::Cpu;
+        // One that shares the machine's memory may call little of it its own.
+        let is_card = matches!(info.device_type, DeviceType::DiscreteGpu | DeviceType::VirtualGpu);
         Self {
             index: 0,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
             api: info.backend.to_str(),
-            software,
+            software: info.device_type == DeviceType::Cpu,
             f16: features.contains(Features::SHADER_F16),
             subgroups: features.contains(Features::SUBGROUP),
             max_buffer: adapter.limits().max_buffer_size,
-            memory: memory(adapter).filter(|_| !software),
+            memory: memory(adapter).filter(|_| is_card),
             name: info.name,
             selector: Selector { kind, backend },
         }
@@ -94,7 +95,7 @@ impl Adapter {
 }
 
 /// The largest heap that is the adapter's own.
-#[cfg(not(target_vendor = "apple"))]
+#[cfg(not(any(target_vendor = "apple", target_family = "wasm")))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
     const OWN: u32 = 1;
@@ -110,7 +111,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
 }
 
 /// Vulkan alone is asked.
-#[cfg(target_vendor = "apple")]
+#[cfg(any(target_vendor = "apple", target_family = "wasm"))]
 fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }

@@ -36,7 +36,7 @@ impl Footprint {
 pub struct Limits {
     /// Bytes of the machine's memory, for all weights and for the work on one image; without, all that there is.
     pub memory: Option<u64>,
-    /// Bytes of a GPU's own memory; without, nobody knows.
+    /// Bytes of a GPU's own memory; without, nobody knows, but a pipeline asks its adapter.
     pub card: Option<u64>,
     /// `[height, width]` of that image in pixels; without, the model's own.
     pub size: Option<[usize; 2]>,

@@ -54,7 +54,9 @@ pub(super) fn load(
     let others = checkpoint.elements().saturating_sub(filed.values().map(elements).sum());
     let bytes = |matrix: &Filed| matrix.bytes() as u64;
     let others = VALUE * others as u64;
-    card.map_or(Ok(()), |card| card.check(WeightType::Stored, others))?;
+    // One of them at a time is unpacked there.
+    let largest = VALUE * filed.values().map(elements).max().unwrap_or(0) as u64;
+    card.map_or(Ok(()), |card| card.check(WeightType::Stored, others + largest))?;
     let beside = if card.is_some() { 0 } else { others };
     let mut split = Split::of(filed.values().map(bytes), beside, room)?;
     let mut matrices = Vec::new();
@@ -66,7 +68,7 @@ pub(super) fn load(
     // Before they are read.
     let mut footprint = room.footprint(split.taken, split.streamed, notify);
     if let Some(card) = card {
-        footprint = Footprint { left: card.leaves(others), ..footprint };
+        footprint = Footprint { left: card.leaves(others + largest), ..footprint };
     }
     let (mut streamed, mut layers) = (Vec::new(), Vec::new());
     for (holds, weight, layer, matrix) in matrices {
