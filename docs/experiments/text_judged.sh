@@ -24,9 +24,10 @@ judge() {
         emoji) folder=emoji columns=style,background,tone,concept ;;
         heads) folder=$heads columns=expression,pose,light,gender,skin,hair,beard,background ;;
         esac
-        [ -s "judged/$name-$part.json" ] || "$run" eval text --reference "$folder/train" --held-out "$folder/held_out" \
+        [ -s "judged/$name-$part.json" ] && continue
+        "$run" eval text --reference "$folder/train" --held-out "$folder/held_out" \
             --columns "$columns" --prompts prompt -n "$count" --seed 100000 --cache judged/features --json "$@" >judged/line
-        [ -s "judged/$name-$part.json" ] || mv judged/line "judged/$name-$part.json"
+        mv judged/line "judged/$name-$part.json"
     done
 }
 judge model -m model

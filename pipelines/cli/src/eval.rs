@@ -117,14 +117,25 @@ impl Judging {
     ) -> anyhow::Result<(Dataset, Vec<Vec<f32>>)> {
         let images = self.read(self.folder()?, size, common)?;
         let bar = common.progress_bar(images.len() as u64, "{bar:30} {pos}/{len} reference images");
-        let on_image = &mut |done| {
-            bar.set_position(done as u64);
-            interrupted()
-        };
-        let rows = net.dataset(&images, self.cache.as_deref(), on_image)?;
-        bar.finish_and_clear();
+        let rows = features_of(net, &images, self.cache.as_deref(), &bar)?;
         Ok((images, rows))
     }
+}
+
+/// Features of all images of a dataset, [kept](FeatureNet::dataset) in `cache` if there is one.
+fn features_of(
+    net: &FeatureNet,
+    data: &Dataset,
+    cache: Option<&Path>,
+    bar: &indicatif::ProgressBar,
+) -> anyhow::Result<Vec<Vec<f32>>> {
+    let on_image = &mut |done| {
+        bar.set_position(done as u64);
+        interrupted()
+    };
+    let rows = net.dataset(data, cache, on_image)?;
+    bar.finish_and_clear();
+    Ok(rows)
 }
 
 /// How a model is held while it makes images to judge.

@@ -22,6 +22,7 @@ use burn::tensor::ops::MaxPoolOptions;
 use image::buffer::ConvertBuffer;
 use image::{RgbImage, RgbaImage};
 use pyrograph_engine::portrait::conditions::{ControlKind, edges, in_light_of, window};
+use pyrograph_engine::read;
 
 use crate::adapter::AdapterId;
 use crate::control::ControlBranch;
@@ -32,7 +33,6 @@ use crate::pipeline::Pipeline;
 use crate::request::{Guidance, Picture, Request};
 use crate::task::PromptTask;
 pub use keypoints::keypoints;
-use pyrograph_engine::read;
 use stage::Stage;
 
 /// Branches of a model, each of the kind that its name says.

@@ -13,7 +13,7 @@ use pyrograph::eval::{FeatureNet, compare, pictures};
 use pyrograph::{Error, Request, TextPipeline};
 use serde_json::{Map, Value, json};
 
-use super::{FEATURES, MOST_IMAGES, Making, check_folder, create_folder, make_all};
+use super::{FEATURES, MOST_IMAGES, Making, check_folder, create_folder, features_of, make_all};
 use crate::common::{Common, interrupted, whole};
 
 /// Side of images where no model says what size they have.
@@ -122,14 +122,8 @@ impl Judge<'_> {
     fn rows(&self, data: &Dataset, images: &[usize], what: &str) -> anyhow::Result<Vec<Vec<f32>>> {
         let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
         let bar = |count: usize| self.common.progress_bar(count as u64, &template);
-        if self.args.cache.is_some() {
-            let bar = bar(data.len());
-            let on_image = &mut |done| {
-                bar.set_position(done as u64);
-                interrupted()
-            };
-            let all = self.net.dataset(data, self.args.cache.as_deref(), on_image)?;
-            bar.finish_and_clear();
+        if let cache @ Some(_) = self.args.cache.as_deref() {
+            let all = features_of(&self.net, data, cache, &bar(data.len()))?;
             return Ok(images.iter().map(|&image| all[image].clone()).collect());
         }
         let bar = bar(images.len());
