@@ -1,8 +1,6 @@
 //! Reading what a device has computed, which is when its failures are heard of: a GPU works behind its caller, and may be out of
 //! memory, or lost.
 
-use std::fmt::Display;
-
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::{Error, Result};
@@ -12,7 +10,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Device`] for anything that failed on the way to them.
 pub fn data<const D: usize>(tensor: Tensor<D>) -> Result<TensorData> {
-    tensor.try_into_data().map_err(|error| failed(&error))
+    tensor.try_into_data().map_err(|error| failure(&error.to_string()))
 }
 
 /// The values of a tensor in f32, in row-major order.
@@ -42,11 +40,12 @@ pub fn number<const D: usize>(tensor: Tensor<D>) -> Result<f32> {
 /// # Errors
 /// As [`data`].
 pub fn wait(device: &Device) -> Result<()> {
-    device.sync().map_err(|error| failed(&error))
+    device.sync().map_err(|error| failure(&error.to_string()))
 }
 
-fn failed(error: &impl Display) -> Error {
-    Error::Device { reason: cause(&error.to_string()) }
+/// The error of a device for what burn says of it.
+pub fn failure(said: &str) -> Error {
+    Error::Device { reason: cause(said) }
 }
 
 /// The innermost cause, which burn writes last, before where it was: one line each, under headings.

@@ -514,10 +514,21 @@ pub enum Error {
     Engine(#[from] pyrograph_engine::Error),
     /// From reading or writing weights.
     #[error(transparent)]
-    Weights(#[from] pyrograph_weights::Error),
+    Weights(pyrograph_weights::Error),
     /// From the placement of sampling steps.
     #[error(transparent)]
     Grid(#[from] pyrograph_engine::diffusion::GridError),
+}
+
+impl From<pyrograph_weights::Error> for Error {
+    fn from(error: pyrograph_weights::Error) -> Self {
+        match error {
+            pyrograph_weights::Error::Device { reason } => {
+                Self::Engine(pyrograph_engine::read::failure(&reason))
+            }
+            error => Self::Weights(error),
+        }
+    }
 }
 
 /// Result of this crate.

@@ -12,6 +12,7 @@ use pyrograph_engine::metrics::{self, Coverage, Estimate, Features};
 use pyrograph_engine::nets::{
     EfficientNetLite0, FoldedEfficientNet, FoldedInception, INCEPTION_SIDE, Inception,
 };
+use pyrograph_engine::read;
 use pyrograph_weights::{
     Checkpoint, FloatDtype, Layout, Rule, Transform, convert, write_safetensors,
 };
@@ -110,8 +111,11 @@ impl FeatureNet {
     }
 
     /// Features of images of one size, one row each.
-    pub fn rows(&self, images: &[RgbImage]) -> Vec<Vec<f32>> {
-        let of = |images: &[RgbImage]| -> Vec<Vec<f32>> {
+    ///
+    /// # Errors
+    /// A GPU that failed.
+    pub fn rows(&self, images: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let of = |images: &[RgbImage]| -> Result<Vec<Vec<f32>>> {
             let features = match &self.net {
                 Net::EfficientNetLite0(net) => {
                     let resized = |image: &RgbImage| stretched(image, SIDE, SIDE);
@@ -126,13 +130,14 @@ impl FeatureNet {
                     net.forward(interpolate(rgb_tensor(images, &self.device), options))
                 }
             };
-            let features: Vec<f32> = features.into_data().try_into_vec().expect("f32 features");
-            features.chunks(features.len() / images.len()).map(<[f32]>::to_vec).collect()
+            let features = read::numbers(features)?;
+            Ok(features.chunks(features.len() / images.len()).map(<[f32]>::to_vec).collect())
         };
-        match pyrograph_engine::device::is_host(&self.device) {
-            true => images.par_chunks(self.batch()).flat_map_iter(of).collect(),
-            false => images.chunks(self.batch()).flat_map(of).collect(),
-        }
+        let parts: Result<Vec<_>> = match pyrograph_engine::device::is_host(&self.device) {
+            true => images.par_chunks(self.batch()).map(of).collect(),
+            false => images.chunks(self.batch()).map(of).collect(),
+        };
+        Ok(parts?.concat())
     }
 
     /// Features of a dataset; kept in a file of `cache`, if there is one, for the next time. `on_image` hears of the
@@ -171,7 +176,7 @@ impl FeatureNet {
         let mut rows = Vec::with_capacity(data.len());
         let indices: Vec<usize> = (0..data.len()).collect();
         for indices in indices.chunks(at_once) {
-            rows.extend(self.rows(&pictures(data, indices, &self.device)?));
+            rows.extend(self.rows(&pictures(data, indices, &self.device)?)?);
             if on_image(rows.len()).is_break() {
                 return Err(Error::Cancelled);
             }

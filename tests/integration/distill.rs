@@ -230,6 +230,13 @@ fn one_command_makes_a_student_that_generates() {
         let said = distill(&["--student-steps", steps]).failed();
         assert!(said.contains(reason) && !run.exists(), "{said}");
     }
+    for (setting, key) in
+        [("process.schedule.log_mean=-0.5", "process"), ("label_dropout=0.2", "label_dropout")]
+    {
+        let said = distill(&["--student-steps", "2"]).settings(&[setting]).failed();
+        let reason = format!("{key} is set, a student of trajectories does not read it");
+        assert!(said.contains(&reason) && !run.exists(), "{said}");
+    }
     let said = distill(&["--student-steps", "2", "--steps", "2"]).reported();
     assert!(said.contains("6 of 6 trajectories to record") && said.contains("9.00 KiB"), "{said}");
     let said = distill(&["--student-steps", "2", "--steps", "3", "--resume"]).reported();

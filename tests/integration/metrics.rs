@@ -85,7 +85,10 @@ fn waves(width: u32, height: u32) -> image::RgbImage {
 }
 
 fn assert_features(net: &FeatureNet, picture: image::RgbImage, fixture: &str) {
-    let found = Tensor::<1>::from_floats(net.rows(&[picture])[0].as_slice(), &Device::flex());
+    let found = Tensor::<1>::from_floats(
+        net.rows(&[picture]).expect("features")[0].as_slice(),
+        &Device::flex(),
+    );
     let file = root().join("tests/fixtures/features").join(fixture);
     let (expected, _) =
         Checkpoint::open(&file).expect("a fixture").read_f32("features").expect("f32");
@@ -155,7 +158,9 @@ fn blurred_and_noisy_images_are_farther_from_real_ones() {
         pyrograph::eval::pictures(&data, &of, &Device::flex()).expect("pictures")
     };
     let cats = images("cat");
-    let rows = |images: &[image::RgbImage]| Features::new(&net.rows(images)).expect("finite");
+    let rows = |images: &[image::RgbImage]| {
+        Features::new(&net.rows(images).expect("features")).expect("finite")
+    };
     let blurred: Vec<_> = cats.iter().map(|cat| image::imageops::blur(cat, 1.5)).collect();
     let all = rows(&cats);
     let distance = |images: &[image::RgbImage]| kernel(&all, &rows(images), 0, 0).value;

@@ -10,6 +10,7 @@ use pyrograph::data::Dataset;
 use pyrograph::model::{Model, open};
 use pyrograph::task::ClassTask;
 use pyrograph::train::{OwnPictures, OwnProgress, Run, SETTINGS, TrainConfig};
+use pyrograph_engine::diffusion::NoiseSchedule;
 use pyrograph_engine::nets::{DitConfig, Flexible, Sharing, flexify};
 use pyrograph_weights::FloatDtype;
 
@@ -210,10 +211,12 @@ fn a_model_is_trained_on_for_other_classes() {
         assert!(said.contains(part), "{setting}: {said}");
     }
     // What it does not decide is.
-    let settings = ["sample_every=0", "defaults.cfg_scale=3.0"];
+    let settings = ["sample_every=0", "defaults.cfg_scale=3.0", "process.schedule.log_mean=-0.5"];
     train(path, "fourth", &start).settings(&settings).succeeded();
     let model = open(&path.join("fourth/model"), &Device::flex()).expect("a model");
     assert_eq!(model.config.defaults.cfg_scale, 3.0);
+    let schedule = model.config.process.schedule;
+    assert!(matches!(schedule, NoiseSchedule::Edm { log_mean: -0.5, .. }), "{schedule:?}");
 }
 
 #[test]

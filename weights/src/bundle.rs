@@ -219,7 +219,11 @@ impl Part<'static> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let tensor = param.val();
                 let shape = param.lazy_shape().to_vec();
-                let fetch = Box::new(move |_| Ok(tensor.to_data()));
+                let fetch = Box::new(move |_| {
+                    tensor
+                        .try_to_data()
+                        .map_err(|error| Error::Device { reason: error.to_string() })
+                });
                 self.found.push((self.path.join("."), Parameter { shape, fetch }));
             }
         }

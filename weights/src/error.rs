@@ -18,6 +18,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A device that failed before the values of a parameter were read from it.
+    #[error("the GPU failed: {reason}")]
+    Device {
+        /// What burn says.
+        reason: String,
+    },
     /// Something else in the place of a file.
     #[error("{}: {found}, expected a file", path.display())]
     NotAFile {

@@ -133,12 +133,17 @@ pub fn wait<F: Future>(future: F) -> F::Output {
 ///
 /// # Errors
 /// A device without the features that the shaders of this build need; any on Vulkan if these are SPIR-V, which use what the
-/// adapter has, switched on or not.
+/// adapter has, switched on or not; any in a browser, whose GPU nobody may wait for.
 pub fn share(setup: WgpuSetup, trust: Trust) -> Result<Opened> {
     let adapter = Adapter::of(&setup);
     if cfg!(feature = "vulkan") && setup.backend == wgpu::Backend::Vulkan {
         let reason = "a device of the application's own may lack what the SPIR-V of this build \
             (feature `vulkan`) uses; open one here, or build without that feature";
+        return Err(Error::Adapter { name: adapter.name, reason: reason.into() });
+    }
+    if cfg!(target_family = "wasm") {
+        let reason = "a browser lets nobody wait for the GPU, as every reading of an image or a loss \
+            here does; use the CPU";
         return Err(Error::Adapter { name: adapter.name, reason: reason.into() });
     }
     limit(trust);
@@ -149,12 +154,19 @@ pub fn share(setup: WgpuSetup, trust: Trust) -> Result<Opened> {
 }
 
 /// See [`super::open`].
+#[cfg(not(target_family = "wasm"))]
 pub(super) fn open(adapter: &Adapter, trust: Trust) -> Result<Device> {
     limit(trust);
     let Selector { kind, backend } = adapter.selector.clone();
     let opened = Device::wgpu_options().device_kind(kind).graphics_api(backend).init();
     opened
         .map_err(|reason| Error::Adapter { name: adapter.name.clone(), reason: reason.to_string() })
+}
+
+/// In a browser none are found.
+#[cfg(target_family = "wasm")]
+pub(super) fn open(_: &Adapter, _: Trust) -> Result<Device> {
+    Err(Error::NoAdapter)
 }
 
 /// Switches off what is not trusted.

@@ -325,6 +325,19 @@ impl NoiseSchedule {
         }
     }
 
+    /// The same schedule with the training levels of another one, where both say from which normal distribution they are
+    /// drawn: what it takes to sample is not changed.
+    pub fn trained_as(mut self, other: &Self) -> Self {
+        if let (
+            Self::Edm { log_mean, log_std, .. },
+            Self::Edm { log_mean: mean, log_std: spread, .. },
+        ) = (&mut self, other)
+        {
+            (*log_mean, *log_std) = (*mean, *spread);
+        }
+        self
+    }
+
     /// A random level for training, drawn uniformly over time, or as the schedule says.
     pub fn training_level(&self, random: &mut Generator) -> Level {
         match *self {

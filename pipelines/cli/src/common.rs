@@ -69,11 +69,12 @@ impl Common {
             return Ok(opened.clone());
         }
         let choice: DeviceChoice = self.device.parse().map_err(Error::from)?;
-        let silence = self.silence();
-        let notify = |notice| silence.around(|| self.tell(&notice));
-        let hooks = Hooks { notify: Some(&notify), probe: Some(&probe) };
-        let opened = device::open(choice, &hooks)?;
-        drop(silence);
+        let opened = {
+            let silence = self.silence();
+            let notify = |notice| silence.around(|| self.tell(&notice));
+            let hooks = Hooks { notify: Some(&notify), probe: Some(&probe) };
+            device::open(choice, &hooks)?
+        };
         if self.verbose {
             self.say(&format!("device: {opened}"));
         }

@@ -361,7 +361,7 @@ pub(crate) fn make<T>(
     count: usize,
     reference: &Dataset,
     common: &Common,
-    each: impl FnMut(&[RgbImage]) -> Vec<T>,
+    each: impl FnMut(&[RgbImage]) -> pyrograph::Result<Vec<T>>,
 ) -> anyhow::Result<(Vec<T>, Made)> {
     let classes = pipeline.classes();
     // As often as in the reference, if the model has its classes.
@@ -387,7 +387,7 @@ pub(crate) fn make_all<K: PromptTask, T>(
     request: &Request<K::Prompt>,
     prompts: &[K::Prompt],
     common: &Common,
-    mut each: impl FnMut(&[RgbImage]) -> Vec<T>,
+    mut each: impl FnMut(&[RgbImage]) -> pyrograph::Result<Vec<T>>,
 ) -> anyhow::Result<(Vec<T>, f64)> {
     let bar = common.progress_bar(prompts.len() as u64, "{bar:30} {pos}/{len} images, {eta} left");
     let (mut rows, mut seconds) = (Vec::new(), 0.0);
@@ -398,7 +398,7 @@ pub(crate) fn make_all<K: PromptTask, T>(
         let started = Instant::now();
         let images = pipeline.sketch(&own, &mut |_| interrupted())?.images;
         seconds += started.elapsed().as_secs_f64();
-        rows.extend(each(&images));
+        rows.extend(each(&images)?);
         bar.inc(images.len() as u64);
         if let ControlFlow::Break(()) = interrupted() {
             return Err(Error::Cancelled.into());

@@ -217,7 +217,9 @@ impl TextReader {
         }
         let leave = |ends: &TextEncoder, stream, _| ends.leave(stream);
         let made = self.streamed(missing.clone(), leave)?;
-        missing.iter().zip(&made).for_each(|(text, states)| kept.put(&text.ids, states));
+        for (text, states) in missing.iter().zip(&made) {
+            kept.put(&text.ids, states)?;
+        }
         let mut made = made.into_iter();
         let next = |found: Option<Tensor<3>>| found.or_else(|| made.next());
         Ok(found.into_iter().filter_map(next).collect())

@@ -6,7 +6,10 @@ use std::time::SystemTime;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pyrograph_engine::device::is_host;
+use pyrograph_engine::read;
 use pyrograph_weights::{Checkpoint, sha256_of, write_safetensors};
+
+use crate::error::Result;
 
 /// Most bytes of one encoder's states. A text of 300 tokens of T5-XXL takes 5 MB.
 const LIMIT: u64 = 256 << 20;
@@ -50,14 +53,19 @@ impl States {
     }
 
     /// Keeps the states of these tokens, `[1, tokens, width]`.
-    pub(super) fn put(&self, ids: &[usize], states: &Tensor<3>) {
+    ///
+    /// # Errors
+    /// A GPU that failed; a file that cannot be written only costs time.
+    pub(super) fn put(&self, ids: &[usize], states: &Tensor<3>) -> Result<()> {
         let [_, tokens, width] = states.dims();
-        let values = states.clone().reshape([tokens, width]).into_data().convert_dtype(DType::F32);
+        let values = states.clone().reshape([tokens, width]);
+        let values = read::data(values)?.convert_dtype(DType::F32);
         if fs::create_dir_all(&self.folder).is_ok() {
             let _ =
                 write_safetensors(&self.path(ids), &[(NAME.into(), values)], &Default::default());
             self.shrink();
         }
+        Ok(())
     }
 
     /// Removes the files that were used least lately, up to the limit.
@@ -92,7 +100,7 @@ mod tests {
         let values: Tensor<3> =
             Tensor::from_floats([[[1.5, -2.0, 3.0], [0.0, 1e-9, 7.0]]], &device);
         assert!(states.get(&[4, 1], 3, &device).is_none());
-        states.put(&[4, 1], &values);
+        states.put(&[4, 1], &values).expect("kept");
         let found = states.get(&[4, 1], 3, &device).expect("kept");
         assert_eq!(found.into_data(), values.clone().into_data());
         // Other tokens, another width, other weights.
@@ -104,7 +112,7 @@ mod tests {
         *bytes.last_mut().expect("not empty") ^= 1;
         fs::write(&path, bytes).expect("written");
         assert!(states.get(&[4, 1], 3, &device).is_none());
-        states.put(&[4, 1], &values);
+        states.put(&[4, 1], &values).expect("kept");
         assert!(states.get(&[4, 1], 3, &device).is_some());
     }
 
@@ -113,13 +121,13 @@ mod tests {
         let (cache, device) = (tempfile::tempdir().expect("a folder"), Device::flex());
         let mut states = States::new(cache.path(), "ab", &device);
         let values: Tensor<3> = Tensor::zeros([1, 2, 64], &device);
-        states.put(&[0], &values);
+        states.put(&[0], &values).expect("kept");
         let length = fs::metadata(states.path(&[0])).expect("a file").len();
         states.limit = 3 * length;
         let wait = || std::thread::sleep(std::time::Duration::from_millis(20));
         for id in 1..4 {
             wait();
-            states.put(&[id, id], &values);
+            states.put(&[id, id], &values).expect("kept");
             wait();
             // The first of these is used all the time.
             assert!(states.get(&[1, 1], 64, &device).is_some());
@@ -129,7 +137,7 @@ mod tests {
             [left(&[0]), left(&[1, 1]), left(&[2, 2]), left(&[3, 3])],
             [false, true, true, true]
         );
-        states.put(&[4, 4], &values);
+        states.put(&[4, 4], &values).expect("kept");
         assert_eq!([left(&[1, 1]), left(&[2, 2]), left(&[3, 3])], [true, false, true]);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor};
 use pyrograph_engine::nets::{Conditioning, Sight};
 use pyrograph_engine::portrait::CellMask;
+use pyrograph_engine::read;
 use serde::Serialize;
 
 use super::{Task, Told};
@@ -112,7 +113,8 @@ impl PortraitTask {
     /// What of the two pictures of a portrait shows the same, seen at the `size` of the model's pictures.
     ///
     /// # Errors
-    /// Pictures that cannot be read, a share that is hidden out of range, branches that find no matches.
+    /// Pictures that cannot be read, a share that is hidden out of range, branches that find no matches; a GPU
+    /// that failed.
     pub(crate) fn matches(&self, asked: &Portrait, size: [usize; 2]) -> Result<Matches> {
         check_hidden(asked)?;
         if self.branches.net.matching.is_none() {
@@ -124,10 +126,11 @@ impl PortraitTask {
         let sight = self.sight(profile, reference, asked);
         let patch = self.branches.config.patch;
         let found = self.branches.net.matches(net, &sight, &self.told, patch);
-        let level =
-            |own: Tensor<2, Int>| own.into_data().iter::<i64>().map(|at| at as usize).collect();
+        let level = |own: Tensor<2, Int>| -> Result<Vec<usize>> {
+            Ok(read::numbers(own.float())?.into_iter().map(|at| at as usize).collect())
+        };
         let grid = net.config().size.map(|side| side / patch);
-        Ok(Matches { grid, levels: found.into_iter().map(level).collect() })
+        Ok(Matches { grid, levels: found.into_iter().map(level).collect::<Result<_>>()? })
     }
 }
 

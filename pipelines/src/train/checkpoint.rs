@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pyrograph_engine::nets::Dit;
 use pyrograph_engine::read;
@@ -214,7 +214,7 @@ pub(super) fn prepare<'a>(
     learner: &Learner,
 ) -> Result<Prepared<'a>> {
     let mut tensors = each!(learner, learner => tensors(&learner.trainer, ""))?;
-    tensors.extend(frozen(learner.trunk()));
+    tensors.extend(frozen(learner.trunk())?);
     if let Some(critic) = learner.critic() {
         tensors.extend(self::tensors(&critic.trainer, CRITIC)?);
     }
@@ -265,14 +265,12 @@ fn check_finite(tensors: &[(String, TensorData)], step: u64) -> Result<()> {
 }
 
 /// The random features of the time code, which are not trained.
-fn frozen(net: &Dit) -> Vec<(String, TensorData)> {
-    match &net.embedder.time.fourier {
-        None => Vec::new(),
-        Some(fourier) => vec![
-            (SCALE.to_owned(), fourier.scale.val().into_data()),
-            (SHIFT.to_owned(), fourier.shift.val().into_data()),
-        ],
-    }
+fn frozen(net: &Dit) -> Result<Vec<(String, TensorData)>> {
+    let Some(fourier) = &net.embedder.time.fourier else { return Ok(Vec::new()) };
+    let values = |name: &str, param: &Param<Tensor<1>>| -> Result<(String, TensorData)> {
+        Ok((name.to_owned(), read::data(param.val())?))
+    };
+    Ok(vec![values(SCALE, &fourier.scale)?, values(SHIFT, &fourier.shift)?])
 }
 
 /// Puts those into a fresh network.

@@ -301,13 +301,14 @@ impl TrainConfig {
     }
 
     /// Refuses settings of the network and the process that are not those of the model that the run starts from,
-    /// whose latent cells are `factor` pixels wide.
+    /// whose latent cells are `factor` pixels wide. How often a level of noise is seen in training is the run's own choice.
     pub(super) fn check_start(&self, model: &ModelConfig, factor: usize) -> Result<()> {
         let difference = self.model.difference(&ModelShape::of(&model.net.dit, factor));
         let difference = difference.or_else(|| {
             let text = |process: &Process| serde_json::json!(process).to_string();
-            let differs = self.process != model.process;
-            differs.then(|| ["process".into(), text(&self.process), text(&model.process)])
+            let schedule = model.process.schedule.clone().trained_as(&self.process.schedule);
+            let theirs = Process { schedule, ..model.process.clone() };
+            (self.process != theirs).then(|| ["process".into(), text(&self.process), text(&theirs)])
         });
         let difference = difference.or_else(|| {
             let TextInput { tokens, clean, .. } = *model.text.as_ref()?;
@@ -333,6 +334,7 @@ impl TrainConfig {
             ("label_dropout", self.label_dropout != plain.label_dropout),
             ("patches", self.patches != plain.patches),
             ("defaults", self.defaults != model.defaults),
+            ("process", self.process != model.process),
             ("weighting", self.weighting != plain.weighting),
             ("perceptual", self.perceptual.is_some()),
             ("text_encoder", self.text_encoder.is_some()),

@@ -251,8 +251,8 @@ fn initial(
     let model = recognised.load(FloatDtype::F32, device, &mut |_| ())?;
     if let Some(input) = model.config.text {
         let text = Some(TextInput { encoder, ..input });
-        let (vae_config, defaults) = (latents.cloned(), config.defaults.clone());
-        let config = ModelConfig { vae: vae_config, defaults, text, ..model.config };
+        let (process, defaults) = (config.process.clone(), config.defaults.clone());
+        let config = ModelConfig { process, vae: latents.cloned(), defaults, text, ..model.config };
         return Ok((Model::new(model.net, vae, config), None));
     }
     let dit = &model.config.net.dit;
@@ -269,6 +269,7 @@ fn initial(
     };
     let config = ModelConfig {
         net: net.config(),
+        process: config.process.clone(),
         vae: latents.cloned(),
         defaults: config.defaults.clone(),
         labels: match config.keeps_model() {

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use pyrograph_engine::nets::{
     Adaptable, Adapter, Dit, DitConfig, TextAttention, TextConfig, Tuned,
 };
+use pyrograph_engine::read;
 use pyrograph_weights::convert::{LoraTerm, PersonParts, write_lora};
 use serde::{Deserialize, Serialize};
 
@@ -80,21 +81,25 @@ impl LoraShape {
 /// Writes the LoRA of a network in training; one with a token, of a person, is for the network `base` alone.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// A file that cannot be written; a GPU that failed.
 pub(crate) fn write(path: &Path, tuned: &Tuned, base: &str) -> Result<()> {
     let config = tuned.net.config();
     // Networks that only we have go by our names.
     let is_own = !config.bias && !config.homogeneous;
     let layout = &layouts(config, 1)[if is_own { OWN } else { DIFFUSERS }];
     let Adapter { terms, token } = tuned.adapter();
-    let person = token.map(|token| PersonParts { token: token.into_data(), base: base.to_owned() });
-    let terms = terms.into_iter().flat_map(|(layer, terms)| {
-        terms.into_iter().map(move |term| LoraTerm {
-            layer: layer.clone(),
-            down: term.down.into_data(),
-            up: term.up.into_data(),
-            start: term.start,
-        })
-    });
-    Ok(write_lora(path, layout, &terms.collect::<Vec<_>>(), person)?)
+    let token = token.map(read::data).transpose()?;
+    let person = token.map(|token| PersonParts { token, base: base.to_owned() });
+    let mut written = Vec::new();
+    for (layer, terms) in terms {
+        for term in terms {
+            written.push(LoraTerm {
+                layer: layer.clone(),
+                down: read::data(term.down)?,
+                up: read::data(term.up)?,
+                start: term.start,
+            });
+        }
+    }
+    Ok(write_lora(path, layout, &written, person)?)
 }

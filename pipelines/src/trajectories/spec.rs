@@ -39,7 +39,7 @@ pub struct TrajectorySpec {
 /// Of a stored number, in f16.
 const BYTES: usize = 2;
 /// Largest number of trajectories, and of what else a set has.
-const SIZE_LIMIT: usize = 1 << 32;
+const SIZE_LIMIT: u64 = 1 << 32;
 /// Largest description that is read.
 const MAX_SPEC_BYTES: u64 = 1 << 26;
 /// Most files.
@@ -151,7 +151,7 @@ impl TrajectorySpec {
         if !(rising && ends) {
             return Err(TrajectoryError::Points { after: after.clone(), steps });
         }
-        let possible = |size: usize| (1..=SIZE_LIMIT).contains(&size);
+        let possible = |size: usize| (1..=SIZE_LIMIT).contains(&(size as u64));
         let point = shape.iter().try_fold(1usize, |point, &length| point.checked_mul(length));
         let sizes = [count, shard, self.conditions(), point.unwrap_or(0)];
         if !sizes.into_iter().all(possible) || classes.min(prompts) > 0 {

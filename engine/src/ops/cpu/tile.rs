@@ -51,17 +51,14 @@ impl Method {
     /// The fastest of this machine; `None` if a weight of the type is best left as it is.
     pub(in crate::ops) fn of(dtype: DType) -> Option<Self> {
         let half = matches!(dtype, DType::BF16 | DType::F16);
-        #[cfg(target_arch = "x86_64")]
-        {
-            if dtype == DType::BF16 && amx::available() {
-                return Some(Self::Amx);
-            }
-            if dtype == DType::BF16 && Kernels::Avx512Bf16.on() && *DOT_IS_FASTER {
-                return Some(Self::Dot);
-            }
-            if (half || dtype == DType::F32) && Kernels::Avx512.on() && found!("avx512f") {
-                return Some(Self::Fused);
-            }
+        if dtype == DType::BF16 && amx::available() {
+            return Some(Self::Amx);
+        }
+        if dtype == DType::BF16 && Kernels::Avx512Bf16.on() && dot_is_faster() {
+            return Some(Self::Dot);
+        }
+        if (half || dtype == DType::F32) && Kernels::Avx512.on() && has_avx512() {
+            return Some(Self::Fused);
         }
         half.then_some(Self::Portable)
     }
@@ -92,10 +89,26 @@ impl Method {
 /// Whether dot products of bf16 gain anything: on some processors they take twice as long as multiplications of f32,
 /// which then need half of the time. Far from equal on all, so that a short look decides.
 #[cfg(target_arch = "x86_64")]
-static DOT_IS_FASTER: LazyLock<bool> = LazyLock::new(|| {
-    if !(found!("avx512f") && found!("avx512bf16")) {
-        return false;
-    }
+fn dot_is_faster() -> bool {
+    static FOUND: LazyLock<bool> =
+        LazyLock::new(|| has_avx512() && found!("avx512bf16") && dot_takes_less());
+    *FOUND
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn dot_is_faster() -> bool {
+    false
+}
+
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return found!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+#[cfg(target_arch = "x86_64")]
+fn dot_takes_less() -> bool {
     let (x, weights) = ([0; ROWS * 512], [[0; COLUMNS]; 512]);
     let mut y = [0.0; ROWS * COLUMNS];
     let mut seconds = |method: Method, steps: usize| {
@@ -112,9 +125,10 @@ static DOT_IS_FASTER: LazyLock<bool> = LazyLock::new(|| {
     let [dot, fused] = [(Method::Dot, 256), (Method::Fused, 512)]
         .map(|(method, steps)| (0..9).map(|_| seconds(method, steps)).min());
     dot < fused
-});
+}
 
 /// Where a product of at most [`ROWS`] rows and [`COLUMNS`] columns is written.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no method fills tiles"))]
 pub(in crate::ops) struct Tile {
     /// The first element.
     pub(in crate::ops) y: Output,
@@ -163,6 +177,7 @@ impl Tile {
 
 /// Rows of words.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no method reads them"))]
 struct Rows {
     first: *const u32,
     stride: usize,

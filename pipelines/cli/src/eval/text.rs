@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use burn::tensor::Device;
 use clap::Args;
-use image::RgbImage;
 use pyrograph::adherence::{Probes, seam_ratio};
 use pyrograph::data::{Annotation, Dataset, Order, Reading};
 use pyrograph::engine::metrics::Estimate;
@@ -129,7 +128,7 @@ impl Judge<'_> {
         let bar = bar(images.len());
         let mut rows = Vec::with_capacity(images.len());
         for part in images.chunks(AT_ONCE) {
-            rows.extend(self.net.rows(&pictures(data, part, &Device::flex())?));
+            rows.extend(self.net.rows(&pictures(data, part, &Device::flex())?)?);
             bar.set_position(rows.len() as u64);
             if interrupted().is_break() {
                 return Err(Error::Cancelled.into());
@@ -177,8 +176,8 @@ impl Judge<'_> {
         let Some((pipeline, request)) = self.asked()? else { return Ok(Value::Object(found)) };
         let prompts = self.prompts(data, images)?;
         let (made, seconds) =
-            make_all(pipeline, &request, &prompts, self.common, <[RgbImage]>::to_vec)?;
-        let rows = self.net.rows(&made);
+            make_all(pipeline, &request, &prompts, self.common, |images| Ok(images.to_vec()))?;
+        let rows = self.net.rows(&made)?;
         found.insert("made".into(), json!(probes.judge(data, images, &rows)));
         let (scores, _) = compare(&real, &rows, RESAMPLES)?;
         let distances: [&Estimate; 2] = [&scores.frechet, &scores.kernel];

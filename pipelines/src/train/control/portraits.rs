@@ -135,7 +135,7 @@ impl PortraitLearner {
         let branches = shape.portraits(&model, base, &mut sources, config.seed, device)?;
         let told = portrait::told(&model, &shape.prompt, device)?;
         let loss = Denoising {
-            process: model.config.process.clone(),
+            process: config.process.clone(),
             condition_dropout: 0.0,
             target: Target::Data,
             weighting: config.weighting,

@@ -226,6 +226,10 @@ impl<'a> Product<'a> {
 
 /// What is fetched of the right matrix's next panel during a part of the product.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    expect(dead_code, reason = "no units fetch it")
+)]
 struct Next {
     start: *const u8,
     /// Of a step's tiles, per step.
