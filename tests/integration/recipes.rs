@@ -359,6 +359,11 @@ fn flexify_adds_sizes_from_the_command_line() {
     let model = open(&path.join("more"), &Device::flex()).expect("a model");
     assert_eq!(model.config.net.dit.patches(), [4, 8, 16]);
     assert!(flexify(&["own", "-o", "x", "--patches", "8"]).failed().contains("already"));
+    flexify(&["own", "-o", "fine", "--native", "2"]).succeeded();
+    let model = open(&path.join("fine"), &Device::flex()).expect("a model");
+    assert_eq!((model.config.net.dit.patch, model.config.net.dit.patches()), (2, vec![2, 4, 8]));
+    let said = flexify(&["own", "-o", "x", "--native", "4"]).failed();
+    assert!(said.contains("patch size is 4, expected below the native one, 4"), "{said}");
     assert!(flexify(&["own", "-o", "x", "--adapters", "2"]).failed().contains("share"));
     let ask = ["generate", "class", "-m", "own", "--class", "red", "--steps", "2"];
     TestCommand::new(path, ask).args(["--weak-steps", "1", "-o", "red.png"]).on_cpu().succeeded();

@@ -22,7 +22,7 @@ pub use dit::{
     Affine, AfterBlock, BlockAdapters, BlockMode, Branches, Caption, Common, Condition,
     Conditioning, Context, Dit, DitBlock, DitConfig, Embedder, Ends, Fill, Flexible, Head, Mode,
     Norm, Norms, Panel, Placing, Refiners, Sharing, Text, TextAttention, TextConfig, TextEntry,
-    TextLayers, flexify,
+    TextLayers, flexify, refine,
 };
 pub use error::ConfigError;
 pub use features::{

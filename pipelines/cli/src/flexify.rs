@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use burn::tensor::Device;
 use clap::Args;
-use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify};
+use pyrograph::engine::nets::{DitConfig, Flexible, Net, Sharing, flexify, refine};
 use pyrograph::model::{self, Model, Parts};
 use pyrograph::task::{ClassTask, PromptTask, TextTask};
 use pyrograph::train::{OwnPictures, OwnProgress};
@@ -31,6 +31,10 @@ pub(crate) struct Flexify {
     /// times the model's own]
     #[arg(long, conflicts_with = "adapters")]
     underlying: Option<usize>,
+    /// Smaller patch size to have as the model's own, whose present one becomes a further one; it is to be trained
+    /// on images by `pyrograph train .. --init`
+    #[arg(long, value_name = "PATCH", conflicts_with_all = ["patches", "adapters", "underlying", "distill", "corners"])]
+    native: Option<usize>,
     /// Train the new sizes for so many steps on the model's own output, on pictures that it makes; without,
     /// they are to be trained on images by `pyrograph train .. --init`
     #[arg(long, value_name = "STEPS")]
@@ -53,6 +57,12 @@ pub(crate) struct Flexify {
     /// Replace the output
     #[arg(long)]
     overwrite: bool,
+}
+
+/// The sizes that a model gets.
+enum New {
+    Native(usize),
+    Further(Flexible),
 }
 
 /// Largest underlying patch size chosen by default, in native patches.
@@ -121,15 +131,18 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
         _ => (),
     }
     let prompts = args.prompt_file.as_deref().map(prompts).transpose()?.unwrap_or_default();
-    let flexible = args.flexible(&recognised.config.net.dit)?;
+    let new = match args.native {
+        Some(patch) => New::Native(patch),
+        None => New::Further(args.flexible(&recognised.config.net.dit)?),
+    };
     let device = match args.distill {
         Some(_) => common.open()?.device,
         None => Device::flex(),
     };
     let notify = &mut |notice| common.tell(&notice);
     let model = recognised.load(FloatDtype::F32, &device, notify)?;
-    let model = match args.distill {
-        Some(steps) => {
+    let model = match (args.distill, new) {
+        (Some(steps), New::Further(flexible)) => {
             let own = OwnPictures { steps, pictures: args.pictures, seed: 0 };
             let classes: Vec<usize> = (0..model.config.net.dit.classes).collect();
             match reads_texts {
@@ -137,7 +150,7 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
                 true => distill::<TextTask>(own, model, &prompts, flexible, &device, common)?,
             }
         }
-        None => extend(model, flexible)?,
+        (_, new) => extend(model, new)?,
     };
     let config = &model.config.net.dit;
     common.say(&format!("patch sizes {:?}, {} parameters", config.patches(), config.parameters(),));
@@ -152,12 +165,15 @@ pub(crate) fn run(args: &Flexify, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The model with further sizes that are not trained.
-fn extend(mut model: Model, flexible: Flexible) -> anyhow::Result<Model> {
+/// The model with sizes that are not trained.
+fn extend(mut model: Model, new: New) -> anyhow::Result<Model> {
     let Net::Dit(net) = model.net else {
-        bail!("a few-step student gets no further patch sizes: flexify its teacher");
+        bail!("a few-step student gets no other patch sizes: flexify its teacher");
     };
-    let net = flexify(net, flexible, 0)?;
+    let net = match new {
+        New::Native(patch) => refine(net, patch)?,
+        New::Further(flexible) => flexify(net, flexible, 0)?,
+    };
     model.config.net.dit = net.config().clone();
     model.net = net.into();
     Ok(model)

@@ -268,6 +268,7 @@ const EXAMPLES: [(&str, &[&str]); 24] = [
         &[
             "flexify DiT-XL-2-256 --patches 4 -o flexible",
             "flexify DiT-XL-2-256 --patches 4 --adapters 32 -o flexible",
+            "flexify runs/mine --native 4 -o finer",
         ],
     ),
     (

@@ -86,6 +86,10 @@ pub struct DitConfig {
     /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<f64>,
+    /// Side of the patches that take one position each, where these are not the native ones: those that were native
+    /// before the network was [refined](super::refine).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position_patch: Option<usize>,
     /// The weights hold a square table of positions of so many tokens a side, from whose middle those of an image are taken
     /// (SD3); there is one patch size then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +153,7 @@ impl DitConfig {
             embedder_per_block: false,
             position: Position::Plain,
             span: None,
+            position_patch: None,
             table: None,
             sized: false,
             norm: Norm::Layer { epsilon: 1e-6, mlp_epsilon: 1e-6 },
@@ -265,7 +270,7 @@ impl DitConfig {
         let corners = self.flexible.as_ref().is_some_and(|flexible| flexible.corners);
         let places = [0, 1].map(|axis| {
             // A native patch takes one, or its share of the span.
-            let native = self.patch as f64;
+            let native = self.position_patch.unwrap_or(self.patch) as f64;
             let unit = self.span.map_or(1.0, |span| span * native / size[axis] as f64);
             let step = unit * patch as f64 / native;
             let start = if corners { 0.0 } else { (step - unit) / 2.0 };
@@ -321,6 +326,7 @@ impl DitConfig {
         let positive = [
             ("channels", self.channels, 1 << 12),
             ("patch", self.patch, 1 << 10),
+            ("patch of a position", self.position_patch.unwrap_or(self.patch), 1 << 10),
             ("hidden", self.hidden, 1 << 16),
             ("depth", self.depth, 1 << 10),
             ("heads", self.heads, 1 << 10),

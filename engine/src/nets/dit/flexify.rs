@@ -1,4 +1,4 @@
-//! More patch sizes for a network that has one (FlexiDiT, Anagnostidis et al. 2025, section 3).
+//! More patch sizes for a network (FlexiDiT, Anagnostidis et al. 2025, section 3).
 
 use super::patches::Ends;
 use super::{Dit, DitConfig, Flexible, Sharing};
@@ -50,5 +50,47 @@ pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, ConfigErr
         }
         _ => (net.patch.clone(), net.head.out.clone()),
     };
+    Ok(net.with_modes(patch, out, modes, config))
+}
+
+/// The same network with a smaller native patch size, not yet trained at it; what was native is a further size, at which
+/// and at all others the output is as it was.
+///
+/// All sizes share their kernels, from which those of the new one are resized.
+///
+/// # Errors
+/// A size that is not below the native one or does not divide the image, and a network whose further sizes have adapters
+/// or which stores its positions.
+pub fn refine(net: Dit, patch: usize) -> Result<Dit, ConfigError> {
+    let old = net.config().clone();
+    if patch >= old.patch {
+        let expected = format!("below the native one, {}", old.patch);
+        return Err(ConfigError::value("patch size", patch, expected));
+    }
+    let flexible = match &old.flexible {
+        Some(has) if matches!(has.sharing, Sharing::Adapters { .. }) => {
+            return Err(ConfigError::AlreadyFlexible { patches: old.patches() });
+        }
+        Some(has) => Flexible { patches: old.patches(), ..has.clone() },
+        None => {
+            let sharing = Sharing::Kernels { underlying: old.patch };
+            Flexible { patches: vec![old.patch], sharing, corners: false }
+        }
+    };
+    let config = DitConfig {
+        patch,
+        position_patch: old.position_patch.or(Some(old.patch)),
+        flexible: Some(flexible),
+        ..old
+    };
+    config.check()?;
+    let device = net.head.out.weight.lazy_device();
+    let mut modes = config.init_modes(&Init::new(0, &device));
+    for known in &net.modes {
+        if let Some(mode) = modes.iter_mut().find(|mode| mode.patch() == known.patch()) {
+            *mode = known.clone();
+        }
+    }
+    let (patch, out) = (net.patch.clone(), net.head.out.clone());
     Ok(net.with_modes(patch, out, modes, config))
 }

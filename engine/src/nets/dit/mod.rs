@@ -19,7 +19,7 @@ mod trunk;
 pub use block::{Condition, DitBlock, Head, Norms, TextLayers};
 pub use condition::{Conditioning, Embedder, Panel, Text};
 pub use config::{DitConfig, Flexible, Sharing};
-pub use flexify::flexify;
+pub use flexify::{flexify, refine};
 pub use form::{Branches, Norm, Placing, TextAttention, TextConfig, TextEntry};
 pub use patches::{Affine, BlockAdapters, BlockMode, Ends, Mode};
 pub use stream::{Caption, Common, Context, Fill, Refiners};

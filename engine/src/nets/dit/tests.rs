@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{
     Conditioning, Dit, DitConfig, Flexible, Panel, Sharing, Text, TextAttention, TextConfig,
-    flexify,
+    flexify, refine,
 };
 use crate::testing::Draws;
 
@@ -172,6 +172,36 @@ fn conditions_of_images_are_chosen_and_joined() {
         let time = Tensor::from_floats([[30.0, 700.0][image]], &Device::flex());
         let expected = net.forward(x, time, &one, PATCH);
         assert!(difference(&found.clone().narrow(0, image, 1), &expected) < 1e-5, "{image}");
+    }
+}
+
+#[test]
+fn a_finer_network_is_as_it_was_at_its_sizes() {
+    for preserved in [false, true] {
+        let plain = net(preserved, |_| ());
+        let flexible = |sharing| Flexible { patches: vec![4], sharing, corners: false };
+        let shared = flexible(Sharing::Kernels { underlying: 4 });
+        for old in [plain.clone(), flexify(plain.clone(), shared, 0).expect("4 and 2")] {
+            let sizes = old.config().patches();
+            let new = refine(old.clone(), 1).expect("a half of 2");
+            assert_eq!(new.config().patches(), [&[1], &sizes[..]].concat());
+            let time = Tensor::from_floats([30.0, 700.0], &Device::flex());
+            let at = |net: &Dit, size: usize, patch| {
+                net.forward(images(1, size), time.clone(), &classes(), patch)
+            };
+            // At another size of the image, too, where places are worked out anew.
+            for (size, patch) in sizes.iter().flat_map(|&patch| [(8, patch), (16, patch)]) {
+                let (found, expected) = (at(&new, size, patch), at(&old, size, patch));
+                assert!(difference(&found, &expected) < 1e-4, "{size} {patch}");
+            }
+            let fine = at(&new, 8, 1);
+            assert!(difference(&fine, &at(&old, 8, 2)) > 1e-3);
+            assert!(difference(&at(&new.clone().folded(), 8, 1), &fine) < 1e-4);
+        }
+        let error = refine(plain.clone(), 2).expect_err("no smaller one").to_string();
+        assert_eq!(error, "patch size is 2, expected below the native one, 2");
+        let adapted = flexify(plain, flexible(Sharing::Adapters { rank: 2 }), 0).expect("4 and 2");
+        assert!(refine(adapted, 1).is_err());
     }
 }
 

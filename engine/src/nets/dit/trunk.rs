@@ -320,7 +320,7 @@ impl Dit {
         resize_projection(&self.head.out, from, to)
     }
 
-    /// The network with other layers at its ends and further patch sizes.
+    /// The network with other layers at its ends and other patch sizes.
     pub(super) fn with_modes(
         mut self,
         patch: Dense,
@@ -329,6 +329,8 @@ impl Dit {
         config: DitConfig,
     ) -> Self {
         (self.patch, self.head.out, self.modes) = (patch, out, modes);
+        let device = self.head.out.weight.lazy_device();
+        self.position = config.positions(config.size, config.patch, [0.0; 2], &device);
         Self { kernel: config.kernel(), config, ..self }
     }
 
