@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests of the GPU path with the SPIR-V build, on the software Vulkan of Mesa 26, which takes its shaders and has cooperative
 # matrices. That is newer than what stable systems have: it and all that it needs come from Debian into a folder, and programs are
-# led to its libraries.
+# led to its libraries. The validation layers of Vulkan watch every call and every shader (spirv-val is a part of them).
 #
 #     tests/gpu/spirv.sh [FOLDER [TEST...]]
 #
@@ -30,7 +30,7 @@ if [ ! -f "$mesa/lvp.json" ]; then
         echo "deb http://deb.debian.org/debian $suite main"
     done >"$mesa/sources.list"
     apt update
-    apt -y --download-only --no-install-recommends -t trixie-backports install mesa-vulkan-drivers
+    apt -y --download-only --no-install-recommends -t trixie-backports install mesa-vulkan-drivers vulkan-validationlayers
     for package in "$mesa"/cache/archives/*.deb; do
         dpkg -x "$package" "$mesa/root"
     done
@@ -52,5 +52,23 @@ for program in "$built" "$target/release/pyrograph"; do
         --force-rpath --set-rpath "$libraries" "$program"
 done
 built="$(realpath "$built")"
-cd pipelines/cli
-VK_DRIVER_FILES="$mesa/lvp.json" PYROGRAPH_TEST_DEVICE=gpu:0 "$built" --test-threads=1 "${tests[@]}"
+
+# All processes write what the layers find into one pipe. The one message that is left out is of a layer older than the driver: it does
+# not know a structure of a later extension.
+rm -f "$mesa/found"
+mkfifo "$mesa/found"
+cat "$mesa/found" >"$mesa/validation.txt" &
+exec 9>"$mesa/found"
+export VK_ADD_LAYER_PATH="$mesa/root/usr/share/vulkan/explicit_layer.d" VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation
+export VK_LAYER_REPORT_FLAGS=error VK_LAYER_DEBUG_ACTION=VK_DBG_LAYER_ACTION_LOG_MSG VK_LAYER_LOG_FILENAME="$mesa/found"
+export VK_LAYER_MESSAGE_ID_FILTER=VUID-VkDeviceCreateInfo-pNext-pNext
+(
+    cd pipelines/cli
+    VK_DRIVER_FILES="$mesa/lvp.json" PYROGRAPH_TEST_DEVICE=gpu:0 "$built" --test-threads=1 "${tests[@]}"
+)
+exec 9>&-
+wait
+if [ -s "$mesa/validation.txt" ]; then
+    cat "$mesa/validation.txt"
+    exit 1
+fi
