@@ -30,4 +30,6 @@ both() {
 }
 made both both
 made encoder "$python" "$here/emoji_encoder.py" "$minilm" both/metadata.jsonl making --steps "${ENCODER:-1000}"
-"$run" train text --data both --text-encoder encoder --config "$here/text.toml" -o run --resume
+"$run" train text --data both --text-encoder encoder --config "$here/text.toml" -o first --resume
+[ -d finer ] || "$run" flexify first/model --native 4 -o finer
+"$run" train text --data both --init finer --config "$here/text_fine.toml" -o run --resume
