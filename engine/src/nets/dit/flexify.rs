@@ -1,6 +1,6 @@
 //! More patch sizes for a network (FlexiDiT, Anagnostidis et al. 2025, section 3).
 
-use super::patches::Ends;
+use super::patches::{Ends, Mode};
 use super::{Dit, DitConfig, Flexible, Sharing};
 use crate::layers::Init;
 use crate::layers::resize::{extend_embedding, extend_projection};
@@ -30,19 +30,11 @@ pub fn flexify(net: Dit, flexible: Flexible, seed: u64) -> Result<Dit, ConfigErr
     }
     let config = DitConfig { flexible: Some(flexible.clone()), ..old.clone() };
     config.check()?;
-    let device = net.head.out.weight.lazy_device();
     let extended = |patch: usize| Ends {
         patch: extend_embedding(&net.patch, native, patch),
         out: extend_projection(&net.head.out, old.window(native), old.window(patch)),
     };
-    let mut modes = config.init_modes(&Init::new(seed, &device));
-    for mode in &mut modes {
-        match net.modes.iter().find(|known| known.patch() == mode.patch()) {
-            Some(known) => *mode = known.clone(),
-            None if mode.ends.is_some() => mode.ends = Some(extended(mode.patch())),
-            None => (),
-        }
-    }
+    let modes = modes(&net, &config, seed, extended);
     let (patch, out) = match flexible.sharing {
         Sharing::Kernels { underlying } if old.flexible.is_none() && underlying != native => {
             let Ends { patch, out } = extended(underlying);
@@ -84,13 +76,22 @@ pub fn refine(net: Dit, patch: usize) -> Result<Dit, ConfigError> {
         ..old
     };
     config.check()?;
-    let device = net.head.out.weight.lazy_device();
-    let mut modes = config.init_modes(&Init::new(0, &device));
-    for known in &net.modes {
-        if let Some(mode) = modes.iter_mut().find(|mode| mode.patch() == known.patch()) {
-            *mode = known.clone();
-        }
-    }
+    let modes = modes(&net, &config, 0, |_| unreachable!("all sizes share their kernels"));
     let (patch, out) = (net.patch.clone(), net.head.out.clone());
     Ok(net.with_modes(patch, out, modes, config))
+}
+
+/// The further patch sizes of `config`: those that the network has as they are, others fresh, with the layers at their ends
+/// that `extended` makes where they have some of their own.
+fn modes(net: &Dit, config: &DitConfig, seed: u64, extended: impl Fn(usize) -> Ends) -> Vec<Mode> {
+    let device = net.head.out.weight.lazy_device();
+    let mut modes = config.init_modes(&Init::new(seed, &device));
+    for mode in &mut modes {
+        match net.modes.iter().find(|known| known.patch() == mode.patch()) {
+            Some(known) => *mode = known.clone(),
+            None if mode.ends.is_some() => mode.ends = Some(extended(mode.patch())),
+            None => (),
+        }
+    }
+    modes
 }

@@ -4,14 +4,22 @@ use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::is_x86_feature_detected as found;
-#[cfg(target_arch = "x86_64")]
-use std::{sync::LazyLock, time::Instant};
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use burn::tensor::DType;
 
 use super::amx;
 use super::matrix::Output;
 use crate::device::Kernels;
+
+/// Other processors have none of what is looked for.
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! found {
+    ($feature:literal) => {
+        false
+    };
+}
 
 /// Columns of a tile: three AVX-512 registers of f32.
 pub(in crate::ops) const COLUMNS: usize = 48;
@@ -54,10 +62,10 @@ impl Method {
         if dtype == DType::BF16 && amx::available() {
             return Some(Self::Amx);
         }
-        if dtype == DType::BF16 && Kernels::Avx512Bf16.on() && dot_is_faster() {
+        if dtype == DType::BF16 && Kernels::Avx512Bf16.on() && *DOT_IS_FASTER {
             return Some(Self::Dot);
         }
-        if (half || dtype == DType::F32) && Kernels::Avx512.on() && has_avx512() {
+        if (half || dtype == DType::F32) && Kernels::Avx512.on() && found!("avx512f") {
             return Some(Self::Fused);
         }
         half.then_some(Self::Portable)
@@ -88,27 +96,10 @@ impl Method {
 
 /// Whether dot products of bf16 gain anything: on some processors they take twice as long as multiplications of f32,
 /// which then need half of the time. Far from equal on all, so that a short look decides.
-#[cfg(target_arch = "x86_64")]
-fn dot_is_faster() -> bool {
-    static FOUND: LazyLock<bool> =
-        LazyLock::new(|| has_avx512() && found!("avx512bf16") && dot_takes_less());
-    *FOUND
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn dot_is_faster() -> bool {
-    false
-}
-
-fn has_avx512() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return found!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
-#[cfg(target_arch = "x86_64")]
-fn dot_takes_less() -> bool {
+static DOT_IS_FASTER: LazyLock<bool> = LazyLock::new(|| {
+    if [found!("avx512f"), found!("avx512bf16")].contains(&false) {
+        return false;
+    }
     let (x, weights) = ([0; ROWS * 512], [[0; COLUMNS]; 512]);
     let mut y = [0.0; ROWS * COLUMNS];
     let mut seconds = |method: Method, steps: usize| {
@@ -125,7 +116,7 @@ fn dot_takes_less() -> bool {
     let [dot, fused] = [(Method::Dot, 256), (Method::Fused, 512)]
         .map(|(method, steps)| (0..9).map(|_| seconds(method, steps)).min());
     dot < fused
-}
+});
 
 /// Where a product of at most [`ROWS`] rows and [`COLUMNS`] columns is written.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no method fills tiles"))]
