@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use pyrograph_engine::nets::{Adaptable, Net};
+use pyrograph_engine::read;
 use pyrograph_engine::train::params;
 
 use crate::adapter::Adapter;
@@ -38,7 +39,7 @@ pub fn merge(models: &[(PathBuf, f64)], device: &Device) -> Result<Model> {
         if config != merged.config {
             return Err(fault(path, &format!("another kind of model than {}", first.display())));
         }
-        if constants(&model.net) != constants(&merged.net) {
+        if constants(&model.net)? != constants(&merged.net)? {
             let reason = format!(
                 "does not come from the same start as {}: its constants differ",
                 first.display()
@@ -85,7 +86,7 @@ fn scaled(net: &Net, share: f64) -> Vec<Tensor<1>> {
 }
 
 /// What is drawn once and never trained.
-fn constants(net: &Net) -> Option<[TensorData; 2]> {
-    let fourier = net.trunk().embedder.time.fourier.as_ref()?;
-    Some([&fourier.scale, &fourier.shift].map(|param| param.val().into_data()))
+fn constants(net: &Net) -> Result<Option<[TensorData; 2]>> {
+    let Some(fourier) = &net.trunk().embedder.time.fourier else { return Ok(None) };
+    Ok(Some([read::data(fourier.scale.val())?, read::data(fourier.shift.val())?]))
 }

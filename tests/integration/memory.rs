@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use pyrograph::device::Notice;
+use pyrograph::device::{Notice, Opened};
 use pyrograph::model::{self, Limits, Model};
-use pyrograph::{Error, Request, TextPipeline, WeightType};
+use pyrograph::{Error, OpenOptions, Request, TextPipeline, WeightType};
 use pyrograph_weights::FloatDtype;
 use tempfile::TempDir;
 
@@ -86,6 +86,31 @@ fn several_threads_share_what_is_read() {
             assert!(identical(found, expected.clone()));
         }
     });
+}
+
+/// What a model leaves of the machine's memory is what its guide may take, beside a GPU, too.
+#[test]
+fn a_guide_gets_what_the_model_leaves() {
+    let work = half();
+    let path = work.path().join("half");
+    let (need, (_, read)) = (least(&path), open(&path, Some(least(&path))).expect("room for some"));
+    let on = Opened { device: device(), adapter: None };
+    let guided = |memory| {
+        let limits = Limits { memory: Some(memory), card: Some(1 << 40), size: None };
+        let (dtype, guide) = (Some(WeightType::Stored), Some(path.clone()));
+        TextPipeline::open_on(
+            &path,
+            &on,
+            &OpenOptions { dtype, guide, limits, ..Default::default() },
+        )
+    };
+    match guided(need).map(drop) {
+        Err(Error::NoRoom { limit: "what the model may take", available, .. }) => {
+            assert!(available < need, "{available} of {need}");
+        }
+        other => panic!("{other:?}"),
+    }
+    guided(3 * (need + read)).expect("room for both");
 }
 
 #[test]

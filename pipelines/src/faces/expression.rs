@@ -5,9 +5,10 @@ use std::path::Path;
 use burn::tensor::{Device, activation};
 use image::RgbImage;
 use pyrograph_engine::nets::face::{EXPRESSIONS, FaceReader, FoldedFaceReader, READER_SIDE};
+use pyrograph_engine::read;
 use pyrograph_weights::convert;
 
-use super::{Alignment, Face, Framing, values};
+use super::{Alignment, Face, Framing};
 use crate::error::Result;
 use crate::image::rgb_tensor;
 
@@ -32,10 +33,10 @@ impl Expressions {
     /// Probability of each of [`EXPRESSIONS`].
     ///
     /// # Errors
-    /// [`FaceError::Landmarks`](crate::error::FaceError::Landmarks).
+    /// [`FaceError::Landmarks`](crate::error::FaceError::Landmarks); a device that fails.
     pub fn read(&self, photo: &RgbImage, face: &Face) -> Result<[f32; EXPRESSIONS.len()]> {
         let crop = Alignment::new(face, Framing::FACE, READER_SIDE)?.crop(photo);
         let logits = self.reader.forward(rgb_tensor(&[crop], &self.device));
-        Ok(values(activation::softmax(logits, 1)).try_into().expect("one face"))
+        Ok(read::numbers(activation::softmax(logits, 1))?.try_into().expect("one face"))
     }
 }

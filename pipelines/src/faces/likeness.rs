@@ -57,7 +57,7 @@ impl Faces {
     }
 
     fn known(&self, picture: &RgbImage) -> Result<Option<Known>> {
-        let found = self.find(picture).into_iter().next();
+        let found = self.find(picture)?.into_iter().next();
         found.map(|face| Ok((face.clone(), self.descriptor(picture, &face)?))).transpose()
     }
 }

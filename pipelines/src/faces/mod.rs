@@ -27,12 +27,13 @@ mod tests;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use image::RgbImage;
 use pyrograph_engine::nets::face::{
     self, Bounds, DESCRIPTOR, FaceDetector, FaceReader, FaceRecogniser, FoldedFaceDetector,
     FoldedFaceReader, FoldedFaceRecogniser, LANDMARKS, READER_SIDE, RECOGNISER_SIDE,
 };
+use pyrograph_engine::read;
 use pyrograph_weights::{Checkpoint, FloatDtype, Layout, convert};
 
 use crate::error::{FaceError, Result};
@@ -156,15 +157,18 @@ impl Faces {
     }
 
     /// The faces of a photograph, the largest first; none is no error here.
-    pub fn find(&self, photo: &RgbImage) -> Vec<Face> {
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn find(&self, photo: &RgbImage) -> Result<Vec<Face>> {
         let mut faces = Vec::new();
         for look in LOOKS {
             let square = look.square(photo);
             let answers = self.detector.forward(rgb_tensor(&[square], &self.device));
             let cells = answers.dims()[1];
-            for found in face::found(&values(answers), cells, self.limits.score) {
+            for found in face::found(&read::numbers(answers)?, cells, self.limits.score) {
                 let bounds = look.in_photo(found.bounds, photo);
-                if let Some(landmarks) = self.landmarks(photo, bounds) {
+                if let Some(landmarks) = self.landmarks(photo, bounds)? {
                     faces.push(Face { bounds, score: found.score, landmarks });
                 }
             }
@@ -173,7 +177,7 @@ impl Faces {
             }
         }
         faces.sort_by(|a, b| b.bounds.area().total_cmp(&a.bounds.area()));
-        faces
+        Ok(faces)
     }
 
     /// The face of this number, from 1, or the largest, of those that [`Faces::find`] found in the photograph.
@@ -207,23 +211,23 @@ impl Faces {
     /// What tells persons apart: descriptors are compared by their [`distance`].
     ///
     /// # Errors
-    /// [`FaceError::Landmarks`].
+    /// [`FaceError::Landmarks`]; a device that fails.
     pub fn descriptor(&self, photo: &RgbImage, face: &Face) -> Result<[f32; DESCRIPTOR]> {
         let crop = Alignment::new(face, Framing::FACE, RECOGNISER_SIDE)?.crop(photo);
         let descriptor = self.recogniser.forward(rgb_tensor(&[crop], &self.device));
-        Ok(values(descriptor).try_into().expect("one descriptor"))
+        Ok(read::numbers(descriptor)?.try_into().expect("one descriptor"))
     }
 
     /// Landmarks of the face in a box; none where the box is outside the photograph, or the answer is not finite.
-    fn landmarks(&self, photo: &RgbImage, bounds: Bounds) -> Option<[Point; LANDMARKS]> {
-        let inside = look::inside(bounds, photo)?;
+    fn landmarks(&self, photo: &RgbImage, bounds: Bounds) -> Result<Option<[Point; LANDMARKS]>> {
+        let Some(inside) = look::inside(bounds, photo) else { return Ok(None) };
         let square = look::centred(photo, inside, READER_SIDE);
-        let answers = values(
-            self.reader.forward(rgb_tensor(std::slice::from_ref(&square.picture), &self.device)),
-        );
+        let pixels = rgb_tensor(std::slice::from_ref(&square.picture), &self.device);
+        let answers = read::numbers(self.reader.forward(pixels))?;
         let mut points = answers.as_chunks::<2>().0.iter().map(|point| square.in_photo(*point));
         let landmarks = std::array::from_fn(|_| points.next().unwrap_or([f32::NAN; 2]));
-        landmarks.as_flattened().iter().all(|value| value.is_finite()).then_some(landmarks)
+        let is_finite = landmarks.as_flattened().iter().all(|value| value.is_finite());
+        Ok(is_finite.then_some(landmarks))
     }
 }
 
@@ -236,8 +240,4 @@ pub fn distance(a: &[f32; DESCRIPTOR], b: &[f32; DESCRIPTOR]) -> f32 {
 fn load<M: Module>(path: &Path, net: M, layout: &Layout, device: &Device) -> Result<M> {
     let checkpoint = Checkpoint::open(path)?;
     Ok(pyrograph_weights::load(net, &checkpoint, layout, FloatDtype::F32, device)?.0)
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_into_vec().expect("f32 answers")
 }

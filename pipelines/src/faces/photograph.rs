@@ -24,7 +24,7 @@ impl Photograph {
         number: Option<usize>,
         side: usize,
     ) -> Result<Self> {
-        let found = faces.find(&picture);
+        let found = faces.find(&picture)?;
         let face = faces.pick(&picture, &found, number)?.clone();
         let place = Alignment::new(&face, Framing::PORTRAIT, side)?;
         Ok(Self { picture, face, place })

@@ -79,7 +79,7 @@ impl<'a, T: PromptTask> Judge<'a, T> {
 
 /// Of the largest face in a picture, if there is one.
 fn described(faces: &Faces, picture: &RgbImage) -> Result<Option<[f32; DESCRIPTOR]>> {
-    let found = faces.find(picture).into_iter().next();
+    let found = faces.find(picture)?.into_iter().next();
     found.map(|face| faces.descriptor(picture, &face)).transpose()
 }
 

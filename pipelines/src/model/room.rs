@@ -22,6 +22,8 @@ pub(crate) struct Footprint {
     pub(crate) streams: Vec<Arc<Stream>>,
     /// Bytes that are left for the work, where the model may not take all that there is, and of what.
     pub(crate) left: Option<(u64, &'static str)>,
+    /// Bytes that are left of the machine's memory that somebody allowed, beside a GPU that computes, too.
+    pub(crate) allowed: Option<u64>,
 }
 
 impl Footprint {
@@ -144,7 +146,9 @@ impl Room {
         if need > LITTLE || self.whose == Whose::Asked || streamed > 0 {
             notify(Notice::Memory { need, streamed, gpu: self.whose == Whose::Gpu });
         }
-        Footprint { streams: Vec::new(), left: self.leaves(weights) }
+        let left = self.leaves(weights);
+        let allowed = left.filter(|_| self.whose == Whose::Asked).map(|(bytes, _)| bytes);
+        Footprint { streams: Vec::new(), left, allowed }
     }
 
     /// What weights leave for the work, where the model may not take all that there is, and of what.

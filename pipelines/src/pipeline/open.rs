@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use pyrograph_engine::device::{DeviceChoice, Opened, is_host};
+use pyrograph_engine::device::{DeviceChoice, Opened};
 
 use super::{Pipeline, work_on};
 use crate::device::{self, Hooks};
 use crate::error::Result;
 use crate::metadata::{Used, base_name};
-use crate::model::{self, Limits, Model, Parts, Source, WeightType};
+use crate::model::{self, Footprint, Limits, Model, Parts, Source, WeightType};
 use crate::task::PromptTask;
 use crate::threads;
 
@@ -88,11 +88,9 @@ impl<T: PromptTask> Pipeline<T> {
                 let guide = model::recognise(&path)?;
                 let used = Used::weights(&path, guide.net.checkpoint.fingerprint());
                 let notify = &mut |notice| hooks.notify(notice);
-                let left = pipeline.footprint.left.map(|(bytes, _)| bytes);
-                let limits = match is_host(device) {
-                    true => Limits { memory: left, ..options.limits },
-                    false => Limits { card: left, ..options.limits },
-                };
+                let Footprint { allowed, left, .. } = &pipeline.footprint;
+                let card = left.map(|(bytes, _)| bytes);
+                let limits = Limits { memory: *allowed, card, ..options.limits };
                 let dtype = options.dtype.unwrap_or_else(|| guide.weight_type(device, limits));
                 let guide = guide.load_within(limits, dtype, device, notify)?;
                 pipeline = pipeline.with_guide(guide)?;
