@@ -46,12 +46,13 @@ class Stages(torch.nn.Module):
 
     def forward(self, x):
         x = self.net._swish(self.net._bn0(self.net._conv_stem(x * 127.5 / 128)))
-        found, side = [], None
+        found = []
         for block in self.net._blocks:
-            if side is not None and block._block_args.stride in (2, [2]):
-                found.append(x)
-            side, x = x.shape[-1], block(x)
-        return [F.normalize(x.float(), dim=1) for x in found[:4]]
+            if block._block_args.stride in (2, [2]):
+                found.append(F.normalize(x.float(), dim=1))
+                if len(found) == 4:
+                    return found
+            x = block(x)
 
 
 def standardise(net, latents):

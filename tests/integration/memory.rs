@@ -93,7 +93,8 @@ fn several_threads_share_what_is_read() {
 fn a_guide_gets_what_the_model_leaves() {
     let work = half();
     let path = work.path().join("half");
-    let (need, (_, read)) = (least(&path), open(&path, Some(least(&path))).expect("room for some"));
+    let need = least(&path);
+    let (_, read) = open(&path, Some(need)).expect("room for some");
     let on = Opened { device: device(), adapter: None };
     let guided = |memory| {
         let limits = Limits { memory: Some(memory), card: Some(1 << 40), size: None };

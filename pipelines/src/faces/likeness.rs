@@ -56,7 +56,8 @@ impl Faces {
         Ok(Compared { faces: self, person, asked: self.known(&reference)?, reference })
     }
 
-    fn known(&self, picture: &RgbImage) -> Result<Option<Known>> {
+    /// The largest face in a picture, if there is one.
+    pub(crate) fn known(&self, picture: &RgbImage) -> Result<Option<Known>> {
         let found = self.find(picture)?.into_iter().next();
         found.map(|face| Ok((face.clone(), self.descriptor(picture, &face)?))).transpose()
     }

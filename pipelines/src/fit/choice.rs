@@ -79,8 +79,7 @@ impl<'a, T: PromptTask> Judge<'a, T> {
 
 /// Of the largest face in a picture, if there is one.
 fn described(faces: &Faces, picture: &RgbImage) -> Result<Option<[f32; DESCRIPTOR]>> {
-    let found = faces.find(picture)?.into_iter().next();
-    found.map(|face| faces.descriptor(picture, &face)).transpose()
+    Ok(faces.known(picture)?.map(|(_, descriptor)| descriptor))
 }
 
 /// The states that are compared, of so many `steps`: the last one and others before it, back to the middle.
